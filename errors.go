@@ -1,0 +1,70 @@
+package fetchonce
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+var (
+	// ErrNotFound says that there is no value for a key. A fetch or a [Store]
+	// returns it, bare or wrapped; the absence is then remembered for
+	// [Options.NotFoundTTL], and every Get in that time returns ErrNotFound
+	// without a fetch. [Loader.Peek] returns it for a key that is not cached.
+	ErrNotFound = errors.New("fetchonce: not found")
+
+	// ErrLockLost is the [context.Cause] of the context given to a fetch, once
+	// the lease under which it runs has ended early: it could not be renewed in
+	// time, or a Delete or Set of the key ended it. What such a fetch returns
+	// is not stored.
+	ErrLockLost = errors.New("fetchonce: lock lost")
+
+	// ErrFetchTimeout says that a fetch ran longer than [Options.FetchTimeout].
+	// It is the [context.Cause] of the context given to that fetch, and what
+	// its callers get, wrapped in an [*Error].
+	ErrFetchTimeout = errors.New("fetchonce: fetch timeout")
+
+	// ErrClosed is returned by every method of a [Loader] that was closed, and
+	// to callers that were waiting when it was.
+	ErrClosed = errors.New("fetchonce: closed")
+)
+
+// An Error is our own trouble, as opposed to that of a fetch or a [Store],
+// whose errors come back as they were: Redis could not be reached or answered
+// with an error, a value could not be encoded, an argument was not usable, or
+// a fetch failed in another process, of which only the text came here.
+type Error struct {
+	Op  string // what was being done: "new", "read", "acquire", "set", "delete", "encode", "fetch"
+	Key string // the key as the caller gave it; empty if there was none
+	Err error  // the cause
+}
+
+// Error returns a text like `fetchonce: read "user:42": i/o timeout`.
+func (e *Error) Error() string {
+	if e.Key == "" {
+		return "fetchonce: " + e.Op + ": " + e.Err.Error()
+	}
+	return "fetchonce: " + e.Op + " " + strconv.Quote(e.Key) + ": " + e.Err.Error()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// A PanicError is the value with which a Get panics when its fetch panicked, in
+// every caller of this process that was waiting for that fetch. In other
+// processes the callers get an [*Error] with its text.
+type PanicError struct {
+	Value any    // what the fetch panicked with
+	Stack []byte // the stack of the fetch when it panicked
+}
+
+// Error returns the value and the stack.
+func (e *PanicError) Error() string {
+	return fmt.Sprintf("fetchonce: fetch panicked: %v\n\n%s", e.Value, e.Stack)
+}
+
+// Unwrap returns the value the fetch panicked with if that is an error, else nil.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}

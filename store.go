@@ -1,0 +1,19 @@
+package fetchonce
+
+import "context"
+
+// A Store is the durable place of a Loader's values, most often a table; the
+// package oncesql has one over [database/sql]. It is looked up before a
+// fetch, and again under the lease; what was fetched is created in it.
+//
+// Implementations are called by many goroutines at once.
+type Store[V any] interface {
+	// Lookup returns the value of key, or an error that is [ErrNotFound], bare
+	// or wrapped, if there is none.
+	Lookup(ctx context.Context, key string) (V, error)
+
+	// Create keeps v for key, unless key has a value already, and returns the
+	// value that is kept. It must be safe against other creators by itself: a
+	// lease in Redis saves work, the unique key of a table makes it safe.
+	Create(ctx context.Context, key string, v V) (V, error)
+}
