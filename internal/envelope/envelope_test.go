@@ -1,0 +1,115 @@
+package envelope_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/envelope"
+)
+
+var header = envelope.Header{
+	Kind: envelope.Value, Codec: 1, Cost: 250 * time.Millisecond, Created: 1_795_000_000_123, Fence: 1_795_000_000_123_456,
+	Fresh: 5 * time.Minute, Keep: 6 * time.Minute, Digest: envelope.Digest("things:v:{london}"),
+}
+
+func TestWhatIsSealedComesBack(t *testing.T) {
+	for _, payload := range [][]byte{nil, {0}, []byte("hello"), bytes.Repeat([]byte{0xff}, 100_000)} {
+		h, got, err := envelope.Open(envelope.Seal(header, payload), header.Digest)
+		if err != nil || h != header || !bytes.Equal(got, payload) {
+			t.Errorf("Open(Seal(%d bytes)) = %+v, %d bytes, %v; want %+v", len(payload), h, len(got), err, header)
+		}
+	}
+}
+
+// The scripts stamp a sealed value without knowing its checksum.
+func TestStampMayBeWrittenAfterwards(t *testing.T) {
+	b := envelope.Seal(header, []byte("hello"))
+	binary.BigEndian.PutUint64(b[envelope.StampStart:], 42)
+	binary.BigEndian.PutUint64(b[envelope.FenceStart:], 43)
+	h, _, err := envelope.Open(b, header.Digest)
+	if err != nil || h.Created != 42 || h.Fence != 43 {
+		t.Errorf("stamped value: created %d, fence %d, %v; want 42, 43, nil", h.Created, h.Fence, err)
+	}
+}
+
+func TestAnyDamageIsSeen(t *testing.T) {
+	whole := envelope.Seal(header, []byte("hello"))
+	for i := range whole {
+		if i >= envelope.StampStart && i < envelope.StampEnd {
+			continue
+		}
+		for bit := range 8 {
+			b := bytes.Clone(whole)
+			b[i] ^= 1 << bit
+			if _, _, err := envelope.Open(b, header.Digest); err == nil {
+				t.Errorf("bit %d of byte %d flipped, and nobody noticed", bit, i)
+			}
+		}
+	}
+	for n := range whole {
+		if _, _, err := envelope.Open(whole[:n], header.Digest); err == nil {
+			t.Errorf("cut to %d bytes, and nobody noticed", n)
+		}
+	}
+	if _, _, err := envelope.Open(append(bytes.Clone(whole), 0), header.Digest); !errors.Is(err, envelope.ErrTruncated) {
+		t.Errorf("a byte too many: %v, want %v", err, envelope.ErrTruncated)
+	}
+}
+
+func TestReasonsAreTold(t *testing.T) {
+	whole := envelope.Seal(header, []byte("hello"))
+	newer := bytes.Clone(whole)
+	newer[2] = 2<<4 | 1
+	for _, c := range []struct {
+		name  string
+		bytes []byte
+		want  error
+	}{
+		{"nothing", nil, envelope.ErrForeign},
+		{"another program's", []byte("rueidisid:abc"), envelope.ErrForeign},
+		{"a newer version", newer, envelope.ErrVersion},
+		{"a short header", whole[:20], envelope.ErrTruncated},
+	} {
+		if _, _, err := envelope.Open(c.bytes, header.Digest); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+	}
+	if _, _, err := envelope.Open(whole, envelope.Digest("things:v:{paris}")); !errors.Is(err, envelope.ErrKey) {
+		t.Errorf("read for another key: %v, want %v", err, envelope.ErrKey)
+	}
+}
+
+// A value stored by version 1 is read for ever, or told apart by its version.
+func TestGoldenVersion1(t *testing.T) {
+	const golden = "fo\x11\x01"
+	if got := envelope.Seal(header, nil)[:4]; string(got) != golden {
+		t.Errorf("header begins %q, want %q", got, golden)
+	}
+}
+
+func FuzzOpen(f *testing.F) {
+	f.Add(envelope.Seal(header, []byte("hello")))
+	f.Add([]byte("fo"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, payload, err := envelope.Open(b, header.Digest)
+		if err != nil {
+			return
+		}
+		if again := envelope.Seal(h, payload); !bytes.Equal(again, b) && h.Fresh < 1<<61 && h.Keep < 1<<61 {
+			t.Errorf("opened and sealed again: %x, want %x", again, b)
+		}
+	})
+}
+
+func BenchmarkOpen(b *testing.B) {
+	env := envelope.Seal(header, bytes.Repeat([]byte("x"), 200))
+	for b.Loop() {
+		if _, _, err := envelope.Open(env, header.Digest); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package prescan
+
+import (
+	"errors"
+	"io"
+)
+
+// ErrPayload says that the decoder was about to take the payload of an
+// extension for something else: the data has an extension where the type it is
+// decoded into has a map, or a decoder of an extension registered with msgpack
+// reads its payload in parts.
+var ErrPayload = errors.New("msgpack: unexpected extension")
+
+// A Reader reads checked data for the decoder of the msgpack library, which
+// reads the first byte of a value with ReadByte and what follows with Read. In
+// the payload of an extension ReadByte fails, since what the decoder would find
+// there was not checked: it would believe any length.
+//
+// The zero Reader is at the end of its data.
+type Reader struct {
+	data []byte
+	off  int
+
+	// Of the next extension whose end is not behind off; both are len(data) if
+	// there is none.
+	payload, payloadEnd int
+}
+
+// Reset checks data as [Check] does and, if it is sound, makes r read it from
+// its beginning.
+func (r *Reader) Reset(data []byte) error {
+	exts, err := check(data)
+	if err != nil {
+		return err
+	}
+	*r = Reader{data: data, payload: len(data), payloadEnd: len(data)}
+	if exts {
+		r.payload, r.payloadEnd = payload(data, 0)
+	}
+	return nil
+}
+
+// Read reads up to len(p) bytes, wherever they are.
+func (r *Reader) Read(p []byte) (int, error) {
+	n := copy(p, r.data[r.off:])
+	if n == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	r.off += n
+	return n, nil
+}
+
+// ReadByte reads a byte that is in no payload of an extension, or returns [ErrPayload].
+func (r *Reader) ReadByte() (byte, error) {
+	if r.off >= r.payload {
+		if err := r.pass(); err != nil {
+			return 0, err
+		}
+	}
+	b := r.data[r.off]
+	r.off++
+	return b, nil
+}
+
+// pass moves on to the next payload if that which we have has been read.
+func (r *Reader) pass() error {
+	for r.off >= r.payloadEnd && r.payloadEnd < len(r.data) {
+		r.payload, r.payloadEnd = payload(r.data, r.payloadEnd)
+	}
+	switch {
+	case r.off >= len(r.data):
+		return io.EOF
+	case r.off >= r.payload:
+		return ErrPayload
+	}
+	return nil
+}
+
+// UnreadByte takes back the last ReadByte.
+func (r *Reader) UnreadByte() error {
+	if r.off == 0 {
+		return errors.New("prescan: UnreadByte at the beginning of the data")
+	}
+	r.off--
+	return nil
+}
