@@ -1,0 +1,61 @@
+-- acquire.lua: become the one who fetches a key, or learn why not.
+-- The value is looked for once more in the same step, so nobody who stored it just now is missed.
+-- Sent twice with the same owner, it answers the same lease.
+-- KEYS  1 value   2 meta
+-- ARGV  1 owner   2 lease (ms)   3 process   4 "miss", or "force" when the stored value cannot be used
+--       5 most waiters   6 largest value answered (bytes)
+-- Returns {"value", bytes}, or {"large"} if it is too long for an answer: GET it;
+--         {"leased", fence, now (µs)} if we are the one;
+--         {"wait", fence, ms} if another is, for at most so long: this process is registered for the message;
+--         {"failed", failure, ms} if the last fetch failed, and that is shared for so long.
+if ARGV[4] == "miss" then
+  local length = redis.pcall("STRLEN", KEYS[1])
+  if type(length) == "number" and length > 0 then
+    if length > tonumber(ARGV[6]) then return {"large"} end
+    return {"value", redis.call("GET", KEYS[1])}
+  end
+end
+
+local meta = redis.pcall("HMGET", KEYS[2], "o", "f", "e")
+if meta.err then
+  -- Somebody else's data where our lease belongs. It is not ours to delete, but it may block the key no longer than a lease.
+  local left = redis.call("PTTL", KEYS[2])
+  if left < 0 or left > tonumber(ARGV[2]) then
+    redis.call("PEXPIRE", KEYS[2], ARGV[2])
+    left = tonumber(ARGV[2])
+  end
+  return {"wait", "0", left}
+end
+local owner, fence, failure = meta[1], meta[2], meta[3]
+
+if owner == ARGV[1] then return {"leased", fence, "0"} end
+if owner or failure then
+  local left = redis.call("PTTL", KEYS[2])
+  if left < 0 then
+    -- We never write a lease without an end, so this one was written by somebody else: give it one.
+    redis.call("PEXPIRE", KEYS[2], ARGV[2])
+    left = tonumber(ARGV[2])
+  end
+  if not owner then return {"failed", failure, left} end
+  if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.call("HSET", KEYS[2], "w" .. ARGV[3], "1") end
+  return {"wait", fence or "0", left}
+end
+
+local time = redis.call("TIME")
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local last = tonumber(fence or "0") or 0
+if ARGV[4] == "force" then
+  -- The unusable value may be a newer build's: stay above its fence. One that lies more than a day ahead is not a fence.
+  local head = redis.pcall("GETRANGE", KEYS[1], 0, 31)
+  if type(head) == "string" and #head == 32 and string.sub(head, 1, 2) == "fo" then
+    local stored = 0
+    for i = 25, 32 do stored = stored * 256 + string.byte(head, i) end
+    if stored > last and stored < now + 86400000000 then last = stored end
+  end
+end
+local new = now
+if new <= last then new = last + 1 end -- the clock stepped back
+new = string.format("%.0f", new)       -- tostring would write 1.795e+15
+redis.call("HSET", KEYS[2], "o", ARGV[1], "f", new)
+redis.call("PEXPIRE", KEYS[2], ARGV[2])
+return {"leased", new, string.format("%.0f", now)}

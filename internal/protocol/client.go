@@ -1,0 +1,235 @@
+package protocol
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/envelope"
+)
+
+// Limits of what travels inside scripts and messages rather than beside them;
+// measured: an argument of a script costs the server 1.4 ms per MiB, and a
+// message is copied for each waiter, in a cluster to each node.
+const (
+	stageAbove  = 16 << 10         // a larger value goes into a key of its own first
+	stagedFor   = 10 * time.Second // and stays there no longer than this
+	tellSingle  = 16 << 10         // the largest value in a message,
+	tellCluster = 4 << 10          // and in a cluster
+	tellWaiters = 64               // with more waiters than this it is "look again"
+	mostWaiters = 512              // beyond it a process waits by its timer alone
+)
+
+// A Runner sends commands to Redis, in their order, on one connection, and
+// returns when they are answered, when ctx ends, or when the time is over.
+// Each command then has its reply or its error.
+type Runner interface {
+	Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error
+}
+
+// A Client speaks the protocol in one namespace for one process.
+type Client struct {
+	run     Runner
+	ns      *Namespace
+	process string
+	timeout time.Duration
+	tell    int
+}
+
+// NewClient returns a client for the namespace. Every operation of it takes at
+// most timeout, retries included. A cluster's messages carry smaller values.
+func NewClient(run Runner, ns *Namespace, process string, timeout time.Duration, cluster bool) *Client {
+	tell := tellSingle
+	if cluster {
+		tell = tellCluster
+	}
+	return &Client{run: run, ns: ns, process: process, timeout: timeout, tell: tell}
+}
+
+// ErrType says that a key holds something that is not a string.
+var ErrType = errors.New("the key holds another type than ours")
+
+// Get reads the value of a key: nil if there is none. It asks for at most one
+// byte more than limit, so that a value that is too large is seen as such
+// without being read.
+func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
+	cmd := redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
+	started := time.Now()
+	err := c.run.Do(ctx, c.timeout, cmd)
+	if err != nil {
+		err = c.persist(ctx, started, err, func(within time.Duration) error {
+			cmd = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
+			return c.run.Do(ctx, within, cmd)
+		})
+	}
+	switch {
+	case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
+		return nil, ErrType
+	case err != nil || cmd.Val() == "":
+		return nil, err
+	}
+	return cmd.Bytes()
+}
+
+// A State says what an Acquire found.
+type State byte
+
+// What an Acquire finds.
+const (
+	Stored State = iota + 1 // there is a value: Value holds it
+	Large                   // there is a value, too long for this answer: Get it
+	Leased                  // we hold the lease: Fence, Now
+	Wait                    // another holds it: Fence, Left
+	Failed                  // a failure is shared: Failure, Left
+)
+
+// An Acquired is the answer to an Acquire.
+type Acquired struct {
+	State   State
+	Value   []byte
+	Fence   int64
+	Now     time.Time     // of the server; zero if the request was sent twice
+	Left    time.Duration // how long the lease or the failure lasts, if nobody touches it
+	Failure Failure
+}
+
+// Acquire looks for the value once more and, if there is none, tries to become
+// the one who fetches it. With force it does so whatever is stored. If another
+// process was faster, this one is now registered for its message.
+func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Duration, force bool) (Acquired, error) {
+	mode := "miss"
+	if force {
+		mode = "force"
+	}
+	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta()}, owner, lease.Milliseconds(), c.process, mode, mostWaiters+2, stageAbove)
+	if err != nil {
+		return Acquired{}, err
+	}
+	return parseAcquired(reply)
+}
+
+func parseAcquired(reply any) (Acquired, error) {
+	r := answer{reply: reply}
+	var a Acquired
+	switch r.text(0) {
+	case "value":
+		a = Acquired{State: Stored, Value: []byte(r.text(1))}
+	case "large":
+		a = Acquired{State: Large}
+	case "leased":
+		a = Acquired{State: Leased, Fence: r.number(1)}
+		if now := r.number(2); now > 0 {
+			a.Now = time.UnixMicro(now)
+		}
+	case "wait":
+		a = Acquired{State: Wait, Fence: r.number(1), Left: r.millis(2)}
+	case "failed":
+		a = Acquired{State: Failed, Failure: ParseFailure(r.text(1)), Left: r.millis(2)}
+	default:
+		r.bad = true
+	}
+	return a, r.err()
+}
+
+// A Filled is the answer to a Fill.
+type Filled struct {
+	Stored bool
+	Value  []byte // if it was not stored: what is there now, where it is small
+}
+
+// Fill stores a value, ends the lease and tells the waiters, if the lease is
+// still the owner's. With a ttl of 0 it stores nothing, and only tells them.
+func (c *Client) Fill(ctx context.Context, k Key, owner string, fence int64, sealed []byte, ttl time.Duration) (Filled, error) {
+	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl)
+	reply, err := c.script(ctx, fill, before, keys,
+		owner, fenceBytes(fence), inline, ttl.Milliseconds(), c.ns.channels,
+		messageHead(KindValue, fence, k.Value), messageHead(KindLookAgain, fence, k.Value), c.tell, tellWaiters)
+	if err != nil {
+		return Filled{}, err
+	}
+	return parseFilled(reply)
+}
+
+func parseFilled(reply any) (Filled, error) {
+	r := answer{reply: reply}
+	var f Filled
+	switch r.text(0) {
+	case "stored":
+		f.Stored = true
+	case "lost":
+		if r.at(1) != nil {
+			f.Value = []byte(r.text(1))
+		}
+	default:
+		r.bad = true
+	}
+	return f, r.err()
+}
+
+// Set stores a value whatever else is going on: a lease on the key ends. The
+// server stamps the value with its time and a fence.
+func (c *Client) Set(ctx context.Context, k Key, owner string, sealed []byte, ttl time.Duration) error {
+	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl)
+	var head, tail []byte
+	if len(inline) > 0 {
+		head, tail = inline[:envelope.StampStart], inline[envelope.StampEnd:]
+	}
+	_, err := c.script(ctx, set, before, keys,
+		head, tail, ttl.Milliseconds(), c.ns.channels, messageHead(KindValue, 0, k.Value)[9:],
+		messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.tell, tellWaiters)
+	return err
+}
+
+// inlineOrStaged decides how a value travels: as an argument of the script, or
+// into a key of its own by a SET just before it, which the script renames.
+func (c *Client) inlineOrStaged(ctx context.Context, k Key, owner string, sealed []byte, ttl time.Duration) (keys []string, inline []byte, before redis.Cmder) {
+	keys = []string{k.Value, k.meta()}
+	switch {
+	case len(sealed) <= stageAbove:
+		return keys, sealed, nil
+	case ttl <= 0:
+		return keys, nil, nil // too large to tell, and not to be kept
+	}
+	staged := k.staged(owner)
+	return append(keys, staged), nil, redis.NewStatusCmd(ctx, "set", staged, sealed, "px", stagedFor.Milliseconds())
+}
+
+// Release ends the owner's lease without a value and tells the waiters to look
+// again. It reports whether there was such a lease.
+func (c *Client) Release(ctx context.Context, k Key, owner string, fence int64) (bool, error) {
+	return c.release(ctx, k, owner, messageHead(KindLookAgain, fence, k.Value), "", 0)
+}
+
+// ReleaseFailed ends the owner's lease with a failure, which the waiters are
+// told and later callers get for as long as share.
+func (c *Client) ReleaseFailed(ctx context.Context, k Key, owner string, fence int64, f Failure, share time.Duration) (bool, error) {
+	failure := f.encode()
+	return c.release(ctx, k, owner, append(messageHead(KindFailure, fence, k.Value), failure...), failure, share)
+}
+
+func (c *Client) release(ctx context.Context, k Key, owner string, message []byte, failure string, share time.Duration) (bool, error) {
+	reply, err := c.script(ctx, release, nil, []string{k.meta()}, owner, c.ns.channels, message, failure, share.Milliseconds())
+	return reply == int64(1), err
+}
+
+// Renew makes the owner's lease last from now. It reports whether there still
+// is such a lease.
+func (c *Client) Renew(ctx context.Context, k Key, owner string, lease time.Duration) (bool, error) {
+	reply, err := c.script(ctx, renew, nil, []string{k.meta()}, owner, lease.Milliseconds())
+	return reply == int64(1), err
+}
+
+// Invalidate deletes the value and the lease of a key, and tells the holder
+// and the waiters.
+func (c *Client) Invalidate(ctx context.Context, k Key) error {
+	_, err := c.script(ctx, invalidate, nil, []string{k.Value, k.meta()},
+		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value))
+	return err
+}
+
+func fenceBytes(fence int64) []byte {
+	return binary.BigEndian.AppendUint64(nil, uint64(fence))
+}

@@ -1,0 +1,32 @@
+// Package protocol is what the processes say to Redis and, through it, to each
+// other: the names of the keys, one Go function for each script, the messages.
+// Nobody else sees KEYS, ARGV or the text of a key's name.
+//
+// It knows no value, no context's meaning and no policy: what to do about an
+// answer is the loader's to decide. It is used by the loader and, for its
+// messages, by internal/wake.
+//
+// # Keys
+//
+// Everything that belongs to one key of a user's has the same hash tag, so a
+// cluster keeps it on one node:
+//
+//	<prefix>:v:{key}           the value: an envelope, as long as it is kept
+//	<prefix>:m:{key}           meta: who fetches it, and who waits for that
+//	<prefix>:t:{key}<owner>    a large value on its way to v
+//	<prefix>:b:<process>       a channel: what the others tell this process
+//
+// With a schema, v is v@<schema> and so on. Meta is a hash with an end of at
+// most a lease: o is the owner ("<process>.<number>"), f its fence, and
+// w<process> stands for each process that waits. After a failure that is
+// shared, it holds only e, the failure, and f. The lease and the waiters vanish
+// together, so nothing is ever left behind.
+//
+// # Fences
+//
+// Each lease has a number that is higher than that of every lease of the key
+// before it: the server's time in µs, or one more than the last where the
+// clock has not moved or was set back. A message counts for a waiter only with
+// a fence at least that of the lease it was told to wait for, so a message
+// that was long on its way is not taken for news.
+package protocol

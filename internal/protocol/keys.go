@@ -1,0 +1,90 @@
+package protocol
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+)
+
+// longest is the length in bytes above which a key's text is replaced by its
+// hash: names stay readable in redis-cli, and bounded.
+const longest = 200
+
+// A Namespace makes the names of one prefix and schema. No two different
+// (prefix, schema, key, kind) have the same name; see [Namespace.Key].
+type Namespace struct {
+	value, meta, staged string // up to and with the "{" of the hash tag
+	channels            string // channel names without the process
+}
+
+// NewNamespace returns the namespace of a prefix and a schema. Processes with
+// the same prefix share their channels, whatever their schema.
+func NewNamespace(prefix, schema string) *Namespace {
+	p := escape(prefix, "")
+	if schema != "" {
+		schema = "@" + escape(schema, ":")
+	}
+	return &Namespace{
+		value:    p + ":v" + schema + ":{",
+		meta:     p + ":m" + schema + ":{",
+		staged:   p + ":t" + schema + ":{",
+		channels: p + ":b:",
+	}
+}
+
+// A Key is one key of a user's under its names in Redis.
+type Key struct {
+	Value string // name of the value
+
+	ns   *Namespace
+	head int // where in Value the escaped key begins
+}
+
+// Key returns the names of a user's key, which may be any bytes.
+//
+// The names are injective: the key is escaped so that it has no brace, so the
+// first "{" of a name ends its head; in the head, a schema has neither ":" nor
+// "@", so the last but one ":" ends the prefix, whatever the prefix is.
+func (ns *Namespace) Key(user string) Key {
+	tag := escape(user, "")
+	switch {
+	case tag == "":
+		tag = "%" // an empty hash tag would not be one
+	case len(tag) > longest:
+		sum := sha256.Sum256([]byte(user))
+		tag = "%#" + hex.EncodeToString(sum[:])
+	}
+	return Key{Value: ns.value + tag + "}", ns: ns, head: len(ns.value)}
+}
+
+func (k Key) meta() string { return k.ns.meta + k.Value[k.head:] }
+
+func (k Key) staged(owner string) string { return k.ns.staged + k.Value[k.head:] + owner }
+
+// Channel returns the name of the channel on which a process listens.
+func (ns *Namespace) Channel(process string) string { return ns.channels + process }
+
+// escape writes braces, percent signs, control bytes and those in also as %XX.
+func escape(s, also string) string {
+	plain := func(c byte) bool {
+		return c >= ' ' && c != '{' && c != '}' && c != '%' && c != 0x7f && strings.IndexByte(also, c) < 0
+	}
+	i := 0
+	for i < len(s) && plain(s[i]) {
+		i++
+	}
+	if i == len(s) {
+		return s
+	}
+	const digits = "0123456789ABCDEF"
+	var b strings.Builder
+	b.WriteString(s[:i])
+	for ; i < len(s); i++ {
+		if c := s[i]; plain(c) {
+			b.WriteByte(c)
+		} else {
+			b.Write([]byte{'%', digits[c>>4], digits[c&15]})
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,193 @@
+package protocol
+
+import (
+	"context"
+	"crypto/sha1"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+var (
+	//go:embed acquire.lua
+	acquireText string
+	//go:embed fill.lua
+	fillText string
+	//go:embed release.lua
+	releaseText string
+	//go:embed renew.lua
+	renewText string
+	//go:embed invalidate.lua
+	invalidateText string
+	//go:embed set.lua
+	setText string
+
+	acquire    = newScript(acquireText)
+	fill       = newScript(fillText)
+	release    = newScript(releaseText)
+	renew      = newScript(renewText)
+	invalidate = newScript(invalidateText)
+	set        = newScript(setText)
+)
+
+// A script has its text and the hash by which the server knows it. It is not a
+// [redis.Script], because that cannot share a pipeline with others and learn
+// there that the server has forgotten it.
+type script struct {
+	text, hash string
+}
+
+func newScript(text string) *script {
+	sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts, not a safeguard
+	return &script{text: text, hash: hex.EncodeToString(sum[:])}
+}
+
+// script runs a script, and a command right before it if there is one. A
+// server that does not know the script is sent its text, once.
+func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys []string, argv ...any) (any, error) {
+	args := make([]any, 0, 3+len(keys)+len(argv))
+	args = append(args, "evalsha", s.hash, len(keys))
+	for _, k := range keys {
+		args = append(args, k)
+	}
+	args = append(args, argv...)
+
+	var reply any
+	send := func(within time.Duration) error {
+		cmd := redis.NewCmd(ctx, args...)
+		cmd.SetFirstKeyPos(3)
+		cmds := []redis.Cmder{cmd}
+		if before != nil {
+			cmds = []redis.Cmder{before, cmd}
+		}
+		err := c.run.Do(ctx, within, cmds...)
+		reply = cmd.Val()
+		return err
+	}
+	started := time.Now()
+	err := send(c.timeout)
+	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		args = append([]any{"eval", s.text}, args[2:]...)
+		err = send(c.timeout - time.Since(started))
+	}
+	return reply, c.persist(ctx, started, err, send)
+}
+
+const (
+	firstPause   = 5 * time.Millisecond
+	longestPause = 100 * time.Millisecond
+)
+
+// persist goes on after an operation that failed with err: it sends it again,
+// after pauses, until it succeeds, fails for good, or the time since started is
+// over. All our operations may be sent twice, so a lost answer is no reason to
+// give up.
+func (c *Client) persist(ctx context.Context, started time.Time, err error, send func(within time.Duration) error) error {
+	wasCut := false
+	for pause := firstPause; err != nil; pause = min(2*pause, longestPause) {
+		switch {
+		case passing(err):
+		case cut(err) && !wasCut:
+			wasCut = true // once: go-redis itself has tried as often as it was told to
+		default:
+			return err
+		}
+		if left := c.timeout - time.Since(started); left < 2*pause {
+			return err
+		}
+		if !sleep(ctx, pause/2+rand.N(pause)) {
+			return ctx.Err()
+		}
+		err = send(c.timeout - time.Since(started))
+	}
+	return nil
+}
+
+// passing reports whether an error is a state of the server that ends soon: a
+// slot on its way to another node, a failover, a restart.
+func passing(err error) bool {
+	for _, prefix := range []string{"TRYAGAIN", "MOVED", "ASK", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN"} {
+		if redis.HasErrorPrefix(err, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// cut reports whether a connection ended before the answer came. A connection
+// that could not be made in the first place is another matter: that one will
+// most likely not be made the next moment either.
+func cut(err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return false
+	}
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe)
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// An answer reads a script's reply, which may have any shape: a proxy or a
+// command of somebody else's may have come between.
+type answer struct {
+	reply any
+	bad   bool
+}
+
+func (a *answer) at(i int) any {
+	list, ok := a.reply.([]any)
+	if !ok || i >= len(list) {
+		a.bad = true
+		return nil
+	}
+	return list[i]
+}
+
+func (a *answer) text(i int) string {
+	s, ok := a.at(i).(string)
+	if !ok {
+		a.bad = true
+	}
+	return s
+}
+
+func (a *answer) number(i int) int64 {
+	n, err := strconv.ParseInt(a.text(i), 10, 64)
+	if err != nil {
+		a.bad = true
+	}
+	return n
+}
+
+func (a *answer) millis(i int) time.Duration {
+	n, ok := a.at(i).(int64)
+	if !ok {
+		a.bad = true
+	}
+	return time.Duration(min(max(n, 0), int64(100*365*24*time.Hour/time.Millisecond))) * time.Millisecond
+}
+
+func (a *answer) err() error {
+	if !a.bad {
+		return nil
+	}
+	return fmt.Errorf("a script answered in a shape that is not ours (%T)", a.reply) // not its text, which may be a value
+}
