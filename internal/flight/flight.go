@@ -1,0 +1,221 @@
+// Package flight makes one call of many: while a key is being loaded in this
+// process, whoever asks for it waits for that load.
+//
+// It knows no Redis and nothing of what is loaded. It is used by the loader.
+//
+// It is not golang.org/x/sync/singleflight, for four reasons. There a caller
+// cannot leave: each here waits on its own context, and when the last has left,
+// the load's context ends. There a newcomer joins whatever runs, also a load
+// that was just cancelled, or that began before a Delete: here a load can be
+// closed to newcomers, be forgotten, and say which of its callers came too late
+// for what it found. A Goexit in the function leaves the callers of its DoChan
+// waiting for ever (golang/go#67087); here it is an error like any other. And
+// its Do runs the function on the first caller's goroutine, which then cannot
+// leave either.
+package flight
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"sync"
+)
+
+var (
+	// ErrAbandoned is the cause of a load's context once all callers have left.
+	ErrAbandoned = errors.New("all callers have left")
+
+	// ErrGoexit is what callers get when the load called runtime.Goexit.
+	ErrGoexit = errors.New("runtime.Goexit was called")
+
+	// ErrClosed is returned by Do on a closed group.
+	ErrClosed = errors.New("closed")
+)
+
+// A Panic is the error that a panic became.
+type Panic struct {
+	Value any
+	Stack []byte
+}
+
+func (p *Panic) Error() string { return "panic" }
+
+// Protect calls f and turns a panic into a [*Panic] and a Goexit into
+// [ErrGoexit]. Where f calls Goexit, f's goroutine ends all the same, after
+// done was called; so done is where its caller hears of the outcome.
+func Protect[V any](f func() (V, error), done func(V, error)) {
+	var v V
+	err := ErrGoexit
+	defer func() { done(v, err) }()
+	defer func() {
+		// After a Goexit there is nothing to recover, and err still says so.
+		if r := recover(); r != nil {
+			err = &Panic{Value: r, Stack: debug.Stack()}
+		}
+	}()
+	v, err = f()
+}
+
+// A Group is the loads under way, one or none for each key. Its zero value is
+// ready.
+type Group[V any] struct {
+	running sync.WaitGroup
+
+	mu     sync.Mutex
+	calls  map[string]*Call[V]   // that callers can join
+	all    map[*Call[V]]struct{} // that have not ended
+	closed error
+}
+
+// A Call is one load of one key.
+type Call[V any] struct {
+	group  *Group[V]
+	key    string
+	cancel context.CancelCauseFunc
+
+	done chan struct{} // closed when v and err are set
+	v    V             // written once, before done is closed
+	err  error
+
+	// Guarded by the group's mu.
+	joined  int // callers so far; each has the number it was
+	present int // callers that have not left
+	served  int // callers up to this number may have what the load finds
+}
+
+// Do joins the load of a key, or starts load on a goroutine and a context of
+// its own, and waits for it, or for ctx. The load's context has the values of
+// the caller's that started it, and ends with a cause: [ErrAbandoned], or the
+// one given to Close.
+//
+// late reports that the caller came after what the load found was asked for
+// (see [Call.Mark]): then it has nothing, and should look again.
+func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (v V, late bool, err error) {
+	c, number, err := g.join(ctx, key, load)
+	if err != nil {
+		return v, false, err
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		if !c.leave() {
+			return v, false, ctx.Err()
+		}
+		// It ended at the same moment: what is there is better than nothing.
+	}
+	if number > c.served { // not changed any more once done is closed
+		return v, true, nil
+	}
+	return c.v, false, c.err
+}
+
+func (g *Group[V]) join(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (*Call[V], int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed != nil {
+		return nil, 0, ErrClosed
+	}
+	c := g.calls[key]
+	if c == nil {
+		c = g.start(ctx, key, load)
+	}
+	c.joined++
+	c.present++
+	return c, c.joined, nil
+}
+
+// start begins a load. The caller holds g.mu.
+func (g *Group[V]) start(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) *Call[V] {
+	// Its own end: the load belongs to all callers, and the first one must be
+	// able to leave like any other.
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	c := &Call[V]{group: g, key: key, cancel: cancel, done: make(chan struct{})}
+	if g.calls == nil {
+		g.calls = make(map[string]*Call[V])
+		g.all = make(map[*Call[V]]struct{})
+	}
+	g.calls[key] = c
+	g.all[c] = struct{}{}
+	g.running.Go(func() {
+		Protect(func() (V, error) { return load(ctx, c) }, c.end)
+	})
+	return c
+}
+
+func (c *Call[V]) end(v V, err error) {
+	c.cancel(nil)
+	c.group.mu.Lock()
+	defer c.group.mu.Unlock()
+	c.close()
+	delete(c.group.all, c)
+	if _, panicked := errors.AsType[*Panic](err); panicked || errors.Is(err, ErrGoexit) {
+		c.served = c.joined // nobody asks again for a panic
+	}
+	c.v, c.err = v, err
+	close(c.done)
+}
+
+// leave takes a caller off. It reports whether the load had ended before.
+func (c *Call[V]) leave() (ended bool) {
+	c.group.mu.Lock()
+	defer c.group.mu.Unlock()
+	select {
+	case <-c.done:
+		return true
+	default:
+	}
+	if c.present--; c.present == 0 {
+		c.close() // first: nobody may join what is being cancelled
+		c.cancel(ErrAbandoned)
+	}
+	return false
+}
+
+// Mark says that what the load finds from now on is good for everyone who has
+// joined so far. A load calls it right before it asks Redis, or the origin:
+// what is asked for after a caller came cannot be older than the caller.
+func (c *Call[V]) Mark() {
+	c.group.mu.Lock()
+	defer c.group.mu.Unlock()
+	c.served = c.joined
+}
+
+// Late reports whether somebody has joined since the last Mark.
+func (c *Call[V]) Late() bool {
+	c.group.mu.Lock()
+	defer c.group.mu.Unlock()
+	return c.joined > c.served
+}
+
+// Close closes the load to newcomers: the next caller of Do starts afresh.
+func (c *Call[V]) Close() {
+	c.group.mu.Lock()
+	defer c.group.mu.Unlock()
+	c.close()
+}
+
+func (c *Call[V]) close() {
+	if c.group.calls[c.key] == c {
+		delete(c.group.calls, c.key)
+	}
+}
+
+// Forget closes the load of a key to newcomers, if there is one.
+func (g *Group[V]) Forget(key string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.calls, key)
+}
+
+// Close ends the contexts of all loads with the cause, and waits until they
+// have ended.
+func (g *Group[V]) Close(cause error) {
+	g.mu.Lock()
+	g.closed = cause
+	for c := range g.all {
+		c.close()
+		c.cancel(cause)
+	}
+	g.mu.Unlock()
+	g.running.Wait()
+}

@@ -1,0 +1,160 @@
+// Package lease keeps a lease alive while somebody works under it, and ends
+// their context no later than the lease itself.
+//
+// It knows how long a lease lasts, when it was asked for, and a function that
+// renews it; nothing of Redis, of keys or of values. It is used by the loader.
+//
+// # What local time may decide
+//
+// Redis alone decides who holds a lease. But a holder that cannot reach Redis
+// must know by itself when to stop, and it can: Redis began to count when the
+// request arrived, which is later than it was sent. So
+//
+//	the holder's deadline = time of sending + lease - margin
+//
+// lies before the end of the lease, whatever the network does and whatever the
+// clocks of the two machines say: only durations are compared, by this
+// process's monotonic clock. The margin, a twentieth, is for clocks that run at
+// different speeds and for the time it takes to notice.
+//
+//	sent        1/3          2/3        deadline  end in Redis
+//	 |-----------|------------|------------|---|----> t
+//	             renew        renew again, if  |
+//	             (moves all   the first failed the context has ended
+//	             to the right)
+//
+// What it cannot see: a machine that is itself stopped, with its monotonic
+// clock, for longer than the lease. Who needs more checks the fence where the
+// data lives.
+package lease
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// A Keeper keeps one lease. It must be stopped.
+type Keeper struct {
+	length time.Duration
+	renew  func(ctx context.Context) (bool, error)
+	lost   error
+	ctx    *heldContext
+	cancel context.CancelCauseFunc
+
+	renewing sync.WaitGroup
+
+	mu       sync.Mutex
+	stopped  bool
+	deadline time.Time   // guarded by mu
+	next     *time.Timer // renews
+	last     *time.Timer // ends the context at the deadline
+}
+
+// Keep keeps a lease of the given length that was asked for at sent. Every
+// third of it, it calls renew, which reports whether the lease was still ours.
+// The returned context ends with cause lost as soon as it was not, when Lost is
+// called, and at the latest at the holder's deadline.
+func Keep(parent context.Context, sent time.Time, length time.Duration, lost error, renew func(ctx context.Context) (bool, error)) (context.Context, *Keeper) {
+	inner, cancel := context.WithCancelCause(parent)
+	k := &Keeper{length: length, renew: renew, lost: lost, cancel: cancel, deadline: sent.Add(valid(length))}
+	k.ctx = &heldContext{Context: inner, keeper: k}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.last = time.AfterFunc(time.Until(k.deadline), k.Lost)
+	k.next = time.AfterFunc(time.Until(sent.Add(length/3)), k.again)
+	return k.ctx, k
+}
+
+func valid(length time.Duration) time.Duration { return length - length/20 }
+
+// again renews the lease, once. A lease shorter than the time to renew three
+// times costs no renewal at all.
+func (k *Keeper) again() {
+	k.mu.Lock()
+	if k.stopped {
+		k.mu.Unlock()
+		return
+	}
+	k.renewing.Add(1)
+	k.mu.Unlock()
+	defer k.renewing.Done()
+
+	sent := time.Now()
+	ours, err := k.renew(k.ctx.Context)
+	if err == nil && !ours {
+		k.Lost()
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.stopped {
+		return
+	}
+	if err != nil {
+		// Nothing is lost yet. Try again soon, until the deadline.
+		k.next.Reset(k.length / 10)
+		return
+	}
+	k.deadline = sent.Add(valid(k.length))
+	k.last.Reset(time.Until(k.deadline))
+	k.next.Reset(time.Until(sent.Add(k.length / 3)))
+}
+
+// Lost ends the context with cause lost: somebody said that the lease is gone.
+func (k *Keeper) Lost() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.stopped {
+		k.stop(k.lost)
+	}
+}
+
+// Stop ends the keeping: the lease is given back, or about to be. The context
+// ends. Stop waits for a renewal that is under way.
+func (k *Keeper) Stop() {
+	k.mu.Lock()
+	if !k.stopped {
+		k.stop(nil)
+	}
+	k.mu.Unlock()
+	k.renewing.Wait()
+}
+
+func (k *Keeper) stop(cause error) {
+	k.stopped = true
+	k.next.Stop()
+	k.last.Stop()
+	k.cancel(cause)
+}
+
+// Held reports whether the lease may still be taken for ours.
+func (k *Keeper) Held() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.stopped && time.Now().Before(k.deadline)
+}
+
+// A heldContext looks at the clock itself. A process that was stopped beyond
+// its lease may come back in the middle of its work before the runtime has come
+// to its timers: whoever asks this context first gets the right answer.
+type heldContext struct {
+	context.Context
+	keeper *Keeper
+}
+
+func (c *heldContext) look() {
+	if c.Context.Err() == nil && !c.keeper.Held() {
+		c.keeper.Lost()
+	}
+}
+
+func (c *heldContext) Done() <-chan struct{} {
+	c.look()
+	return c.Context.Done()
+}
+
+func (c *heldContext) Err() error {
+	c.look()
+	return c.Context.Err()
+}

@@ -1,0 +1,373 @@
+// Package wake hears what other processes tell this one: that a value is there,
+// that a fetch failed, that a lease of ours was ended.
+//
+// There is one [Mailbox] for each Redis client, with one connection, whoever
+// uses the client and for however many keys. Messages are hints. They may be
+// lost, late or forged, and everything still works by the waiters' own timers,
+// only slower; so nothing here is an error to anybody.
+//
+// It knows the protocol's messages and no values, no leases and no policy. It
+// is used by the loader.
+package wake
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	randv2 "math/rand/v2"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/protocol"
+)
+
+// Client is what a mailbox needs of a go-redis client.
+type Client interface {
+	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
+	Publish(ctx context.Context, channel string, message any) *redis.IntCmd
+}
+
+// A Mailbox is where this process hears from others through one Redis.
+type Mailbox struct {
+	client  Client
+	process string
+
+	ctx     context.Context // ends when the last user closes
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu       sync.Mutex
+	users    int
+	conn     *redis.PubSub
+	channels map[string]bool // that we want; true once the server has confirmed
+	slots    map[string][]*Slot
+	holds    map[string]func() // by owner
+	probing  bool
+	echo     chan struct{} // closed when the probe comes back
+}
+
+// The mailboxes that are open, by client.
+var (
+	mailboxesMu sync.Mutex
+	mailboxes   = make(map[Client]*Mailbox)
+)
+
+// Open returns the mailbox of a client. It must be closed. It connects to
+// nothing until somebody listens.
+func Open(client Client) *Mailbox {
+	mailboxesMu.Lock()
+	defer mailboxesMu.Unlock()
+	shared := reflect.TypeOf(client).Comparable()
+	if shared && mailboxes[client] != nil {
+		m := mailboxes[client]
+		m.users++
+		return m
+	}
+	name := make([]byte, 16)
+	_, _ = rand.Read(name) // never fails
+	m := &Mailbox{
+		client: client, process: hex.EncodeToString(name), users: 1,
+		channels: make(map[string]bool), slots: make(map[string][]*Slot), holds: make(map[string]func()),
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if shared {
+		mailboxes[client] = m
+	}
+	return m
+}
+
+// Close gives the mailbox back. The last one to do so ends its connection.
+func (m *Mailbox) Close() {
+	mailboxesMu.Lock()
+	m.users--
+	last := m.users == 0
+	if last && reflect.TypeOf(m.client).Comparable() {
+		delete(mailboxes, m.client)
+	}
+	mailboxesMu.Unlock()
+	if !last {
+		return
+	}
+	m.mu.Lock()
+	m.cancel() // under mu, so that nobody starts another goroutine after it
+	conn := m.conn
+	m.mu.Unlock()
+	if conn != nil {
+		_ = conn.Close()
+	}
+	m.running.Wait()
+}
+
+// Process returns the name under which the others know this process: 128 random
+// bits, new for each mailbox.
+func (m *Mailbox) Process() string { return m.process }
+
+// Listen makes the mailbox hear a channel. It returns at once; until the server
+// has confirmed the subscription, Hears says no, and when it has, all waiters
+// of the mailbox are told to look again.
+func (m *Mailbox) Listen(channel string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.channels[channel]; ok || m.ctx.Err() != nil {
+		return
+	}
+	m.channels[channel] = false
+	if len(m.channels) == 1 {
+		m.running.Go(m.run) // ends with m.ctx
+		return
+	}
+	if conn := m.conn; conn != nil {
+		m.running.Go(func() { _ = conn.Subscribe(m.ctx, channel) }) // a failure shows as a broken connection
+	}
+}
+
+// Hears reports whether messages on a channel are likely to arrive.
+func (m *Mailbox) Hears(channel string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.channels[channel]
+}
+
+// run receives messages, over one connection after another.
+func (m *Mailbox) run() {
+	for m.ctx.Err() == nil {
+		if conn := m.connect(); conn != nil {
+			m.receive(conn)
+			m.deaf()
+			_ = conn.Close()
+		}
+	}
+}
+
+func (m *Mailbox) connect() *redis.PubSub {
+	conn := m.client.Subscribe(m.ctx) // no channel yet, so no connection and no waiting
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx.Err() != nil {
+		_ = conn.Close()
+		return nil
+	}
+	m.conn = conn
+	return conn
+}
+
+// receive serves one connection until it is closed. go-redis makes it again
+// when it breaks, and subscribes again, which shows here as a confirmation.
+//
+// It calls Receive without a time limit: go-redis treats a limit that passes in
+// the middle of a message as if nothing had been read. A connection that is
+// silent for ever is found out by Suspect instead.
+func (m *Mailbox) receive(conn *redis.PubSub) {
+	_ = conn.Subscribe(m.ctx, m.wanted()...)
+	for pause := firstPause; ; {
+		got, err := conn.Receive(m.ctx)
+		switch {
+		case err == nil:
+			pause = firstPause
+			m.handle(got)
+		case errors.Is(err, redis.ErrClosed) || m.ctx.Err() != nil:
+			return
+		default:
+			m.deaf()
+			m.sleep(pause/2 + randv2.N(pause))
+			pause = min(2*pause, longestPause)
+		}
+	}
+}
+
+const (
+	firstPause   = 10 * time.Millisecond
+	longestPause = time.Second
+	probeTime    = time.Second
+)
+
+func (m *Mailbox) wanted() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	channels := make([]string, 0, len(m.channels))
+	for channel := range m.channels {
+		channels = append(channels, channel)
+	}
+	return channels
+}
+
+func (m *Mailbox) sleep(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-m.ctx.Done():
+	}
+}
+
+// deaf notes that messages are being missed.
+func (m *Mailbox) deaf() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for channel := range m.channels {
+		m.channels[channel] = false
+	}
+}
+
+func (m *Mailbox) handle(got any) {
+	switch got := got.(type) {
+	case *redis.Subscription:
+		m.confirmed(got.Channel)
+	case *redis.Message:
+		if message, err := protocol.ParseMessage(got.Payload); err == nil {
+			m.deliver(message)
+		}
+	}
+}
+
+// confirmed notes that a channel is heard from now on. What was said before is
+// lost for good, so everybody looks again.
+func (m *Mailbox) confirmed(channel string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.channels[channel]; ok {
+		m.channels[channel] = true
+	}
+	for name, slots := range m.slots {
+		for _, s := range slots {
+			s.put(protocol.Message{Kind: protocol.KindLookAgain, Fence: protocol.AnyFence, Name: name})
+		}
+	}
+}
+
+func (m *Mailbox) deliver(message protocol.Message) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch message.Kind {
+	case protocol.KindProbe:
+		if m.echo != nil {
+			close(m.echo)
+			m.echo = nil
+		}
+	case protocol.KindLost:
+		if lost := m.holds[string(message.Body)]; lost != nil {
+			lost()
+		}
+	default:
+		for _, s := range m.slots[message.Name] {
+			s.put(message)
+		}
+	}
+}
+
+// Hold calls lost, which must return at once, if a message says that the lease
+// of owner was ended by somebody else. The returned function ends that.
+func (m *Mailbox) Hold(owner string, lost func()) (stop func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.holds[owner] = lost
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.holds, owner)
+	}
+}
+
+// Suspect says that a message on this channel should have come and did not. The
+// mailbox then sends itself one, and makes a new connection if it does not hear
+// it: after a failover the old one may stay open, and silent, for ever.
+func (m *Mailbox) Suspect(channel string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.probing || m.ctx.Err() != nil || !m.channels[channel] {
+		return
+	}
+	m.probing = true
+	conn, echo := m.conn, make(chan struct{})
+	m.echo = echo
+	m.running.Go(func() {
+		if !m.probe(channel, echo) {
+			_ = conn.Close() // receive returns, and run makes another
+		}
+		m.mu.Lock()
+		m.probing = false
+		m.mu.Unlock()
+	})
+}
+
+func (m *Mailbox) probe(channel string, echo chan struct{}) bool {
+	ctx, cancel := context.WithTimeout(m.ctx, probeTime)
+	defer cancel()
+	if m.client.Publish(ctx, channel, protocol.Probe()).Err() != nil {
+		return true // it says nothing about the connection on which we listen
+	}
+	select {
+	case <-echo:
+		return true
+	case <-ctx.Done():
+		return m.ctx.Err() != nil
+	}
+}
+
+// A Slot is where one waiter finds the newest message about its key.
+//
+// It must be there before the waiter is registered in Redis: the message may
+// arrive before the answer to the registration does. It is kept then, and
+// judged by its fence once that answer has told which lease is waited for.
+type Slot struct {
+	mailbox *Mailbox
+	name    string
+	ready   chan struct{} // receives when there may be a message
+
+	mu      sync.Mutex
+	newest  protocol.Message
+	present bool
+}
+
+// Wait returns a slot for messages about a value. It must be closed.
+func (m *Mailbox) Wait(name string) *Slot {
+	s := &Slot{mailbox: m, name: name, ready: make(chan struct{}, 1)}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.slots[name] = append(m.slots[name], s)
+	return s
+}
+
+// Ready receives when there may be a message to take.
+func (s *Slot) Ready() <-chan struct{} { return s.ready }
+
+// Take takes the message out of the slot, and reports whether there was one
+// that counts: one of a lease not older than fence.
+func (s *Slot) Take(fence int64) (protocol.Message, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	message, counts := s.newest, s.present && s.newest.Fence >= fence
+	s.newest, s.present = protocol.Message{}, false
+	return message, counts
+}
+
+func (s *Slot) put(message protocol.Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.present && message.Fence < s.newest.Fence {
+		return
+	}
+	s.newest, s.present = message, true
+	select {
+	case s.ready <- struct{}{}:
+	default:
+	}
+}
+
+// Close gives the slot up.
+func (s *Slot) Close() {
+	m := s.mailbox
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	slots := slices.DeleteFunc(m.slots[s.name], func(other *Slot) bool { return other == s })
+	if len(slots) == 0 {
+		delete(m.slots, s.name)
+		return
+	}
+	m.slots[s.name] = slots
+}
