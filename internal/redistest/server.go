@@ -1,0 +1,157 @@
+//go:build unix
+
+package redistest
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A Process is a real redis-server of one test, which ends with it. Its methods
+// are for one goroutine at a time.
+type Process struct {
+	t    testing.TB
+	wire *Wire
+	d    *daemon
+}
+
+// Server starts a redis-server for this test alone, on a unix socket, with args
+// added to its command line ("--maxmemory", "1mb"). It keeps nothing on disk.
+//
+// Without a redis-server to start, the test is skipped, or fails if
+// FETCHONCE_REQUIRE_SERVERS is 1. Real servers do not belong in a bubble.
+func Server(t testing.TB, args ...string) *Process {
+	t.Helper()
+	bin := binary(t)
+	return startServer(t, func(dir string) (*daemon, error) { return unixDaemon(bin, dir, args...), nil })
+}
+
+// TCPServer is like [Server], on a free port of the loopback interface: for
+// what cannot speak to a socket, such as a proxy.
+func TCPServer(t testing.TB, args ...string) *Process {
+	t.Helper()
+	bin := binary(t)
+	return startServer(t, func(dir string) (*daemon, error) {
+		port, err := freePort()
+		return tcpDaemon(bin, dir, port, args...), err
+	})
+}
+
+func startServer(t testing.TB, make func(dir string) (*daemon, error)) *Process {
+	t.Helper()
+	dir, err := shortDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	p := &Process{t: t, wire: newWire()}
+	p.d, err = startDaemon(func() (*daemon, error) { return make(dir) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.d.kill)
+	return p
+}
+
+// startDaemon makes and starts a daemon, and another one if somebody was
+// quicker to take its port.
+func startDaemon(make func() (*daemon, error)) (*daemon, error) {
+	for tries := 3; ; tries-- {
+		d, err := make()
+		if err != nil {
+			return nil, err
+		}
+		if err = d.start(); err == nil {
+			return d, nil
+		}
+		if d.network != "tcp" || isFree(d.port()) || tries == 0 {
+			return nil, err
+		}
+	}
+}
+
+// Client returns a new client of p, with the options of [Redis.Client].
+func (p *Process) Client(change ...func(*redis.Options)) *redis.Client {
+	return p.client(quick(), change)
+}
+
+// Plain returns a new client of p with go-redis' own defaults, as users have
+// them.
+func (p *Process) Plain(change ...func(*redis.Options)) *redis.Client {
+	return p.client(&redis.Options{}, change)
+}
+
+func (p *Process) client(opt *redis.Options, change []func(*redis.Options)) *redis.Client {
+	p.t.Helper()
+	opt.Network, opt.Addr = p.d.network, p.d.addr
+	return newClient(p.t, p.wire, opt, change, nil)
+}
+
+// Wire returns the Wire of all clients of p.
+func (p *Process) Wire() *Wire { return p.wire }
+
+// Addr returns the path of the socket, or host and port.
+func (p *Process) Addr() string { return p.d.addr }
+
+// URL returns the address in the form of [redis.ParseURL], for programs that
+// the test starts.
+func (p *Process) URL() string {
+	if p.d.network == "unix" {
+		return "unix://" + p.d.addr
+	}
+	return "redis://" + p.d.addr
+}
+
+// Pid returns the process id.
+func (p *Process) Pid() int { return p.d.cmd.Process.Pid }
+
+// Pause stops the process (SIGSTOP): connections stay open, the kernel takes
+// new ones, and nothing is answered until Resume is called.
+func (p *Process) Pause() {
+	p.t.Helper()
+	p.signal(syscall.SIGSTOP)
+	// The signal is sent; wait until it has worked. Where there is no /proc,
+	// trust that it soon does.
+	stat := fmt.Sprintf("/proc/%d/stat", p.Pid())
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(stat)
+		if _, state, _ := bytes.Cut(b, []byte(") ")); err != nil || bytes.HasPrefix(state, []byte("T")) {
+			return
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatal("redis-server did not stop")
+		}
+	}
+}
+
+// Resume continues a process that was paused (SIGCONT).
+func (p *Process) Resume() {
+	p.t.Helper()
+	p.signal(syscall.SIGCONT)
+}
+
+func (p *Process) signal(sig os.Signal) {
+	p.t.Helper()
+	if err := p.d.cmd.Process.Signal(sig); err != nil {
+		p.t.Fatalf("signal %v to redis-server: %v", sig, err)
+	}
+}
+
+// Kill ends the process (SIGKILL), with all data, and returns when it has ended.
+func (p *Process) Kill() { p.d.kill() }
+
+// Restart starts the server again, empty, at the same address. It kills the
+// process if that still runs.
+func (p *Process) Restart() {
+	p.t.Helper()
+	p.d.kill()
+	if err := p.d.start(); err != nil {
+		p.t.Fatal(err)
+	}
+}
