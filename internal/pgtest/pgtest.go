@@ -1,0 +1,244 @@
+// Package pgtest gives tests a PostgreSQL of their own.
+//
+// [Start] is what a test wants: a fresh database, on a server that all tests of
+// the binary share. [Run] starts a server for programs that are not tests.
+//
+// A server listens on a unix socket only, and does not outlive the process that
+// started it. It is a child of a small shell script, which waits for the end of
+// a pipe that this process holds open. The kernel's own means, a signal on the
+// parent's death, hangs on a thread of the parent, exists on Linux only, and
+// removes no files.
+package pgtest
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// ErrNotInstalled says that there is no PostgreSQL to start here.
+var ErrNotInstalled = errors.New("pgtest: no PostgreSQL")
+
+// patience is how long a server may take to start or to stop.
+const patience = time.Minute
+
+//go:embed server.sh
+var script string
+
+// A Server is a running PostgreSQL. Its methods may be called by many
+// goroutines at once.
+type Server struct {
+	bin   string // the directory of PostgreSQL's programs
+	dir   string // ours; the socket is in it, and data
+	stdin io.Closer
+
+	ended chan struct{} // closed when the script has ended
+}
+
+var (
+	// shared is the server of Start. Nobody stops it: it ends, and its files
+	// go, when this process ends.
+	shared = sync.OnceValues(func() (*Server, error) {
+		dir, err := os.MkdirTemp(tempDir(), "pgtest")
+		if err != nil {
+			return nil, err
+		}
+		s, err := start(dir, "remove")
+		if err != nil {
+			_ = os.RemoveAll(dir)
+		}
+		return s, err
+	})
+	databases atomic.Int64 // made in shared
+)
+
+// Start returns the DSN of an empty database, which is dropped when the test
+// ends, whoever is still connected. The first Start in a test binary starts a
+// server, in a second or two.
+//
+// If PostgreSQL is not installed, the test is skipped, or fails if
+// FETCHONCE_REQUIRE_SERVERS is 1. Start does not belong in a bubble.
+func Start(tb testing.TB) (dsn string) {
+	tb.Helper()
+	s, err := shared()
+	if errors.Is(err, ErrNotInstalled) && os.Getenv("FETCHONCE_REQUIRE_SERVERS") != "1" {
+		tb.Skip(err)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	name := fmt.Sprintf("test%d", databases.Add(1))
+	dsn, err = s.CreateDatabase(name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := s.DropDatabase(name); err != nil {
+			tb.Error(err)
+		}
+	})
+	return dsn
+}
+
+// Run starts a server whose files are in dir, which must be empty, and returns
+// when it can be connected to. The files stay when the server has ended.
+//
+// PostgreSQL does not run as root. To root, Run starts it as the user postgres,
+// to whom it gives dir; that user must be able to reach it. The error is
+// [ErrNotInstalled] if there is no PostgreSQL, or no such user.
+func Run(dir string) (*Server, error) {
+	return start(dir, "keep")
+}
+
+// start is Run; files says what becomes of dir, "keep" or "remove".
+func start(dir, files string) (*Server, error) {
+	bin, err := programs()
+	if err != nil {
+		return nil, err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	become, err := unprivileged(dir)
+	if err != nil {
+		return nil, err
+	}
+	initdb := command(filepath.Join(bin, "initdb"), "--pgdata", filepath.Join(dir, "data"),
+		"--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync")
+	become(initdb)
+	if said, err := initdb.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("pgtest: initdb: %w\n%s", err, bytes.TrimSpace(said))
+	}
+
+	server := command("/bin/sh", "-c", script, "server.sh", bin, dir, files)
+	become(server)
+	stdin, err := server.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := server.Start(); err != nil {
+		return nil, fmt.Errorf("pgtest: %w", err)
+	}
+	s := &Server{bin: bin, dir: dir, stdin: stdin, ended: make(chan struct{})}
+	go func() { // It ends with the server.
+		_ = server.Wait()
+		close(s.ended)
+	}()
+	if err := s.await(); err != nil {
+		said, _ := os.ReadFile(filepath.Join(dir, "log")) // before Stop removes it
+		return nil, errors.Join(fmt.Errorf("%w\n%s", err, bytes.TrimSpace(said)), s.Stop())
+	}
+	return s, nil
+}
+
+// await polls the server's status, as pg_ctl does, until it takes connections.
+func (s *Server) await() error {
+	for deadline := time.Now().Add(patience); ; {
+		status, _ := os.ReadFile(filepath.Join(s.dir, "data", "postmaster.pid"))
+		if lines := strings.Split(string(status), "\n"); len(lines) >= 8 && strings.TrimSpace(lines[7]) == "ready" {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("pgtest: PostgreSQL is not ready after %v", patience)
+		}
+		select {
+		case <-s.ended:
+			return errors.New("pgtest: PostgreSQL ended at once")
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// DSN returns the URL of the database postgres, as pgx, lib/pq and psql read it.
+func (s *Server) DSN() string { return s.dsn("postgres") }
+
+func (s *Server) dsn(database string) string {
+	query := url.Values{"host": {s.dir}, "user": {"postgres"}, "sslmode": {"disable"}}
+	return (&url.URL{Scheme: "postgres", Path: "/" + database, RawQuery: query.Encode()}).String()
+}
+
+// CreateDatabase makes an empty database and returns its DSN.
+func (s *Server) CreateDatabase(name string) (dsn string, err error) {
+	return s.dsn(name), s.do("createdb", name)
+}
+
+// DropDatabase drops a database and ends the connections to it.
+func (s *Server) DropDatabase(name string) error {
+	return s.do("dropdb", "--force", name)
+}
+
+// do runs one of the programs of a client.
+func (s *Server) do(program string, args ...string) error {
+	cmd := command(filepath.Join(s.bin, program), append([]string{"--host", s.dir, "--username", "postgres"}, args...)...)
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("pgtest: %s: %w\n%s", program, err, bytes.TrimSpace(said))
+	}
+	return nil
+}
+
+// Stop ends the server and its clients' connections, and returns when it has
+// ended. To stop it again does nothing.
+func (s *Server) Stop() error {
+	_ = s.stdin.Close()
+	select {
+	case <-s.ended:
+		return nil
+	case <-time.After(patience):
+		return fmt.Errorf("pgtest: PostgreSQL has not stopped after %v", patience)
+	}
+}
+
+// command is exec.Command without the environment, which has many a variable to
+// which PostgreSQL's programs listen.
+func command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
+	cmd.Dir = "/" // The user postgres may not be able to enter ours.
+	return cmd
+}
+
+// programs returns the directory of PostgreSQL's programs: the one on PATH, or
+// the newest where Debian keeps them.
+func programs() (string, error) {
+	if initdb, err := exec.LookPath("initdb"); err == nil {
+		// Programs often lie on PATH as links into a directory of their own.
+		if initdb, err = filepath.EvalSymlinks(initdb); err == nil && isServer(filepath.Dir(initdb)) {
+			return filepath.Dir(initdb), nil
+		}
+	}
+	var newest string
+	var newestVersion float64
+	dirs, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+	for _, dir := range dirs {
+		version, err := strconv.ParseFloat(filepath.Base(filepath.Dir(dir)), 64) // "15", once "9.6"
+		if err == nil && version > newestVersion && isServer(dir) {
+			newest, newestVersion = dir, version
+		}
+	}
+	if newest == "" {
+		return "", fmt.Errorf("%w: initdb and postgres are neither on PATH nor in /usr/lib/postgresql/*/bin", ErrNotInstalled)
+	}
+	return newest, nil
+}
+
+func isServer(dir string) bool {
+	for _, program := range []string{"initdb", "postgres", "createdb", "dropdb"} {
+		if _, err := exec.LookPath(filepath.Join(dir, program)); err != nil {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,404 @@
+package drivertest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/fetchonce/fetchonce/oncesql"
+)
+
+const creators = 32 // at once, of one key
+
+// contended returns how many keys to contend for. In SQLite it takes long: a
+// writer that has to wait sleeps, and for longer each time.
+func (d database) contended() int {
+	if d.dialect == oncesql.SQLite {
+		return 10
+	}
+	return 50
+}
+
+// Every creator has a value of its own, and all start on a key together.
+func TestCreatorsOfOneKeyGetOneRow(t *testing.T) {
+	for _, f := range everyForm {
+		t.Run(f.name, func(t *testing.T) {
+			d := f.open(t)
+			s, keys := f.store(t, d), d.contended()
+			for k := range keys {
+				key := "key " + strconv.Itoa(k)
+				kept, err := together(creators, func(i int) (thing, error) {
+					return s.Create(t.Context(), key, thing{key, i})
+				})
+				if err != nil {
+					t.Fatalf("Create(%s): %v", key, err)
+				}
+				for _, v := range kept {
+					if v != kept[0] || v.Name != key {
+						t.Fatalf("creators of %s got %v and %v", key, kept[0], v)
+					}
+				}
+				if v, err := s.Lookup(t.Context(), key); v != kept[0] || err != nil {
+					t.Fatalf("Lookup(%s) = %v, %v; the creators got %v", key, v, err, kept[0])
+				}
+			}
+			if n := d.number(t, "SELECT count(*) FROM things"); n != keys {
+				t.Errorf("%d rows for %d keys", n, keys)
+			}
+		})
+	}
+}
+
+// All who fetch a key fetch the same, so that their rows are equal in every
+// column, also in another one that is unique.
+func TestCreatorsOfEqualRowsGetOneRow(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			s, keys := slugStore(t, d), d.contended()
+			for k := range keys {
+				key := strconv.Itoa(k)
+				kept, err := together(creators, func(int) (string, error) {
+					return s.Create(t.Context(), key, "slug of "+key)
+				})
+				if err != nil {
+					t.Fatalf("Create(%s): %v", key, err)
+				}
+				for _, v := range kept {
+					if v != "slug of "+key {
+						t.Fatalf("a creator of %s got %q", key, v)
+					}
+				}
+			}
+			if n := d.number(t, "SELECT count(*) FROM pages"); n != keys {
+				t.Errorf("%d rows for %d keys", n, keys)
+			}
+		})
+	}
+}
+
+// together calls n functions at once and returns their results, or an error.
+func together[V any](n int, call func(i int) (V, error)) ([]V, error) {
+	var (
+		start   = make(chan struct{})
+		done    sync.WaitGroup
+		results = make([]V, n)
+		errs    = make([]error, n)
+	)
+	for i := range n {
+		done.Go(func() {
+			<-start
+			results[i], errs[i] = call(i)
+		})
+	}
+	close(start)
+	done.Wait()
+	return results, errors.Join(errs...)
+}
+
+// In PostgreSQL, an insert looks whether its key is there, and then writes the
+// indexes one by one. Here it is held up between the two, by an index that comes
+// first and waits for a lock of ours, while another inserts an equal row. The
+// other unique column has an older index than the key, so that is where it meets
+// that row.
+func TestCreatorsOfEqualRowsMeetInAnotherColumn(t *testing.T) {
+	d := newPostgres(t)
+	d.exec(t,
+		`CREATE TABLE pages (slug text NOT NULL, key text NOT NULL)`,
+		`CREATE FUNCTION wait(key text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+			IF current_setting('application_name') = 'waits' THEN PERFORM pg_advisory_xact_lock(1); END IF;
+			RETURN key;
+		END $$`,
+		`CREATE INDEX ON pages (wait(key))`,
+		`CREATE UNIQUE INDEX ON pages (slug)`,
+		`CREATE UNIQUE INDEX ON pages (key)`)
+	waits := open(t, d.dialect, d.driver, d.dsn+"&application_name=waits")
+	waitingInserts := 0
+	waits = waits.before(t, func(statement string) error {
+		if strings.HasPrefix(statement, "INSERT") {
+			waitingInserts++
+		}
+		return nil
+	})
+
+	hold, err := d.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hold.Rollback() }()
+	if _, err := hold.Exec("SELECT pg_advisory_xact_lock(1)"); err != nil {
+		t.Fatal(err)
+	}
+	created := inBackground(t.Context(), slugs(t, waits), "k", "slug")
+	d.awaitBlocked(t, 1)
+	if v, err := slugs(t, d).Create(t.Context(), "k", "slug"); v != "slug" || err != nil {
+		t.Fatalf("Create that does not wait = %q, %v; want slug", v, err)
+	}
+	if err := hold.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-created; r.v != "slug" || r.err != nil {
+		t.Errorf("Create that waited = %v; want slug, nil", r)
+	}
+	if waitingInserts != 1 {
+		t.Errorf("%d inserts, want the one that met the other's slug", waitingInserts)
+	}
+
+	// The same, but the row that was met is another key's.
+	hold, err = d.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hold.Rollback() }()
+	if _, err := hold.Exec("SELECT pg_advisory_xact_lock(1)"); err != nil {
+		t.Fatal(err)
+	}
+	created = inBackground(t.Context(), slugs(t, waits), "mine", "theirs")
+	d.awaitBlocked(t, 1)
+	if _, err := slugs(t, d).Create(t.Context(), "other", "theirs"); err != nil {
+		t.Fatal(err)
+	}
+	if err := hold.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-created; r.v != "" || !isDriversUniqueViolation(r.err) {
+		t.Errorf("Create of another's slug = %v; want nothing, and the driver's unique violation", r)
+	}
+}
+
+// isolated has SQLite, and PostgreSQL at each level of isolation.
+var isolated = func() map[string]func(t *testing.T) database {
+	all := map[string]func(t *testing.T) database{"SQLite": newSQLite}
+	for _, level := range []string{"read committed", "repeatable read", "serializable"} {
+		all["Postgres, "+level] = func(t *testing.T) database {
+			t.Helper()
+			return newPostgres(t, "default_transaction_isolation="+url.PathEscape(level))
+		}
+	}
+	return all
+}()
+
+// A transaction has inserted the row and not committed yet when Create meets it.
+func TestCreateWaitsForARowThatIsNotCommitted(t *testing.T) {
+	for name, newDatabase := range isolated {
+		for _, end := range []string{"COMMIT", "ROLLBACK"} {
+			t.Run(name+", "+end, func(t *testing.T) {
+				d := newDatabase(t)
+				sent := make(chan struct{})
+				var once sync.Once
+				s := textStore(t, d, "things")
+				watched := newStore(t, d.before(t, func(string) error {
+					once.Do(func() { close(sent) })
+					return nil
+				}), oncesql.Options[string]{Table: "things"})
+
+				other, err := d.BeginTx(t.Context(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = other.Rollback() }()
+				if _, err := other.Exec(`INSERT INTO things VALUES ('k', '"theirs"')`); err != nil {
+					t.Fatal(err)
+				}
+				created := inBackground(t.Context(), watched, "k", "mine")
+				<-sent
+				if d.dialect == oncesql.Postgres {
+					d.awaitBlocked(t, 1)
+				}
+				want := "mine"
+				if end == "COMMIT" {
+					want, err = "theirs", other.Commit()
+				} else {
+					err = other.Rollback()
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r := <-created; r.v != want || r.err != nil {
+					t.Errorf("Create = %v; want %s, nil", r, want)
+				}
+				if v, err := s.Lookup(t.Context(), "k"); v != want || err != nil {
+					t.Errorf("Lookup = %q, %v; want %s", v, err, want)
+				}
+				if n := d.number(t, "SELECT count(*) FROM things"); n != 1 {
+					t.Errorf("%d rows, want 1", n)
+				}
+			})
+		}
+	}
+}
+
+func TestCreateThatWaitsFollowsItsContext(t *testing.T) {
+	d := newPostgres(t)
+	s := textStore(t, d, "things")
+	other, err := d.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Rollback() }()
+	if _, err := other.Exec(`INSERT INTO things VALUES ('k', '"theirs"')`); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	created := inBackground(ctx, s, "k", "mine")
+	d.awaitBlocked(t, 1)
+	cancel()
+	if r := <-created; r.v != "" || !errors.Is(r.err, context.Canceled) {
+		t.Errorf("Create = %v; want nothing, context.Canceled", r)
+	}
+}
+
+// The insert finds the key taken, then the row is deleted, then the lookup finds
+// nothing: the key is free again.
+func TestRowDeletedBetweenInsertAndLookupIsCreatedAgain(t *testing.T) {
+	for _, f := range everyForm {
+		t.Run(f.name, func(t *testing.T) {
+			d := f.open(t)
+			theirs, mine := thing{"theirs", 1}, thing{"mine", 2}
+			if _, err := f.store(t, d).Create(t.Context(), "k", theirs); err != nil {
+				t.Fatal(err)
+			}
+			var statements []string
+			s := f.store(t, d.before(t, func(statement string) error {
+				verb, _, _ := strings.Cut(statement, " ")
+				statements = append(statements, verb)
+				if verb == "SELECT" {
+					d.exec(t, "DELETE FROM things")
+				}
+				return nil
+			}))
+			if v, err := s.Create(t.Context(), "k", mine); v != mine || err != nil {
+				t.Errorf("Create = %v, %v; want %v, nil", v, err, mine)
+			}
+			if got := strings.Join(statements, " "); got != "INSERT SELECT INSERT" {
+				t.Errorf("statements: %s; want INSERT SELECT INSERT", got)
+			}
+		})
+	}
+}
+
+// It is there for each insert and gone for each lookup.
+func TestRowThatIsNeverThereEndsInAnError(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			textStore(t, d, "things")
+			s := newStore(t, d.before(t, func(statement string) error {
+				if strings.HasPrefix(statement, "INSERT") {
+					d.exec(t, `INSERT INTO things VALUES ('k', '"theirs"')`)
+				} else {
+					d.exec(t, "DELETE FROM things")
+				}
+				return nil
+			}), oncesql.Options[string]{Table: "things"})
+			const want = `oncesql: create "k": an insert found the key taken, and a lookup found no row, 10 times`
+			if v, err := s.Create(t.Context(), "k", "mine"); v != "" || err == nil || err.Error() != want {
+				t.Errorf("Create = %q, %v; want %s", v, err, want)
+			}
+		})
+	}
+}
+
+// A deleter runs beside creators. None of them fails, and each gets a value of
+// its key.
+func TestCreatorsAndADeleterMeet(t *testing.T) {
+	for name, newDatabase := range isolated {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			s := textStore(t, d, "things")
+			ctx, cancel := context.WithCancel(t.Context())
+			var deleter sync.WaitGroup
+			deleter.Go(func() {
+				for ctx.Err() == nil {
+					// At REPEATABLE READ, it fails when another was quicker.
+					_, _ = d.Exec("DELETE FROM things")
+				}
+			})
+			for k := range d.contended() {
+				key := strconv.Itoa(k % 2)
+				kept, err := together(4, func(i int) (string, error) {
+					return s.Create(t.Context(), key, fmt.Sprintf("%s by %d", key, i))
+				})
+				if err != nil {
+					t.Errorf("Create(%s): %v", key, err)
+				}
+				for _, v := range kept {
+					if !strings.HasPrefix(v, key+" by ") {
+						t.Errorf("a creator of %s got %q", key, v)
+					}
+				}
+			}
+			cancel()
+			deleter.Wait()
+		})
+	}
+}
+
+// Processes, each with connections of its own, create the same keys. Each tells
+// what it got.
+func TestProcessesGetOneRow(t *testing.T) {
+	const processes, keys = 4, 50
+	if dsn := os.Getenv("DRIVERTEST_DSN"); dsn != "" {
+		createAll(t, dsn, keys)
+		return
+	}
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			textStore(t, d, "things")
+			said, err := together(processes, func(i int) (string, error) {
+				cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestProcessesGetOneRow$")
+				cmd.Env = append(os.Environ(),
+					"DRIVERTEST_DSN="+d.dsn, "DRIVERTEST_DRIVER="+d.driver,
+					"DRIVERTEST_DIALECT="+strconv.Itoa(int(d.dialect)), "DRIVERTEST_NAME="+strconv.Itoa(i))
+				out, err := cmd.CombinedOutput()
+				if err != nil {
+					return "", fmt.Errorf("%w\n%s", err, out)
+				}
+				var got []string
+				for line := range strings.Lines(string(out)) {
+					if strings.HasPrefix(line, "got ") {
+						got = append(got, line)
+					}
+				}
+				return strings.Join(got, ""), nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range said {
+				if s != said[0] || strings.Count(s, "\n") != keys {
+					t.Fatalf("one process got\n%s\nand another\n%s", said[0], s)
+				}
+			}
+			if n := d.number(t, "SELECT count(*) FROM things"); n != keys {
+				t.Errorf("%d rows for %d keys", n, keys)
+			}
+		})
+	}
+}
+
+// createAll is one of the processes.
+func createAll(t *testing.T, dsn string, keys int) {
+	t.Helper()
+	dialect, err := strconv.Atoi(os.Getenv("DRIVERTEST_DIALECT"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, oncesql.Dialect(dialect), os.Getenv("DRIVERTEST_DRIVER"), dsn)
+	s := newStore(t, d, oncesql.Options[string]{Table: "things"})
+	for k := range keys {
+		v, err := s.Create(t.Context(), strconv.Itoa(k), "by "+os.Getenv("DRIVERTEST_NAME"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = fmt.Fprintf(os.Stdout, "got %d %s\n", k, v)
+	}
+}

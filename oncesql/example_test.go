@@ -1,0 +1,53 @@
+package oncesql_test
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"github.com/fetchonce/fetchonce/oncesql"
+)
+
+// A value of any type in one column, as JSON. In production, the table is more
+// likely made by a migration.
+func Example() {
+	ctx := context.Background()
+	db, err := sql.Open("pgx", "postgres://localhost/shop") // with a driver that you import
+	if err != nil {
+		panic(err)
+	}
+	type Price struct{ Cents int }
+	store, err := oncesql.New(db, oncesql.Options[Price]{Dialect: oncesql.Postgres, Table: "prices"})
+	if err != nil {
+		panic(err)
+	}
+	if err := store.CreateTable(ctx); err != nil {
+		panic(err)
+	}
+	kept, err := store.Create(ctx, "tea", Price{Cents: 250})
+	_, _ = kept, err // the price that is in the table, ours or another's
+}
+
+// A value in columns of a table that was there before.
+func ExampleNew_columns() {
+	db, err := sql.Open("sqlite", "file:shop.db?_pragma=busy_timeout(5000)")
+	if err != nil {
+		panic(err)
+	}
+	type Article struct {
+		Title string
+		Added time.Time
+	}
+	store, err := oncesql.New(db, oncesql.Options[Article]{
+		Dialect: oncesql.SQLite,
+		Table:   "articles",
+		Key:     "number",
+		Columns: []string{"title", "added_at"},
+		Values:  func(v Article) []any { return []any{v.Title, v.Added} },
+		Scan: func(scan func(dest ...any) error) (v Article, err error) {
+			err = scan(&v.Title, &v.Added)
+			return v, err
+		},
+	})
+	_, _ = store, err
+}

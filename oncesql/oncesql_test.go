@@ -1,0 +1,114 @@
+package oncesql_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/oncesql"
+)
+
+// What needs a database is tested in drivertest.
+
+var _ fetchonce.Store[string] = (*oncesql.Store[string])(nil)
+
+// untouched is a database that must not be asked.
+type untouched struct{ t *testing.T }
+
+func (u untouched) Driver() driver.Driver { return nil }
+
+func (u untouched) Connect(context.Context) (driver.Conn, error) {
+	u.t.Error("the database was asked")
+	return nil, driver.ErrBadConn
+}
+
+type codec struct{}
+
+func (codec) Marshal(v any) ([]byte, error)      { return json.Marshal(v) }
+func (codec) Unmarshal(data []byte, v any) error { return json.Unmarshal(data, v) }
+
+func values(v string) []any { return []any{v} }
+
+func scan(scan func(dest ...any) error) (v string, err error) {
+	err = scan(&v)
+	return v, err
+}
+
+func TestNewNamesTheFieldThatCannotBeUsed(t *testing.T) {
+	type options = oncesql.Options[string]
+	long := strings.Repeat("x", 64)
+	columns := func(names ...string) options {
+		return options{Dialect: oncesql.Postgres, Table: "t", Columns: names, Values: values, Scan: scan}
+	}
+	with := func(opt options, change func(opt *options)) options {
+		change(&opt)
+		return opt
+	}
+	for _, test := range []struct {
+		opt  options
+		want string // after "oncesql: new: Options."
+	}{
+		{options{Table: "t"}, "Dialect is Dialect(0): it must be Postgres or SQLite"},
+		{options{Dialect: 99, Table: "t"}, "Dialect is Dialect(99): it must be Postgres or SQLite"},
+		{options{Dialect: oncesql.Postgres}, "Table is empty"},
+		{options{Dialect: oncesql.Postgres, Table: "a.b.c"}, `Table "a.b.c" has more than one dot: it must be a table, or a schema and a table`},
+		{options{Dialect: oncesql.Postgres, Table: ".t"}, `Table ".t" has nothing on one side of its dot`},
+		{options{Dialect: oncesql.Postgres, Table: "s."}, `Table "s." has nothing on one side of its dot`},
+		{options{Dialect: oncesql.Postgres, Table: "t\x00"}, `Table: "t\x00" has a NUL byte`},
+		{options{Dialect: oncesql.SQLite, Table: "s.t\x00"}, `Table: "t\x00" has a NUL byte`},
+		{options{Dialect: oncesql.SQLite, Table: "t\xff"}, `Table: "t\xff" is not valid UTF-8`},
+		{options{Dialect: oncesql.Postgres, Table: "s." + long}, `Table: "` + long + `" is longer than 63 bytes, and would be cut there`},
+		{options{Dialect: oncesql.Postgres, Table: "t", Key: "k\x00"}, `Key: "k\x00" has a NUL byte`},
+		{options{Dialect: oncesql.Postgres, Table: "t", Key: long}, `Key: "` + long + `" is longer than 63 bytes, and would be cut there`},
+		{options{Dialect: oncesql.Postgres, Table: "t", Value: "v\x00"}, `Value: "v\x00" has a NUL byte`},
+		{options{Dialect: oncesql.Postgres, Table: "t", Value: "key"}, `Value: "key" is the Key`},
+		{options{Dialect: oncesql.Postgres, Table: "t", Key: "value"}, `Value: "value" is the Key`},
+		{options{Dialect: oncesql.SQLite, Table: "t", Value: "KEY"}, `Value: "KEY" is the Key`},
+		{options{Dialect: oncesql.Postgres, Table: "t", Values: values}, "Values is set, but Columns are not"},
+		{options{Dialect: oncesql.Postgres, Table: "t", Scan: scan}, "Scan is set, but Columns are not"},
+		{with(columns("a"), func(opt *options) { opt.Value = "value" }), "Value is set, and Columns are: a value is in one column or in several"},
+		{with(columns("a"), func(opt *options) { opt.Codec = codec{} }), "Codec is set, and Columns are: it encodes the one column Value"},
+		{with(columns("a"), func(opt *options) { opt.Values = nil }), "Values is nil: it must say how to write Columns"},
+		{with(columns("a"), func(opt *options) { opt.Scan = nil }), "Scan is nil: it must say how to read Columns"},
+		{columns("a", ""), "Columns: a name is empty"},
+		{columns("a\x00"), `Columns: "a\x00" has a NUL byte`},
+		{columns("a", "b", "a"), `Columns: "a" stands there twice`},
+		{columns("a", "key"), `Columns: "key" is the Key, which is written for you`},
+		{with(columns("a", "A"), func(opt *options) { opt.Dialect = oncesql.SQLite }), `Columns: "A" stands there twice`},
+	} {
+		s, err := oncesql.New(sql.OpenDB(untouched{t}), test.opt)
+		if s != nil || err == nil || err.Error() != "oncesql: new: Options."+test.want {
+			t.Errorf("New(%+v) = %v, %v; want nil, oncesql: new: Options.%s", test.opt, s, err, test.want)
+		}
+	}
+
+	if s, err := oncesql.New(nil, options{Dialect: oncesql.Postgres, Table: "t"}); s != nil || err == nil || err.Error() != "oncesql: new: db is nil" {
+		t.Errorf("New(nil) = %v, %v; want an error that says so", s, err)
+	}
+}
+
+func TestNewTakesWhatCanBeQuoted(t *testing.T) {
+	for _, opt := range []oncesql.Options[string]{
+		{Dialect: oncesql.Postgres, Table: `we"ird table`, Key: "or der", Value: "'; --"},
+		{Dialect: oncesql.Postgres, Table: strings.Repeat("s", 63) + "." + strings.Repeat("t", 63)},
+		{Dialect: oncesql.Postgres, Table: "t", Key: "Key", Value: "key"}, // two columns, where case counts
+		{Dialect: oncesql.SQLite, Table: strings.Repeat("t", 1000), Codec: codec{}},
+		{Dialect: oncesql.SQLite, Table: "main.t", Columns: []string{"value", "a.b"}, Values: values, Scan: scan},
+	} {
+		if s, err := oncesql.New(sql.OpenDB(untouched{t}), opt); s == nil || err != nil {
+			t.Errorf("New(%+v) = %v, %v; want a Store", opt, s, err)
+		}
+	}
+}
+
+func TestDialectsHaveNames(t *testing.T) {
+	for d, want := range map[oncesql.Dialect]string{oncesql.Postgres: "Postgres", oncesql.SQLite: "SQLite", 0: "Dialect(0)", -1: "Dialect(-1)"} {
+		if got := d.String(); got != want {
+			t.Errorf("Dialect %d is %q, want %q", int(d), got, want)
+		}
+	}
+}

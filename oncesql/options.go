@@ -1,0 +1,211 @@
+package oncesql
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/fetchonce/fetchonce"
+)
+
+// Options say which table a [Store] uses, and how a value stands in it: as one
+// encoded column, Value, or as several, Columns.
+//
+// Names are taken literally and quoted, whatever they contain; what would fold
+// or cut them short is refused by [New]. So their case counts in PostgreSQL: a
+// table made without quotes has a name in lower case.
+type Options[V any] struct {
+	// Dialect is the database's kind. It is required.
+	Dialect Dialect
+
+	// Table is the table's name. It is required. A dot in it separates a schema,
+	// in SQLite an attached database, from the table: "billing.things" is the
+	// table things in billing. A name that itself has a dot cannot be given.
+	Table string
+
+	// Key is the name of the column of keys. It must have a unique index of
+	// its own, as a primary key has. The default is "key".
+	Key string
+
+	// Value is the name of the column of encoded values. The default is
+	// "value".
+	Value string
+
+	// Codec encodes what stands in Value. The default is [fetchonce.JSON], for
+	// which the column is of a type that holds text: text, varchar, json or
+	// jsonb. With another codec it is best of a type that holds any bytes, as it
+	// gets a []byte.
+	Codec fetchonce.Codec
+
+	// Columns are the names of the columns of a value, in the order of Values
+	// and Scan. They take the place of Value and Codec. The table may have more
+	// columns, if an insert can do without them.
+	Columns []string
+
+	// Values returns what to write in Columns for v: one value for each, of the
+	// types that database/sql takes.
+	Values func(v V) []any
+
+	// Scan reads a value from a row: it calls scan as it would
+	// [database/sql.Rows.Scan], with one destination for each of Columns. Its
+	// error comes back unchanged from [Store.Lookup] and [Store.Create]. A row
+	// for which it returns [fetchonce.ErrNotFound] counts as absent for a
+	// Lookup, but still has the key, so that a Create returns that error too.
+	Scan func(scan func(dest ...any) error) (V, error)
+}
+
+// check sets the defaults of opt, and returns an error that names the first
+// field that cannot be used.
+func (opt *Options[V]) check() (dialect, error) {
+	d, ok := opt.Dialect.dialect()
+	if !ok {
+		return d, fmt.Errorf("Options.Dialect is %v: it must be Postgres or SQLite", opt.Dialect)
+	}
+	if opt.Key == "" {
+		opt.Key = "key"
+	}
+	if err := opt.checkTable(d); err != nil {
+		return d, err
+	}
+	if err := d.checkName("Options.Key", opt.Key); err != nil {
+		return d, err
+	}
+	if len(opt.Columns) > 0 {
+		return d, opt.checkColumns(d)
+	}
+	return d, opt.checkValue(d)
+}
+
+func (opt *Options[V]) checkTable(d dialect) error {
+	if opt.Table == "" {
+		return errors.New("Options.Table is empty")
+	}
+	parts := strings.Split(opt.Table, ".")
+	if len(parts) > 2 {
+		return fmt.Errorf("Options.Table %q has more than one dot: it must be a table, or a schema and a table", opt.Table)
+	}
+	for _, part := range parts {
+		if part == "" {
+			return fmt.Errorf("Options.Table %q has nothing on one side of its dot", opt.Table)
+		}
+		if err := d.checkName("Options.Table", part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkColumns checks the form with columns of the caller's own.
+func (opt *Options[V]) checkColumns(d dialect) error {
+	switch {
+	case opt.Value != "":
+		return errors.New("Options.Value is set, and Columns are: a value is in one column or in several")
+	case opt.Codec != nil:
+		return errors.New("Options.Codec is set, and Columns are: it encodes the one column Value")
+	case opt.Values == nil:
+		return errors.New("Options.Values is nil: it must say how to write Columns")
+	case opt.Scan == nil:
+		return errors.New("Options.Scan is nil: it must say how to read Columns")
+	}
+	opt.Columns = slices.Clone(opt.Columns)
+	for i, name := range opt.Columns {
+		if err := d.checkName("Options.Columns", name); err != nil {
+			return err
+		}
+		if d.sameName(name, opt.Key) {
+			return fmt.Errorf("Options.Columns: %q is the Key, which is written for you", name)
+		}
+		if slices.ContainsFunc(opt.Columns[:i], func(other string) bool { return d.sameName(name, other) }) {
+			return fmt.Errorf("Options.Columns: %q stands there twice", name)
+		}
+	}
+	return nil
+}
+
+// checkValue checks the form with one encoded column.
+func (opt *Options[V]) checkValue(d dialect) error {
+	switch {
+	case opt.Values != nil:
+		return errors.New("Options.Values is set, but Columns are not")
+	case opt.Scan != nil:
+		return errors.New("Options.Scan is set, but Columns are not")
+	}
+	if opt.Value == "" {
+		opt.Value = "value"
+	}
+	if opt.Codec == nil {
+		opt.Codec = fetchonce.JSON
+	}
+	if err := d.checkName("Options.Value", opt.Value); err != nil {
+		return err
+	}
+	if d.sameName(opt.Value, opt.Key) {
+		return fmt.Errorf("Options.Value: %q is the Key", opt.Value)
+	}
+	return nil
+}
+
+// checkName returns an error if a name of field cannot be quoted as it is.
+func (d dialect) checkName(field, name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("%s: a name is empty", field)
+	case strings.ContainsRune(name, 0):
+		return fmt.Errorf("%s: %q has a NUL byte", field, name)
+	case !utf8.ValidString(name):
+		return fmt.Errorf("%s: %q is not valid UTF-8", field, name)
+	case d.maxName > 0 && len(name) > d.maxName:
+		return fmt.Errorf("%s: %q is longer than %d bytes, and would be cut there", field, name, d.maxName)
+	}
+	return nil
+}
+
+// An encoding is how a value stands in one column.
+type encoding[V any] struct {
+	codec fetchonce.Codec
+	text  bool // what codec makes is text, and is sent as such
+}
+
+func (e encoding[V]) write(key string, v V) ([]any, error) {
+	data, err := e.codec.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("oncesql: encode the value of %q: %w", key, err)
+	}
+	if e.text {
+		return []any{string(data)}, nil
+	}
+	if data == nil {
+		data = []byte{} // a nil would be written as NULL
+	}
+	return []any{data}, nil
+}
+
+func (e encoding[V]) read(key string, scan func(dest ...any) error) (V, error) {
+	var (
+		v, zero V
+		data    sql.Null[[]byte]
+	)
+	if err := scan(&data); err != nil {
+		return zero, err
+	}
+	// Not a key without a value: the row has the key, so that Create could never
+	// put a value there.
+	if !data.Valid {
+		return zero, fmt.Errorf("oncesql: the value of %q is NULL", key)
+	}
+	if err := e.codec.Unmarshal(data.V, &v); err != nil {
+		return zero, fmt.Errorf("oncesql: decode the value of %q: %w", key, err)
+	}
+	return v, nil
+}
+
+// columnValues returns values if there are as many as columns.
+func columnValues(values []any, columns int, key string) ([]any, error) {
+	if len(values) != columns {
+		return nil, fmt.Errorf("oncesql: create %q: Values returned %d values for %d Columns", key, len(values), columns)
+	}
+	return values, nil
+}
