@@ -1,0 +1,213 @@
+package fetchonce
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+)
+
+// Off turns an option off whose zero value means a default, as in
+// Options{NotFoundTTL: fetchonce.Off}. Any negative value does.
+const Off = -1
+
+// Options configure a [Loader]. The zero value of each field is the default
+// named at the field. [New] refuses what it cannot use with an error that names
+// the field; nothing given is replaced by something else.
+//
+// Redis counts in milliseconds, so a fraction of one is cut off where a
+// duration becomes the life of a key.
+type Options[V any] struct {
+	// Prefix is the namespace of this loader's keys. Loaders with the same
+	// Prefix and Schema, in all processes, share their keys. Required.
+	Prefix string
+
+	// Schema is the version of V's shape. It is part of the keys, so that old
+	// and new builds, side by side in a deployment, do not overwrite each
+	// other's values. The default is none.
+	Schema string
+
+	// TTL is how long a value is fresh, and kept in Redis. The default is 5
+	// minutes. If it is Off, no value is kept in Redis, only the lease: then
+	// there must be a Store, which every Get asks first.
+	TTL time.Duration
+
+	// Jitter is the largest share of a TTL that is taken off it at random, so
+	// that what was stored together does not end together. It applies to TTL,
+	// NotFoundTTL and Fetch.TTL, and is less than 1. The default is 0.1; it may
+	// be turned off.
+	Jitter float64
+
+	// NotFoundTTL is how long an [ErrNotFound] of a fetch is remembered. The
+	// default is a tenth of TTL; it may be turned off. Even then the callers
+	// that waited for that fetch, in all processes, share it.
+	NotFoundTTL time.Duration
+
+	// ErrorTTL is how long another failure of a fetch is shared with callers
+	// that come later: they get it, as an [*Error] with its text, without a
+	// fetch. The default is not at all.
+	ErrorTTL time.Duration
+
+	// Lease is how long a process that died while it fetched blocks a key, in
+	// its own name. A process that lives renews its lease at a third of it, so
+	// a fetch may take longer. The default is 5 seconds; the least is 10 ms.
+	Lease time.Duration
+
+	// FetchTimeout is the longest that a fetch, with the lookup and the
+	// creation in the Store, may run. Then its context ends with
+	// [ErrFetchTimeout], its callers get that, and the lease goes; a fetch that
+	// does not heed its context goes on alone. The default is a minute; it may
+	// be turned off.
+	FetchTimeout time.Duration
+
+	// MaxFetches is how many fetches this loader runs at once, over all keys.
+	// Others wait their turn, and hold no lease meanwhile. The default is no
+	// limit.
+	MaxFetches int
+
+	// RedisTimeout is the limit of every operation in Redis, retries included.
+	// A caller whose own context ends sooner waits no longer than that. The
+	// default is 500 ms.
+	RedisTimeout time.Duration
+
+	// OnRedisDown says what a Get does when Redis does not answer, or answers
+	// with an error. The default is [FailOpen].
+	OnRedisDown Policy
+
+	// Store is the durable place of the values, most often a table. The
+	// default is none.
+	Store Store[V]
+
+	// Codec turns values into bytes for Redis. The default is [Msgpack]. What
+	// one codec wrote, another does not read: it is a miss.
+	Codec Codec
+
+	// Clone is called on a value that several callers of this process share
+	// before it is handed to each. The default is to share it: treat such a
+	// value as read-only.
+	Clone func(V) V
+
+	// MaxBytes is the largest encoded value that is kept or read. A larger one
+	// is returned to its callers and kept nowhere but in the Store. The default
+	// is 4 MiB, the most 512 MiB.
+	MaxBytes int
+
+	// Logger hears what has no caller to be told: a value that could not be
+	// stored after a good fetch, data in Redis that is not usable, and that
+	// Redis is down. The default is [slog.Default].
+	Logger *slog.Logger
+}
+
+// A Policy says what to do when Redis is down.
+type Policy int
+
+const (
+	// FailOpen goes on without Redis: each process fetches for itself, once for
+	// all its callers of a key, and says so in the log. Nothing is stored but
+	// in the Store.
+	FailOpen Policy = iota
+
+	// FailClosed refuses: Get returns an [*Error] with Redis' own error.
+	FailClosed
+)
+
+const (
+	defaultTTL          = 5 * time.Minute
+	defaultJitter       = 0.1
+	defaultLease        = 5 * time.Second
+	defaultFetchTimeout = time.Minute
+	defaultRedisTimeout = 500 * time.Millisecond
+	defaultMaxBytes     = 4 << 20
+
+	leastLease  = 10 * time.Millisecond
+	leastTTL    = time.Millisecond
+	longestTTL  = 100 * 365 * 24 * time.Hour
+	mostBytes   = 512 << 20 // Redis' own limit
+	mostJitter  = 1
+	notFoundPer = 10 // NotFoundTTL's default is TTL over this
+)
+
+// withDefaults returns the options with the defaults in the place of zeros, and
+// zero in the place of what is off.
+func (o Options[V]) withDefaults() Options[V] {
+	o.TTL = orDefault(o.TTL, defaultTTL)
+	o.Jitter = orDefault(o.Jitter, defaultJitter)
+	if o.TTL > 0 {
+		o.NotFoundTTL = orDefault(o.NotFoundTTL, max(o.TTL/notFoundPer, leastTTL))
+	}
+	o.NotFoundTTL = max(o.NotFoundTTL, 0)
+	o.ErrorTTL = max(o.ErrorTTL, 0)
+	if o.Lease == 0 {
+		o.Lease = defaultLease
+	}
+	o.FetchTimeout = orDefault(o.FetchTimeout, defaultFetchTimeout)
+	o.MaxFetches = max(o.MaxFetches, 0)
+	if o.RedisTimeout == 0 {
+		o.RedisTimeout = defaultRedisTimeout
+	}
+	if o.Codec == nil {
+		o.Codec = Msgpack
+	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = defaultMaxBytes
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return o
+}
+
+// orDefault returns v, the default for zero, and zero for off.
+func orDefault[T time.Duration | float64](v, otherwise T) T {
+	switch {
+	case v == 0:
+		return otherwise
+	case v < 0:
+		return 0
+	}
+	return v
+}
+
+// check returns what is wrong with the options as they were given.
+func (o Options[V]) check() error {
+	for _, d := range []struct {
+		name         string
+		value, least time.Duration
+		mayBeOff     bool
+	}{
+		{"TTL", o.TTL, leastTTL, true},
+		{"NotFoundTTL", o.NotFoundTTL, leastTTL, true},
+		{"ErrorTTL", o.ErrorTTL, leastTTL, true},
+		{"Lease", o.Lease, leastLease, false},
+		{"FetchTimeout", o.FetchTimeout, leastTTL, true},
+		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
+	} {
+		switch {
+		case d.value == 0:
+		case d.value < 0 && !d.mayBeOff:
+			return fmt.Errorf("Options.%s cannot be turned off", d.name)
+		case d.value > 0 && d.value < d.least:
+			return fmt.Errorf("Options.%s is %v, less than %v", d.name, d.value, d.least)
+		case d.value > longestTTL:
+			return fmt.Errorf("Options.%s is %v, more than 100 years", d.name, d.value)
+		}
+	}
+	switch {
+	case o.Prefix == "":
+		return errors.New("Options.Prefix is empty")
+	case o.TTL < 0 && o.Store == nil:
+		return errors.New("Options.TTL is off, so Options.Store is required: a value must be kept somewhere")
+	case o.TTL < 0 && o.NotFoundTTL > 0:
+		return errors.New("Options.NotFoundTTL needs Options.TTL, which is off")
+	case math.IsNaN(o.Jitter) || o.Jitter >= mostJitter:
+		return fmt.Errorf("Options.Jitter is %v, not less than 1", o.Jitter)
+	case o.MaxBytes < 0:
+		return errors.New("Options.MaxBytes cannot be turned off")
+	case o.MaxBytes > mostBytes:
+		return fmt.Errorf("Options.MaxBytes is %d, more than 512 MiB", o.MaxBytes)
+	case o.OnRedisDown != FailOpen && o.OnRedisDown != FailClosed:
+		return fmt.Errorf("Options.OnRedisDown is %d, which is no Policy", o.OnRedisDown)
+	}
+	return nil
+}
