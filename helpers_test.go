@@ -3,6 +3,7 @@ package fetchonce_test
 import (
 	"context"
 	"errors"
+	"hash/crc32"
 	"log/slog"
 	"strings"
 	"sync"
@@ -293,4 +294,9 @@ func awaitWaiters(t *testing.T, r backend, key string, n int) {
 		}
 		return waiting == n
 	})
+}
+
+// crcUpdate goes on with the checksum that an envelope has.
+func crcUpdate(sum uint32, b []byte) uint32 {
+	return crc32.Update(sum, crc32.MakeTable(crc32.Castagnoli), b)
 }

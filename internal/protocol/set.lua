@@ -15,6 +15,7 @@ for i = 1, #meta, 2 do
     owner = meta[i + 1]
   elseif meta[i] == "f" then
     last = tonumber(meta[i + 1]) or 0
+    if not (last >= 0 and last < 9007199254740992) then last = 0 end -- not a fence of ours
   elseif string.byte(meta[i]) == 119 then -- w
     waiters[#waiters + 1] = string.sub(meta[i], 2)
   end
