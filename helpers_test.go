@@ -83,6 +83,7 @@ type reply struct {
 }
 
 func newOrigin(t *testing.T) *origin {
+	t.Helper()
 	return &origin{t: t, began: make(chan *call, 10_000)}
 }
 
@@ -150,6 +151,7 @@ type getter struct {
 }
 
 func get(t *testing.T, ctx context.Context, l loader, key string, o *origin) *getter {
+	t.Helper()
 	g := &getter{t, make(chan outcome, 1)}
 	go func() {
 		var out outcome

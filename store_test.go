@@ -169,7 +169,7 @@ func TestStoresErrorComesBackAsItIs(t *testing.T) {
 		s.err = errors.New("the database is down")
 		o := newOrigin(t)
 		out := get(t, t.Context(), newLoader(t, r, with), "k", o).outcome()
-		if out.err != s.err { //nolint:errorlint // it is to be this very error
+		if out.err != s.err {
 			t.Errorf("Get = %v, want the Store's error", out.err)
 		}
 		o.want(0)

@@ -1,7 +1,7 @@
 -- acquire.lua: become the one who fetches a key, or learn why not.
 -- The value is looked for once more in the same step, so nobody who stored it just now is missed.
 -- Sent twice with the same owner, it answers the same lease.
--- KEYS  1 value   2 meta
+-- KEYS  1 value   2 meta   3 marks
 -- ARGV  1 owner   2 lease (ms)   3 process   4 "miss", or "force" when the stored value cannot be used
 --       5 most waiters   6 largest value answered (bytes)   7 how the unusable value begins ("" if it is no string)
 -- Returns {"value", bytes}, or {"large"} if it is too long for an answer: GET it;
@@ -66,5 +66,12 @@ local new = now
 if new <= last then new = last + 1 end -- the clock stepped back
 new = string.format("%.0f", new)
 redis.call("HSET", KEYS[2], "o", ARGV[1], "f", new)
+local marks = redis.pcall("HVALS", KEYS[3])
+if not marks.err then
+  for _, ends in ipairs(marks) do
+    -- Somebody writes at the source: what is read there now may be old when it comes to be stored.
+    if (tonumber(ends) or 0) * 1000 > now then redis.call("HSET", KEYS[2], "u", "1") end
+  end
+end
 redis.call("PEXPIRE", KEYS[2], ARGV[2])
 return {"leased", new, string.format("%.0f", now)}
