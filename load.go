@@ -21,8 +21,10 @@ type run[V any] struct {
 	call  *flight.Call[Result[V]]
 	fetch func(ctx context.Context, f *Fetch[V]) (V, error)
 
-	owner    string        // of the lease we hold or ask for
-	unusable []byte        // how the value begins that is of no use; nil if there is none
+	owner    string             // of the lease we hold or ask for
+	over     *protocol.PassOver // the value to replace; nil if there is none
+	old      *Result[V]         // the same, if it is of use
+	staleFor time.Duration
 	turn     bool          // we have one of MaxFetches
 	waitedOn int64         // fence of the lease we waited for until a timer said to look again
 	deafFor  time.Duration // the pause before that, while no messages come
@@ -53,7 +55,7 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 		r.owner = r.mailbox.Owner()
 		r.call.Mark()
 		sent := time.Now()
-		a, err := r.redis.Acquire(ctx, r.k.names, r.owner, r.opt.Lease, r.unusable)
+		a, err := r.redis.Acquire(ctx, r.k.names, r.owner, r.opt.Lease, r.over)
 		if err != nil {
 			r.dropLease() // we may hold one, and not know it
 			return r.lostRedis(ctx, err)
@@ -75,7 +77,7 @@ func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Ti
 	r.giveTurn()
 	switch a.State {
 	case protocol.Stored:
-		return r.take(r.open(r.k, a.Value, SourceRedis))
+		return r.take(r.open(r.k, a.Value))
 	case protocol.Large:
 		seen, err := r.look(ctx, r.k)
 		if seen.down != nil {
@@ -84,7 +86,12 @@ func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Ti
 		}
 		return r.take(seen, r.endedOr(ctx, err))
 	case protocol.Failed:
-		return Result[V]{}, true, r.fail(r.failure(a.Failure))
+		err := r.failure(a.Failure)
+		if r.old != nil {
+			r.pauses.set(r.k.user, a.Left)
+			err = &pausedError{err}
+		}
+		return Result[V]{}, true, r.fail(err)
 	}
 	return r.wait(ctx, a, slot)
 }
@@ -94,7 +101,7 @@ func (r *run[V]) take(seen look[V], err error) (Result[V], bool, error) {
 	if err != nil || seen.found {
 		r.call.Close()
 	}
-	r.unusable = seen.unusable
+	r.over = seen.over
 	return seen.result, seen.found, err
 }
 
@@ -169,6 +176,7 @@ func (r *run[V]) wait(ctx context.Context, a protocol.Acquired, slot *wake.Slot)
 			case protocol.KindValue:
 				return r.hear(ctx, m.Body)
 			case protocol.KindFailure:
+				r.pauseFor(r.pause())
 				return Result[V]{}, true, r.fail(r.failure(protocol.ParseFailure(string(m.Body))))
 			}
 			return Result[V]{}, false, nil
@@ -180,7 +188,7 @@ func (r *run[V]) wait(ctx context.Context, a protocol.Acquired, slot *wake.Slot)
 // may have come after a Delete that the message has not seen, as it was on its
 // way: if there are such callers, all look once more, together.
 func (r *run[V]) hear(ctx context.Context, sealed []byte) (Result[V], bool, error) {
-	told, err := r.open(r.k, sealed, SourcePeer)
+	_, told, err := r.unpack(r.k, sealed, SourcePeer)
 	if !told.found {
 		return Result[V]{}, false, nil
 	}
@@ -193,7 +201,7 @@ func (r *run[V]) hear(ctx context.Context, sealed []byte) (Result[V], bool, erro
 	case ctx.Err() != nil || seen.down != nil || lookErr != nil && !seen.found:
 		return told.result, true, err // for those who came in time
 	case !seen.found:
-		r.unusable = seen.unusable
+		r.over = seen.over
 		return Result[V]{}, false, nil
 	}
 	r.call.Mark()
@@ -252,7 +260,7 @@ func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) 
 		return Result[V]{}, true, r.fail(context.Cause(ctx))
 	case m.cut && errors.Is(context.Cause(during), ErrLockLost):
 		r.reloads++
-		r.unusable = nil
+		r.over, r.old = nil, nil
 		return Result[V]{}, false, nil // somebody has deleted or set the key, or is at it: ask again
 	}
 	err := r.fail(m.err) // nobody joins what is being released
@@ -333,7 +341,7 @@ func (r *run[V]) make(ctx context.Context, fence int64, m *made[V]) (V, error) {
 		}
 	}
 	m.source = SourceFetch
-	f := &Fetch[V]{Key: r.k.user, Fence: fence}
+	f := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old}
 	began := time.Now()
 	v, err := r.fetch(ctx, f)
 	m.cost, m.ttl = time.Since(began), f.TTL
@@ -347,9 +355,9 @@ func (r *run[V]) make(ctx context.Context, fence int64, m *made[V]) (V, error) {
 // closed to joiners first: a Get that begins while we store, after somebody's
 // Delete, must not be given what was fetched before it.
 func (r *run[V]) fill(ctx context.Context, a protocol.Acquired, m made[V]) {
-	sealed, ttl := r.seal(a, m)
+	sealed, keep := r.seal(a, m)
 	r.call.Close()
-	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.k.names, r.owner, a.Fence, sealed, ttl)
+	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.k.names, r.owner, a.Fence, sealed, keep)
 	switch {
 	case err != nil:
 		r.notices.warn(noticeUnstored, err)
@@ -361,23 +369,23 @@ func (r *run[V]) fill(ctx context.Context, a protocol.Acquired, m made[V]) {
 
 // seal puts what was fetched into an envelope. What cannot be kept is nil: then
 // those who wait are told to look for themselves.
-func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, ttl time.Duration) {
-	h := r.header(r.k, envelope.Value, 0)
-	h.Cost, h.Fence = m.cost, a.Fence
-	var payload []byte
+func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, keep time.Duration) {
+	var (
+		h       envelope.Header
+		payload []byte
+	)
 	if m.err == nil {
-		ttl = r.keep(r.opt.TTL, m.ttl)
+		h = r.header(r.k, envelope.Value, r.freshFor(r.opt.TTL, m.ttl))
 		var err error
 		if payload, err = r.encode(m.value); err != nil {
 			r.notices.warn(noticeUnstored, err)
 			return nil, 0
 		}
 	} else {
-		h.Kind = envelope.NotFound
-		ttl = r.keep(r.opt.NotFoundTTL, m.ttl)
+		h = r.header(r.k, envelope.NotFound, r.freshFor(r.opt.NotFoundTTL, m.ttl))
 	}
-	h.Fresh, h.Keep = ttl, ttl
-	return envelope.Seal(h, payload), ttl
+	h.Cost, h.Fence = m.cost, a.Fence
+	return envelope.Seal(h, payload), h.Keep
 }
 
 // release gives the lease back without a value, and tells those who wait the
@@ -388,7 +396,12 @@ func (r *run[V]) release(ctx context.Context, fence int64, failure error) {
 	if failure == nil {
 		_, err = r.redis.Release(ctx, r.k.names, r.owner, fence)
 	} else {
-		_, err = r.redis.ReleaseFailed(ctx, r.k.names, r.owner, fence, describe(failure), r.opt.ErrorTTL)
+		share, pause := r.opt.ErrorTTL, false
+		if r.old != nil && share == 0 {
+			share, pause = r.pause(), true
+		}
+		r.pauseFor(share)
+		_, err = r.redis.ReleaseFailed(ctx, r.k.names, r.owner, fence, describe(failure), share, pause)
 	}
 	if err != nil {
 		r.dropLease()

@@ -33,6 +33,7 @@ type Loader[V any] struct {
 	turns   *semaphore.Weighted // for MaxFetches; nil without that limit
 	ahead   atomic.Int64        // by how many ns the server's clock is ahead of ours
 	notices notices
+	pauses  pauses
 
 	closed     atomic.Bool
 	closing    context.Context // ends what runs in the background
@@ -45,6 +46,7 @@ type Result[V any] struct {
 	Value  V
 	Source Source
 	Age    time.Duration // since it was fetched, as far as the clocks agree; 0 where that is not known
+	Stale  bool          // its TTL has ended; see [Options.StaleWhileRevalidate]
 }
 
 // A Source says where a value came from.
@@ -84,6 +86,11 @@ type Fetch[V any] struct {
 	// beyond its lease. It is 0 if there is no lease, because Redis is down. It
 	// may repeat if Redis loses its data and its clock is set back.
 	Fence int64
+
+	// Old is the value that is to be replaced, if there is one that was found: old,
+	// or refreshed early. To return Old.Value says that it has not changed. Treat
+	// it as read-only.
+	Old *Result[V]
 
 	// TTL may be set by the fetch to keep what it found, an absence too, for
 	// another time than [Options.TTL] or [Options.NotFoundTTL] say. A negative
@@ -166,7 +173,7 @@ func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.
 		return zero, err
 	}
 	seen, err := l.look(ctx, k)
-	if err != nil || seen.found {
+	if err != nil || seen.found && !seen.refresh {
 		return seen.result.Value, err
 	}
 	// Made only now: a hit needs no closure.
@@ -181,13 +188,13 @@ func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context
 		return Result[V]{}, err
 	}
 	seen, err := l.look(ctx, k)
-	if err != nil || seen.found {
+	if err != nil || seen.found && !seen.refresh {
 		return seen.result, err
 	}
 	return l.load(ctx, k, seen, fetch)
 }
 
-// Peek returns what is kept, and never fetches. The error is [ErrNotFound] if
+// Peek returns what is kept, fresh or old, and never fetches. The error is [ErrNotFound] if
 // there is nothing, or an absence, or something that is not usable; an [*Error]
 // if Redis does not answer, whatever [Options.OnRedisDown] says; and ctx.Err()
 // if ctx ends first. Peek looks where Get would look first: in Redis or, with
@@ -202,7 +209,7 @@ func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 	case err != nil:
 	case seen.down != nil:
 		err = &Error{Op: "read", Key: key, Err: seen.down}
-	case !seen.found:
+	case !seen.found && !seen.spare:
 		err = ErrNotFound
 	}
 	return seen.result, err
@@ -231,9 +238,10 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	}
 	ttl := l.jitter(l.opt.TTL)
 	// The server stamps it with its time and a fence.
-	sealed := envelope.Seal(l.header(k, envelope.Value, ttl), payload)
+	h := l.header(k, envelope.Value, ttl)
+	sealed := envelope.Seal(h, payload)
 	defer l.flights.Forget(key) // whatever the outcome: who comes now does not join what was before
-	if err := l.redis.Set(ctx, k.names, l.mailbox.Owner(), sealed, ttl); err != nil {
+	if err := l.redis.Set(ctx, k.names, l.mailbox.Owner(), sealed, h.Keep); err != nil {
 		return &Error{Op: "set", Key: key, Err: err}
 	}
 	return nil
@@ -303,9 +311,12 @@ func (l *Loader[V]) enter(ctx context.Context, op, key string, noFetch bool) (ke
 // A look is what was seen at the place of a key's value.
 type look[V any] struct {
 	found    bool // a value, or that there is none: then the error is ErrNotFound
+	refresh  bool // it is to be fetched anew, by somebody for whom nobody waits
+	spare    bool // not found, but an old value is there for when nothing better is
 	result   Result[V]
-	unusable []byte // not nil if what is there is of no use: how it begins
-	down     error  // why nothing could be seen
+	staleFor time.Duration
+	over     *protocol.PassOver // not nil if what is there is to be replaced
+	down     error              // why nothing could be seen
 }
 
 // look looks where values are kept, without a lease. Its error is the caller's
@@ -326,7 +337,7 @@ func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
 	case b == nil:
 		return look[V]{}, nil
 	}
-	return l.open(k, b, SourceRedis)
+	return l.open(k, b)
 }
 
 func (l *Loader[V]) lookInStore(ctx context.Context, k keyed) (look[V], error) {
@@ -350,35 +361,79 @@ func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 }
 
 // load joins this process's load of a key, or starts it, until there is a
-// result that is not older than the call.
+// result that is not older than the call. With an old value at hand, that may be
+// the result too.
 func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
 	if ctx.Value(fetching{l, k.user}) != nil {
 		return Result[V]{}, &Error{Op: "get", Key: k.user, Err: errors.New("called by the fetch of the same key, which would wait for itself")}
 	}
 	for round := 1; ; round++ {
-		r, late, err := l.flights.Do(ctx, k.user, func(ctx context.Context, call *flight.Call[Result[V]]) (Result[V], error) {
-			run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, unusable: seen.unusable}
-			defer run.giveTurn()
-			if seen.down != nil {
-				return run.blind(ctx)
+		load := l.loading(k, seen, fetch)
+		switch {
+		case (seen.refresh || seen.spare) && l.pauses.active(k.user):
+			return seen.result, nil
+		case seen.refresh:
+			l.flights.Go(ctx, k.user, load)
+			return seen.result, nil
+		}
+		r, late, err := l.join(ctx, k, seen, load)
+		if _, paused := errors.AsType[*pausedError](err); late || paused && !seen.spare {
+			// We joined a load too late for what it found: that may be older than
+			// we are. The value may be stored by now; else join the next load.
+			// Where Deletes follow each other quickly that one may be too late
+			// again, so at some time we start our own. The same after a pause that
+			// is for those alone who have an old value.
+			seen, err = l.look(ctx, k)
+			if err != nil || seen.found && !seen.refresh {
+				return seen.result, err
 			}
-			return run.ask(ctx)
-		})
-		if !late {
-			return l.settle(k, r, err)
+			if round >= patientRounds {
+				l.flights.Forget(k.user)
+			}
+			continue
 		}
-		// We joined a load too late for what it found: that may be older than
-		// we are. The value may be stored by now; else join the next load. Where
-		// Deletes follow each other quickly that one may be too late again, so at
-		// some time we start our own.
-		seen, err = l.look(ctx, k)
-		if err != nil || seen.found {
-			return seen.result, err
+		if seen.spare && ctx.Err() == nil && isFailure(err) {
+			return seen.result, nil
 		}
-		if round >= patientRounds {
-			l.flights.Forget(k.user)
-		}
+		return l.settle(k, r, err)
 	}
+}
+
+// loading returns what a flight runs.
+func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) func(context.Context, *flight.Call[Result[V]]) (Result[V], error) {
+	return func(ctx context.Context, call *flight.Call[Result[V]]) (Result[V], error) {
+		run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, over: seen.over}
+		if seen.refresh || seen.spare {
+			run.old, run.staleFor = &seen.result, seen.staleFor
+		}
+		defer run.giveTurn()
+		if seen.down != nil {
+			return run.blind(ctx)
+		}
+		return run.ask(ctx)
+	}
+}
+
+// join waits for the flight: for the SoftTimeout at most, if there is an old
+// value. The flight then goes on without us.
+func (l *Loader[V]) join(ctx context.Context, k keyed, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
+	if !seen.spare || l.opt.SoftTimeout == 0 {
+		return l.flights.Do(ctx, k.user, load)
+	}
+	soft, cancel := context.WithTimeoutCause(ctx, l.opt.SoftTimeout, errSoftTimeout)
+	defer cancel()
+	l.flights.Go(ctx, k.user, load)
+	return l.flights.Do(soft, k.user, load)
+}
+
+// errSoftTimeout ends the wait of a caller that has an old value.
+var errSoftTimeout = errors.New("soft timeout")
+
+// isFailure reports whether an old value is better than the error: not if it says
+// that there is no value, or that we are closed, or if the fetch panicked.
+func isFailure(err error) bool {
+	_, panicked := errors.AsType[*flight.Panic](err)
+	return err != nil && !panicked && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
 }
 
 // patientRounds is how many loads a caller joins before it starts its own.

@@ -49,6 +49,38 @@ type Options[V any] struct {
 	// fetch. The default is not at all.
 	ErrorTTL time.Duration
 
+	// StaleWhileRevalidate is for how long after its TTL an old value is still
+	// returned, at once, while one process fetches a new one (RFC 5861). The
+	// default is not at all.
+	//
+	// How old a value is, is judged by the server's clock, as far as this process
+	// knows it: it learns that with its first miss, and takes its own clock until
+	// then.
+	StaleWhileRevalidate time.Duration
+
+	// StaleIfError is for how long after its TTL an old value is returned when
+	// the fetch of a new one fails (RFC 5861), in the place of the error. After
+	// such a failure the next fetch comes after a pause, of a second or more, up
+	// to half a minute for a value that has long been stale; meanwhile everyone
+	// gets the old value at once. An [ErrNotFound] is no failure. The default is
+	// not at all.
+	StaleIfError time.Duration
+
+	// SoftTimeout is how long a caller waits for a new value when an old one is
+	// at hand that StaleIfError or StaleWhileRevalidate allow to be returned. Then
+	// it gets that, and the fetch goes on. The default is as long as it takes.
+	SoftTimeout time.Duration
+
+	// EarlyRefresh has a value fetched anew before its TTL ends, with a
+	// probability that rises towards the end, so that a popular key never is
+	// without a fresh value. It is the beta of "Optimal Probabilistic Cache
+	// Stampede Prevention" (Vattani, Chierichetti, Lowenstein, VLDB 2015): a value
+	// that took d to fetch is refreshed when d * beta * -ln(random) is more than
+	// what is left of its TTL. 1 is the paper's choice, more is earlier. The
+	// callers get the old value at once, and one process fetches. The default is
+	// off.
+	EarlyRefresh float64
+
 	// Lease is how long a process that died while it fetched blocks a key, in
 	// its own name. A process that lives renews its lease at a third of it, so
 	// a fetch may take longer. The default is 5 seconds; the least is 10 ms.
@@ -138,6 +170,10 @@ func (o Options[V]) withDefaults() Options[V] {
 	}
 	o.NotFoundTTL = max(o.NotFoundTTL, 0)
 	o.ErrorTTL = max(o.ErrorTTL, 0)
+	o.StaleWhileRevalidate = max(o.StaleWhileRevalidate, 0)
+	o.StaleIfError = max(o.StaleIfError, 0)
+	o.SoftTimeout = max(o.SoftTimeout, 0)
+	o.EarlyRefresh = max(o.EarlyRefresh, 0)
 	if o.Lease == 0 {
 		o.Lease = defaultLease
 	}
@@ -179,6 +215,9 @@ func (o Options[V]) check() error {
 		{"TTL", o.TTL, leastTTL, true},
 		{"NotFoundTTL", o.NotFoundTTL, leastTTL, true},
 		{"ErrorTTL", o.ErrorTTL, leastTTL, true},
+		{"StaleWhileRevalidate", o.StaleWhileRevalidate, leastTTL, true},
+		{"StaleIfError", o.StaleIfError, leastTTL, true},
+		{"SoftTimeout", o.SoftTimeout, leastTTL, true},
 		{"Lease", o.Lease, leastLease, false},
 		{"FetchTimeout", o.FetchTimeout, leastTTL, true},
 		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
@@ -200,6 +239,12 @@ func (o Options[V]) check() error {
 		return errors.New("Options.TTL is off, so Options.Store is required: a value must be kept somewhere")
 	case o.TTL < 0 && o.NotFoundTTL > 0:
 		return errors.New("Options.NotFoundTTL needs Options.TTL, which is off")
+	case o.TTL < 0 && (o.StaleWhileRevalidate > 0 || o.StaleIfError > 0 || o.EarlyRefresh > 0):
+		return errors.New("Options.StaleWhileRevalidate, StaleIfError and EarlyRefresh need Options.TTL, which is off")
+	case o.SoftTimeout > 0 && o.StaleWhileRevalidate <= 0 && o.StaleIfError <= 0:
+		return errors.New("Options.SoftTimeout needs StaleIfError or StaleWhileRevalidate: without them there is no old value")
+	case math.IsNaN(o.EarlyRefresh) || math.IsInf(o.EarlyRefresh, 0):
+		return fmt.Errorf("Options.EarlyRefresh is %v, not a number", o.EarlyRefresh)
 	case math.IsNaN(o.Jitter) || o.Jitter >= mostJitter:
 		return fmt.Errorf("Options.Jitter is %v, not less than 1", o.Jitter)
 	case o.MaxBytes < 0:

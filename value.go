@@ -3,9 +3,12 @@ package fetchonce
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
 var (
@@ -13,45 +16,96 @@ var (
 	errCodec    = errors.New("written with another codec")
 )
 
-// open reads a value that came from Redis, or in a message. Whatever is not one
+// open reads a value that came from Redis, and judges whether it is fresh.
+func (l *Loader[V]) open(k keyed, b []byte) (look[V], error) {
+	h, seen, err := l.unpack(k, b, SourceRedis)
+	if err == nil && seen.found {
+		l.judge(&seen, h, b)
+	}
+	return seen, err
+}
+
+// unpack reads a value that came from Redis, or in a message. Whatever is not one
 // of ours, whole and for this key, is unusable: a miss, to be overwritten.
-func (l *Loader[V]) open(k keyed, b []byte, source Source) (look[V], error) {
+func (l *Loader[V]) unpack(k keyed, b []byte, source Source) (envelope.Header, look[V], error) {
 	if len(b) > l.opt.MaxBytes+envelope.Size {
-		return l.unusable(b, errTooLarge), nil
+		return envelope.Header{}, l.unusable(b, errTooLarge), nil
 	}
 	h, payload, err := envelope.Open(b, k.digest)
 	switch {
 	case err != nil:
-		return l.unusable(b, err), nil
+		return h, l.unusable(b, err), nil
 	case h.Kind == envelope.NotFound:
-		return look[V]{found: true}, ErrNotFound
+		return h, look[V]{found: true}, ErrNotFound
 	case h.Codec != l.codec:
-		return l.unusable(b, errCodec), nil
+		return h, l.unusable(b, errCodec), nil
 	}
 	seen := look[V]{found: true, result: Result[V]{Source: source, Age: l.age(h)}}
 	if err := l.decode(payload, &seen.result.Value); err != nil {
-		return l.unusable(b, errors.New("the codec cannot read it")), nil // not its error, which may quote the value
+		return h, l.unusable(b, errors.New("the codec cannot read it")), nil // not its error, which may quote the value
 	}
-	return seen, nil
+	return h, seen, nil
 }
 
-// unusable counts what cannot be used. In what is returned is how b begins, so
-// that no newer value is taken for it.
+// judge says what may be done with a value of that age: it is fresh; or it is
+// old, and may be returned while a new one is fetched, or if that fails; or it is
+// of no use any more. Where Redis keeps values no longer than they are fresh, it
+// decides by itself, whatever the clocks say.
+func (l *Loader[V]) judge(seen *look[V], h envelope.Header, b []byte) {
+	age := seen.result.Age
+	switch {
+	case age < h.Fresh || h.Keep <= h.Fresh:
+		seen.refresh = l.isEarly(h, age)
+	case age-h.Fresh < l.opt.StaleWhileRevalidate:
+		seen.result.Stale, seen.refresh = true, true
+	case age-h.Fresh < l.opt.StaleIfError:
+		seen.result.Stale, seen.found, seen.spare = true, false, true
+	default:
+		*seen = look[V]{over: passOver(b)}
+	}
+	if seen.refresh || seen.spare {
+		seen.over = passOver(b)
+		seen.over.Stale = true
+		seen.staleFor = max(age-h.Fresh, 0)
+	}
+}
+
+// isEarly reports whether it is this caller who refreshes a value that is still
+// fresh; see [Options.EarlyRefresh].
+func (l *Loader[V]) isEarly(h envelope.Header, age time.Duration) bool {
+	if l.opt.EarlyRefresh == 0 {
+		return false
+	}
+	return float64(h.Cost)*l.opt.EarlyRefresh*rand.ExpFloat64() >= float64(h.Fresh-age) // ExpFloat64 is -ln(random)
+}
+
+// unusable counts what cannot be used.
 func (l *Loader[V]) unusable(b []byte, why error) look[V] {
 	l.notices.warn(noticeUnusable, why)
-	return look[V]{unusable: append([]byte{}, b[:min(len(b), envelope.Size)]...)}
+	return look[V]{over: passOver(b)}
+}
+
+// passOver returns what an ACQUIRE is told of a value that it is to pass over:
+// how it begins, so that no newer one is taken for it.
+func passOver(b []byte) *protocol.PassOver {
+	return &protocol.PassOver{Head: slices.Clone(b[:min(len(b), envelope.Size)])}
 }
 
 func (l *Loader[V]) age(h envelope.Header) time.Duration {
 	return max(l.serverNow().Sub(time.UnixMilli(h.Created)), 0)
 }
 
-// header returns the header of a value that is made now.
+// header returns the header of a value, or an absence, that is made now and is
+// fresh for ttl. A value is kept for longer, if it may be returned when it is old.
 func (l *Loader[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envelope.Header {
-	return envelope.Header{
+	h := envelope.Header{
 		Kind: kind, Codec: l.codec, Digest: k.digest,
 		Created: l.serverNow().UnixMilli(), Fresh: ttl, Keep: ttl,
 	}
+	if kind == envelope.Value && ttl > 0 {
+		h.Keep += max(l.opt.StaleWhileRevalidate, l.opt.StaleIfError)
+	}
+	return h
 }
 
 // encode encodes a value, if it may be kept.
@@ -77,9 +131,9 @@ func recoverAs(err *error) {
 	}
 }
 
-// keep returns for how long to keep a value in Redis, when it would be ttl and
-// the fetch wants it to be own: 0 is not at all.
-func (l *Loader[V]) keep(ttl, own time.Duration) time.Duration {
+// freshFor returns for how long a value is fresh in Redis, when it would
+// be ttl and the fetch wants it to be own: with 0 it is not kept.
+func (l *Loader[V]) freshFor(ttl, own time.Duration) time.Duration {
 	switch {
 	case l.opt.TTL == 0:
 		return 0

@@ -109,6 +109,13 @@ func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Con
 	return c.v, false, c.err
 }
 
+// Go joins the load of a key, or starts it, as a caller that never leaves and
+// does not wait: the load goes on until it has ended, or the group is closed. On
+// a closed group it does nothing.
+func (g *Group[V]) Go(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) {
+	_, _, _ = g.join(ctx, key, load)
+}
+
 func (g *Group[V]) join(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (*Call[V], int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -2,13 +2,14 @@
 -- The value is looked for once more in the same step, so nobody who stored it just now is missed.
 -- Sent twice with the same owner, it answers the same lease.
 -- KEYS  1 value   2 meta   3 marks
--- ARGV  1 owner   2 lease (ms)   3 process   4 "miss", or "force" when the stored value cannot be used
---       5 most waiters   6 largest value answered (bytes)   7 how the unusable value begins ("" if it is no string)
+-- ARGV  1 owner   2 lease (ms)   3 process
+--       4 "miss"; "force" to pass over a value that cannot be used, "stale" over one that is to be refreshed
+--       5 most waiters   6 largest value answered (bytes)   7 how the value to pass over begins ("" if it is no string)
 -- Returns {"value", bytes}, or {"large"} if it is too long for an answer: GET it;
 --         {"leased", fence, now (µs)} if we are the one;
---         {"wait", fence, ms} if another is, for at most so long: this process is registered for the message;
+--         {"wait", fence, ms, now (µs)} if another is, for at most so long: this process is registered for the message;
 --         {"failed", failure, ms} if the last fetch failed, and that is shared for so long.
-local force = ARGV[4] == "force"
+local force = ARGV[4] ~= "miss"
 if force then
   -- Only that one value is passed over: one that has come since is news.
   local head = redis.pcall("GETRANGE", KEYS[1], 0, 55)
@@ -22,7 +23,11 @@ if not force then
   end
 end
 
-local meta = redis.pcall("HMGET", KEYS[2], "o", "f", "e")
+local time = redis.call("TIME")
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now_text = string.format("%.0f", now) -- tostring would write 1.795e+15
+
+local meta = redis.pcall("HMGET", KEYS[2], "o", "f", "e", "b")
 if meta.err then
   -- Somebody else's data where our lease belongs. It is not ours to delete, but it may block the key no longer than a lease.
   local left = redis.call("PTTL", KEYS[2])
@@ -30,12 +35,13 @@ if meta.err then
     redis.call("PEXPIRE", KEYS[2], ARGV[2])
     left = tonumber(ARGV[2])
   end
-  return {"wait", "0", left}
+  return {"wait", "0", left, now_text}
 end
 local owner, failure = meta[1], meta[3]
+if meta[4] and ARGV[4] ~= "stale" then failure = false end -- a pause for those who have an old value
 local last = tonumber(meta[2] or "") or 0
 if not (last >= 0 and last < 9007199254740992) then last = 0 end -- not a fence of ours
-local fence = string.format("%.0f", last)                        -- tostring would write 1.795e+15
+local fence = string.format("%.0f", last)
 
 if owner == ARGV[1] then return {"leased", fence, "0"} end
 if owner or failure then
@@ -47,11 +53,9 @@ if owner or failure then
   end
   if not owner then return {"failed", failure, left} end
   if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.call("HSET", KEYS[2], "w" .. ARGV[3], "1") end
-  return {"wait", fence, left}
+  return {"wait", fence, left, now_text}
 end
 
-local time = redis.call("TIME")
-local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 if force then
   -- The unusable value may be a newer build's: stay above its fence. One that lies more than a day ahead is not a fence.
   local head = redis.pcall("GETRANGE", KEYS[1], 0, 31)
@@ -74,4 +78,4 @@ if not marks.err then
   end
 end
 redis.call("PEXPIRE", KEYS[2], ARGV[2])
-return {"leased", new, string.format("%.0f", now)}
+return {"leased", new, now_text}

@@ -82,7 +82,7 @@ const (
 	Stored State = iota + 1 // there is a value: Value holds it
 	Large                   // there is a value, too long for this answer: Get it
 	Leased                  // we hold the lease: Fence, Now
-	Wait                    // another holds it: Fence, Left
+	Wait                    // another holds it: Fence, Left, Now
 	Failed                  // a failure is shared: Failure, Left
 )
 
@@ -96,18 +96,27 @@ type Acquired struct {
 	Failure Failure
 }
 
+// A PassOver is a value that an Acquire is to pass over, and no other: it is
+// known by how it begins, and Head is empty if it is no string. Stale says that it
+// could be used, and is to be refreshed.
+type PassOver struct {
+	Head  []byte
+	Stale bool
+}
+
 // Acquire looks for the value once more and, if there is none, tries to become
-// the one who fetches it. A value that is of no use, which begins with the bytes
-// of unusable, is passed over; so is a key that is no string, if unusable is
-// empty and not nil. If another process was faster, this one is now registered
-// for its message.
-func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Duration, unusable []byte) (Acquired, error) {
-	mode := "miss"
-	if unusable != nil {
-		mode = "force"
+// the one who fetches it. If another process was faster, this one is now
+// registered for its message.
+func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Duration, over *PassOver) (Acquired, error) {
+	mode, head := "miss", []byte(nil)
+	if over != nil {
+		mode, head = "force", over.Head[:min(len(over.Head), envelope.Size)]
+		if over.Stale {
+			mode = "stale"
+		}
 	}
 	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta(), k.marks()}, owner, lease.Milliseconds(), c.process, mode,
-		mostWaiters+2, stageAbove, unusable[:min(len(unusable), envelope.Size)])
+		mostWaiters+2, stageAbove, head)
 	if err != nil {
 		return Acquired{}, err
 	}
@@ -128,7 +137,7 @@ func parseAcquired(reply any) (Acquired, error) {
 			a.Now = time.UnixMicro(now)
 		}
 	case "wait":
-		a = Acquired{State: Wait, Fence: r.number(1), Left: r.millis(2)}
+		a = Acquired{State: Wait, Fence: r.number(1), Left: r.millis(2), Now: time.UnixMicro(r.number(3))}
 	case "failed":
 		a = Acquired{State: Failed, Failure: ParseFailure(r.text(1)), Left: r.millis(2)}
 	default:
@@ -203,18 +212,19 @@ func (c *Client) inlineOrStaged(ctx context.Context, k Key, owner string, sealed
 // Release ends the owner's lease without a value and tells the waiters to look
 // again. It reports whether there was such a lease.
 func (c *Client) Release(ctx context.Context, k Key, owner string, fence int64) (bool, error) {
-	return c.release(ctx, k, owner, messageHead(KindLookAgain, fence, k.Value), "", 0)
+	return c.release(ctx, k, owner, messageHead(KindLookAgain, fence, k.Value), "", 0, false)
 }
 
 // ReleaseFailed ends the owner's lease with a failure, which the waiters are
-// told and later callers get for as long as share.
-func (c *Client) ReleaseFailed(ctx context.Context, k Key, owner string, fence int64, f Failure, share time.Duration) (bool, error) {
+// told and later callers get for as long as share: with pause, only those who
+// have an old value at hand.
+func (c *Client) ReleaseFailed(ctx context.Context, k Key, owner string, fence int64, f Failure, share time.Duration, pause bool) (bool, error) {
 	failure := f.encode()
-	return c.release(ctx, k, owner, append(messageHead(KindFailure, fence, k.Value), failure...), failure, share)
+	return c.release(ctx, k, owner, append(messageHead(KindFailure, fence, k.Value), failure...), failure, share, pause)
 }
 
-func (c *Client) release(ctx context.Context, k Key, owner string, message []byte, failure string, share time.Duration) (bool, error) {
-	reply, err := c.script(ctx, release, nil, []string{k.meta()}, owner, c.ns.channels, message, failure, share.Milliseconds())
+func (c *Client) release(ctx context.Context, k Key, owner string, message []byte, failure string, share time.Duration, pause bool) (bool, error) {
+	reply, err := c.script(ctx, release, nil, []string{k.meta()}, owner, c.ns.channels, message, failure, share.Milliseconds(), pause)
 	return reply == int64(1), err
 }
 

@@ -20,7 +20,8 @@
 // With a schema, v is v@<schema> and so on. Meta is a hash with an end of at
 // most a lease: o is the owner ("<process>.<number>"), f its fence, and
 // w<process> stands for each process that waits. After a failure that is
-// shared, it holds only e, the failure, and f. The lease and the waiters vanish
+// shared, it holds only e, the failure, and f, and b if it is shared only with
+// those who have an old value at hand. The lease and the waiters vanish
 // together, so nothing is ever left behind.
 //
 // Marks is a hash with a field for each Update that is under way, and when it

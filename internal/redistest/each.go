@@ -67,6 +67,9 @@ func EachReal(t *testing.T, test func(t *testing.T, r Backend)) {
 	t.Run("cluster", func(t *testing.T) { test(t, cluster{Cluster(t)}) })
 }
 
+// Backend returns r as a Backend.
+func (r Redis) Backend() Backend { return bubble{r} }
+
 type bubble struct{ Redis }
 
 func (b bubble) Client() redis.UniversalClient { return b.Redis.Client() }

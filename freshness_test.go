@@ -1,0 +1,353 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// inBubble runs a test about the passing of time.
+func inBubble(t *testing.T, test func(t *testing.T, r backend)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(t, redistest.Bubble(t).Backend()) })
+}
+
+// aging has values that are fresh for a minute.
+func aging(change func(*options)) func(*options) {
+	return func(opt *options) {
+		opt.TTL, opt.Jitter = time.Minute, fetchonce.Off
+		change(opt)
+	}
+}
+
+// result is one Load that must return at once.
+func result(t *testing.T, l loader, o *origin) fetchonce.Result[string] {
+	t.Helper()
+	started := time.Now()
+	got, err := l.Load(t.Context(), "k", func(ctx context.Context, f *fetchonce.Fetch[string]) (string, error) {
+		return o.fetch(ctx, f.Key)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if waited := time.Since(started); waited > 0 {
+		t.Errorf("it waited %v", waited)
+	}
+	return got
+}
+
+func wantResult(t *testing.T, got fetchonce.Result[string], value string, stale bool) {
+	t.Helper()
+	if got.Value != value || got.Stale != stale {
+		t.Errorf("got %q, stale %v; want %q, %v", got.Value, got.Stale, value, stale)
+	}
+}
+
+// Two processes find an old value. Both get it at once; one fetches, and both
+// have the new one afterwards.
+func TestStaleWhileRevalidate(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		opt := aging(func(opt *options) { opt.StaleWhileRevalidate = time.Minute })
+		a, b := newLoader(t, r, opt), newLoader(t, r, opt)
+		if err := a.Set(t.Context(), "k", "old"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(61 * time.Second)
+		for range 5 {
+			wantResult(t, result(t, a, o), "old", true)
+			wantResult(t, result(t, b, o), "old", true)
+		}
+		o.next().returns("new")
+		synctest.Wait()
+		wantResult(t, result(t, a, o), "new", false)
+		wantResult(t, result(t, b, o), "new", false)
+		o.want(1)
+
+		time.Sleep(2*time.Minute + time.Second) // too old for anybody
+		g := get(t, t.Context(), a, "k", o)
+		o.next().returns("newer")
+		g.want("newer")
+	})
+}
+
+func TestRefreshOutlivesTheCallerWhoTriggeredIt(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		l := newLoader(t, r, aging(func(opt *options) { opt.StaleWhileRevalidate = time.Minute }))
+		_ = l.Set(t.Context(), "k", "old")
+		time.Sleep(61 * time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
+		get(t, ctx, l, "k", o).want("old")
+		c := o.next()
+		cancel()
+		synctest.Wait()
+		if c.ctx.Err() != nil {
+			t.Error("the refresh was cancelled:", context.Cause(c.ctx))
+		}
+		c.returns("new")
+		synctest.Wait()
+		wantKept(t, l, "new")
+	})
+}
+
+// An entry ends while it is refreshed. The next Get waits for that refresh, in
+// its process and in another.
+func TestEntryEndsDuringItsRefresh(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		opt := aging(func(opt *options) { opt.StaleWhileRevalidate, opt.FetchTimeout = 10*time.Second, time.Hour })
+		l, other := newLoader(t, r, opt), newLoader(t, r, opt)
+		_ = l.Set(t.Context(), "k", "old")
+		time.Sleep(65 * time.Second)
+		get(t, t.Context(), l, "k", o).want("old")
+		c := o.next()
+		time.Sleep(time.Minute)
+		wantNothingKept(t, l)
+		here, there := get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o)
+		synctest.Wait()
+		c.returns("new")
+		here.want("new")
+		there.want("new")
+		o.want(1)
+	})
+}
+
+func TestHungRefreshHoldsAKeyForTheFetchTimeout(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		o.ignore = true
+		l := newLoader(t, r, aging(func(opt *options) { opt.StaleWhileRevalidate, opt.FetchTimeout = time.Hour, 30*time.Second }))
+		_ = l.Set(t.Context(), "k", "old")
+		time.Sleep(61 * time.Second)
+		wantResult(t, result(t, l, o), "old", true)
+		c := o.next()
+		time.Sleep(29 * time.Second)
+		wantResult(t, result(t, l, o), "old", true)
+		o.want(1)
+		time.Sleep(3 * time.Second) // the fetch is given up, and a pause is over
+		wantResult(t, result(t, l, o), "old", true)
+		o.next().returns("new")
+		synctest.Wait()
+		wantResult(t, result(t, l, o), "new", false)
+		c.returns("too late")
+		synctest.Wait()
+		wantKept(t, l, "new")
+	})
+}
+
+// The origin is down for an hour. Everyone gets the old value, and the origin is
+// asked now and then.
+func TestStaleIfError(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		opt := aging(func(opt *options) { opt.StaleIfError = 2 * time.Hour })
+		processes := []loader{newLoader(t, r, opt), newLoader(t, r, opt), newLoader(t, r, opt)}
+		_ = processes[0].Set(t.Context(), "k", "old")
+		time.Sleep(61 * time.Second)
+		fetches := 0
+		boom := errors.New("boom")
+		ask := func(l loader) {
+			t.Helper()
+			got, err := l.Load(t.Context(), "k", func(_ context.Context, f *fetchonce.Fetch[string]) (string, error) {
+				fetches++
+				if f.Old == nil || f.Old.Value != "old" || !f.Old.Stale {
+					t.Errorf("the fetch was given %+v as the old value", f.Old)
+				}
+				return "", boom
+			})
+			if got.Value != "old" || !got.Stale || err != nil {
+				t.Fatalf("Load = %+v, %v; want the old value", got, err)
+			}
+		}
+		for range 3600 {
+			for _, l := range processes {
+				ask(l)
+			}
+			time.Sleep(time.Second)
+		}
+		if fetches < 60 || fetches > 200 {
+			t.Errorf("in an hour the origin was asked %d times by 10,800 Gets; want some two a minute", fetches)
+		}
+		t.Logf("in an hour the origin was asked %d times", fetches)
+
+		// It is up again: everyone has the new value after a pause.
+		o := newOrigin(t)
+		var g *getter
+		for o.count() == 0 {
+			time.Sleep(time.Second)
+			g = get(t, t.Context(), processes[1], "k", o)
+			synctest.Wait()
+		}
+		o.next().returns("new")
+		g.want("new")
+		get(t, t.Context(), processes[2], "k", o).want("new")
+	})
+}
+
+// That there is nothing any more is an answer, and no failure.
+func TestNotFoundReplacesAnOldValue(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		l := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
+		_ = l.Set(t.Context(), "k", "old")
+		time.Sleep(61 * time.Second)
+		g := get(t, t.Context(), l, "k", o)
+		o.next().fails(fetchonce.ErrNotFound)
+		g.wantErr(fetchonce.ErrNotFound)
+		get(t, t.Context(), l, "k", o).wantErr(fetchonce.ErrNotFound)
+		o.want(1)
+	})
+}
+
+// A process that keeps no old values is not paused by one that does.
+func TestPauseIsForThoseWithAnOldValue(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		old := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
+		strict := newLoader(t, r, aging(func(*options) {}))
+		_ = old.Set(t.Context(), "k", "old")
+		time.Sleep(61 * time.Second)
+		g := get(t, t.Context(), old, "k", o)
+		o.next().fails(errors.New("boom"))
+		g.want("old")
+		g = get(t, t.Context(), strict, "k", o)
+		o.next().returns("new")
+		g.want("new")
+	})
+}
+
+func TestSoftTimeout(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		l := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError, opt.SoftTimeout = time.Hour, 100*time.Millisecond }))
+		_ = l.Set(t.Context(), "k", "old")
+		time.Sleep(61 * time.Second)
+		started := time.Now()
+		var all []*getter
+		for range 20 {
+			all = append(all, get(t, t.Context(), l, "k", o))
+		}
+		c := o.next()
+		for _, g := range all {
+			g.want("old")
+		}
+		if waited := time.Since(started); waited != 100*time.Millisecond {
+			t.Errorf("they waited %v", waited)
+		}
+		if c.ctx.Err() != nil {
+			t.Error("the fetch was cancelled:", context.Cause(c.ctx))
+		}
+		quick := get(t, t.Context(), l, "k", o)
+		synctest.Wait()
+		c.returns("new")
+		quick.want("new")
+		o.want(1)
+	})
+}
+
+// Past the point where both would refresh early, one does.
+func TestEarlyRefresh(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		opt := aging(func(opt *options) { opt.EarlyRefresh = 1000 })
+		a, b := newLoader(t, r, opt), newLoader(t, r, opt)
+		g := get(t, t.Context(), a, "k", o)
+		c := o.next()
+		time.Sleep(10 * time.Second) // what it costs
+		c.returns("old")
+		g.want("old")
+		time.Sleep(30 * time.Second)
+		for range 10 {
+			wantResult(t, result(t, a, o), "old", false)
+			wantResult(t, result(t, b, o), "old", false)
+		}
+		synctest.Wait()
+		o.want(2)
+		o.next().returns("new")
+		synctest.Wait()
+		wantKept(t, a, "new")
+		wantKept(t, b, "new")
+	})
+}
+
+// A popular key is refreshed early by one of its callers, so that nobody finds it
+// ended. With n Gets in the time d that a fetch takes, and a beta of 1, a Get that
+// comes x before the end refreshes with the probability exp(-x/d). So the first
+// one does at x = d*(ln(n) + 0.58) on average: what is 0.58 is Euler's constant.
+func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		const cost, every, rounds = time.Second, 10 * time.Millisecond, 50
+		l := newLoader(t, r, aging(func(opt *options) { opt.EarlyRefresh = 1 }))
+		o := newOrigin(t)
+		g := get(t, t.Context(), l, "k", o)
+		c := o.next()
+		time.Sleep(cost)
+		c.returns("v")
+		g.want("v")
+		var lead time.Duration
+		for range rounds {
+			stored := time.Now()
+			time.Sleep(45 * time.Second) // so early nobody refreshes
+			for len(o.began) == 0 {
+				wantResult(t, result(t, l, o), "v", false) // at once, and not ended
+				time.Sleep(every)
+				synctest.Wait()
+			}
+			lead += time.Minute - time.Since(stored)
+			c := o.next()
+			for deadline := time.Now().Add(cost); time.Now().Before(deadline); time.Sleep(every) {
+				wantResult(t, result(t, l, o), "v", false)
+			}
+			c.returns("v")
+			synctest.Wait()
+		}
+		o.want(1 + rounds) // one at a time
+		mean := (lead / rounds).Seconds()
+		want := cost.Seconds() * (math.Log(float64(cost/every)) + 0.5772)
+		t.Logf("refreshed %.2f s before the end on average; the formula says %.2f", mean, want)
+		if math.Abs(mean-want) > 1 { // four standard deviations are 0.73
+			t.Errorf("refreshed %.2f s before the end on average, want about %.2f", mean, want)
+		}
+	})
+}
+
+// Where a process does not want old values, it does not take those that another
+// keeps.
+func TestOldValueIsAMissWithoutTheOption(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		old := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
+		strict := newLoader(t, r, aging(func(*options) {}))
+		_ = old.Set(t.Context(), "k", "old")
+		get(t, t.Context(), strict, "k", o).want("old") // while it is fresh
+		time.Sleep(61 * time.Second)
+		wantNothingKept(t, strict)
+		g := get(t, t.Context(), strict, "k", o)
+		o.next().returns("new")
+		g.want("new")
+	})
+}
+
+// A Delete leaves no old value.
+func TestDeleteLeavesNoOldValue(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		opt := aging(func(opt *options) { opt.StaleIfError, opt.StaleWhileRevalidate = time.Hour, time.Hour })
+		l := newLoader(t, r, opt)
+		_ = l.Set(t.Context(), "k", "old")
+		if err := l.Delete(t.Context(), "k"); err != nil {
+			t.Fatal(err)
+		}
+		g := get(t, t.Context(), l, "k", o)
+		boom := errors.New("boom")
+		o.next().fails(boom)
+		g.wantErr(boom)
+		wantNoKeyForEver(t, r)
+	})
+}
