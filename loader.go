@@ -15,6 +15,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/batch"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
@@ -30,6 +31,8 @@ type Loader[V any] struct {
 	mailbox *wake.Mailbox
 	channel string // on which the others tell us
 	flights flight.Group[Result[V]]
+	hub     *near.Hub            // for all loaders of the client: what one changes, others have copies of
+	near    *near.Cache[nearby[V]] // nil if it is off
 	turns   *semaphore.Weighted // for MaxFetches; nil without that limit
 	ahead   atomic.Int64        // by how many ns the server's clock is ahead of ours
 	notices notices
@@ -55,15 +58,18 @@ type Source int
 // The sources. A value that was waited for has the source of the load that was
 // waited for.
 const (
-	SourceRedis Source = iota + 1 // it was there
+	SourceNear  Source = iota + 1 // this process had a copy
+	SourceRedis                   // it was there
 	SourceStore                   // it was in the Store, and not in Redis
 	SourceFetch                   // this process fetched it
 	SourcePeer                    // another process fetched it meanwhile, and told us
 )
 
-// String returns the name of s: redis, store, fetch or peer.
+// String returns the name of s: near, redis, store, fetch or peer.
 func (s Source) String() string {
 	switch s {
+	case SourceNear:
+		return "near"
 	case SourceRedis:
 		return "redis"
 	case SourceStore:
@@ -107,8 +113,12 @@ type Fetch[V any] struct {
 // although no caller waits for them, a connection does.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
-	if rdb == nil {
+	switch {
+	case err != nil:
+	case rdb == nil:
 		err = errors.New("the Redis client is nil")
+	case opt.Near != Near{} && !near.Usable(rdb):
+		err = errNearClient
 	}
 	if err != nil {
 		return nil, &Error{Op: "new", Err: err}
@@ -127,6 +137,8 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
 	}
+	l.hub = near.Open(rdb, l.mailbox.Process())
+	l.openNear()
 	l.closing, l.stop = context.WithCancel(context.Background())
 	return l, nil
 }
@@ -143,6 +155,10 @@ func (l *Loader[V]) Close() error {
 	l.stop()
 	l.background.Wait()
 	l.mailbox.Close()
+	if l.near != nil {
+		l.near.Close()
+	}
+	l.hub.Close()
 	return nil
 }
 
@@ -167,12 +183,16 @@ func (l *Loader[V]) Close() error {
 // it cannot be stored. A fetch that Gets the same key of the same Loader with
 // the context it was given gets an *Error, as it would wait for itself.
 func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
+	c, early := l.nearCopy(ctx, key)
+	if c != nil && !early && fetch != nil {
+		return l.handOut(c)
+	}
 	k, err := l.enter(ctx, "get", key, fetch == nil)
 	if err != nil {
 		var zero V
 		return zero, err
 	}
-	seen, err := l.look(ctx, k)
+	seen, err := l.lookNear(ctx, k, c, early)
 	if err != nil || seen.found && !seen.refresh {
 		return seen.result.Value, err
 	}
@@ -187,7 +207,8 @@ func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context
 	if err != nil {
 		return Result[V]{}, err
 	}
-	seen, err := l.look(ctx, k)
+	c, early := l.nearCopy(ctx, key)
+	seen, err := l.lookNear(ctx, k, c, early)
 	if err != nil || seen.found && !seen.refresh {
 		return seen.result, err
 	}
@@ -197,14 +218,16 @@ func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context
 // Peek returns what is kept, fresh or old, and never fetches. The error is [ErrNotFound] if
 // there is nothing, or an absence, or something that is not usable; an [*Error]
 // if Redis does not answer, whatever [Options.OnRedisDown] says; and ctx.Err()
-// if ctx ends first. Peek looks where Get would look first: in Redis or, with
+// if ctx ends first. Peek looks where Get would look first: among the copies of
+// this process, if there are any ([Options.Near]), and in Redis or, with
 // [Options.TTL] off, in the Store.
 func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 	k, err := l.enter(ctx, "peek", key, false)
 	if err != nil {
 		return Result[V]{}, err
 	}
-	seen, err := l.look(ctx, k)
+	c, _ := l.nearCopy(ctx, key)
+	seen, err := l.lookNear(ctx, k, c, false)
 	switch {
 	case err != nil:
 	case seen.down != nil:
@@ -240,7 +263,7 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	// The server stamps it with its time and a fence.
 	h := l.header(k, envelope.Value, ttl)
 	sealed := envelope.Seal(h, payload)
-	defer l.flights.Forget(key) // whatever the outcome: who comes now does not join what was before
+	defer l.changed(k) // whatever the outcome
 	if err := l.redis.Set(ctx, k.names, l.mailbox.Owner(), sealed, h.Keep); err != nil {
 		return &Error{Op: "set", Key: key, Err: err}
 	}
@@ -270,7 +293,7 @@ func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 			continue
 		}
 		all.Go(func() error {
-			defer l.flights.Forget(key)
+			defer l.changed(k)
 			if err := l.redis.Invalidate(ctx, k.names); err != nil {
 				errs[i] = &Error{Op: "delete", Key: key, Err: err}
 			}
@@ -326,6 +349,7 @@ func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
 	if l.opt.TTL == 0 {
 		return l.lookInStore(ctx, k)
 	}
+	ticket := l.ask(k)
 	b, err := l.redis.Get(ctx, k.names, l.opt.MaxBytes+envelope.Size)
 	switch {
 	case errors.Is(err, protocol.ErrType):
@@ -337,7 +361,14 @@ func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
 	case b == nil:
 		return look[V]{}, nil
 	}
-	return l.open(k, b)
+	return l.openAndKeep(ticket, k, b)
+}
+
+// changed has this process forget what it knows of a key: who comes now joins no
+// load that began before, and is given no copy.
+func (l *Loader[V]) changed(k keyed) {
+	l.hub.Changed(k.names.Value)
+	l.flights.Forget(k.user)
 }
 
 func (l *Loader[V]) lookInStore(ctx context.Context, k keyed) (look[V], error) {

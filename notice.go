@@ -8,9 +8,11 @@ import (
 
 // What the log is told.
 const (
-	noticeDown     = "fetchonce: Redis is down: going on without it"
-	noticeUnusable = "fetchonce: a value in Redis is not usable and will be replaced"
-	noticeUnstored = "fetchonce: a fetched value could not be stored"
+	noticeDown      = "fetchonce: Redis is down: going on without it"
+	noticeUnusable  = "fetchonce: a value in Redis is not usable and will be replaced"
+	noticeUntracked = "fetchonce: the server does not tell what changes: near copies miss the changes of others until their TTL"
+	noticeNoNear    = "fetchonce: near copies are not used at present"
+	noticeUnstored  = "fetchonce: a fetched value could not be stored"
 )
 
 // noticeEvery is how often the log is told the same thing.
@@ -24,6 +26,7 @@ type notices struct {
 
 	mu   sync.Mutex
 	said map[string]*notice
+	told map[string]bool
 }
 
 type notice struct {
@@ -34,6 +37,20 @@ type notice struct {
 func (n *notices) warn(what string, why error) {
 	if unsaid := n.count(what); unsaid > 0 {
 		n.logger.Warn(what, "error", why, "times", unsaid)
+	}
+}
+
+// once tells the log something that does not change.
+func (n *notices) once(what string, why error) {
+	n.mu.Lock()
+	told := n.told[what]
+	if n.told == nil {
+		n.told = make(map[string]bool)
+	}
+	n.told[what] = true
+	n.mu.Unlock()
+	if !told {
+		n.logger.Warn(what, "error", why)
 	}
 }
 

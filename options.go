@@ -107,6 +107,11 @@ type Options[V any] struct {
 	// with an error. The default is [FailOpen].
 	OnRedisDown Policy
 
+	// Near is for copies of values in this process; see [Near]. It needs TTL, and a
+	// client of a single server, a Sentinel or a cluster that reads from masters.
+	// The default is none.
+	Near Near
+
 	// Store is the durable place of the values, most often a table. The
 	// default is none.
 	Store Store[V]
@@ -116,8 +121,8 @@ type Options[V any] struct {
 	Codec Codec
 
 	// Clone is called on a value that several callers of this process share
-	// before it is handed to each. The default is to share it: treat such a
-	// value as read-only.
+	// before it is handed to each; with Near, every value is shared. The default is
+	// not to call anything: treat such a value as read-only.
 	Clone func(V) V
 
 	// MaxBytes is the largest encoded value that is kept or read. A larger one
@@ -151,6 +156,7 @@ const (
 	defaultFetchTimeout = time.Minute
 	defaultRedisTimeout = 500 * time.Millisecond
 	defaultMaxBytes     = 4 << 20
+	defaultNearTTL      = time.Minute
 
 	leastLease  = 10 * time.Millisecond
 	leastTTL    = time.Millisecond
@@ -181,6 +187,9 @@ func (o Options[V]) withDefaults() Options[V] {
 	o.MaxFetches = max(o.MaxFetches, 0)
 	if o.RedisTimeout == 0 {
 		o.RedisTimeout = defaultRedisTimeout
+	}
+	if o.Near.Entries > 0 && o.Near.TTL == 0 {
+		o.Near.TTL = defaultNearTTL
 	}
 	if o.Codec == nil {
 		o.Codec = Msgpack
@@ -221,6 +230,7 @@ func (o Options[V]) check() error {
 		{"Lease", o.Lease, leastLease, false},
 		{"FetchTimeout", o.FetchTimeout, leastTTL, true},
 		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
+		{"Near.TTL", o.Near.TTL, leastTTL, false},
 	} {
 		switch {
 		case d.value == 0:
@@ -241,6 +251,12 @@ func (o Options[V]) check() error {
 		return errors.New("Options.NotFoundTTL needs Options.TTL, which is off")
 	case o.TTL < 0 && (o.StaleWhileRevalidate > 0 || o.StaleIfError > 0 || o.EarlyRefresh > 0):
 		return errors.New("Options.StaleWhileRevalidate, StaleIfError and EarlyRefresh need Options.TTL, which is off")
+	case o.Near.Entries < 0:
+		return fmt.Errorf("Options.Near.Entries is %d", o.Near.Entries)
+	case o.Near.Entries == 0 && o.Near.TTL > 0:
+		return errors.New("Options.Near.TTL is of no use without Options.Near.Entries")
+	case o.Near.Entries > 0 && o.TTL < 0:
+		return errors.New("Options.Near needs Options.TTL, which is off")
 	case o.SoftTimeout > 0 && o.StaleWhileRevalidate <= 0 && o.StaleIfError <= 0:
 		return errors.New("Options.SoftTimeout needs StaleIfError or StaleWhileRevalidate: without them there is no old value")
 	case math.IsNaN(o.EarlyRefresh) || math.IsInf(o.EarlyRefresh, 0):

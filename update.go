@@ -49,6 +49,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 			return err
 		}
 	}
+	l.hub.Changed(k.names.Value)
 	// Renewed for as long as write takes, whatever becomes of its context. It is
 	// no lock: a mark that was lost is set again, and write goes on.
 	_, keeper := lease.Keep(context.WithoutCancel(ctx), sent, l.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
@@ -68,7 +69,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, keeper *lease.Keeper) error {
 	keeper.Stop() // first: a renewal must not set again what is taken off
 	err := l.redis.Unmark(context.WithoutCancel(ctx), k.names, mark)
-	l.flights.Forget(k.user)
+	l.changed(k)
 	if err != nil {
 		return &Error{Op: "update", Key: k.user, Err: fmt.Errorf("written, but caches may be stale until their TTL: %w", err)}
 	}

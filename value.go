@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -18,10 +19,16 @@ var (
 
 // open reads a value that came from Redis, and judges whether it is fresh.
 func (l *Loader[V]) open(k keyed, b []byte) (look[V], error) {
+	return l.openAndKeep(near.Ticket{}, k, b)
+}
+
+// openAndKeep is open, and with a ticket keeps a copy of what is fresh.
+func (l *Loader[V]) openAndKeep(t near.Ticket, k keyed, b []byte) (look[V], error) {
 	h, seen, err := l.unpack(k, b, SourceRedis)
 	if err == nil && seen.found {
 		l.judge(&seen, h, b)
 	}
+	l.keepNear(t, k, h, &seen, b)
 	return seen, err
 }
 

@@ -158,7 +158,7 @@ func (c *Client) Fill(ctx context.Context, k Key, owner string, fence int64, sea
 	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl, k.Value, k.meta())
 	reply, err := c.script(ctx, fill, before, keys,
 		owner, fenceBytes(fence), inline, ttl.Milliseconds(), c.ns.channels,
-		messageHead(KindValue, fence, k.Value), messageHead(KindLookAgain, fence, k.Value), c.tell, tellWaiters)
+		messageHead(KindValue, fence, k.Value), messageHead(KindLookAgain, fence, k.Value), c.tell, tellWaiters, c.ns.changes)
 	if err != nil {
 		return Filled{}, err
 	}
@@ -191,7 +191,7 @@ func (c *Client) Set(ctx context.Context, k Key, owner string, sealed []byte, tt
 	}
 	_, err := c.script(ctx, set, before, keys,
 		head, tail, ttl.Milliseconds(), c.ns.channels, messageHead(KindValue, 0, k.Value)[9:],
-		messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.tell, tellWaiters)
+		messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.tell, tellWaiters, c.ns.changes)
 	return err
 }
 
@@ -239,7 +239,7 @@ func (c *Client) Renew(ctx context.Context, k Key, owner string, lease time.Dura
 // and the waiters.
 func (c *Client) Invalidate(ctx context.Context, k Key) error {
 	_, err := c.script(ctx, invalidate, nil, []string{k.Value, k.meta()},
-		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value))
+		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.ns.changes)
 	return err
 }
 
@@ -249,7 +249,7 @@ func (c *Client) Invalidate(ctx context.Context, k Key) error {
 // end of its own.
 func (c *Client) Mark(ctx context.Context, k Key, mark string, lasts time.Duration) error {
 	_, err := c.script(ctx, invalidate, nil, []string{k.Value, k.meta(), k.marks()},
-		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), mark, lasts.Milliseconds())
+		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.ns.changes, mark, lasts.Milliseconds())
 	return err
 }
 

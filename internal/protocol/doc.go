@@ -16,6 +16,9 @@
 //	<prefix>:u:{key}           marks: who writes its source of truth now
 //	<prefix>:t:{key}<owner>    a large value on its way to v
 //	<prefix>:b:<process>       a channel: what the others tell this process
+//	<prefix>:i                 a channel: names of values that change, for near
+//	                           caches that cannot have the server's own word
+//	<prefix>:h:<process>:...   beats: a near cache finds out whether it still hears
 //
 // With a schema, v is v@<schema> and so on. Meta is a hash with an end of at
 // most a lease: o is the owner ("<process>.<number>"), f its fence, and

@@ -3,7 +3,7 @@
 -- KEYS  1 value   2 meta   [3 the value, staged: a large one as an argument would hold up the server]
 -- ARGV  1 owner   2 fence (8 bytes)   3 envelope ("" if staged)   4 ttl (ms; 0: tell it, but store nothing)
 --       5 channel prefix   6 head of the message with the value   7 message "look again"
---       8 largest value told (bytes)   9 most waiters that are told the value
+--       8 largest value told (bytes)   9 most waiters that are told the value   10 channel of changes
 -- Returns {"stored", waiters} (also where it was only told), or {"lost", bytes or false}: nothing was stored, and what is there now if it is small.
 local meta = redis.pcall("HGETALL", KEYS[2])
 local owner
@@ -43,6 +43,11 @@ else
   redis.call("SET", KEYS[1], ARGV[3], "PX", ttl)
 end
 redis.call("DEL", KEYS[2]) -- before the messages: who is woken finds the lease free
+
+-- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
+-- so it is only sent where somebody who wants it listens on this node too.
+local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[10])
+if listen.err or tonumber(listen[2]) > 0 then redis.pcall("PUBLISH", ARGV[10], KEYS[1]) end
 
 if #waiters > 0 then
   local message = ARGV[7]

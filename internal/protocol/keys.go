@@ -15,6 +15,8 @@ const longest = 200
 type Namespace struct {
 	value, meta, marks, staged string // up to and with the "{" of the hash tag
 	channels                   string // channel names without the process
+	changes                    string // the channel of changed values
+	beats                      string // names of beats without the process
 }
 
 // NewNamespace returns the namespace of a prefix and a schema. Processes with
@@ -30,6 +32,8 @@ func NewNamespace(prefix, schema string) *Namespace {
 		marks:    p + ":u" + schema + ":{",
 		staged:   p + ":t" + schema + ":{",
 		channels: p + ":b:",
+		changes:  p + ":i",
+		beats:    p + ":h:",
 	}
 }
 
@@ -47,6 +51,13 @@ type Key struct {
 // first "{" of a name ends its head; in the head, a schema has neither ":" nor
 // "@", so the last but one ":" ends the prefix, whatever the prefix is.
 func (ns *Namespace) Key(user string) Key {
+	return Key{Value: ns.value + Tag(user) + "}", ns: ns, head: len(ns.value)}
+}
+
+// Tag returns what stands for a user's key in all its names. It is the key
+// itself, and costs no allocation, unless that is empty or long or has bytes
+// that are escaped.
+func Tag(user string) string {
 	tag := escape(user, "")
 	switch {
 	case tag == "":
@@ -55,8 +66,34 @@ func (ns *Namespace) Key(user string) Key {
 		sum := sha256.Sum256([]byte(user))
 		tag = "%#" + hex.EncodeToString(sum[:])
 	}
-	return Key{Value: ns.value + tag + "}", ns: ns, head: len(ns.value)}
+	return tag
 }
+
+// SplitName returns how the name of a value begins, see [Namespace.Values], and
+// the tag of its key. What is not the name of a value has neither.
+func SplitName(name string) (values, tag string) {
+	i := strings.IndexByte(name, '{')
+	if i < 0 || name[len(name)-1] != '}' {
+		return "", ""
+	}
+	return name[:i+1], name[i+1 : len(name)-1]
+}
+
+// Values returns how the names of all values begin. No other name does, of
+// whatever namespace.
+func (ns *Namespace) Values() string { return ns.value }
+
+// Changes returns the channel on which the scripts tell the names of values that
+// they change, if anybody listens on the node of the key. Namespaces that
+// differ in their schema alone share it.
+func (ns *Namespace) Changes() string { return ns.changes }
+
+// Beats returns how the names begin by which a process finds out whether it
+// still hears of changes.
+func (ns *Namespace) Beats(process string) string { return ns.beats + process + ":" }
+
+// Tag returns what stands for the user's key in all its names; see [Tag].
+func (k Key) Tag() string { return k.Value[k.head : len(k.Value)-1] }
 
 func (k Key) meta() string { return k.ns.meta + k.Value[k.head:] }
 
@@ -67,12 +104,26 @@ func (k Key) staged(owner string) string { return k.ns.staged + k.Value[k.head:]
 // Channel returns the name of the channel on which a process listens.
 func (ns *Namespace) Channel(process string) string { return ns.channels + process }
 
+// special has the bytes that are always escaped.
+var special = func() (special [256]bool) {
+	for c := range ' ' {
+		special[c] = true
+	}
+	for _, c := range "{}%\x7f" {
+		special[c] = true
+	}
+	return special
+}()
+
 // escape writes braces, percent signs, control bytes and those in also as %XX.
 func escape(s, also string) string {
-	plain := func(c byte) bool {
-		return c >= ' ' && c != '{' && c != '}' && c != '%' && c != 0x7f && strings.IndexByte(also, c) < 0
-	}
+	plain := func(c byte) bool { return !special[c] && strings.IndexByte(also, c) < 0 }
 	i := 0
+	if also == "" { // a quick way for keys
+		for i < len(s) && !special[s[i]] {
+			i++
+		}
+	}
 	for i < len(s) && plain(s[i]) {
 		i++
 	}

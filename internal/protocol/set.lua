@@ -4,6 +4,7 @@
 -- ARGV  1 envelope before the stamp   2 envelope after the stamp ("" if staged)   3 ttl (ms)
 --       4 channel prefix   5 message with the value, after its kind and fence   6 message "look again"
 --       7 head of the message "lost"   8 largest value told (bytes)   9 most waiters that are told the value
+--       10 channel of changes
 -- Returns the fence.
 local meta = redis.pcall("HGETALL", KEYS[2])
 if meta.err then meta = {} end
@@ -61,6 +62,11 @@ else
   redis.call("SET", KEYS[1], envelope, "PX", ttl)
 end
 redis.call("DEL", KEYS[2])
+
+-- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
+-- so it is only sent where somebody who wants it listens on this node too.
+local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[10])
+if listen.err or tonumber(listen[2]) > 0 then redis.pcall("PUBLISH", ARGV[10], KEYS[1]) end
 
 if owner then
   redis.pcall("PUBLISH", ARGV[4] .. string.match(owner, "^[^.]*"), ARGV[7] .. owner)

@@ -1,0 +1,163 @@
+// Package near keeps copies of values in this process, and lets none of them
+// be used that may have changed at its source.
+//
+// A [Cache] is a bounded map of copies. A [Hub] hears of every change of their
+// values in Redis: by any client, in any language, by expiry, by eviction, by
+// FLUSHALL. For that it has a connection to each master on which the server
+// itself tells it what changes (CLIENT TRACKING in broadcast mode). Where that is
+// refused, the scripts of internal/protocol tell it what they change, and nobody
+// tells of the rest.
+//
+// # What makes a copy usable
+//
+// A connection may be silent because nothing changes, or because nobody is
+// there any more: go-redis notices neither a server that hangs nor a master that
+// was replaced while it stayed up. So once a second the hub changes a key of its
+// own, a beat, over the user's client, and must hear of that change like of any
+// other. That it does proves that it has heard of all that was changed before the
+// beat was sent. Copies may be used until three seconds after that, and not a
+// moment longer:
+//
+//	connect ──► tracked ──► beat heard ──► copies are used, for 3 s after
+//	   ▲                        ▲  │         the beat was sent
+//	   │                        └──┘ each second
+//	   └── connection lost, or no beat heard for 3 s: no copy is used any more
+//
+// Every copy has a [vouch], which is that promise. When the connection is lost
+// its vouch ends, and with it, in one step, all the copies that were made under
+// it. The next connection has a new one.
+//
+// # What makes a copy right
+//
+// A value that is on its way while it changes must not become a copy
+// afterwards. So who reads a value takes a [Ticket] before it asks, and a copy is
+// made only if since then no change of that key was heard of, nor the vouch
+// ended. The model is model/l1.pml.
+//
+// The room knows nothing of values, nor of where they are read. It is used by the
+// loader.
+package near
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+)
+
+// A Cache is the copies of the values of one namespace. Its keys are tags; see
+// [protocol.Tag].
+type Cache[T any] struct {
+	hub    *Hub
+	values string // how the names of its values begin
+	copies *otter.Cache[string, *made[T]]
+
+	seed    maphash.Seed
+	stripes [256]stripe
+}
+
+// made is a copy.
+type made[T any] struct {
+	vouch *vouch
+	until int64 // it is of no use from then on
+	copy  T
+}
+
+// A stripe orders the changes of some keys and the making of their copies.
+type stripe struct {
+	mu      sync.Mutex
+	changes uint64 // heard of so far
+}
+
+// A vouch is the promise that all changes are heard of, of those who have
+// copies.
+type vouch struct {
+	until atomic.Int64 // it holds so long; 0 when it has ended for good
+}
+
+// began is where this room's time begins: it is monotonic, and is read in one
+// step.
+var began = time.Now()
+
+func now() int64 { return int64(time.Since(began)) }
+
+// New returns a cache of at most so many copies over the values whose names begin
+// so. It must be closed. changes is the channel on which changes are told where
+// the server does not tell them.
+func New[T any](hub *Hub, values, changes string, entries int, notify Notify) *Cache[T] {
+	c := &Cache[T]{
+		hub: hub, values: values, seed: maphash.MakeSeed(),
+		copies: otter.Must(&otter.Options[string, *made[T]]{MaximumSize: entries}),
+	}
+	hub.attach(&listener{values: values, changes: changes, forget: c.forget, forgetAll: c.copies.InvalidateAll, notify: notify}, c)
+	return c
+}
+
+// Close ends the cache.
+func (c *Cache[T]) Close() {
+	c.hub.detach(c)
+	c.copies.InvalidateAll()
+}
+
+// Get returns the copy of a value, if there is one that can be vouched for.
+func (c *Cache[T]) Get(tag string) (*T, bool) {
+	m, ok := c.copies.GetIfPresent(tag)
+	if !ok {
+		return nil, false
+	}
+	if t := now(); t >= m.vouch.until.Load() || t >= m.until {
+		return nil, false
+	}
+	return &m.copy, true
+}
+
+// A Ticket is the right to make a copy of a value that is read now. Its zero
+// value is none.
+type Ticket struct {
+	vouch   *vouch
+	changes uint64
+}
+
+// Ask returns a ticket. It is to be called before the value is asked for.
+func (c *Cache[T]) Ask(tag string) Ticket {
+	v := c.hub.vouchFor(c.values + tag + "}")
+	if v == nil || now() >= v.until.Load() {
+		return Ticket{}
+	}
+	s := c.stripe(tag)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Ticket{v, s.changes}
+}
+
+// Keep makes a copy, which is used for as long as life, and reports whether it
+// did: not if the value may have changed since the ticket was taken.
+func (c *Cache[T]) Keep(t Ticket, tag string, value T, life time.Duration) bool {
+	if t.vouch == nil || life <= 0 {
+		return false
+	}
+	m := &made[T]{vouch: t.vouch, until: now() + int64(life), copy: value}
+	s := c.stripe(tag)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changes != t.changes || now() >= t.vouch.until.Load() {
+		return false
+	}
+	c.copies.Set(tag, m)
+	return true
+}
+
+// forget notes that a value has changed.
+func (c *Cache[T]) forget(tag string) {
+	s := c.stripe(tag)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changes++
+	c.copies.Invalidate(tag)
+}
+
+func (c *Cache[T]) stripe(tag string) *stripe {
+	return &c.stripes[maphash.String(c.seed, tag)%uint64(len(c.stripes))]
+}
