@@ -27,6 +27,7 @@ type Hub struct {
 	cluster cluster // nil if the client is of a single server
 	process string
 	beats   atomic.Uint64
+	hand    atomic.Int64 // shows what time it was at the last tick
 
 	ctx     context.Context // ends when the last user closes
 	cancel  context.CancelFunc
@@ -215,6 +216,8 @@ const relist = 2 * time.Second
 // run keeps a link to each master.
 func (h *Hub) run() {
 	defer h.update(nil)
+	h.hand.Store(now())
+	h.running.Go(h.tick) // ends with h.ctx
 	if h.cluster == nil {
 		opt := h.client.(single).Options()
 		h.update(map[string]*redis.Options{"": opt})
@@ -228,6 +231,19 @@ func (h *Hub) run() {
 			h.notify(false, err)
 		}
 		if !sleep(h.ctx, relist*3/4+rand.N(relist/2)) {
+			return
+		}
+	}
+}
+
+func (h *Hub) tick() {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			h.hand.Store(now())
+		case <-h.ctx.Done():
 			return
 		}
 	}

@@ -323,7 +323,7 @@ func (s *session) changed(name string) {
 	}
 	s.mu.Unlock()
 	if ok {
-		s.link.extend(s, sent+int64(lasts))
+		s.link.extend(s, sent+int64(lasts-tick))
 	}
 }
 
