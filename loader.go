@@ -31,10 +31,10 @@ type Loader[V any] struct {
 	mailbox *wake.Mailbox
 	channel string // on which the others tell us
 	flights flight.Group[Result[V]]
-	hub     *near.Hub            // for all loaders of the client: what one changes, others have copies of
+	hub     *near.Hub              // for all loaders of the client: what one changes, others have copies of
 	near    *near.Cache[nearby[V]] // nil if it is off
-	turns   *semaphore.Weighted // for MaxFetches; nil without that limit
-	ahead   atomic.Int64        // by how many ns the server's clock is ahead of ours
+	turns   *semaphore.Weighted    // for MaxFetches; nil without that limit
+	ahead   atomic.Int64           // by how many ns the server's clock is ahead of ours
 	notices notices
 	pauses  pauses
 

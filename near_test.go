@@ -2,7 +2,10 @@ package fetchonce_test
 
 import (
 	"context"
-	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,4 +96,266 @@ func TestNearCopyGoesWhenItsValueChanges(t *testing.T) {
 	}
 }
 
-var _ = fmt.Sprint
+// A logged is what the log was told.
+type logged struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+func (l *logged) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), what)
+}
+
+// nearPair is a process with near copies, and another one that changes what it
+// has copies of.
+func nearPair(t *testing.T, r backend, change ...func(*options)) (l, other loader) {
+	t.Helper()
+	return newLoader(t, r, append([]func(*options){withNear}, change...)...), newLoader(t, r, change...)
+}
+
+func wantSource(t *testing.T, l loader, value string, want fetchonce.Source) {
+	t.Helper()
+	if got, from := source(t, l, "k"); got != value || from != want {
+		t.Errorf("Load = %q from %v; want %q from %v", got, from, value, want)
+	}
+}
+
+// What was changed here is seen here, at once.
+func TestOwnChangeIsSeenAtOnce(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		rdb := r.Client()
+		l, plain := loaderOf(t, rdb, withNear), loaderOf(t, rdb) // one process
+		for i := range 50 {
+			set(t, l, "k", "old")
+			warmNear(t, r, l, "k", "old")
+			by := l
+			if i%2 == 1 {
+				by = plain
+			}
+			var err error
+			want := "fetched"
+			switch i % 3 {
+			case 0:
+				err = by.Delete(t.Context(), "k")
+			case 1:
+				want = "new"
+				err = by.Set(t.Context(), "k", "new")
+			case 2:
+				err = by.Update(t.Context(), "k", func(context.Context) error { return nil })
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, from := source(t, l, "k"); got != want {
+				t.Fatalf("got %q from %v after a change to %q in the same process", got, from, want)
+			}
+		}
+	})
+}
+
+// Without CLIENT TRACKING, Loaders tell of what they change, and the log is told
+// once.
+func TestNearWithoutTracking(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		log := &logged{}
+		l, other := nearPair(t, r, func(opt *options) { opt.Logger = log.logger() })
+		for _, change := range []func() error{
+			func() error { return other.Delete(t.Context(), "k") },
+			func() error { return other.Set(t.Context(), "k", "new") },
+			func() error {
+				return other.Update(t.Context(), "k", func(context.Context) error { return nil })
+			},
+		} {
+			set(t, other, "k", "old")
+			r.Settle()
+			warmNear(t, r, l, "k", "old")
+			if err := change(); err != nil {
+				t.Fatal(err)
+			}
+			r.Settle()
+			if got, err := l.Peek(t.Context(), "k"); err == nil && got.Value == "old" {
+				t.Errorf("Peek = %+v after a change elsewhere", got)
+			}
+		}
+
+		// A refresh replaces a value that others have copies of.
+		set(t, other, "k", "old")
+		r.Settle()
+		warmNear(t, r, l, "k", "old")
+		if n := log.count("does not tell what changes"); n != 1 {
+			t.Errorf("the log was told %d times that the server refuses", n)
+		}
+	})
+}
+
+// What nobody tells of ends with the copy's TTL.
+func TestNearTTL(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, withNear, func(opt *options) { opt.Near.TTL = 10 * time.Second })
+		other := newLoader(t, r)
+		set(t, other, "k", "old")
+		warmNear(t, r, l, "k", "old")
+		copied := time.Now()
+		if err := r.Client().Del(t.Context(), "test:v:{k}").Err(); err != nil {
+			t.Fatal(err)
+		}
+		for time.Since(copied) < 9800*time.Millisecond {
+			wantSource(t, l, "old", fetchonce.SourceNear)
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(copied.Add(10 * time.Second).Sub(time.Now()))
+		wantSource(t, l, "fetched", fetchonce.SourceFetch)
+	})
+}
+
+// A copy is not used for longer than its value is fresh.
+func TestNearCopyIsFresh(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		for _, stale := range []time.Duration{0, time.Hour} {
+			l, other := nearPair(t, r, aging(func(opt *options) { opt.StaleIfError = stale }))
+			set(t, other, "k", "old")
+			born := time.Now()
+			time.Sleep(30 * time.Second)
+			warmNear(t, r, l, "k", "old")
+			time.Sleep(29 * time.Second)
+			wantSource(t, l, "old", fetchonce.SourceNear)
+			time.Sleep(born.Add(time.Minute).Sub(time.Now()))
+			wantSource(t, l, "fetched", fetchonce.SourceFetch)
+		}
+	})
+}
+
+func TestAbsenceIsKeptNear(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		none := func(context.Context, string) (string, error) { return "", fetchonce.ErrNotFound }
+		rdb := r.Client()
+		near, other := loaderOf(t, rdb, withNear, func(opt *options) { opt.NotFoundTTL = time.Hour }), newLoader(t, r)
+		r.Until("an absence is near", func() bool {
+			redistest.WireOf(rdb).Reset()
+			_, err := near.Get(t.Context(), "k", none)
+			return err == fetchonce.ErrNotFound && !slices.Contains(redistest.WireOf(rdb).Commands(), "GETRANGE")
+		})
+		set(t, other, "k", "there")
+		r.Until("it is there", func() bool {
+			got, err := near.Get(t.Context(), "k", none)
+			return got == "there" && err == nil
+		})
+	})
+}
+
+// A copy is shared, so whoever wants one of his own is given a clone.
+func TestNearCopyIsCloned(t *testing.T) {
+	redistest.EachReal(t, func(t *testing.T, r backend) {
+		l, err := fetchonce.New(r.Client(), fetchonce.Options[[]int]{
+			Prefix: "test", Near: fetchonce.Near{Entries: 10}, Clone: slices.Clone[[]int],
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		r.Until("there is a copy", func() bool {
+			got, err := l.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[[]int]) ([]int, error) { return []int{1}, nil })
+			if err != nil || got.Value[0] != 1 {
+				t.Fatalf("Load = %v, %v; somebody has changed the shared value", got, err)
+			}
+			got.Value[0] = 2
+			return got.Source == fetchonce.SourceNear
+		})
+		for range 3 {
+			got, err := l.Get(t.Context(), "k", func(context.Context, string) ([]int, error) { return nil, nil })
+			if err != nil || got[0] != 1 {
+				t.Fatalf("Get = %v, %v; somebody has changed the shared value", got, err)
+			}
+			got[0] = 2
+		}
+	})
+}
+
+// A popular value is refreshed early also where everyone has a copy of it.
+func TestEarlyRefreshOfANearCopy(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		l := newLoader(t, r, withNear, aging(func(opt *options) { opt.EarlyRefresh = 1 }))
+		g := get(t, t.Context(), l, "k", o)
+		c := o.next()
+		time.Sleep(time.Second) // what it costs
+		c.returns("old")
+		g.want("old")
+		warmNear(t, r, l, "k", "old")
+		time.Sleep(40 * time.Second)
+		started := time.Now()
+		for len(o.began) == 0 {
+			if time.Since(started) > 19*time.Second {
+				t.Fatal("it was not refreshed early")
+			}
+			if got := result(t, l, o); got.Value != "old" || got.Source != fetchonce.SourceNear {
+				t.Errorf("got %+v", got)
+			}
+			time.Sleep(10 * time.Millisecond)
+			r.Settle()
+		}
+		o.next().returns("new")
+		r.Settle()
+		wantResult(t, result(t, l, o), "new", false)
+		o.want(2)
+	})
+}
+
+// Keys are copied under the same names as they have in Redis, whatever they are.
+func TestNearKeys(t *testing.T) {
+	redistest.EachReal(t, func(t *testing.T, r backend) {
+		l, other := nearPair(t, r)
+		for _, key := range []string{"", "%", "{a}b", "a\x00b", "é", strings.Repeat("x", 300), "%#abc", "}"} {
+			set(t, other, key, "old")
+			warmNear(t, r, l, key, "old")
+			set(t, other, key, "new")
+			r.Until("the copy of "+key+" is gone", func() bool {
+				got, err := l.Peek(t.Context(), key)
+				return err == nil && got.Value == "new"
+			})
+		}
+	})
+}
+
+func TestNothingNearIsUsedAfterItsConnectionIsLost(t *testing.T) {
+	redistest.EachReal(t, func(t *testing.T, r backend) {
+		l, other := nearPair(t, r)
+		rdb := r.Client()
+		for range 20 {
+			set(t, other, "k", "old")
+			warmNear(t, r, l, "k", "old")
+			kill := func(ctx context.Context, c *redis.Client) error {
+				return c.Do(ctx, "client", "kill", "type", "pubsub").Err()
+			}
+			if c, ok := rdb.(*redis.ClusterClient); ok {
+				if err := c.ForEachMaster(t.Context(), kill); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := kill(t.Context(), rdb.(*redis.Client)); err != nil {
+				t.Fatal(err)
+			}
+			set(t, other, "k", "new")
+			deadline := time.Now().Add(50 * time.Millisecond)
+			for {
+				began := time.Now()
+				got, from := source(t, l, "k")
+				if got == "new" {
+					break
+				}
+				if began.After(deadline) {
+					t.Fatalf("got %q from %v after the connection was killed", got, from)
+				}
+			}
+		}
+	})
+}

@@ -61,7 +61,8 @@ func (k *link) run() {
 		k.mu.Unlock()
 		err := s.run()
 		s.cancel(nil)
-		if k.end() {
+		k.end()
+		if s.vouched.Load() {
 			pause = firstPause // it was of use
 		}
 		if errors.Is(err, errAgain) {
@@ -88,9 +89,9 @@ func (k *link) again() {
 	}
 }
 
-// end ends the vouch, and reports whether there was one. A copy may belong to a
-// node that a cluster has taken its slot from, so those of other nodes go too.
-func (k *link) end() bool {
+// end ends the vouch. A copy may be of a slot that a cluster has meanwhile given
+// to another node, so all copies go.
+func (k *link) end() {
 	k.mu.Lock()
 	v := k.vouch.Swap(nil)
 	if v != nil {
@@ -101,7 +102,6 @@ func (k *link) end() bool {
 	if v != nil {
 		k.hub.giveUp()
 	}
-	return v != nil
 }
 
 // renew ends the vouch and begins another one, which lasts as long as that would
@@ -127,6 +127,7 @@ func (k *link) extend(s *session, until int64) {
 	switch v := k.vouch.Load(); {
 	case k.session != s:
 	case v == nil:
+		s.vouched.Store(true)
 		k.vouch.Store(lasting(until))
 	default:
 		v.until.Store(max(v.until.Load(), until))
@@ -141,7 +142,7 @@ type session struct {
 
 	values, changes []string
 	beats           string // the channel, and how the names of beats begin
-	dialed          atomic.Bool
+	dialed, vouched atomic.Bool
 	refusal         error // why the server does not tell of changes by itself; known once connected
 
 	mu    sync.Mutex
