@@ -3,7 +3,10 @@ package fetchonce
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 var (
@@ -67,4 +70,37 @@ func (e *PanicError) Error() string {
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err
+}
+
+// A ManyError says which keys of a [Loader.GetMany] failed, and how. [errors.Is]
+// and [errors.As] look into all of their errors.
+type ManyError struct {
+	Errs map[string]error // by key
+}
+
+// Error names a few of the keys, and says how many there are.
+func (e *ManyError) Error() string {
+	const most = 3
+	keys := slices.Sorted(maps.Keys(e.Errs))
+	var b strings.Builder
+	fmt.Fprintf(&b, "fetchonce: %d keys failed: ", len(keys))
+	for i, key := range keys[:min(len(keys), most)] {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, "%q: %v", key, e.Errs[key])
+	}
+	if len(keys) > most {
+		b.WriteString("; and others")
+	}
+	return b.String()
+}
+
+// Unwrap returns the errors of all keys.
+func (e *ManyError) Unwrap() []error {
+	errs := make([]error, 0, len(e.Errs))
+	for _, key := range slices.Sorted(maps.Keys(e.Errs)) {
+		errs = append(errs, e.Errs[key])
+	}
+	return errs
 }
