@@ -14,6 +14,9 @@
 //	<prefix>:v:{key}           the value: an envelope, as long as it is kept
 //	<prefix>:m:{key}           meta: who fetches it, and who waits for that
 //	<prefix>:t:{key}<owner>    a large value on its way to v
+//	<prefix>:l:{name}          a lock: who holds it, each with a fence and an end
+//	<prefix>:q:{name}          its queue: who waits, each with a ticket
+//	<prefix>:w:{name}          until when each of those is believed to wait
 //	<prefix>:b:<process>       a channel: what the others tell this process
 //
 // With a schema, v is v@<schema> and so on. Meta is a hash with an end of at
@@ -21,6 +24,10 @@
 // w<process> stands for each process that waits. After a failure that is
 // shared, it holds only e, the failure, and f. The lease and the waiters vanish
 // together, so nothing is ever left behind.
+//
+// The keys of a lock are said to be what they are in lock.lua. They end by
+// themselves, too: a lock a moment after its last lease, a queue when nobody in
+// it has looked for as long as its patience.
 //
 // # Fences
 //
