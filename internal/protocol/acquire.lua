@@ -3,12 +3,18 @@
 -- Sent twice with the same owner, it answers the same lease.
 -- KEYS  1 value   2 meta
 -- ARGV  1 owner   2 lease (ms)   3 process   4 "miss", or "force" when the stored value cannot be used
---       5 most waiters   6 largest value answered (bytes)
+--       5 most waiters   6 largest value answered (bytes)   7 how the unusable value begins ("" if it is no string)
 -- Returns {"value", bytes}, or {"large"} if it is too long for an answer: GET it;
 --         {"leased", fence, now (µs)} if we are the one;
 --         {"wait", fence, ms} if another is, for at most so long: this process is registered for the message;
 --         {"failed", failure, ms} if the last fetch failed, and that is shared for so long.
-if ARGV[4] == "miss" then
+local force = ARGV[4] == "force"
+if force then
+  -- Only that one value is passed over: one that has come since is news.
+  local head = redis.pcall("GETRANGE", KEYS[1], 0, 55)
+  force = (type(head) == "string" and head or "") == ARGV[7]
+end
+if not force then
   local length = redis.pcall("STRLEN", KEYS[1])
   if type(length) == "number" and length > 0 then
     if length > tonumber(ARGV[6]) then return {"large"} end
@@ -44,7 +50,7 @@ end
 local time = redis.call("TIME")
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local last = tonumber(fence or "0") or 0
-if ARGV[4] == "force" then
+if force then
   -- The unusable value may be a newer build's: stay above its fence. One that lies more than a day ahead is not a fence.
   local head = redis.pcall("GETRANGE", KEYS[1], 0, 31)
   if type(head) == "string" and #head == 32 and string.sub(head, 1, 2) == "fo" then

@@ -97,14 +97,17 @@ type Acquired struct {
 }
 
 // Acquire looks for the value once more and, if there is none, tries to become
-// the one who fetches it. With force it does so whatever is stored. If another
-// process was faster, this one is now registered for its message.
-func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Duration, force bool) (Acquired, error) {
+// the one who fetches it. A value that is of no use, which begins with the bytes
+// of unusable, is passed over; so is a key that is no string, if unusable is
+// empty and not nil. If another process was faster, this one is now registered
+// for its message.
+func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Duration, unusable []byte) (Acquired, error) {
 	mode := "miss"
-	if force {
+	if unusable != nil {
 		mode = "force"
 	}
-	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta()}, owner, lease.Milliseconds(), c.process, mode, mostWaiters+2, stageAbove)
+	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta()}, owner, lease.Milliseconds(), c.process, mode,
+		mostWaiters+2, stageAbove, unusable[:min(len(unusable), envelope.Size)])
 	if err != nil {
 		return Acquired{}, err
 	}

@@ -18,7 +18,9 @@ import (
 	randv2 "math/rand/v2"
 	"reflect"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -36,6 +38,7 @@ type Client interface {
 type Mailbox struct {
 	client  Client
 	process string
+	owners  atomic.Uint64
 
 	ctx     context.Context // ends when the last user closes
 	cancel  context.CancelFunc
@@ -106,6 +109,12 @@ func (m *Mailbox) Close() {
 // Process returns the name under which the others know this process: 128 random
 // bits, new for each mailbox.
 func (m *Mailbox) Process() string { return m.process }
+
+// Owner returns a new name for a lease of this process's: of every one that
+// uses this Redis, whatever the lease is for.
+func (m *Mailbox) Owner() string {
+	return m.process + "." + strconv.FormatUint(m.owners.Add(1), 36)
+}
 
 // Listen makes the mailbox hear a channel. It returns at once; until the server
 // has confirmed the subscription, Hears says no, and when it has, all waiters

@@ -1,0 +1,495 @@
+package fetchonce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/lease"
+	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/wake"
+)
+
+// A run is one load of one key in this process: what happens after a miss.
+type run[V any] struct {
+	*Loader[V]
+	k     keyed
+	call  *flight.Call[Result[V]]
+	fetch func(ctx context.Context, f *Fetch[V]) (V, error)
+
+	owner    string        // of the lease we hold or ask for
+	unusable []byte        // how the value begins that is of no use; nil if there is none
+	turn     bool          // we have one of MaxFetches
+	waitedOn int64         // fence of the lease we waited for until a timer said to look again
+	deafFor  time.Duration // the pause before that, while no messages come
+	reloads  int           // fetches that lost their lease before they found anything
+}
+
+// The limits of patience of a run.
+const (
+	longestWait  = time.Second            // for a message that may have been lost
+	firstDeaf    = 10 * time.Millisecond  // while we know that no messages come,
+	longestDeaf  = 250 * time.Millisecond // doubling up to this
+	mostReloads  = 3                      // after so many a fetch goes on though its lease is lost
+	turnInterval = time.Second            // how often a run without a turn looks whether it needs one
+)
+
+// ask asks Redis for the value or the lease, until it has one of them, or
+// somebody else's answer. The context is the flight's.
+func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
+	// Before we are registered in Redis: the message may be faster than the
+	// answer to the registration.
+	slot := r.mailbox.Wait(r.k.names.Value)
+	defer slot.Close()
+	r.mailbox.Listen(r.channel)
+	for {
+		if seen, err := r.awaitTurn(ctx); err != nil || seen.found {
+			return seen.result, r.endedOr(ctx, err)
+		}
+		r.owner = r.mailbox.Owner()
+		r.call.Mark()
+		sent := time.Now()
+		a, err := r.redis.Acquire(ctx, r.k.names, r.owner, r.opt.Lease, r.unusable)
+		if err != nil {
+			r.dropLease() // we may hold one, and not know it
+			return r.lostRedis(ctx, err)
+		}
+		r.learnClock(a.Now, sent)
+		r.suspect(a)
+		result, done, err := r.answered(ctx, a, sent, slot)
+		if done || err != nil {
+			return result, err
+		}
+	}
+}
+
+// answered goes on with the answer to an ACQUIRE. It is done, or asks again.
+func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Time, slot *wake.Slot) (Result[V], bool, error) {
+	if a.State == protocol.Leased {
+		return r.hold(ctx, a, sent)
+	}
+	r.giveTurn()
+	switch a.State {
+	case protocol.Stored:
+		return r.take(r.open(r.k, a.Value, SourceRedis))
+	case protocol.Large:
+		seen, err := r.look(ctx, r.k)
+		if seen.down != nil {
+			result, err := r.lostRedis(ctx, seen.down)
+			return result, true, err
+		}
+		return r.take(seen, r.endedOr(ctx, err))
+	case protocol.Failed:
+		return Result[V]{}, true, r.fail(r.failure(a.Failure))
+	}
+	return r.wait(ctx, a, slot)
+}
+
+// take ends the run with what was seen, if that is of use.
+func (r *run[V]) take(seen look[V], err error) (Result[V], bool, error) {
+	if err != nil || seen.found {
+		r.call.Close()
+	}
+	r.unusable = seen.unusable
+	return seen.result, seen.found, err
+}
+
+// fail ends the run with an error for all, also for those who came while it was
+// under way: a failure is not stale.
+func (r *run[V]) fail(err error) error {
+	r.call.Close()
+	r.call.Mark()
+	return err
+}
+
+// endedOr returns why the flight has ended, if it has, and err otherwise.
+func (r *run[V]) endedOr(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return r.fail(context.Cause(ctx))
+	}
+	return err
+}
+
+// lostRedis goes on after an error of Redis, as the policy says.
+func (r *run[V]) lostRedis(ctx context.Context, err error) (Result[V], error) {
+	if ctx.Err() != nil {
+		return Result[V]{}, r.fail(context.Cause(ctx))
+	}
+	if err := r.refuse(r.k, "acquire", err); err != nil {
+		return Result[V]{}, r.fail(err)
+	}
+	return r.blind(ctx)
+}
+
+// blind fetches without a lease, because Redis is down. Nothing is stored but in
+// the Store.
+func (r *run[V]) blind(ctx context.Context) (Result[V], error) {
+	for !r.turn && r.turns != nil {
+		if err := r.turns.Acquire(ctx, 1); err != nil {
+			return Result[V]{}, r.fail(context.Cause(ctx))
+		}
+		r.turn = true
+	}
+	limited, cancel := r.limit(ctx)
+	defer cancel()
+	r.call.Mark()
+	m := r.work(limited, limited, 0)
+	// Who has joined since the Mark looks again: Redis may be down for us alone,
+	// and somebody may have deleted the key.
+	r.call.Close()
+	if m.err != nil && !errors.Is(m.err, ErrNotFound) {
+		return Result[V]{}, r.fail(m.err)
+	}
+	return m.result(), m.err
+}
+
+// wait waits for the message of the process that holds the lease.
+func (r *run[V]) wait(ctx context.Context, a protocol.Acquired, slot *wake.Slot) (Result[V], bool, error) {
+	timer := time.NewTimer(r.patience(a.Left))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			// Our registration ends with the lease.
+			return Result[V]{}, true, r.fail(context.Cause(ctx))
+		case <-timer.C:
+			r.waitedOn = a.Fence
+			return Result[V]{}, false, nil
+		case <-slot.Ready():
+			m, ok := slot.Take(a.Fence)
+			if !ok {
+				continue // of an older lease
+			}
+			r.deafFor = 0
+			switch m.Kind {
+			case protocol.KindValue:
+				return r.hear(ctx, m.Body)
+			case protocol.KindFailure:
+				return Result[V]{}, true, r.fail(r.failure(protocol.ParseFailure(string(m.Body))))
+			}
+			return Result[V]{}, false, nil
+		}
+	}
+}
+
+// hear takes a value from a message. Who joined after we asked for the lease
+// may have come after a Delete that the message has not seen, as it was on its
+// way: if there are such callers, all look once more, together.
+func (r *run[V]) hear(ctx context.Context, sealed []byte) (Result[V], bool, error) {
+	told, err := r.open(r.k, sealed, SourcePeer)
+	if !told.found {
+		return Result[V]{}, false, nil
+	}
+	r.call.Close()
+	if !r.call.Late() {
+		return told.result, true, err
+	}
+	seen, lookErr := r.look(ctx, r.k)
+	switch {
+	case ctx.Err() != nil || seen.down != nil || lookErr != nil && !seen.found:
+		return told.result, true, err // for those who came in time
+	case !seen.found:
+		r.unusable = seen.unusable
+		return Result[V]{}, false, nil
+	}
+	r.call.Mark()
+	seen.result.Source = SourcePeer
+	return seen.result, true, lookErr
+}
+
+// patience returns how long to wait for a message that may have been lost: not
+// much longer than the lease.
+func (r *run[V]) patience(left time.Duration) time.Duration {
+	if !r.mailbox.Hears(r.channel) {
+		r.deafFor = min(max(2*r.deafFor, firstDeaf), longestDeaf)
+		return min(r.deafFor, left+time.Millisecond)/2 + rand.N(r.deafFor)
+	}
+	if left >= longestWait {
+		return longestWait - rand.N(longestWait/4)
+	}
+	return left + time.Millisecond + rand.N(left/10+5*time.Millisecond)
+}
+
+// suspect has the mailbox look after itself if a timer has found what a message
+// should have told.
+func (r *run[V]) suspect(a protocol.Acquired) {
+	if r.waitedOn != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.waitedOn) {
+		r.mailbox.Suspect(r.channel)
+	}
+	r.waitedOn = 0
+}
+
+// hold fetches under a lease, which was asked for at sent.
+func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) (Result[V], bool, error) {
+	defer r.giveTurn()
+	limited, cancel := r.limit(ctx)
+	defer cancel()
+	held, keeper := lease.Keep(limited, sent, r.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
+		return r.redis.Renew(ctx, r.k.names, r.owner, r.opt.Lease)
+	})
+	defer keeper.Stop()
+	defer r.mailbox.Hold(r.owner, keeper.Lost)()
+
+	during := held
+	if r.reloads >= mostReloads {
+		// The key is deleted faster than it can be fetched. Let this fetch go on
+		// when that happens: it began after our callers came, so what it finds is
+		// good for them, and will not be stored.
+		during = limited
+	}
+	r.call.Mark()
+	m := r.work(limited, during, a.Fence)
+	switch {
+	case m.err == nil || errors.Is(m.err, ErrNotFound):
+		r.fill(ctx, a, m)
+		return m.result(), true, m.err
+	case ctx.Err() != nil:
+		r.release(ctx, a.Fence, nil)
+		return Result[V]{}, true, r.fail(context.Cause(ctx))
+	case m.cut && errors.Is(context.Cause(during), ErrLockLost):
+		r.reloads++
+		r.unusable = nil
+		return Result[V]{}, false, nil // somebody has deleted or set the key, or is at it: ask again
+	}
+	err := r.fail(m.err) // nobody joins what is being released
+	r.release(ctx, a.Fence, m.err)
+	return Result[V]{}, true, err
+}
+
+// limit gives a context the FetchTimeout.
+func (r *run[V]) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if r.opt.FetchTimeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, r.opt.FetchTimeout, ErrFetchTimeout)
+}
+
+// A made is what a fetch, with what belongs to it, has come to.
+type made[V any] struct {
+	value  V
+	source Source
+	cost   time.Duration
+	ttl    time.Duration // as the fetch wants it
+	err    error         // nil, an ErrNotFound, or a failure
+	cut    bool          // it failed, but not by a panic, which is its own fault
+}
+
+func (m made[V]) result() Result[V] { return Result[V]{Value: m.value, Source: m.source} }
+
+// A fetching is the key under which the context of a fetch says what it fetches.
+type fetching struct {
+	loader any
+	key    string
+}
+
+// work runs the fetch on a goroutine of its own, with the context during, and
+// waits for it until the context limited ends: it may not heed its context, and
+// then goes on alone.
+func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
+	during = context.WithValue(during, fetching{r.Loader, r.k.user}, true)
+	ended := make(chan made[V], 1)
+	go func() {
+		var m made[V]
+		flight.Protect(
+			func() (V, error) { return r.make(during, fence, &m) },
+			func(v V, err error) {
+				m.value, m.err = v, err
+				ended <- m
+			})
+	}()
+	select {
+	case m := <-ended:
+		_, panicked := errors.AsType[*flight.Panic](m.err)
+		m.cut = m.err != nil && !panicked && !errors.Is(m.err, flight.ErrGoexit)
+		if m.cut && limited.Err() != nil && !errors.Is(m.err, ErrNotFound) {
+			m.err = r.endOf(limited)
+		}
+		return m
+	case <-limited.Done():
+		return made[V]{err: r.endOf(limited), cut: true}
+	}
+}
+
+func (r *run[V]) endOf(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, ErrFetchTimeout) {
+		return &Error{Op: "fetch", Key: r.k.user, Err: ErrFetchTimeout}
+	}
+	return cause
+}
+
+// make looks in the Store once more, else fetches, and creates what it fetched
+// in the Store.
+func (r *run[V]) make(ctx context.Context, fence int64, m *made[V]) (V, error) {
+	if r.opt.Store != nil {
+		m.source = SourceStore
+		v, err := r.opt.Store.Lookup(ctx, r.k.user)
+		if !errors.Is(err, ErrNotFound) {
+			return v, err
+		}
+	}
+	m.source = SourceFetch
+	f := &Fetch[V]{Key: r.k.user, Fence: fence}
+	began := time.Now()
+	v, err := r.fetch(ctx, f)
+	m.cost, m.ttl = time.Since(began), f.TTL
+	if err != nil || r.opt.Store == nil {
+		return v, err
+	}
+	return r.opt.Store.Create(ctx, r.k.user, v)
+}
+
+// fill stores what was fetched and tells those who wait for it. The flight is
+// closed to joiners first: a Get that begins while we store, after somebody's
+// Delete, must not be given what was fetched before it.
+func (r *run[V]) fill(ctx context.Context, a protocol.Acquired, m made[V]) {
+	sealed, ttl := r.seal(a, m)
+	r.call.Close()
+	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.k.names, r.owner, a.Fence, sealed, ttl)
+	switch {
+	case err != nil:
+		r.notices.warn(noticeUnstored, err)
+		r.dropLease()
+	case filled.Stored:
+		r.call.Mark() // the lease was ours until now, so it is news to all who wait
+	}
+}
+
+// seal puts what was fetched into an envelope. What cannot be kept is nil: then
+// those who wait are told to look for themselves.
+func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, ttl time.Duration) {
+	h := r.header(r.k, envelope.Value, 0)
+	h.Cost, h.Fence = m.cost, a.Fence
+	var payload []byte
+	if m.err == nil {
+		ttl = r.keep(r.opt.TTL, m.ttl)
+		var err error
+		if payload, err = r.encode(m.value); err != nil {
+			r.notices.warn(noticeUnstored, err)
+			return nil, 0
+		}
+	} else {
+		h.Kind = envelope.NotFound
+		ttl = r.keep(r.opt.NotFoundTTL, m.ttl)
+	}
+	h.Fresh, h.Keep = ttl, ttl
+	return envelope.Seal(h, payload), ttl
+}
+
+// release gives the lease back without a value, and tells those who wait the
+// failure, or to look again.
+func (r *run[V]) release(ctx context.Context, fence int64, failure error) {
+	ctx = context.WithoutCancel(ctx)
+	var err error
+	if failure == nil {
+		_, err = r.redis.Release(ctx, r.k.names, r.owner, fence)
+	} else {
+		_, err = r.redis.ReleaseFailed(ctx, r.k.names, r.owner, fence, describe(failure), r.opt.ErrorTTL)
+	}
+	if err != nil {
+		r.dropLease()
+	}
+}
+
+// dropLease gives back, in the background, a lease of which it is not known
+// whether we hold it. If Redis does not answer for as long as the lease lasts,
+// it is over anyway.
+func (r *run[V]) dropLease() {
+	names, owner := r.k.names, r.owner
+	r.background.Go(func() { // ends with the lease, or with closing
+		ctx, cancel := context.WithTimeout(r.closing, r.opt.Lease)
+		defer cancel()
+		for pause := firstDeaf; ; pause = min(2*pause, longestDeaf) {
+			if _, err := r.redis.Release(ctx, names, owner, protocol.AnyFence); err == nil {
+				return
+			}
+			timer := time.NewTimer(pause/2 + rand.N(pause))
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return
+			}
+		}
+	})
+}
+
+// describe says what another process can be told of a failure.
+func describe(err error) protocol.Failure {
+	if p, ok := errors.AsType[*flight.Panic](err); ok {
+		return protocol.Failure{Class: protocol.FailedPanic, Text: fmt.Sprint(p.Value)}
+	}
+	if errors.Is(err, ErrFetchTimeout) {
+		return protocol.Failure{Class: protocol.FetchTimeout}
+	}
+	return protocol.Failure{Class: protocol.FailedFetch, Text: err.Error()}
+}
+
+// failure returns the error for a failure in another process.
+func (r *run[V]) failure(f protocol.Failure) error {
+	var err error
+	switch f.Class {
+	case protocol.FetchTimeout:
+		err = ErrFetchTimeout
+	case protocol.FailedPanic:
+		err = errors.New("fetch panicked: " + f.Text)
+	default:
+		err = errors.New(f.Text)
+	}
+	return &Error{Op: "fetch", Key: r.k.user, Err: err}
+}
+
+// awaitTurn waits until fewer than MaxFetches fetches run, before any lease is
+// taken. Meanwhile it looks now and then whether another process has stored the
+// value.
+func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
+	if r.turns == nil || r.turn || r.turns.TryAcquire(1) {
+		r.turn = r.turns != nil
+		return look[V]{}, nil
+	}
+	waiting, leave := context.WithCancel(ctx)
+	defer leave()
+	ours := make(chan error, 1)
+	go func() { ours <- r.turns.Acquire(waiting, 1) }() // ends with waiting
+	ticks := time.NewTicker(turnInterval)
+	defer ticks.Stop()
+	for {
+		select {
+		case err := <-ours:
+			r.turn = err == nil
+			return look[V]{}, err
+		case <-ticks.C:
+		}
+		r.call.Mark()
+		seen, err := r.look(ctx, r.k)
+		if !seen.found {
+			continue // also after an error: our turn will come
+		}
+		leave()
+		r.turn = <-ours == nil // it may have come at the same moment
+		r.call.Close()
+		return seen, err
+	}
+}
+
+// giveTurn lets the next one fetch.
+func (r *run[V]) giveTurn() {
+	if r.turn {
+		r.turn = false
+		r.turns.Release(1)
+	}
+}
+
+// learnClock notes how far the server's clock is ahead of ours: it said now at
+// some time between sent and now.
+func (r *run[V]) learnClock(now, sent time.Time) {
+	if now.IsZero() {
+		return
+	}
+	took := time.Since(sent)
+	r.ahead.Store(int64(now.Sub(sent.Round(0).Add(took / 2))))
+}

@@ -1,0 +1,416 @@
+package fetchonce
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/wake"
+)
+
+// A Loader loads values of one kind, each once for all who ask for it at the
+// same time, in all processes that share a Redis. It is made by [New], is used
+// by many goroutines at once, and must be closed.
+type Loader[V any] struct {
+	opt     Options[V] // with the defaults; what is off is zero
+	codec   byte
+	redis   *protocol.Client
+	names   *protocol.Namespace
+	mailbox *wake.Mailbox
+	channel string // on which the others tell us
+	flights flight.Group[Result[V]]
+	turns   *semaphore.Weighted // for MaxFetches; nil without that limit
+	ahead   atomic.Int64        // by how many ns the server's clock is ahead of ours
+	notices notices
+
+	closed     atomic.Bool
+	closing    context.Context // ends what runs in the background
+	stop       context.CancelFunc
+	background sync.WaitGroup
+}
+
+// A Result is a value and where it came from.
+type Result[V any] struct {
+	Value  V
+	Source Source
+	Age    time.Duration // since it was fetched, as far as the clocks agree; 0 where that is not known
+}
+
+// A Source says where a value came from.
+type Source int
+
+// The sources. A value that was waited for has the source of the load that was
+// waited for.
+const (
+	SourceRedis Source = iota + 1 // it was there
+	SourceStore                   // it was in the Store, and not in Redis
+	SourceFetch                   // this process fetched it
+	SourcePeer                    // another process fetched it meanwhile, and told us
+)
+
+// String returns the name of s: redis, store, fetch or peer.
+func (s Source) String() string {
+	switch s {
+	case SourceRedis:
+		return "redis"
+	case SourceStore:
+		return "store"
+	case SourceFetch:
+		return "fetch"
+	case SourcePeer:
+		return "peer"
+	}
+	return "none"
+}
+
+// A Fetch is what the fetch of [Loader.Load] is given.
+type Fetch[V any] struct {
+	// Key is the key as the caller gave it.
+	Key string
+
+	// Fence is a number that rises with every lease of this key. A writer who
+	// checks it where the data lives cannot be overtaken by one that was paused
+	// beyond its lease. It is 0 if there is no lease, because Redis is down. It
+	// may repeat if Redis loses its data and its clock is set back.
+	Fence int64
+
+	// TTL may be set by the fetch to keep what it found, an absence too, for
+	// another time than [Options.TTL] or [Options.NotFoundTTL] say. A negative
+	// one, or one of less than a millisecond or more than 100 years, keeps
+	// nothing: it is only given to those who wait for it.
+	TTL time.Duration
+}
+
+// New returns a Loader over a Redis client, which stays the caller's to
+// configure and to close. It speaks to nobody yet. The error is an [*Error]
+// that names the option that cannot be used.
+//
+// Give the client timeouts: go-redis' own are 5 seconds and several retries, and
+// although no caller waits for them, a connection does.
+func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
+	err := opt.check()
+	if rdb == nil {
+		err = errors.New("the Redis client is nil")
+	}
+	if err != nil {
+		return nil, &Error{Op: "new", Err: err}
+	}
+	opt = opt.withDefaults()
+	l := &Loader[V]{
+		opt:     opt,
+		codec:   codecID(opt.Codec),
+		names:   protocol.NewNamespace(opt.Prefix, opt.Schema),
+		mailbox: wake.Open(rdb),
+		notices: notices{logger: opt.Logger},
+	}
+	l.channel = l.names.Channel(l.mailbox.Process())
+	_, cluster := rdb.(*redis.ClusterClient)
+	l.redis = protocol.NewClient(batch.New(rdb), l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
+	if opt.MaxFetches > 0 {
+		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
+	}
+	l.closing, l.stop = context.WithCancel(context.Background())
+	return l, nil
+}
+
+// Close ends all loads that are under way: their fetches' contexts end with
+// [ErrClosed], their leases are given back, and their callers get ErrClosed. It
+// returns when they have ended; a fetch that does not heed its context goes on
+// alone. To close again does nothing.
+func (l *Loader[V]) Close() error {
+	if l.closed.Swap(true) {
+		return nil
+	}
+	l.flights.Close(ErrClosed)
+	l.stop()
+	l.background.Wait()
+	l.mailbox.Close()
+	return nil
+}
+
+// Get returns the value of key: the one that is kept, or else what fetch
+// returns. Of all callers in all processes that ask for a key that is not there,
+// one runs its fetch, and the others wait for what it finds.
+//
+// The context that fetch is given has the values of the ctx of one of the
+// callers, and an end of its own: it ends when all callers have left, when the
+// lease is lost ([ErrLockLost]) or the fetch takes too long ([ErrFetchTimeout]),
+// and when the Loader is closed ([ErrClosed]); [context.Cause] says which. A
+// caller waits as long as its own ctx allows, and leaves with ctx.Err().
+//
+// What fetch returns is returned to all who waited for it. Its error comes back
+// as it is in this process, and as an [*Error] with its text in others. An error
+// that is [ErrNotFound] is remembered, others are not, unless
+// [Options.ErrorTTL] says so. If fetch panics, Get panics in every caller of this
+// process that waited for it, with a [*PanicError].
+//
+// When Redis does not answer, [Options.OnRedisDown] decides: then Get fetches
+// without a lease, or returns an [*Error]. What was fetched is returned even if
+// it cannot be stored. A fetch that Gets the same key of the same Loader with
+// the context it was given gets an *Error, as it would wait for itself.
+func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
+	k, err := l.enter(ctx, "get", key, fetch == nil)
+	if err != nil {
+		var zero V
+		return zero, err
+	}
+	seen, err := l.look(ctx, k)
+	if err != nil || seen.found {
+		return seen.result.Value, err
+	}
+	// Made only now: a hit needs no closure.
+	r, err := l.load(ctx, k, seen, func(ctx context.Context, f *Fetch[V]) (V, error) { return fetch(ctx, f.Key) })
+	return r.Value, err
+}
+
+// Load is like [Loader.Get] with more to say: to the fetch, and of the result.
+func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
+	k, err := l.enter(ctx, "load", key, fetch == nil)
+	if err != nil {
+		return Result[V]{}, err
+	}
+	seen, err := l.look(ctx, k)
+	if err != nil || seen.found {
+		return seen.result, err
+	}
+	return l.load(ctx, k, seen, fetch)
+}
+
+// Peek returns what is kept, and never fetches. The error is [ErrNotFound] if
+// there is nothing, or an absence, or something that is not usable; an [*Error]
+// if Redis does not answer, whatever [Options.OnRedisDown] says; and ctx.Err()
+// if ctx ends first. Peek looks where Get would look first: in Redis or, with
+// [Options.TTL] off, in the Store.
+func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
+	k, err := l.enter(ctx, "peek", key, false)
+	if err != nil {
+		return Result[V]{}, err
+	}
+	seen, err := l.look(ctx, k)
+	switch {
+	case err != nil:
+	case seen.down != nil:
+		err = &Error{Op: "read", Key: key, Err: seen.down}
+	case !seen.found:
+		err = ErrNotFound
+	}
+	return seen.result, err
+}
+
+// Set stores a value in Redis, for [Options.TTL], whatever was there. It does
+// not touch the Store. A fetch of the key that is running, in any process, loses
+// its lease, so what it finds is not stored; those who wait for it get v.
+//
+// When Set returns nil, every Get that begins later sees v or what came after
+// it. Otherwise nothing is known of v, unless the error's cause is that it
+// cannot be stored: it cannot be encoded, it is larger than [Options.MaxBytes],
+// or TTL is off. The error is an [*Error]; or [ErrClosed], or that of a ctx that
+// had ended before, and then nothing was done.
+func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
+	k, err := l.enter(ctx, "set", key, false)
+	if err != nil {
+		return err
+	}
+	if l.opt.TTL == 0 {
+		return &Error{Op: "set", Key: key, Err: errors.New("Options.TTL is off, so no value is kept in Redis")}
+	}
+	payload, err := l.encode(v)
+	if err != nil {
+		return &Error{Op: "encode", Key: key, Err: err}
+	}
+	ttl := l.jitter(l.opt.TTL)
+	// The server stamps it with its time and a fence.
+	sealed := envelope.Seal(l.header(k, envelope.Value, ttl), payload)
+	defer l.flights.Forget(key) // whatever the outcome: who comes now does not join what was before
+	if err := l.redis.Set(ctx, k.names, l.mailbox.Owner(), sealed, ttl); err != nil {
+		return &Error{Op: "set", Key: key, Err: err}
+	}
+	return nil
+}
+
+// Delete makes the next Get of each key fetch it again. It does not touch the
+// Store. A fetch of such a key that is running, in any process, loses its lease:
+// what it finds is not stored, and is not returned to a Get that begins after
+// Delete has returned.
+//
+// A key that is not kept is deleted as well as any other. The error joins an
+// [*Error] for each key of which it is not known that it was deleted: a Get may
+// return its old value until that ends by itself. It is [ErrClosed] if the
+// Loader is closed.
+func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
+	if l.closed.Load() {
+		return ErrClosed
+	}
+	errs := make([]error, len(keys))
+	var all errgroup.Group
+	all.SetLimit(deletesAtOnce)
+	for i, key := range keys {
+		k, err := l.enter(ctx, "delete", key, false)
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		all.Go(func() error {
+			defer l.flights.Forget(key)
+			if err := l.redis.Invalidate(ctx, k.names); err != nil {
+				errs[i] = &Error{Op: "delete", Key: key, Err: err}
+			}
+			return nil
+		})
+	}
+	_ = all.Wait() // the errors are in errs
+	return errors.Join(errs...)
+}
+
+// deletesAtOnce is how many scripts of one Delete are under way: they share
+// round trips.
+const deletesAtOnce = 256
+
+// A keyed is a key of the caller's with its names in Redis.
+type keyed struct {
+	user   string
+	names  protocol.Key
+	digest uint64
+}
+
+// enter checks what every method is given.
+func (l *Loader[V]) enter(ctx context.Context, op, key string, noFetch bool) (keyed, error) {
+	switch {
+	case ctx == nil:
+		return keyed{}, &Error{Op: op, Key: key, Err: errors.New("the context is nil")}
+	case noFetch:
+		return keyed{}, &Error{Op: op, Key: key, Err: errors.New("the fetch is nil")}
+	case l.closed.Load():
+		return keyed{}, ErrClosed
+	case ctx.Err() != nil:
+		return keyed{}, ctx.Err()
+	}
+	names := l.names.Key(key)
+	return keyed{user: key, names: names, digest: envelope.Digest(names.Value)}, nil
+}
+
+// A look is what was seen at the place of a key's value.
+type look[V any] struct {
+	found    bool // a value, or that there is none: then the error is ErrNotFound
+	result   Result[V]
+	unusable []byte // not nil if what is there is of no use: how it begins
+	down     error  // why nothing could be seen
+}
+
+// look looks where values are kept, without a lease. Its error is the caller's
+// own end, the Store's, that there is no value, or, under FailClosed, that Redis
+// is down.
+func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
+	if l.opt.TTL == 0 {
+		return l.lookInStore(ctx, k)
+	}
+	b, err := l.redis.Get(ctx, k.names, l.opt.MaxBytes+envelope.Size)
+	switch {
+	case errors.Is(err, protocol.ErrType):
+		return l.unusable(nil, err), nil
+	case err != nil && ctx.Err() != nil:
+		return look[V]{}, ctx.Err()
+	case err != nil:
+		return look[V]{down: err}, l.refuse(k, "read", err)
+	case b == nil:
+		return look[V]{}, nil
+	}
+	return l.open(k, b, SourceRedis)
+}
+
+func (l *Loader[V]) lookInStore(ctx context.Context, k keyed) (look[V], error) {
+	v, err := l.opt.Store.Lookup(ctx, k.user)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return look[V]{}, nil
+	case err != nil:
+		return look[V]{}, err
+	}
+	return look[V]{found: true, result: Result[V]{Value: v, Source: SourceStore}}, nil
+}
+
+// refuse returns the error for a Redis that is down, if the policy is to refuse.
+func (l *Loader[V]) refuse(k keyed, op string, err error) error {
+	if l.opt.OnRedisDown == FailClosed {
+		return &Error{Op: op, Key: k.user, Err: err}
+	}
+	l.notices.warn(noticeDown, err)
+	return nil
+}
+
+// load joins this process's load of a key, or starts it, until there is a
+// result that is not older than the call.
+func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
+	if ctx.Value(fetching{l, k.user}) != nil {
+		return Result[V]{}, &Error{Op: "get", Key: k.user, Err: errors.New("called by the fetch of the same key, which would wait for itself")}
+	}
+	for round := 1; ; round++ {
+		r, late, err := l.flights.Do(ctx, k.user, func(ctx context.Context, call *flight.Call[Result[V]]) (Result[V], error) {
+			run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, unusable: seen.unusable}
+			defer run.giveTurn()
+			if seen.down != nil {
+				return run.blind(ctx)
+			}
+			return run.ask(ctx)
+		})
+		if !late {
+			return l.settle(k, r, err)
+		}
+		// We joined a load too late for what it found: that may be older than
+		// we are. The value may be stored by now; else join the next load. Where
+		// Deletes follow each other quickly that one may be too late again, so at
+		// some time we start our own.
+		seen, err = l.look(ctx, k)
+		if err != nil || seen.found {
+			return seen.result, err
+		}
+		if round >= patientRounds {
+			l.flights.Forget(k.user)
+		}
+	}
+}
+
+// patientRounds is how many loads a caller joins before it starts its own.
+const patientRounds = 3
+
+// settle turns the outcome of a load into that of one caller.
+func (l *Loader[V]) settle(k keyed, r Result[V], err error) (Result[V], error) {
+	switch {
+	case err == nil:
+		if l.opt.Clone != nil {
+			r.Value = l.opt.Clone(r.Value)
+		}
+		return r, nil
+	case errors.Is(err, flight.ErrClosed):
+		err = ErrClosed
+	case errors.Is(err, flight.ErrGoexit):
+		err = &Error{Op: "fetch", Key: k.user, Err: err}
+	default:
+		if p, ok := errors.AsType[*flight.Panic](err); ok {
+			panic(&PanicError{Value: p.Value, Stack: p.Stack})
+		}
+	}
+	return Result[V]{}, err
+}
+
+// jitter takes a random share off a TTL, so that what was stored together does
+// not end together.
+func (l *Loader[V]) jitter(ttl time.Duration) time.Duration {
+	return max(ttl-time.Duration(rand.Float64()*l.opt.Jitter*float64(ttl)), min(ttl, leastTTL))
+}
+
+// serverNow estimates the server's clock, which stamps all values.
+func (l *Loader[V]) serverNow() time.Time {
+	return time.Now().Add(time.Duration(l.ahead.Load()))
+}
