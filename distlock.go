@@ -101,7 +101,7 @@ const (
 	mostTurns = 16
 	turnsTime = 10 * time.Millisecond
 
-	lookAgain      = time.Second            // a waiter looks this often whether a message was lost
+	lookAgain      = time.Second            // a waiter looks this often whether a message was lost, or after a lease if that is shorter
 	lookLater      = 50 * time.Millisecond  // and so much after a lease should have ended, at most
 	firstDeafLook  = 10 * time.Millisecond  // without a mailbox that hears, it looks
 	latestDeafLook = 100 * time.Millisecond // more often
@@ -192,8 +192,9 @@ func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *L
 		if err != nil {
 			return ctx, nil, err
 		}
-		if held, ls := lk.begin(ctx, n, h); ls != nil {
-			return held, ls, nil
+		held, ls, err := lk.begin(ctx, n, h)
+		if !errors.Is(err, ErrLockLost) {
+			return held, ls, err
 		}
 		// This process was stopped between having the lease and using it.
 	}
@@ -209,10 +210,7 @@ func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context,
 	if err != nil {
 		return ctx, nil, err
 	}
-	if held, ls := lk.begin(ctx, n, h); ls != nil {
-		return held, ls, nil
-	}
-	return ctx, nil, &Error{Op: "lock", Key: name, Err: ErrLockLost}
+	return lk.begin(ctx, n, h)
 }
 
 var errReentrant = errors.New("this call holds the lock already, and would wait for itself")
@@ -316,9 +314,9 @@ func (lk *Locker) shut() []*lease.Keeper {
 	return keepers
 }
 
-// begin starts a turn: from now on its lease is kept. It returns nil if the
-// lease has ended already.
-func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.Context, *Lease) {
+// begin starts a turn: from now on its lease is kept. It fails if the lease has
+// ended already, or the locker was closed.
+func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.Context, *Lease, error) {
 	ls := &Lease{locker: lk, name: n, holding: h}
 	begun := time.Now()
 	lk.mu.Lock()
@@ -336,13 +334,14 @@ func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.C
 	switch {
 	case !keeper.Held():
 		_ = ls.Release()
-		return nil, nil
+		return ctx, nil, ErrLockLost
 	case closed:
-		keeper.End(ErrClosed)
+		_ = ls.Release()
+		return ctx, nil, ErrClosed
 	case lk.opt.MaxHold > 0:
 		ls.tooLong = time.AfterFunc(lk.opt.MaxHold, func() { keeper.End(ErrMaxHold) })
 	}
-	return held, ls
+	return held, ls, nil
 }
 
 var errNotRenewed = errors.New("not to be renewed any more")
@@ -352,7 +351,7 @@ func (lk *Locker) renew(ctx context.Context, n *lockName, h *holding, begun time
 	if lk.ctx.Err() != nil || lk.opt.MaxHold > 0 && sent.Sub(begun) >= lk.opt.MaxHold {
 		return false, errNotRenewed
 	}
-	ours, err := lk.client.RenewLock(ctx, n.lock, h.owner, lk.opt.Lease, lk.opt.Slots, lk.fences())
+	ours, err := lk.client.RenewLock(ctx, n.lock, lk.wish(h.owner))
 	if err == nil && ours {
 		lk.mu.Lock()
 		h.sent = sent
@@ -523,12 +522,12 @@ func (lk *Locker) handOn(n *lockName, h *holding, held bool) error {
 	case ask:
 		return lk.passOn(n, h)
 	}
-	ours, err := lk.client.ReleaseLock(context.Background(), n.lock, h.owner, h.since, lk.opt.Slots, lk.fences())
+	ours, err := lk.client.ReleaseLock(context.Background(), n.lock, lk.wish(h.owner), h.since)
 	switch {
 	case !held:
 		return ErrLockLost // and that was only to be sure that nothing is left of it
 	case err != nil:
-		lk.spawn(func() { lk.forget(n.lock, h.owner) })
+		lk.spawn(func() { lk.forget(n.lock, h.owner, true) })
 		return &Error{Op: "release", Key: n.name, Err: err}
 	case !ours:
 		return ErrLockLost
@@ -570,7 +569,7 @@ func (lk *Locker) passOn(n *lockName, h *holding) error {
 		}
 	})
 	if err != nil {
-		lk.spawn(func() { lk.forget(n.lock, h.owner) })
+		lk.spawn(func() { lk.forget(n.lock, h.owner, true) })
 		return &Error{Op: "release", Key: n.name, Err: err}
 	}
 	if !answer.Returned {
@@ -601,9 +600,13 @@ func (lk *Locker) request(n *lockName) *lockRequest {
 	owner := lk.mailbox.Process() + ".l" + strconv.FormatUint(lockers.Add(1), 36)
 	return &lockRequest{
 		name: n,
-		wish: protocol.LockWish{Owner: owner, Lease: lk.opt.Lease, Slots: lk.opt.Slots, Fences: lk.fences()},
+		wish: lk.wish(owner),
 		slot: lk.mailbox.Wait(owner), // before the request: the message may come before the answer
 	}
+}
+
+func (lk *Locker) wish(owner string) protocol.LockWish {
+	return protocol.LockWish{Owner: owner, Lease: lk.opt.Lease, Slots: lk.opt.Slots, Fences: lk.fences()}
 }
 
 func (r *lockRequest) send(lk *Locker) (protocol.LockAnswer, error) {
@@ -625,7 +628,7 @@ func (lk *Locker) follow(r *lockRequest, answer protocol.LockAnswer, err error) 
 		switch {
 		case err != nil:
 			lk.refused(n, err)
-			lk.forget(n.lock, r.wish.Owner)
+			lk.forget(n.lock, r.wish.Owner, true)
 			return false
 		case answer.Held:
 			if answer.Handed && byItself {
@@ -633,14 +636,15 @@ func (lk *Locker) follow(r *lockRequest, answer protocol.LockAnswer, err error) 
 			}
 			return lk.granted(r, answer)
 		}
-		wait := min(answer.Left+rand.N(lookLater), lookAgain-rand.N(lookAgain/4))
+		again := min(lookAgain, lk.opt.Lease)
+		wait := min(answer.Left+rand.N(lookLater), again-rand.N(again/4))
 		if !lk.mailbox.Hears(lk.channel) {
 			lk.mailbox.Listen(lk.channel)
 			wait = min(wait, deaf/2+rand.N(deaf/2))
 			deaf = min(2*deaf, latestDeafLook)
 		}
 		if byItself, err = lk.sleep(r, wait); err != nil {
-			lk.forget(n.lock, r.wish.Owner)
+			lk.forget(n.lock, r.wish.Owner, false)
 			return false
 		}
 		answer, err = r.send(lk)
@@ -664,6 +668,7 @@ func (lk *Locker) sleep(r *lockRequest, wait time.Duration) (byItself bool, err 
 		}
 		select {
 		case <-r.slot.Ready():
+			r.slot.Take(0) // whatever it says, Redis is asked; and what stays in the slot would keep the next one out
 			return false, nil
 		case <-timer.C:
 			return true, nil
@@ -703,7 +708,7 @@ func (lk *Locker) granted(r *lockRequest, answer protocol.LockAnswer) (more bool
 	if n.waiters.Len() == 0 {
 		lk.drop(n)
 		lk.mu.Unlock()
-		lk.forget(n.lock, r.wish.Owner)
+		lk.forget(n.lock, r.wish.Owner, false)
 		return false
 	}
 	h.more = min(n.waiters.Len(), lk.fences()) - 1 // those who come later have their turn after the other processes
@@ -738,33 +743,44 @@ func (lk *Locker) try(ctx context.Context, name string) (*lockName, *holding, er
 
 	lk.mu.Lock()
 	n.trying--
+	closed := lk.closed
 	var h *holding
-	if err == nil && answer.Held {
+	if err == nil && answer.Held && !closed {
 		h = &holding{owner: r.wish.Owner, since: answer.Since, began: time.Now(), sent: r.sent, fence: answer.Fence, more: lk.fences() - 1}
 		lk.hold(n, h)
 	}
 	lk.drop(n)
 	lk.mu.Unlock()
 	switch {
-	case err == nil && h == nil:
+	case h != nil:
+		return n, h, nil
+	case err == nil && !answer.Held:
 		return nil, nil, ErrLocked
-	case err != nil:
-		lk.spawn(func() { lk.forget(n.lock, r.wish.Owner) })
-		if ctx.Err() != nil {
-			return nil, nil, context.Cause(ctx)
-		}
-		return nil, nil, &Error{Op: "lock", Key: name, Err: err}
 	}
-	return n, h, nil
+	lk.spawn(func() { lk.forget(n.lock, r.wish.Owner, err != nil) })
+	switch {
+	case closed:
+		return nil, nil, ErrClosed
+	case ctx.Err() != nil:
+		return nil, nil, context.Cause(ctx)
+	}
+	return nil, nil, &Error{Op: "lock", Key: name, Err: err}
 }
 
 // forget takes an owner out of a lock, whether it is in the queue, holds it, or
-// neither: nobody knows, or nobody wants it any more. It tries until Redis
-// answers, but no longer than what it is about lasts by itself.
-func (lk *Locker) forget(l protocol.Lock, owner string) {
+// neither. It tries until Redis answers, but no longer than what it is about
+// lasts by itself. If it is not even known whether the request for it has
+// arrived yet, forget does it once more, later.
+func (lk *Locker) forget(l protocol.Lock, owner string, unsure bool) {
 	for end := time.Now().Add(lk.opt.Lease); ; {
-		_, err := lk.client.ReleaseLock(context.Background(), l, owner, "", lk.opt.Slots, lk.fences())
-		if err == nil || lk.ctx.Err() != nil || time.Now().After(end) {
+		_, err := lk.client.ReleaseLock(context.Background(), l, lk.wish(owner), "")
+		if err == nil {
+			if !unsure {
+				return
+			}
+			unsure = false
+		}
+		if time.Now().After(end) {
 			return
 		}
 		timer := time.NewTimer(lk.opt.RedisTimeout)
@@ -772,6 +788,7 @@ func (lk *Locker) forget(l protocol.Lock, owner string) {
 		case <-timer.C:
 		case <-lk.ctx.Done():
 			timer.Stop()
+			return
 		}
 	}
 }

@@ -8,11 +8,11 @@ import (
 
 // How long things of a lock last that nobody can choose.
 const (
-	grace  = 250 * time.Millisecond // a hand-over waits so long to be confirmed
+	grace  = 250 * time.Millisecond // a hand-over waits so long to be confirmed, or half a lease
 	linger = time.Second            // a free lock is remembered so long
 
-	// LookWithin is how soon a waiter must look again not to be taken for dead.
-	LookWithin = 3 * time.Second
+	// lookWithin is how soon a waiter must look again not to be taken for dead.
+	lookWithin = 3 * time.Second
 )
 
 // A LockAnswer is the answer to an AcquireLock.
@@ -27,12 +27,14 @@ type LockAnswer struct {
 	Left   time.Duration // if not held: when the next lease ends, if it is not renewed
 }
 
-// A LockWish is what an AcquireLock asks for.
+// A LockWish is what an AcquireLock asks for. All requests about a lock have
+// the first group: any of them may find that another's turn has come.
 type LockWish struct {
 	Owner  string
 	Lease  time.Duration
-	Slots  int    // how many may hold the lock at once
-	Fences int    // how many fences come with the lease: Fence and those after it
+	Slots  int // how many may hold the lock at once
+	Fences int // how many fences come with the lease: Fence and those after it
+
 	Try    bool   // do not join the queue
 	Ticket string // from the last answer, if there was one
 
@@ -51,8 +53,7 @@ func (c *Client) AcquireLock(ctx context.Context, l Lock, w LockWish) (LockAnswe
 	if ticket == "" {
 		ticket = "0"
 	}
-	reply, err := c.lockScript(ctx, lockAcquire, l, w.Owner, w.Slots, w.Fences,
-		w.Lease.Milliseconds(), mode, LookWithin.Milliseconds(), ticket, w.Return, w.ReturnSince)
+	reply, err := c.lockScript(ctx, lockAcquire, l, w, mode, lookWithin.Milliseconds(), ticket, w.Return, w.ReturnSince)
 	if err != nil {
 		return LockAnswer{}, err
 	}
@@ -75,20 +76,21 @@ func parseLockAnswer(reply any) (LockAnswer, error) {
 
 // ReleaseLock gives the owner's lease back, or takes it out of the queue. It
 // reports whether there was a lease; since is what came with it.
-func (c *Client) ReleaseLock(ctx context.Context, l Lock, owner, since string, slots, fences int) (bool, error) {
-	reply, err := c.lockScript(ctx, lockRelease, l, owner, slots, fences, since)
+func (c *Client) ReleaseLock(ctx context.Context, l Lock, w LockWish, since string) (bool, error) {
+	reply, err := c.lockScript(ctx, lockRelease, l, w, since)
 	return reply == int64(1), err
 }
 
 // RenewLock makes the owner's lease last from now. It reports whether there
 // still is such a lease.
-func (c *Client) RenewLock(ctx context.Context, l Lock, owner string, lease time.Duration, slots, fences int) (bool, error) {
-	reply, err := c.lockScript(ctx, lockRenew, l, owner, slots, fences, lease.Milliseconds())
+func (c *Client) RenewLock(ctx context.Context, l Lock, w LockWish) (bool, error) {
+	reply, err := c.lockScript(ctx, lockRenew, l, w)
 	return reply == int64(1), err
 }
 
-func (c *Client) lockScript(ctx context.Context, s *script, l Lock, owner string, slots, fences int, argv ...any) (any, error) {
-	args := append(make([]any, 0, 16), owner, slots, c.ns.channels, grantedHead, grace.Milliseconds(), fences, linger.Milliseconds())
+func (c *Client) lockScript(ctx context.Context, s *script, l Lock, w LockWish, argv ...any) (any, error) {
+	args := append(make([]any, 0, 16), w.Owner, w.Slots, c.ns.channels, grantedHead,
+		min(grace, w.Lease/2).Milliseconds(), w.Fences, linger.Milliseconds(), w.Lease.Milliseconds())
 	return c.script(ctx, s, nil, l.keys[:], append(args, argv...)...)
 }
 

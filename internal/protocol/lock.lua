@@ -4,6 +4,7 @@
 --       3 alive: a hash: until when (ms) each of those is believed to wait
 -- ARGV  1 owner   2 slots   3 channel prefix   4 head of the message "granted"
 --       5 grace (ms): how long a hand-over waits to be confirmed   6 fences of a grant   7 linger (ms)
+--       8 lease (ms)
 -- An end is a time of this server's clock: the hash of a semaphore has several, and Redis gives a key only one.
 local time = redis.call("TIME")
 local clock = tonumber(time[1]) * 1000000 + tonumber(time[2])

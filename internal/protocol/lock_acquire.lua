@@ -1,7 +1,7 @@
 -- lock_acquire.lua: become a holder of a lock, or wait in its queue; and give another lease back in the same step.
 -- An owner that was handed the lease confirms it by sending this again; one that waits stays in the queue by it.
 -- Sent twice with the same owner, it answers the same lease, or the same place in the queue.
--- ARGV  8 lease (ms)   9 "wait", or "try": do not join the queue   10 patience (ms): look again within it, or be passed over
+-- ARGV  9 "wait", or "try": do not join the queue   10 patience (ms): look again within it, or be passed over
 --       11 the ticket from the last answer, or "0"   12 owner of the lease to give back, or ""   13 the b that came with it
 -- Returns {"leased", returned, fence, b, handed}: handed is 1 if the lease was ours before we asked;
 --         {"wait", returned, ticket, ms}: the next lease ends in so long, if it is not renewed.
