@@ -82,7 +82,9 @@ func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys
 			cmds = []redis.Cmder{before, cmd}
 		}
 		err := c.run.Do(ctx, within, cmds...)
-		reply = cmd.Val()
+		if err == nil { // else the command may still be on its way, and is not ours to look at
+			reply = cmd.Val()
+		}
 		return err
 	}
 	started := time.Now()
