@@ -318,4 +318,3 @@ func (c *lockCrew) measure() (h handOvers) {
 func (h handOvers) String() string {
 	return fmt.Sprintf("%.0f acquisitions/s, min/max %.3f, wait mean %v p50 %v p99 %v max %v", h.perSecond, h.fairness, h.mean, h.p50, h.p99, h.mx)
 }
-
