@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -45,7 +46,8 @@ type lockJob struct {
 	Lease      time.Duration // 0: the default
 	Slots      int
 	Hold       time.Duration // 0: no longer than it takes to look at the board
-	Polite     bool          // each goroutine has the lock once
+	Once       bool          // each goroutine has the lock once
+	Stop       bool          // the first to have the lock stops its process as by SIGSTOP
 }
 
 // A board is the page of memory. All its words are used atomically.
@@ -57,7 +59,8 @@ type board struct {
 	backward         atomic.Uint64 // fences that were not higher
 	done             atomic.Uint64 // acquisitions
 	order            atomic.Uint64
-	ready            [16]atomic.Uint64  // by member: goroutines that wait
+	holder           atomic.Uint64      // of the member that stops
+	resumed          atomic.Uint64      // 1: the stopped one found its context ended, first of all; 2: it did not
 	counts           [128]atomic.Uint64 // by goroutine of all members
 	trail            [128]atomic.Uint64 // who was inside, in order
 }
@@ -246,14 +249,24 @@ func (job lockJob) work(lk *fetchonce.Locker, b *board, g int) (waits []int32, e
 	count := &b.counts[job.Member*job.Goroutines+g]
 	for b.stopped.Load() == 0 && (job.Total == 0 || b.done.Load() < uint64(job.Total)) {
 		asked := time.Now()
-		if job.Polite {
-			b.ready[job.Member].Add(1)
-		}
 		ctx, ls, err := lk.Acquire(context.Background(), "the lock")
 		if err != nil {
 			return waits, err
 		}
 		waits = append(waits, int32(time.Since(asked).Microseconds()))
+		if job.Stop {
+			b.holder.Store(who)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+			if ctx.Err() != nil && errors.Is(context.Cause(ctx), fetchonce.ErrLockLost) {
+				b.resumed.Store(1)
+			} else {
+				b.resumed.Store(2)
+			}
+			if err := ls.Release(); !errors.Is(err, fetchonce.ErrLockLost) {
+				return waits, fmt.Errorf("the release of the stopped = %v", err)
+			}
+			break
+		}
 		b.enter(who, ls.Fence())
 		count.Add(1)
 		b.done.Add(1)
@@ -267,7 +280,7 @@ func (job lockJob) work(lk *fetchonce.Locker, b *board, g int) (waits []int32, e
 		if err := ls.Release(); err != nil {
 			return waits, err
 		}
-		if job.Polite {
+		if job.Once {
 			break
 		}
 	}
