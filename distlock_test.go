@@ -185,6 +185,8 @@ func TestLockHasOneHolder(t *testing.T) {
 		second.release(nil)
 		if _, ls, err := a.TryAcquire(t.Context(), "it"); err != nil {
 			t.Errorf("TryAcquire of a free lock = %v", err)
+		} else if ls.Fence() <= second.ls.Fence() { // in a bubble, no time has passed
+			t.Errorf("the fences are %d and then %d", second.ls.Fence(), ls.Fence())
 		} else if err := ls.Release(); err != nil {
 			t.Error(err)
 		}
@@ -202,8 +204,21 @@ func TestTryDoesNotOvertakeTheQueue(t *testing.T) {
 		a, b, c := newLocker(t, r), newLocker(t, r), newLocker(t, r)
 		first := taken(t, r, a)
 		second := queued(t, r, t.Context(), b, 1)
-		redistest.WireOf(admin(r)).Reset()
 		first.release(nil)
+		if err := c.TryDo(t.Context(), "it", nothing); err != fetchonce.ErrLocked {
+			t.Errorf("TryDo = %v, want ErrLocked", err)
+		}
+		second.has()
+		second.release(nil)
+		if !r.Fake() {
+			return
+		}
+		// Nor when a dead holder's lease has just ended, and the waiter has not noticed yet.
+		rdb := r.Client()
+		taken(t, r, lockerOf(t, rdb))
+		second = queued(t, r, t.Context(), b, 1)
+		redistest.WireOf(rdb).Down()
+		time.Sleep(5 * time.Second)
 		if err := c.TryDo(t.Context(), "it", nothing); err != fetchonce.ErrLocked {
 			t.Errorf("TryDo = %v, want ErrLocked", err)
 		}
@@ -360,12 +375,16 @@ func TestWaiterMayLeaveALock(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		second := queued(t, r, ctx, b, 1)
 		third := queued(t, r, t.Context(), c, 2)
+		left := time.Now()
 		cancel(errMine)
 		second.ended()
 		if !errors.Is(second.err, fetchonce.ErrLocked) || !errors.Is(second.err, errMine) {
 			t.Errorf("Acquire = %v, want ErrLocked and the cause of the end of the context", second.err)
 		}
 		r.Until("it has left the queue", func() bool { return inQueue(t, r) == 1 })
+		if took := time.Since(left); took > slack(r) {
+			t.Errorf("it took %v to leave the queue", took)
+		}
 		third.waits()
 		first.release(nil)
 		third.has()
@@ -415,21 +434,27 @@ func TestQueueKeepsItsOrder(t *testing.T) {
 // The lock of a process that died is the next one's when its lease has ended.
 func TestDeadHolderBlocksForItsLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		rdb := r.Client()
-		dead := taken(t, r, lockerOf(t, rdb, shortLockLease(r)))
-		a := queued(t, r, t.Context(), newLocker(t, r, shortLockLease(r)), 1)
-		b := queued(t, r, t.Context(), newLocker(t, r, shortLockLease(r)), 2)
-		died := time.Now()
-		redistest.WireOf(rdb).Down()
-		a.has()
-		if took := time.Since(died); took > leaseLength(r)+250*time.Millisecond {
-			t.Errorf("the next one has waited %v for a dead holder", took)
+		rounds := 1
+		if r.Fake() {
+			rounds = 10
 		}
-		b.waits()
-		dead.lostBy(died.Add(leaseLength(r)), fetchonce.ErrLockLost)
-		a.release(nil)
-		b.has()
-		b.release(nil)
+		for range rounds {
+			rdb := r.Client()
+			dead := taken(t, r, lockerOf(t, rdb, shortLockLease(r)))
+			a := queued(t, r, t.Context(), newLocker(t, r, shortLockLease(r)), 1)
+			b := queued(t, r, t.Context(), newLocker(t, r, shortLockLease(r)), 2)
+			died := time.Now()
+			redistest.WireOf(rdb).Down()
+			a.has()
+			if took := time.Since(died); took > leaseLength(r)+250*time.Millisecond {
+				t.Errorf("the next one has waited %v for a dead holder", took)
+			}
+			b.waits()
+			dead.lostBy(died.Add(leaseLength(r)), fetchonce.ErrLockLost)
+			a.release(nil)
+			b.has()
+			b.release(nil)
+		}
 	})
 }
 
@@ -513,17 +538,22 @@ func TestLateConfirmationHarmsNobody(t *testing.T) {
 		first := taken(t, r, newLocker(t, r))
 		second := queued(t, r, t.Context(), lockerOf(t, rdb, func(opt *lockOptions) { opt.RedisTimeout = 10 * time.Second }), 1)
 		third := queued(t, r, t.Context(), newLocker(t, r), 2)
+		fourth := queued(t, r, t.Context(), newLocker(t, r), 3)
 		redistest.WireOf(rdb).Pause()
 		first.release(nil)
 		third.has()
 		redistest.WireOf(rdb).Resume()
+		r.Until("it is in the queue again", func() bool { return inQueue(t, r) == 2 })
 		second.waits()
 		third.release(nil)
-		second.has()
+		second.has() // it has lost its turn, but not its place
+		fourth.waits()
 		if second.ls.Fence() <= third.ls.Fence() {
 			t.Error("the fences do not rise")
 		}
 		second.release(nil)
+		fourth.has()
+		fourth.release(nil)
 	})
 }
 
@@ -780,6 +810,39 @@ func TestSemaphoreHasSoManyHolders(t *testing.T) {
 		}
 		for _, h := range []*taker{held[1], held[2], last} {
 			h.release(nil)
+		}
+	})
+}
+
+// Inside a process the lock goes from hand to hand without Redis.
+func TestTurnsInAProcessCostNoRoundTrips(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		rdb := r.Client()
+		lk := lockerOf(t, rdb)
+		if err := lk.Do(t.Context(), "it", nothing); err != nil { // so that the scripts are known
+			t.Fatal(err)
+		}
+		last := taken(t, r, lk)
+		var waiting []*taker
+		for i := range 4 {
+			waiting = append(waiting, take(t, r, t.Context(), lk))
+			r.Until("it waits", func() bool { return lk.Waiting("it") == i+1 })
+		}
+		if r.Fake() {
+			time.Sleep(20 * time.Millisecond) // the time for turns of its own is over: the first asks whether others wait
+		}
+		redistest.WireOf(rdb).Reset()
+		for _, a := range waiting {
+			last.release(nil)
+			a.has()
+			if a.ls.Fence() <= last.ls.Fence() {
+				t.Errorf("the fences are %d and then %d", last.ls.Fence(), a.ls.Fence())
+			}
+			last = a
+		}
+		last.release(nil)
+		if n := redistest.WireOf(rdb).RoundTrips(); n != 2 && r.Fake() { // real time may bring more
+			t.Errorf("5 turns were ended in %d round trips, want 2: %v", n, redistest.WireOf(rdb).Commands())
 		}
 	})
 }
