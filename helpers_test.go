@@ -3,6 +3,7 @@ package fetchonce_test
 import (
 	"context"
 	"errors"
+	"hash/crc32"
 	"log/slog"
 	"strings"
 	"sync"
@@ -82,6 +83,7 @@ type reply struct {
 }
 
 func newOrigin(t *testing.T) *origin {
+	t.Helper()
 	return &origin{t: t, began: make(chan *call, 10_000)}
 }
 
@@ -149,6 +151,7 @@ type getter struct {
 }
 
 func get(t *testing.T, ctx context.Context, l loader, key string, o *origin) *getter {
+	t.Helper()
 	g := &getter{t, make(chan outcome, 1)}
 	go func() {
 		var out outcome
@@ -293,4 +296,9 @@ func awaitWaiters(t *testing.T, r backend, key string, n int) {
 		}
 		return waiting == n
 	})
+}
+
+// crcUpdate goes on with the checksum that an envelope has.
+func crcUpdate(sum uint32, b []byte) uint32 {
+	return crc32.Update(sum, crc32.MakeTable(crc32.Castagnoli), b)
 }

@@ -45,7 +45,7 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 	// answer to the registration.
 	slot := r.mailbox.Wait(r.k.names.Value)
 	defer slot.Close()
-	r.mailbox.Listen(r.channel)
+	r.mailbox.Listen(ctx, r.channel)
 	for {
 		if seen, err := r.awaitTurn(ctx); err != nil || seen.found {
 			return seen.result, r.endedOr(ctx, err)

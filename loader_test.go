@@ -835,7 +835,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		_, peekErr := l.Peek(t.Context(), "k")
 		_, getErr := l.Get(t.Context(), "k", o.fetch)
 		for _, err := range []error{peekErr, getErr, l.Set(t.Context(), "k", "v"), l.Delete(t.Context(), "k")} {
-			if err != fetchonce.ErrClosed { //nolint:errorlint // it is to be this very error
+			if err != fetchonce.ErrClosed {
 				t.Errorf("after Close: %v, want ErrClosed", err)
 			}
 		}

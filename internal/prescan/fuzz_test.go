@@ -31,8 +31,13 @@ type record struct {
 // make the decoder panic, or allocate more than what its elements take.
 func FuzzChecked(f *testing.F) {
 	for _, v := range []any{
-		nil, true, -1, 1 << 40, 3.5, "text", []byte{1, 2, 3}, time.Unix(1, 2), time.Unix(-1, 2), sample,
-		[]int64{1, 2, 3}, map[string]string{"a": "b"}, []quad{{"a", "b", "c", "d"}}, []any{nil, []any{1}},
+		nil, true, -1, 1 << 40, 3.5, "text",
+		[]byte{1, 2, 3},
+		time.Unix(1, 2), time.Unix(-1, 2), sample,
+		[]int64{1, 2, 3},
+		map[string]string{"a": "b"},
+		[]quad{{"a", "b", "c", "d"}},
+		[]any{nil, []any{1}},
 		record{Names: []string{"a"}, Next: &record{ID: 1}, Parts: map[string]record{"b": {Grid: [][]float64{{1}, nil}}}},
 	} {
 		data, err := msgpack.Marshal(v)

@@ -1,7 +1,7 @@
 -- acquire.lua: become the one who fetches a key, or learn why not.
 -- The value is looked for once more in the same step, so nobody who stored it just now is missed.
 -- Sent twice with the same owner, it answers the same lease.
--- KEYS  1 value   2 meta
+-- KEYS  1 value   2 meta   3 marks
 -- ARGV  1 owner   2 lease (ms)   3 process   4 "miss", or "force" when the stored value cannot be used
 --       5 most waiters   6 largest value answered (bytes)   7 how the unusable value begins ("" if it is no string)
 -- Returns {"value", bytes}, or {"large"} if it is too long for an answer: GET it;
@@ -32,7 +32,10 @@ if meta.err then
   end
   return {"wait", "0", left}
 end
-local owner, fence, failure = meta[1], meta[2], meta[3]
+local owner, failure = meta[1], meta[3]
+local last = tonumber(meta[2] or "") or 0
+if not (last >= 0 and last < 9007199254740992) then last = 0 end -- not a fence of ours
+local fence = string.format("%.0f", last)                        -- tostring would write 1.795e+15
 
 if owner == ARGV[1] then return {"leased", fence, "0"} end
 if owner or failure then
@@ -44,12 +47,11 @@ if owner or failure then
   end
   if not owner then return {"failed", failure, left} end
   if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.call("HSET", KEYS[2], "w" .. ARGV[3], "1") end
-  return {"wait", fence or "0", left}
+  return {"wait", fence, left}
 end
 
 local time = redis.call("TIME")
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local last = tonumber(fence or "0") or 0
 if force then
   -- The unusable value may be a newer build's: stay above its fence. One that lies more than a day ahead is not a fence.
   local head = redis.pcall("GETRANGE", KEYS[1], 0, 31)
@@ -59,9 +61,17 @@ if force then
     if stored > last and stored < now + 86400000000 then last = stored end
   end
 end
+if last > now + 86400000000 then last = 0 end
 local new = now
 if new <= last then new = last + 1 end -- the clock stepped back
-new = string.format("%.0f", new)       -- tostring would write 1.795e+15
+new = string.format("%.0f", new)
 redis.call("HSET", KEYS[2], "o", ARGV[1], "f", new)
+local marks = redis.pcall("HVALS", KEYS[3])
+if not marks.err then
+  for _, ends in ipairs(marks) do
+    -- Somebody writes at the source: what is read there now may be old when it comes to be stored.
+    if (tonumber(ends) or 0) * 1000 > now then redis.call("HSET", KEYS[2], "u", "1") end
+  end
+end
 redis.call("PEXPIRE", KEYS[2], ARGV[2])
 return {"leased", new, string.format("%.0f", now)}

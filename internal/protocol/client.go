@@ -106,7 +106,7 @@ func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Du
 	if unusable != nil {
 		mode = "force"
 	}
-	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta()}, owner, lease.Milliseconds(), c.process, mode,
+	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta(), k.marks()}, owner, lease.Milliseconds(), c.process, mode,
 		mostWaiters+2, stageAbove, unusable[:min(len(unusable), envelope.Size)])
 	if err != nil {
 		return Acquired{}, err
@@ -146,7 +146,7 @@ type Filled struct {
 // Fill stores a value, ends the lease and tells the waiters, if the lease is
 // still the owner's. With a ttl of 0 it stores nothing, and only tells them.
 func (c *Client) Fill(ctx context.Context, k Key, owner string, fence int64, sealed []byte, ttl time.Duration) (Filled, error) {
-	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl)
+	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl, k.Value, k.meta())
 	reply, err := c.script(ctx, fill, before, keys,
 		owner, fenceBytes(fence), inline, ttl.Milliseconds(), c.ns.channels,
 		messageHead(KindValue, fence, k.Value), messageHead(KindLookAgain, fence, k.Value), c.tell, tellWaiters)
@@ -175,7 +175,7 @@ func parseFilled(reply any) (Filled, error) {
 // Set stores a value whatever else is going on: a lease on the key ends. The
 // server stamps the value with its time and a fence.
 func (c *Client) Set(ctx context.Context, k Key, owner string, sealed []byte, ttl time.Duration) error {
-	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl)
+	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl, k.Value, k.meta(), k.marks())
 	var head, tail []byte
 	if len(inline) > 0 {
 		head, tail = inline[:envelope.StampStart], inline[envelope.StampEnd:]
@@ -188,8 +188,8 @@ func (c *Client) Set(ctx context.Context, k Key, owner string, sealed []byte, tt
 
 // inlineOrStaged decides how a value travels: as an argument of the script, or
 // into a key of its own by a SET just before it, which the script renames.
-func (c *Client) inlineOrStaged(ctx context.Context, k Key, owner string, sealed []byte, ttl time.Duration) (keys []string, inline []byte, before redis.Cmder) {
-	keys = []string{k.Value, k.meta()}
+func (c *Client) inlineOrStaged(ctx context.Context, k Key, owner string, sealed []byte, ttl time.Duration, names ...string) (keys []string, inline []byte, before redis.Cmder) {
+	keys = names
 	switch {
 	case len(sealed) <= stageAbove:
 		return keys, sealed, nil
@@ -231,6 +231,21 @@ func (c *Client) Invalidate(ctx context.Context, k Key) error {
 	_, err := c.script(ctx, invalidate, nil, []string{k.Value, k.meta()},
 		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value))
 	return err
+}
+
+// Mark marks a key as being written at its source: until the mark is taken off,
+// or for as long as lasts, no value that is fetched is stored. What was there is
+// invalidated first. Sent again, it renews the mark. Each mark of a key has an
+// end of its own.
+func (c *Client) Mark(ctx context.Context, k Key, mark string, lasts time.Duration) error {
+	_, err := c.script(ctx, invalidate, nil, []string{k.Value, k.meta(), k.marks()},
+		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), mark, lasts.Milliseconds())
+	return err
+}
+
+// Unmark invalidates the key and takes the mark off.
+func (c *Client) Unmark(ctx context.Context, k Key, mark string) error {
+	return c.Mark(ctx, k, mark, 0)
 }
 
 func fenceBytes(fence int64) []byte {

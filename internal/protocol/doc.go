@@ -13,6 +13,7 @@
 //
 //	<prefix>:v:{key}           the value: an envelope, as long as it is kept
 //	<prefix>:m:{key}           meta: who fetches it, and who waits for that
+//	<prefix>:u:{key}           marks: who writes its source of truth now
 //	<prefix>:t:{key}<owner>    a large value on its way to v
 //	<prefix>:l:{name}          a lock: who holds it, each with a fence and an end
 //	<prefix>:q:{name}          its queue: who waits, each with a ticket
@@ -24,6 +25,12 @@
 // w<process> stands for each process that waits. After a failure that is
 // shared, it holds only e, the failure, and f. The lease and the waiters vanish
 // together, so nothing is ever left behind.
+//
+// Marks is a hash with a field for each Update that is under way, and when it
+// ends if it is not renewed, in ms by the server's clock. A mark ends the lease
+// that it finds, and taints those that are taken while it lasts (u in meta): what
+// is fetched under such a lease is told, and not stored, whenever that is. So if
+// the writer dies, no value from before its write stays.
 //
 // The keys of a lock are said to be what they are in lock.lua. They end by
 // themselves, too: a lock a moment after its last lease, a queue when nobody in

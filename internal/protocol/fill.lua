@@ -4,14 +4,17 @@
 -- ARGV  1 owner   2 fence (8 bytes)   3 envelope ("" if staged)   4 ttl (ms; 0: tell it, but store nothing)
 --       5 channel prefix   6 head of the message with the value   7 message "look again"
 --       8 largest value told (bytes)   9 most waiters that are told the value
--- Returns {"stored", waiters}, or {"lost", bytes or false}: nothing was stored, and what is there now if it is small.
+-- Returns {"stored", waiters} (also where it was only told), or {"lost", bytes or false}: nothing was stored, and what is there now if it is small.
 local meta = redis.pcall("HGETALL", KEYS[2])
 local owner
+local ttl = ARGV[4]
 local waiters = {}
 if not meta.err then
   for i = 1, #meta, 2 do
     if meta[i] == "o" then
       owner = meta[i + 1]
+    elseif meta[i] == "u" then
+      ttl = "0" -- it was fetched while somebody wrote at the source
     elseif string.byte(meta[i]) == 119 then -- w
       waiters[#waiters + 1] = string.sub(meta[i], 2)
     end
@@ -29,15 +32,15 @@ if owner ~= ARGV[1] then
   return {"lost", false}
 end
 
-if ARGV[4] == "0" then
+if ttl == "0" then
   -- What cannot be kept may not leave an unusable value behind either.
   redis.call("DEL", KEYS[1])
   if KEYS[3] then redis.call("DEL", KEYS[3]) end
 elseif KEYS[3] then
   redis.call("RENAME", KEYS[3], KEYS[1])
-  redis.call("PEXPIRE", KEYS[1], ARGV[4])
+  redis.call("PEXPIRE", KEYS[1], ttl)
 else
-  redis.call("SET", KEYS[1], ARGV[3], "PX", ARGV[4])
+  redis.call("SET", KEYS[1], ARGV[3], "PX", ttl)
 end
 redis.call("DEL", KEYS[2]) -- before the messages: who is woken finds the lease free
 

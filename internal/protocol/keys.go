@@ -13,9 +13,9 @@ const longest = 200
 // A Namespace makes the names of one prefix and schema. No two different
 // (prefix, schema, key, kind) have the same name; see [Namespace.Key].
 type Namespace struct {
-	value, meta, staged string // up to and with the "{" of the hash tag
-	lock, queue, alive  string // of a lock, likewise
-	channels            string // channel names without the process
+	value, meta, marks, staged string // up to and with the "{" of the hash tag
+	lock, queue, alive         string // of a lock, likewise
+	channels                   string // channel names without the process
 }
 
 // NewNamespace returns the namespace of a prefix and a schema. Processes with
@@ -28,6 +28,7 @@ func NewNamespace(prefix, schema string) *Namespace {
 	return &Namespace{
 		value:    p + ":v" + schema + ":{",
 		meta:     p + ":m" + schema + ":{",
+		marks:    p + ":u" + schema + ":{",
 		staged:   p + ":t" + schema + ":{",
 		lock:     p + ":l:{",
 		queue:    p + ":q:{",
@@ -79,6 +80,8 @@ func (ns *Namespace) Lock(user string) Lock {
 }
 
 func (k Key) meta() string { return k.ns.meta + k.Value[k.head:] }
+
+func (k Key) marks() string { return k.ns.marks + k.Value[k.head:] }
 
 func (k Key) staged(owner string) string { return k.ns.staged + k.Value[k.head:] + owner }
 

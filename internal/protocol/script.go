@@ -87,13 +87,18 @@ func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys
 		}
 		return err
 	}
-	started := time.Now()
-	err := send(c.timeout)
-	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
-		args = append([]any{"eval", s.text}, args[2:]...)
-		err = send(c.timeout - time.Since(started))
+	known := func(within time.Duration) error {
+		sent := time.Now()
+		err := send(within)
+		if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+			args = append([]any{"eval", s.text}, args[2:]...)
+			err = send(within - time.Since(sent))
+		}
+		return err
 	}
-	return reply, c.persist(ctx, started, err, send)
+	started := time.Now()
+	err := c.persist(ctx, started, known(c.timeout), known)
+	return reply, err
 }
 
 const (

@@ -1,6 +1,6 @@
 -- set.lua: store a value whatever else is going on. A lease on the key ends, its holder and the waiters are told.
 -- The server stamps the value with its time and a fence of its own (see internal/envelope): only it knows both.
--- KEYS  1 value   2 meta   [3 the value, staged]
+-- KEYS  1 value   2 meta   3 marks   [4 the value, staged]
 -- ARGV  1 envelope before the stamp   2 envelope after the stamp ("" if staged)   3 ttl (ms)
 --       4 channel prefix   5 message with the value, after its kind and fence   6 message "look again"
 --       7 head of the message "lost"   8 largest value told (bytes)   9 most waiters that are told the value
@@ -15,6 +15,7 @@ for i = 1, #meta, 2 do
     owner = meta[i + 1]
   elseif meta[i] == "f" then
     last = tonumber(meta[i + 1]) or 0
+    if not (last >= 0 and last < 9007199254740992) then last = 0 end -- not a fence of ours
   elseif string.byte(meta[i]) == 119 then -- w
     waiters[#waiters + 1] = string.sub(meta[i], 2)
   end
@@ -31,6 +32,15 @@ end
 local fence = now
 if fence <= last then fence = last + 1 end
 
+-- While somebody writes at the source, no value is kept for longer than the mark: if the writer dies, it goes with it.
+local ttl = tonumber(ARGV[3])
+local marks = redis.pcall("HVALS", KEYS[3])
+if marks.err then marks = {} end
+local left = 0
+for _, ends in ipairs(marks) do left = math.max(left, (tonumber(ends) or 0) - math.floor(now / 1000)) end
+if left > 0 then ttl = math.min(ttl, left) end
+ttl = string.format("%.0f", ttl)
+
 local function big_endian(n)
   local bytes = ""
   for _ = 1, 8 do
@@ -42,13 +52,13 @@ end
 local fence_bytes = big_endian(fence)
 local stamp = big_endian(math.floor(now / 1000)) .. fence_bytes
 local envelope = ""
-if KEYS[3] then
-  redis.call("SETRANGE", KEYS[3], 16, stamp)
-  redis.call("RENAME", KEYS[3], KEYS[1])
-  redis.call("PEXPIRE", KEYS[1], ARGV[3])
+if KEYS[4] then
+  redis.call("SETRANGE", KEYS[4], 16, stamp)
+  redis.call("RENAME", KEYS[4], KEYS[1])
+  redis.call("PEXPIRE", KEYS[1], ttl)
 else
   envelope = ARGV[1] .. stamp .. ARGV[2]
-  redis.call("SET", KEYS[1], envelope, "PX", ARGV[3])
+  redis.call("SET", KEYS[1], envelope, "PX", ttl)
 end
 redis.call("DEL", KEYS[2])
 

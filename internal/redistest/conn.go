@@ -1,6 +1,7 @@
 package redistest
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"os"
@@ -21,7 +22,7 @@ type conn struct {
 	once     sync.Once     // closes closed
 	wasCut   atomic.Bool
 
-	subscribed atomic.Bool // a SUBSCRIBE was sent
+	subscribed atomic.Bool // a SUBSCRIBE was sent, or CLIENT TRACKING
 	losing     atomic.Bool // the next thing received is lost
 	answered   atomic.Bool // something was received since the last command
 
@@ -31,10 +32,15 @@ type conn struct {
 
 	receiving sync.Mutex // guards:
 	buf       []byte     // for the real Read
-	arrived   []byte     // received, and looked at when due
-	due       time.Time
-	begun     []byte // the beginning of a message
-	ready     []byte // for the client
+	arrived   []packet   // received, and looked at when due
+	begun     []byte     // the beginning of a message
+	ready     []byte     // for the client
+}
+
+// A packet is what was received by one Read.
+type packet struct {
+	data []byte
+	due  time.Time
 }
 
 func newConn(w *Wire, real net.Conn) *conn {
@@ -78,8 +84,9 @@ func (c *conn) commands(b []byte) []byte {
 
 // command returns what shall be sent instead of a command.
 func (c *conn) command(b []byte) []byte {
-	name := strings.ToUpper(bulks(b, 1)[0])
-	if strings.HasSuffix(name, "SUBSCRIBE") {
+	args := bulks(b, 2)
+	name := strings.ToUpper(args[0])
+	if strings.HasSuffix(name, "SUBSCRIBE") || name == "CLIENT" && strings.EqualFold(args[1], "TRACKING") {
 		c.subscribed.Store(true)
 	}
 	newTrip := !bySelf[name] && c.answered.Swap(false)
@@ -109,6 +116,10 @@ func (c *conn) forward() error {
 func (c *conn) flush() {
 	c.sending.Lock()
 	defer c.sending.Unlock()
+	if len(c.backlog) > 0 {
+		// The client's own deadline may have passed.
+		_ = c.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+	}
 	_ = c.forward()
 	if c.isClosed() && len(c.backlog) == 0 {
 		c.hangUp()
@@ -129,39 +140,67 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// receive reads something and makes ready what is whole and not to be dropped.
+// receive makes ready what is whole and not to be dropped of what arrived first.
 // If the deadline passes before that is due, the next receive goes on with it.
 func (c *conn) receive() error {
 	if len(c.arrived) == 0 {
 		if err := c.awaitResume(); err != nil {
 			return err
 		}
-		n, err := c.Conn.Read(c.buf)
-		switch {
-		case n == 0 && c.isClosed():
-			return c.errClosed(io.EOF)
-		case n == 0:
+		if err := c.take(); err != nil {
 			return err
-		case c.losing.Load():
-			c.cut()
-			return os.NewSyscallError("read", syscall.ECONNRESET)
 		}
-		c.arrived = c.buf[:n]
-		c.due = time.Now().Add(c.wire.roundTrip())
 	}
-	if err := c.awaitDue(); err != nil {
+	if err := c.awaitDue(c.arrived[0].due); err != nil {
 		return err
 	}
 	if err := c.awaitResume(); err != nil {
 		return err
 	}
+	data := c.arrived[0].data
+	c.arrived = c.arrived[1:]
 	if c.subscribed.Load() {
-		c.ready = append(c.ready, c.messages(c.arrived)...)
-	} else {
-		c.ready = append(c.ready, c.arrived...)
+		data = c.messages(data)
 	}
-	c.arrived = nil
+	c.ready = append(c.ready, data...)
 	return nil
+}
+
+// take waits until something arrives.
+func (c *conn) take() error {
+	n, err := c.Conn.Read(c.buf)
+	switch {
+	case n == 0 && c.isClosed():
+		return c.errClosed(io.EOF)
+	case n == 0:
+		return err
+	case c.losing.Load():
+		c.cut()
+		return os.NewSyscallError("read", syscall.ECONNRESET)
+	}
+	c.arrived = append(c.arrived, packet{bytes.Clone(c.buf[:n]), time.Now().Add(c.wire.roundTrip())})
+	return nil
+}
+
+// awaitDue waits until due, and takes what arrives meanwhile: only so is it
+// known when that was. Else a value of many packets would be delayed once for
+// each, and a message once more by each that came shortly before.
+func (c *conn) awaitDue(due time.Time) error {
+	if !time.Now().Before(due) {
+		return nil
+	}
+	end := c.deadline.time()
+	defer func() { _ = c.Conn.SetReadDeadline(end) }()
+	if end.IsZero() || due.Before(end) {
+		_ = c.Conn.SetReadDeadline(due)
+	}
+	for c.take() == nil {
+	}
+	// Whatever ended that: if it was the end of the connection, the packet still
+	// comes.
+	timer := time.NewTimer(time.Until(due))
+	defer timer.Stop()
+	return await(c, timer.C)
 }
 
 // messages takes what was received and returns what is now whole, without the
@@ -208,17 +247,6 @@ func (c *conn) awaitResume() error {
 			return err
 		}
 	}
-}
-
-// awaitDue waits until what has arrived is due.
-func (c *conn) awaitDue() error {
-	wait := time.Until(c.due)
-	if wait <= 0 {
-		return nil
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	return await(c, timer.C)
 }
 
 // await waits for something while c is open and its deadline has not passed.
@@ -290,5 +318,8 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	if c.isClosed() {
 		return nil, c.errClosed(io.EOF)
 	}
-	return c.Conn.(syscall.Conn).SyscallConn()
+	if real, ok := c.Conn.(syscall.Conn); ok {
+		return real.SyscallConn()
+	}
+	return rawSocket{}, nil // With TLS, go-redis does not look.
 }

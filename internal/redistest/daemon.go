@@ -182,13 +182,16 @@ func shortDir() (string, error) {
 	return os.MkdirTemp("/tmp", "redistest")
 }
 
-// freePort returns a loopback port that is free, as is the one that a cluster's
-// bus takes, 10,000 above. Both are below the range from which the kernel takes
+// busAbove is how far above a node's port is the one of its cluster's bus.
+const busAbove = 10_000
+
+// freePort returns a loopback port that is free, as is the one for the bus of a
+// cluster. Both are below the range from which the kernel takes
 // ports for those who do not care, and 6379 is not among them.
 func freePort() (int, error) {
 	for range 100 {
 		port := 12_000 + rand.IntN(10_000)
-		if isFree(port) && isFree(port+10_000) {
+		if isFree(port) && isFree(port+busAbove) {
 			return port, nil
 		}
 	}

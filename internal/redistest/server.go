@@ -70,7 +70,7 @@ func startDaemon(make func() (*daemon, error)) (*daemon, error) {
 		if err = d.start(); err == nil {
 			return d, nil
 		}
-		if d.network != "tcp" || isFree(d.port()) || tries == 0 {
+		if d.network != "tcp" || isFree(d.port()) && isFree(d.port()+busAbove) || tries == 0 {
 			return nil, err
 		}
 	}

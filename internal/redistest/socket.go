@@ -149,6 +149,7 @@ func (s *stream) tell() {
 // A deadline is a moment that may be moved while others wait for it.
 type deadline struct {
 	mu    sync.Mutex
+	at    time.Time // zero if there is none
 	timer *time.Timer
 	over  chan struct{} // closed when the moment has passed
 }
@@ -164,6 +165,13 @@ func (d *deadline) passed() <-chan struct{} {
 	return d.over
 }
 
+// time returns the deadline.
+func (d *deadline) time() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.at
+}
+
 // set moves the deadline to t; the zero time is never.
 func (d *deadline) set(t time.Time) {
 	d.mu.Lock()
@@ -171,7 +179,7 @@ func (d *deadline) set(t time.Time) {
 	if d.timer != nil && !d.timer.Stop() {
 		<-d.over // It fired: its function is closing over, or has.
 	}
-	d.timer = nil
+	d.at, d.timer = t, nil
 	over := false
 	select {
 	case <-d.over:

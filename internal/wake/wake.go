@@ -47,12 +47,21 @@ type Mailbox struct {
 	mu       sync.Mutex
 	users    int
 	conn     *redis.PubSub
-	channels map[string]bool // that we want; true once the server has confirmed
+	channels map[string]*ear // that we want
 	slots    map[string][]*Slot
 	holds    map[string]func() // by owner
 	probing  bool
 	echo     chan struct{} // closed when the probe comes back
 }
+
+// An ear is a channel that we want to hear.
+type ear struct {
+	hears bool          // guarded by the mailbox's mu
+	first chan struct{} // closed when it heard for the first time, or did not in time
+	once  sync.Once     // closes first
+}
+
+func (e *ear) tried() { e.once.Do(func() { close(e.first) }) }
 
 // The mailboxes that are open, by client.
 var (
@@ -75,7 +84,7 @@ func Open(client Client) *Mailbox {
 	_, _ = rand.Read(name) // never fails
 	m := &Mailbox{
 		client: client, process: hex.EncodeToString(name), users: 1,
-		channels: make(map[string]bool), slots: make(map[string][]*Slot), holds: make(map[string]func()),
+		channels: make(map[string]*ear), slots: make(map[string][]*Slot), holds: make(map[string]func()),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if shared {
@@ -116,30 +125,45 @@ func (m *Mailbox) Owner() string {
 	return m.process + "." + strconv.FormatUint(m.owners.Add(1), 36)
 }
 
-// Listen makes the mailbox hear a channel. It returns at once; until the server
-// has confirmed the subscription, Hears says no, and when it has, all waiters
-// of the mailbox are told to look again.
-func (m *Mailbox) Listen(channel string) {
+// Listen makes the mailbox hear a channel. The first time, it waits until the
+// server has confirmed the subscription, so that nothing is missed which is said
+// to those who register next; but no longer than ctx or firstListen. A channel
+// that is not heard by then may be heard later, and all waiters are then told to
+// look again.
+func (m *Mailbox) Listen(ctx context.Context, channel string) {
+	select {
+	case <-m.listen(channel).first:
+	case <-ctx.Done():
+	}
+}
+
+func (m *Mailbox) listen(channel string) *ear {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, ok := m.channels[channel]; ok || m.ctx.Err() != nil {
-		return
+	if e := m.channels[channel]; e != nil {
+		return e
 	}
-	m.channels[channel] = false
+	e := &ear{first: make(chan struct{})}
+	if m.ctx.Err() != nil {
+		e.tried()
+		return e
+	}
+	m.channels[channel] = e
 	if len(m.channels) == 1 {
 		m.running.Go(m.run) // ends with m.ctx
-		return
-	}
-	if conn := m.conn; conn != nil {
+	} else if conn := m.conn; conn != nil {
 		m.running.Go(func() { _ = conn.Subscribe(m.ctx, channel) }) // a failure shows as a broken connection
 	}
+	time.AfterFunc(firstListen, e.tried)
+	return e
 }
 
 // Hears reports whether messages on a channel are likely to arrive.
 func (m *Mailbox) Hears(channel string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.channels[channel]
+	e := m.channels[channel]
+	return e != nil && e.hears
 }
 
 // run receives messages, over one connection after another.
@@ -193,6 +217,7 @@ const (
 	firstPause   = 10 * time.Millisecond
 	longestPause = time.Second
 	probeTime    = time.Second
+	firstListen  = 100 * time.Millisecond
 )
 
 func (m *Mailbox) wanted() []string {
@@ -218,8 +243,8 @@ func (m *Mailbox) sleep(d time.Duration) {
 func (m *Mailbox) deaf() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for channel := range m.channels {
-		m.channels[channel] = false
+	for _, e := range m.channels {
+		e.hears = false
 	}
 }
 
@@ -239,12 +264,13 @@ func (m *Mailbox) handle(got any) {
 func (m *Mailbox) confirmed(channel string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, ok := m.channels[channel]; ok {
-		m.channels[channel] = true
+	if e := m.channels[channel]; e != nil {
+		e.hears = true
+		e.tried()
 	}
-	for name, slots := range m.slots {
+	for _, slots := range m.slots {
 		for _, s := range slots {
-			s.put(protocol.Message{Kind: protocol.KindLookAgain, Fence: protocol.AnyFence, Name: name})
+			s.nudge()
 		}
 	}
 }
@@ -288,7 +314,7 @@ func (m *Mailbox) Hold(owner string, lost func()) (stop func()) {
 func (m *Mailbox) Suspect(channel string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.probing || m.ctx.Err() != nil || !m.channels[channel] {
+	if m.probing || m.ctx.Err() != nil || m.channels[channel] == nil || !m.channels[channel].hears {
 		return
 	}
 	m.probing = true
@@ -331,6 +357,7 @@ type Slot struct {
 	mu      sync.Mutex
 	newest  protocol.Message
 	present bool
+	again   bool // look again, whatever was said
 }
 
 // Wait returns a slot for messages about a value, or for the owner that waits
@@ -347,12 +374,16 @@ func (m *Mailbox) Wait(name string) *Slot {
 func (s *Slot) Ready() <-chan struct{} { return s.ready }
 
 // Take takes the message out of the slot, and reports whether there was one
-// that counts: one of a lease not older than fence.
+// that counts: one of a lease not older than fence. After a reconnection it says
+// to look again, unless a message has come since.
 func (s *Slot) Take(fence int64) (protocol.Message, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	message, counts := s.newest, s.present && s.newest.Fence >= fence
-	s.newest, s.present = protocol.Message{}, false
+	if !counts && s.again {
+		message, counts = protocol.Message{Kind: protocol.KindLookAgain, Fence: fence, Name: s.name}, true
+	}
+	s.newest, s.present, s.again = protocol.Message{}, false, false
 	return message, counts
 }
 
@@ -363,6 +394,18 @@ func (s *Slot) put(message protocol.Message) {
 		return
 	}
 	s.newest, s.present = message, true
+	s.signal()
+}
+
+// nudge says that messages may have been lost.
+func (s *Slot) nudge() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.again = true
+	s.signal()
+}
+
+func (s *Slot) signal() {
 	select {
 	case s.ready <- struct{}{}:
 	default:

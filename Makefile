@@ -1,0 +1,57 @@
+# Make runs Go and nothing else. The tools below are built from source at the
+# version that is written here, which takes the network the first time.
+GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOVULNCHECK   = go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+# To the go command, "work" is every package of every module in go.work. Other
+# tools are told the modules.
+MODULES = $(shell go list -m -f '{{.Dir}}')
+
+# The race detector needs cgo and a C compiler. RACE= goes without, RACE=-race
+# insists. TESTFLAGS is for flags of go test, such as -run.
+RACE      ?= $(shell go build -race runtime/cgo 2>/dev/null && echo -race)
+TESTFLAGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: test
+test: ## run the tests of every module, with the race detector if there is a C compiler
+	@race="$(RACE)"; \
+	[ -n "$$race" ] || echo "testing without -race, which needs cgo and a C compiler"; \
+	go test $$race -shuffle=on $(TESTFLAGS) work
+
+.PHONY: cover
+cover: ## run the tests of every module for their coverage, function by function
+	go test -shuffle=on $(TESTFLAGS) -coverpkg=work -coverprofile=cover.out work
+	go tool cover -func=cover.out
+
+# All steps run, also after one that fails. The formatters are part of
+# golangci-lint run. A key that .golangci.yml misspells would be passed over in
+# silence if it were not verified.
+.PHONY: lint
+lint: ## look for mistakes in every module: vet, golangci-lint, formatting, go.mod
+	@status=0; \
+	step() { echo "$$*"; "$$@" || status=1; }; \
+	step go vet work; \
+	step go fix -diff work; \
+	for dir in $(MODULES); do step go -C "$$dir" mod tidy -diff; done; \
+	step $(GOLANGCI_LINT) config verify; \
+	step $(GOLANGCI_LINT) run $(MODULES:%=%/...); \
+	exit $$status
+
+.PHONY: fix
+fix: ## mend in every module what lint finds and a program can mend; list the rest
+	for dir in $(MODULES); do go -C "$$dir" mod tidy || exit; done
+	go fix work
+	$(GOLANGCI_LINT) fmt
+	$(GOLANGCI_LINT) run --fix $(MODULES:%=%/...)
+
+.PHONY: vuln
+vuln: ## look for known vulnerabilities in what every module calls
+	@status=0; \
+	for dir in $(MODULES); do $(GOVULNCHECK) -C "$$dir" ./... || status=1; done; \
+	exit $$status

@@ -1,0 +1,179 @@
+package fetchonce_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/oncesql"
+)
+
+// A Thing is what a slow API knows.
+type Thing struct{ Name string }
+
+// api stands for the slow API of the examples.
+type api struct {
+	mu    sync.Mutex
+	calls int
+}
+
+func (a *api) fetch(_ context.Context, name string) (Thing, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls++
+	if name == "unicorn" {
+		return Thing{}, fmt.Errorf("%s: %w", name, fetchonce.ErrNotFound)
+	}
+	return Thing{Name: name}, nil
+}
+
+// newRedis returns a client of a Redis in memory.
+func newRedis() (rdb *redis.Client, end func()) {
+	server := miniredis.NewMiniRedis()
+	if err := server.Start(); err != nil {
+		panic(err)
+	}
+	rdb = redis.NewClient(&redis.Options{Addr: server.Addr()})
+	return rdb, func() {
+		_ = rdb.Close()
+		server.Close()
+	}
+}
+
+// Two callers, one call of the API.
+func Example() {
+	rdb, end := newRedis()
+	defer end()
+	ctx := context.Background()
+	remote := &api{}
+
+	things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{Prefix: "things"})
+	if err != nil {
+		panic(err)
+	}
+	defer things.Close()
+
+	thing, err := things.Get(ctx, "teapot", func(ctx context.Context, name string) (Thing, error) {
+		return remote.fetch(ctx, name) // runs once, for every caller in every process
+	})
+	if err != nil {
+		panic(err)
+	}
+
+	again, _ := things.Get(ctx, "teapot", remote.fetch)
+	fmt.Println(thing.Name, again.Name, remote.calls)
+	// Output: teapot teapot 1
+}
+
+// That a thing does not exist is remembered, too.
+func ExampleLoader_Get_notFound() {
+	rdb, end := newRedis()
+	defer end()
+	ctx, remote := context.Background(), &api{}
+	things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{Prefix: "things"})
+	if err != nil {
+		panic(err)
+	}
+	defer things.Close()
+
+	for range 2 {
+		_, err := things.Get(ctx, "unicorn", remote.fetch)
+		fmt.Println(errors.Is(err, fetchonce.ErrNotFound), remote.calls)
+	}
+	// Output:
+	// true 1
+	// true 1
+}
+
+// Load says where a value came from, and lets the fetch say how long to keep it.
+func ExampleLoader_Load() {
+	rdb, end := newRedis()
+	defer end()
+	things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{Prefix: "things"})
+	if err != nil {
+		panic(err)
+	}
+	defer things.Close()
+
+	fetch := func(_ context.Context, f *fetchonce.Fetch[Thing]) (Thing, error) {
+		f.TTL = time.Hour
+		return Thing{Name: f.Key}, nil
+	}
+	for range 2 {
+		got, err := things.Load(context.Background(), "teapot", fetch)
+		fmt.Println(got.Value.Name, got.Source, err)
+	}
+	// Output:
+	// teapot fetch <nil>
+	// teapot redis <nil>
+}
+
+// A table behind Redis: what was fetched once is never fetched again, and there
+// is one row for each key.
+func ExampleNew_store() {
+	rdb, end := newRedis()
+	defer end()
+	db := openDatabase() // *sql.DB, with a driver that you import
+	defer db.Close()
+	ctx, remote := context.Background(), &api{}
+
+	table, err := oncesql.New(db, oncesql.Options[Thing]{Dialect: oncesql.Postgres, Table: "things"})
+	if err != nil {
+		panic(err)
+	}
+	things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{
+		Prefix: "things",
+		Store:  table, // looked up before a fetch; what is fetched is inserted
+	})
+	if err != nil {
+		panic(err)
+	}
+	defer things.Close()
+	thing, err := things.Get(ctx, "teapot", remote.fetch)
+
+	_, _ = thing, err
+	fmt.Println(remote.calls)
+	// Output: 0
+}
+
+// What was changed at its origin is fetched again, also if a fetch of it is
+// running at that moment.
+func ExampleLoader_Delete() {
+	rdb, end := newRedis()
+	defer end()
+	ctx := context.Background()
+	prices, err := fetchonce.New(rdb, fetchonce.Options[int]{Prefix: "prices"})
+	if err != nil {
+		panic(err)
+	}
+	defer prices.Close()
+	price := 250
+	fetch := func(context.Context, string) (int, error) { return price, nil }
+
+	before, _ := prices.Get(ctx, "tea", fetch)
+	price = 270
+	if err := prices.Delete(ctx, "tea"); err != nil {
+		panic(err) // caches may be stale until the TTL
+	}
+	after, _ := prices.Get(ctx, "tea", fetch)
+	fmt.Println(before, after)
+	// Output: 250 270
+}
+
+func openDatabase() *sql.DB { return sql.OpenDB(noDatabase{}) }
+
+// noDatabase stands for a driver: it has no connection to give.
+type noDatabase struct{}
+
+func (noDatabase) Connect(context.Context) (driver.Conn, error) {
+	return nil, errors.New("no database")
+}
+func (noDatabase) Driver() driver.Driver { return nil }

@@ -1,0 +1,361 @@
+//go:build unix
+
+package redistest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Masters are the three masters of a real cluster, each with a third of the
+// slots. Their methods are for one goroutine at a time.
+type Masters struct {
+	t     testing.TB
+	wire  *Wire
+	trio  *trio
+	owned bool // the test may have done anything to the nodes
+}
+
+// Cluster gives this test a cluster to itself, empty and without scripts, on
+// free ports of the loopback interface. It keeps no data on disk.
+//
+// It takes two seconds to start one, most of which a master waits before it
+// takes part in a cluster. So a cluster is handed on from test to test, unless
+// its test ended with a dead node, or has asked for [Masters.Nodes]. A test that
+// changes a node's settings takes the node from there.
+//
+// Without a redis-server to start, the test is skipped, as by [Server].
+func Cluster(t testing.TB) *Masters {
+	t.Helper()
+	bin := binary(t)
+	c := idleTrio()
+	if c == nil {
+		var err error
+		if c, err = startTrio(bin); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := &Masters{t: t, wire: newWire(), trio: c}
+	t.Cleanup(func() {
+		if m.owned || !c.runs() {
+			c.end()
+			return
+		}
+		c.resume()
+		idle.Lock()
+		defer idle.Unlock()
+		idle.trios = append(idle.trios, c)
+	})
+	return m
+}
+
+// Client returns a new client of m, with the options of [Redis.Client]. It does
+// not follow redirections either, which to go-redis are retries: set
+// MaxRedirects to follow them.
+func (m *Masters) Client(change ...func(*redis.ClusterOptions)) *redis.ClusterClient {
+	q := quick()
+	return m.client(&redis.ClusterOptions{
+		MaxRedirects:             -1,
+		MaxRetries:               q.MaxRetries,
+		DialerRetries:            q.DialerRetries,
+		DialTimeout:              q.DialTimeout,
+		ReadTimeout:              q.ReadTimeout,
+		ContextTimeoutEnabled:    q.ContextTimeoutEnabled,
+		PoolSize:                 q.PoolSize,
+		DisableIdentity:          q.DisableIdentity,
+		MaintNotificationsConfig: q.MaintNotificationsConfig,
+	}, change)
+}
+
+// Plain returns a new client of m with go-redis' own defaults, as users have
+// them.
+func (m *Masters) Plain(change ...func(*redis.ClusterOptions)) *redis.ClusterClient {
+	return m.client(&redis.ClusterOptions{}, change)
+}
+
+func (m *Masters) client(opt *redis.ClusterOptions, change []func(*redis.ClusterOptions)) *redis.ClusterClient {
+	m.t.Helper()
+	opt.Addrs = m.Addrs()
+	for _, f := range change {
+		f(opt)
+	}
+	w := m.wire.below()
+	opt.Dialer = w.dialer(redis.NewDialer(&redis.Options{DialTimeout: opt.DialTimeout, TLSConfig: opt.TLSConfig}))
+	rdb := redis.NewClusterClient(opt)
+	keep(m.t, rdb, w)
+	return rdb
+}
+
+// Wire returns the Wire of all clients of m.
+func (m *Masters) Wire() *Wire { return m.wire }
+
+// Addrs returns the host and port of each node.
+func (m *Masters) Addrs() []string {
+	var addrs []string
+	for _, d := range m.trio.nodes {
+		addrs = append(addrs, d.addr)
+	}
+	return addrs
+}
+
+// Nodes returns the nodes, in the order of their slots, so that a test can
+// pause or kill one of them, or change its settings. The cluster then ends with
+// the test.
+//
+// After a node was restarted, Ready waits until it is part of the cluster again.
+func (m *Masters) Nodes() []*Process {
+	m.owned = true
+	return m.processes()
+}
+
+func (m *Masters) processes() []*Process {
+	var nodes []*Process
+	for _, d := range m.trio.nodes {
+		nodes = append(nodes, &Process{t: m.t, wire: m.wire, d: d})
+	}
+	return nodes
+}
+
+// Ready waits until every node says that all is well with the whole cluster.
+func (m *Masters) Ready() {
+	m.t.Helper()
+	if err := m.trio.await(); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// Pause stops all nodes, as [Process.Pause] does.
+func (m *Masters) Pause() {
+	m.t.Helper()
+	for _, p := range m.processes() {
+		p.Pause()
+	}
+}
+
+// Resume continues all nodes.
+func (m *Masters) Resume() {
+	m.t.Helper()
+	for _, p := range m.processes() {
+		p.Resume()
+	}
+}
+
+// Kill ends all nodes (SIGKILL), with all data, and returns when they have
+// ended.
+func (m *Masters) Kill() {
+	m.trio.kill()
+}
+
+// Restart starts all nodes again, empty, at the same addresses and with the
+// same slots, and returns when the cluster is ready. It kills those that still
+// run.
+func (m *Masters) Restart() {
+	m.t.Helper()
+	m.trio.kill()
+	for _, d := range m.trio.nodes {
+		if err := d.start(); err != nil { // It finds its slots and peers in its file.
+			m.t.Fatal(err)
+		}
+	}
+	m.Ready()
+}
+
+// A trio has the processes of a cluster, which may outlive a test but not the
+// test binary.
+type trio struct {
+	dir     string
+	nodes   []*daemon
+	janitor *janitor
+}
+
+// idle has the clusters that no test has.
+var idle struct {
+	sync.Mutex
+	trios []*trio
+}
+
+// idleTrio returns one of the idle clusters, cleaned and found well, or nil.
+func idleTrio() *trio {
+	idle.Lock()
+	defer idle.Unlock()
+	for n := len(idle.trios); n > 0; n-- {
+		c := idle.trios[n-1]
+		idle.trios = idle.trios[:n-1]
+		if c.clean() == nil && c.well() == nil {
+			return c
+		}
+		c.end()
+	}
+	return nil
+}
+
+// startTrio starts three masters and makes a cluster of them.
+func startTrio(bin string) (_ *trio, err error) {
+	dir, err := shortDir()
+	if err != nil {
+		return nil, err
+	}
+	c := &trio{dir: dir}
+	defer func() {
+		if err != nil {
+			c.end()
+		}
+	}()
+	if c.janitor, err = startJanitor(dir); err != nil {
+		return nil, err
+	}
+	for range 3 {
+		d, err := startDaemon(func() (*daemon, error) { return nodeDaemon(bin, dir) })
+		if err != nil {
+			return nil, err
+		}
+		c.nodes = append(c.nodes, d)
+	}
+	if err := c.meet(); err != nil {
+		return nil, err
+	}
+	return c, c.await()
+}
+
+// nodeDaemon returns a daemon for a node of a cluster, with a directory of its
+// own in dir.
+func nodeDaemon(bin, dir string) (*daemon, error) {
+	dir, err := os.MkdirTemp(dir, "node")
+	if err != nil {
+		return nil, err
+	}
+	port, err := freePort()
+	return tcpDaemon(bin, dir, port,
+		"--pidfile", filepath.Join(dir, pidfile),
+		"--cluster-enabled", "yes",
+		// The others go on when one is gone.
+		"--cluster-require-full-coverage", "no",
+	), err
+}
+
+// meet gives the nodes their slots and makes them known to each other.
+func (c *trio) meet() error {
+	const slots = 16384
+	for i, d := range c.nodes {
+		err := d.tell(func(ctx context.Context, rdb *redis.Client) error {
+			n := len(c.nodes)
+			first, last := slots*i/n, slots*(i+1)/n-1
+			// All slots one by one, in one command: ADDSLOTSRANGE is of Redis 7.
+			if err := rdb.ClusterAddSlotsRange(ctx, first, last).Err(); err != nil {
+				return err
+			}
+			// Else they would have to settle which of them has which epoch.
+			if err := rdb.Do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", i+1).Err(); err != nil {
+				return err
+			}
+			for _, other := range c.nodes[:i] {
+				if err := rdb.Do(ctx, "CLUSTER", "MEET", "127.0.0.1", other.port()).Err(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// await polls the nodes until all is well.
+func (c *trio) await() error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err := c.well()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// well returns nil if each node says that it knows the whole cluster, and that
+// it is well.
+func (c *trio) well() error {
+	return c.tell(func(ctx context.Context, rdb *redis.Client) error {
+		info, err := rdb.ClusterInfo(ctx).Result()
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(info, "\r\n")
+		for _, want := range []string{"cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3", "cluster_size:3"} {
+			if !slices.Contains(lines, want) {
+				return fmt.Errorf("the cluster is not ready: not %s in\n%s", want, info)
+			}
+		}
+		return nil
+	})
+}
+
+// clean removes all data and scripts.
+func (c *trio) clean() error {
+	return c.tell(func(ctx context.Context, rdb *redis.Client) error {
+		return errors.Join(rdb.FlushAll(ctx).Err(), rdb.ScriptFlush(ctx).Err())
+	})
+}
+
+// tell lets do speak to each node.
+func (c *trio) tell(do func(context.Context, *redis.Client) error) error {
+	for _, d := range c.nodes {
+		if err := d.tell(do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runs reports whether all nodes run.
+func (c *trio) runs() bool {
+	for _, d := range c.nodes {
+		select {
+		case <-d.ended:
+			return false
+		default:
+		}
+	}
+	return true
+}
+
+// resume continues the nodes that are paused.
+func (c *trio) resume() {
+	for _, d := range c.nodes {
+		_ = d.cmd.Process.Signal(syscall.SIGCONT)
+	}
+}
+
+func (c *trio) kill() {
+	for _, d := range c.nodes {
+		d.kill()
+	}
+}
+
+func (c *trio) end() {
+	c.kill()
+	_ = os.RemoveAll(c.dir)
+	if c.janitor != nil {
+		c.janitor.end()
+	}
+}
+
+// tell lets do speak to d.
+func (d *daemon) tell(do func(context.Context, *redis.Client) error) error {
+	opt := quick()
+	opt.Network, opt.Addr = d.network, d.addr
+	rdb := redis.NewClient(opt)
+	defer rdb.Close()
+	return do(context.Background(), rdb)
+}

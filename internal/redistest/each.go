@@ -1,0 +1,117 @@
+//go:build unix
+
+package redistest
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A Backend is a Redis of any kind, of one test. All its methods may be called
+// in a bubble, if it is of that bubble.
+type Backend interface {
+	// Client returns a new client, which stands for one process, with the
+	// options of [Redis.Client] or [Masters.Client].
+	Client() redis.UniversalClient
+
+	// Plain returns a new client with go-redis' own defaults, as users have them.
+	Plain() redis.UniversalClient
+
+	// Wire returns the Wire of all clients.
+	Wire() *Wire
+
+	// Pause makes the Redis hang, or all nodes of a cluster, until Resume is
+	// called. Kill ends it, with all data, until Restart starts it again, empty
+	// and at the same address.
+	Pause()
+	Resume()
+	Kill()
+	Restart()
+
+	// Fake reports whether time is the bubble's: then it costs nothing to wait.
+	Fake() bool
+
+	// Settle waits until everything has happened that happens by itself without
+	// time passing. That is known in a bubble only, where it is [synctest.Wait]
+	// and as there may be called by one goroutine at a time. With a real server
+	// it does nothing: there, wait on a signal or with Until.
+	Settle()
+
+	// Until waits until ok holds, which it asks every millisecond. If that takes
+	// longer than 20 seconds (the bubble's, in a bubble), the test fails and says
+	// what it waited for. Only the test's own goroutine may call it.
+	Until(what string, ok func() bool)
+}
+
+// Each runs a test on each kind of Redis, one after the other, in a subtest of
+// that name: "miniredis", in a bubble; "server"; and "cluster", which may be
+// one that an earlier test has used. Those with real servers are skipped as
+// [Server] is.
+//
+// A test in a bubble may not call t.Run or t.Parallel.
+func Each(t *testing.T, test func(t *testing.T, r Backend)) {
+	t.Helper()
+	t.Run("miniredis", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { test(t, bubble{Bubble(t)}) })
+	})
+	EachReal(t, test)
+}
+
+// EachReal is like [Each], without the one in a bubble.
+func EachReal(t *testing.T, test func(t *testing.T, r Backend)) {
+	t.Helper()
+	t.Run("server", func(t *testing.T) { test(t, single{Server(t)}) })
+	t.Run("cluster", func(t *testing.T) { test(t, cluster{Cluster(t)}) })
+}
+
+type bubble struct{ Redis }
+
+func (b bubble) Client() redis.UniversalClient { return b.Redis.Client() }
+func (b bubble) Plain() redis.UniversalClient  { return b.Redis.Plain() }
+func (b bubble) Fake() bool                    { return true }
+func (b bubble) Settle()                       { synctest.Wait() }
+
+func (b bubble) Until(what string, ok func() bool) {
+	b.t.Helper()
+	until(b.t, what, ok)
+}
+
+// Backend returns p as a Backend.
+func (p *Process) Backend() Backend { return single{p} }
+
+type single struct{ *Process }
+
+func (s single) Client() redis.UniversalClient { return s.Process.Client() }
+func (s single) Plain() redis.UniversalClient  { return s.Process.Plain() }
+func (s single) Fake() bool                    { return false }
+func (s single) Settle()                       {}
+
+func (s single) Until(what string, ok func() bool) {
+	s.t.Helper()
+	until(s.t, what, ok)
+}
+
+type cluster struct{ *Masters }
+
+func (c cluster) Client() redis.UniversalClient { return c.Masters.Client() }
+func (c cluster) Plain() redis.UniversalClient  { return c.Masters.Plain() }
+func (c cluster) Fake() bool                    { return false }
+func (c cluster) Settle()                       {}
+
+func (c cluster) Until(what string, ok func() bool) {
+	c.t.Helper()
+	until(c.t, what, ok)
+}
+
+// until is [Backend].Until.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v in vain: %s", patience, what)
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package fetchonce_test
+
+import (
+	"errors"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+)
+
+func TestNewNamesTheOptionItCannotUse(t *testing.T) {
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // is never spoken to
+	defer rdb.Close()
+	for field, opt := range map[string]options{
+		"Prefix":       {},
+		"TTL":          {Prefix: "p", TTL: time.Microsecond},
+		"Store":        {Prefix: "p", TTL: fetchonce.Off},
+		"NotFoundTTL":  {Prefix: "p", NotFoundTTL: 1},
+		"ErrorTTL":     {Prefix: "p", ErrorTTL: 101 * 365 * 24 * time.Hour},
+		"Lease":        {Prefix: "p", Lease: fetchonce.Off},
+		"FetchTimeout": {Prefix: "p", FetchTimeout: time.Nanosecond},
+		"RedisTimeout": {Prefix: "p", RedisTimeout: fetchonce.Off},
+		"Jitter":       {Prefix: "p", Jitter: math.NaN()},
+		"MaxBytes":     {Prefix: "p", MaxBytes: 1 << 30},
+		"OnRedisDown":  {Prefix: "p", OnRedisDown: 7},
+	} {
+		_, err := fetchonce.New(rdb, opt)
+		if e, ok := errors.AsType[*fetchonce.Error](err); !ok || e.Op != "new" || !strings.Contains(e.Error(), "Options."+field) {
+			t.Errorf("New without a usable %s: %v", field, err)
+		}
+	}
+	if _, err := fetchonce.New(nil, options{Prefix: "p"}); err == nil {
+		t.Error("New took a nil client")
+	}
+}
+
+func TestCodecsRefuseHostileData(t *testing.T) {
+	for name, data := range map[string]string{
+		"a length of four billion": "\xdd\xff\xff\xff\xff",
+		"a string of two billion":  "\xc6\x7f\xff\xff\xff",
+		"a million arrays":         strings.Repeat("\x91", 1_000_000),
+		"nothing":                  "",
+		"more than one value":      "\x01\x02",
+	} {
+		var v any
+		if err := fetchonce.Msgpack.Unmarshal([]byte(data), &v); err == nil {
+			t.Errorf("Msgpack read %s as %v", name, v)
+		}
+	}
+	var v any
+	if err := fetchonce.JSON.Unmarshal([]byte(strings.Repeat("[", 100_000)), &v); err == nil {
+		t.Error("JSON read a hundred thousand brackets")
+	}
+}
+
+func TestCodecsRoundTrip(t *testing.T) {
+	type value struct {
+		Name  string
+		Parts []int
+		More  map[string]*value
+		At    time.Time
+	}
+	want := value{Name: "a", Parts: []int{1, 2}, More: map[string]*value{"b": {Name: "b"}}, At: time.Unix(1, 5).UTC()}
+	for name, codec := range map[string]fetchonce.Codec{"Msgpack": fetchonce.Msgpack, "JSON": fetchonce.JSON} {
+		data, err := codec.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got value
+		if err := codec.Unmarshal(data, &got); err != nil || got.Name != "a" || got.More["b"].Name != "b" || len(got.Parts) != 2 || !got.At.Equal(want.At) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}

@@ -1,0 +1,188 @@
+package fetchonce_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// TestMain lets this binary be one of the processes of a test.
+func TestMain(m *testing.M) {
+	if url := os.Getenv("FETCHONCE_TEST_WORKER"); url != "" {
+		if err := work(url); err != nil {
+			fmt.Println("error", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+const workerLease = time.Second
+
+// work Gets "k" once, and says what happens: "fetching" with the fence, when its
+// fetch begins, and then "ended" with the cause if that context ends, and "got"
+// with the value. The fetch, which does not heed its context, takes its value
+// from standard input.
+func work(url string) error {
+	opt, err := redis.ParseURL(url)
+	if err != nil {
+		return err
+	}
+	rdb := redis.NewClient(opt)
+	defer rdb.Close()
+	l, err := fetchonce.New(rdb, options{Prefix: "test", Lease: workerLease})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	got, err := l.Load(context.Background(), "k", func(ctx context.Context, f *fetchonce.Fetch[string]) (string, error) {
+		fmt.Println("fetching", f.Fence)
+		var value string
+		_, err := fmt.Scanln(&value)
+		if ctx.Err() != nil {
+			fmt.Println("ended", context.Cause(ctx))
+		}
+		return value, err
+	})
+	fmt.Println("got", got.Value, got.Source, err)
+	_, _ = io.Copy(io.Discard, os.Stdin) // end when the test says so
+	return nil
+}
+
+// A worker is another process.
+type worker struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	lines chan string
+}
+
+func startWorker(t *testing.T, server *redistest.Process) *worker {
+	t.Helper()
+	w := &worker{t: t, cmd: exec.Command(os.Args[0]), lines: make(chan string, 100)}
+	w.cmd.Env = append(os.Environ(), "FETCHONCE_TEST_WORKER="+server.URL())
+	w.cmd.Stderr = os.Stderr
+	in, err := w.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.in = in
+	out, err := w.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { // ends with the process
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			w.lines <- lines.Text()
+		}
+		close(w.lines)
+	}()
+	t.Cleanup(w.kill)
+	return w
+}
+
+func (w *worker) kill() {
+	_ = w.cmd.Process.Kill()
+	_ = w.cmd.Wait()
+}
+
+func (w *worker) signal(s syscall.Signal) {
+	w.t.Helper()
+	if err := w.cmd.Process.Signal(s); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// says returns what comes after a word at the beginning of the next line.
+func (w *worker) says(word string) string {
+	w.t.Helper()
+	select {
+	case line := <-w.lines:
+		rest, ok := strings.CutPrefix(line, word+" ")
+		if !ok {
+			w.t.Fatalf("the worker said %q, want %q", line, word)
+		}
+		return rest
+	case <-time.After(time.Minute):
+		w.t.Fatalf("the worker did not say %q", word)
+		return ""
+	}
+}
+
+func (w *worker) returns(value string) {
+	w.t.Helper()
+	if _, err := fmt.Fprintln(w.in, value); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// A process is killed in the middle of its fetch. One of those who wait for it
+// takes over, and the others wait for that one.
+func TestHolderKilled(t *testing.T) {
+	server := redistest.Server(t)
+	holder := startWorker(t, server)
+	holder.says("fetching")
+	o := newOrigin(t)
+	r := server.Backend()
+	a, b := newLoader(t, r), newLoader(t, r)
+	var all []*getter
+	for range 10 {
+		all = append(all, get(t, t.Context(), a, "k", o), get(t, t.Context(), b, "k", o))
+	}
+	awaitWaiters(t, r, "k", 2)
+	holder.kill()
+	o.next().returns("v")
+	for _, g := range all {
+		g.want("v")
+	}
+	o.want(1)
+}
+
+// A process is stopped beyond its lease. When it goes on, the context of its
+// fetch has ended, what it fetched is not stored, and nobody is harmed.
+func TestHolderStoppedBeyondItsLease(t *testing.T) {
+	server := redistest.Server(t)
+	holder := startWorker(t, server)
+	first := holder.says("fetching")
+	holder.signal(syscall.SIGSTOP)
+
+	second := startWorker(t, server)
+	fence := second.says("fetching") // the lease has ended
+	if fence <= first {              // as many digits
+		t.Errorf("fences %v and %v do not rise", first, fence)
+	}
+	holder.returns("old")
+	holder.signal(syscall.SIGCONT)
+	if cause := holder.says("ended"); cause != fetchonce.ErrLockLost.Error() {
+		t.Errorf("its context ended because of %v", cause)
+	}
+	if got := holder.says("got"); got != "old fetch <nil>" { // it was there before the fetch began
+		t.Errorf("the stopped process got %q", got)
+	}
+
+	third := startWorker(t, server) // waits for the second
+	awaitWaiters(t, server.Backend(), "k", 1)
+	second.returns("new")
+	for _, w := range []*worker{second, third} {
+		if got := w.says("got"); !strings.HasPrefix(got, "new ") {
+			t.Errorf("a process got %q, want new", got)
+		}
+	}
+	wantKept(t, newLoader(t, server.Backend()), "new")
+}

@@ -1,0 +1,203 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// A table is a Store in memory.
+type table struct {
+	mu      sync.Mutex
+	rows    map[string]string
+	lookups int
+	creates int
+	err     error // of everything
+}
+
+func newTable() *table { return &table{rows: make(map[string]string)} }
+
+func (s *table) Lookup(_ context.Context, key string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lookups++
+	v, ok := s.rows[key]
+	if !ok && s.err == nil {
+		return "", fmt.Errorf("no row for %q: %w", key, fetchonce.ErrNotFound)
+	}
+	return v, s.err
+}
+
+func (s *table) Create(ctx context.Context, key, v string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.creates++
+	if s.err != nil || ctx.Err() != nil {
+		return "", errors.Join(s.err, ctx.Err())
+	}
+	if kept, ok := s.rows[key]; ok {
+		return kept, nil
+	}
+	s.rows[key] = v
+	return v, nil
+}
+
+func (s *table) row(key string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rows[key]
+}
+
+func (s *table) counts() (lookups, creates int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lookups, s.creates
+}
+
+// storeForms runs a test with a table behind Redis, and with a table alone.
+func storeForms(t *testing.T, test func(t *testing.T, r backend, s *table, with func(*options))) {
+	t.Helper()
+	for name, ttl := range map[string]time.Duration{"Redis and Store": 0, "Store only": fetchonce.Off} {
+		t.Run(name, func(t *testing.T) {
+			redistest.Each(t, func(t *testing.T, r backend) {
+				s := newTable()
+				test(t, r, s, func(opt *options) { opt.Store, opt.TTL = s, ttl })
+			})
+		})
+	}
+}
+
+func TestOneFetchAndOneRow(t *testing.T) {
+	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
+		o := newOrigin(t)
+		var all []*getter
+		for range 4 {
+			l := newLoader(t, r, with)
+			for range 50 {
+				all = append(all, get(t, t.Context(), l, "k", o))
+			}
+		}
+		c := o.next()
+		r.Settle()
+		c.returns("v")
+		for _, g := range all {
+			g.want("v")
+		}
+		o.want(1)
+		if _, creates := s.counts(); creates != 1 || s.row("k") != "v" {
+			t.Errorf("the row is %q, after %d creates", s.row("k"), creates)
+		}
+	})
+}
+
+// A row that is there is not fetched.
+func TestRowIsLookedUp(t *testing.T) {
+	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
+		s.rows["k"] = "row"
+		l := newLoader(t, r, with)
+		for range 3 {
+			got, err := l.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) {
+				t.Error("fetched")
+				return "", nil
+			})
+			if got.Value != "row" || err != nil {
+				t.Errorf("Load = %+v, %v", got, err)
+			}
+		}
+		want := 1 // then Redis has it
+		if _, err := l.Peek(t.Context(), "other"); !errors.Is(err, fetchonce.ErrNotFound) {
+			t.Errorf("Peek = %v", err)
+		}
+		if got, err := l.Peek(t.Context(), "k"); got.Source == fetchonce.SourceStore {
+			want = 5 // each Get, and each Peek, asks the table
+		} else if err != nil {
+			t.Error(err)
+		}
+		if lookups, _ := s.counts(); lookups != want {
+			t.Errorf("%d lookups, want %d", lookups, want)
+		}
+	})
+}
+
+// Two processes have seen that there is no row. The second looks again under
+// its lease.
+func TestRowIsLookedUpAgainUnderTheLease(t *testing.T) {
+	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
+		o := newOrigin(t)
+		slow := r.Client()
+		gate := newGate(slow)
+		gate.shut()
+		second := get(t, t.Context(), loaderOf(t, slow, with), "k", o)
+		<-gate.stopped
+		first := get(t, t.Context(), newLoader(t, r, with), "k", o)
+		o.next().returns("v")
+		first.want("v")
+		gate.open()
+		second.want("v")
+		o.want(1)
+	})
+}
+
+// The lock was broken: two fetch. One row is kept, and both get that.
+func TestTwoCreatorsGetTheSame(t *testing.T) {
+	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
+		o := newOrigin(t)
+		o.ignore = true
+		rdb := r.Client()
+		a := get(t, t.Context(), newLoader(t, r, with), "k", o)
+		first := o.next()
+		rdb.Del(t.Context(), "test:m:{k}") // the first does not know
+		b := get(t, t.Context(), newLoader(t, r, with), "k", o)
+		o.next().returns("kept")
+		b.want("kept")
+		first.returns("lost")
+		a.want("kept")
+		if s.row("k") != "kept" {
+			t.Errorf("the row is %q", s.row("k"))
+		}
+	})
+}
+
+func TestStoresErrorComesBackAsItIs(t *testing.T) {
+	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
+		s.err = errors.New("the database is down")
+		o := newOrigin(t)
+		out := get(t, t.Context(), newLoader(t, r, with), "k", o).outcome()
+		if out.err != s.err {
+			t.Errorf("Get = %v, want the Store's error", out.err)
+		}
+		o.want(0)
+	})
+}
+
+// With a table and no Redis, each process goes on by itself, and the unique key
+// does the rest.
+func TestRedisDownWithAStore(t *testing.T) {
+	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
+		o := newOrigin(t)
+		a, b := newLoader(t, r, with), newLoader(t, r, with)
+		r.Kill()
+		here, there := get(t, t.Context(), a, "k", o), get(t, t.Context(), b, "k", o)
+		first, second := o.next(), o.next()
+		first.returns("v")
+		r.Until("the row is there", func() bool { return s.row("k") != "" })
+		second.returns("another")
+		here.want("v")
+		there.want("v")
+	})
+}
+
+func TestSetNeedsTTL(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, func(opt *options) { opt.Store, opt.TTL = newTable(), fetchonce.Off })
+		if e, ok := errors.AsType[*fetchonce.Error](l.Set(t.Context(), "k", "v")); !ok || e.Op != "set" {
+			t.Errorf("Set = %v, want an *Error", e)
+		}
+	})
+}

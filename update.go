@@ -1,0 +1,76 @@
+package fetchonce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/lease"
+)
+
+// Update changes the source of truth and the cache together: it calls write,
+// which changes what a fetch, or the [Store], would find, and makes the next Get
+// find that.
+//
+// While write runs, the key is marked in Redis as being written. The value that
+// was kept is gone; a Get goes to the source, one process at a time as ever, and
+// what it finds there, which may be old or new, is not stored. When write has
+// returned, with or without an error, the key is invalidated as by
+// [Loader.Delete] and the mark is taken off. So a process that dies at any point
+// leaves at most a mark, which ends after [Options.Lease], and never a value from
+// before the write. Updates of one key may run at the same time: each has a mark
+// of its own. They are not serialised; where write needs that, use a lock, or
+// the database's.
+//
+// write is given ctx. Its error comes back as it is. If it returned nil, the
+// error of Update is an [*Error] that says that write was done, but not whether
+// all caches know: a Get may return an old value until its TTL. If neither went
+// well, the error joins both. If write panics, Update does its part and panics
+// on.
+//
+// When Redis does not answer, [Options.OnRedisDown] decides: under [FailClosed]
+// an *Error is returned before write was called. Under [FailOpen] write is called;
+// then only if Redis is back when it has returned is the error nil.
+func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx context.Context) error) (err error) {
+	k, err := l.enter(ctx, "update", key, false)
+	if err != nil {
+		return err
+	}
+	if write == nil {
+		return &Error{Op: "update", Key: key, Err: errors.New("write is nil")}
+	}
+	mark, sent := l.mailbox.Owner(), time.Now()
+	if err := l.redis.Mark(ctx, k.names, mark, l.opt.Lease); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := l.refuse(k, "update", err); err != nil {
+			return err
+		}
+	}
+	// Renewed for as long as write takes, whatever becomes of its context. It is
+	// no lock: a mark that was lost is set again, and write goes on.
+	_, keeper := lease.Keep(context.WithoutCancel(ctx), sent, l.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
+		return true, l.redis.Mark(ctx, k.names, mark, l.opt.Lease)
+	})
+	defer func() {
+		if ours := l.written(ctx, k, mark, keeper); err == nil {
+			err = ours
+		} else if ours != nil {
+			err = errors.Join(err, ours)
+		}
+	}()
+	return write(ctx)
+}
+
+// written ends an Update.
+func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, keeper *lease.Keeper) error {
+	keeper.Stop() // first: a renewal must not set again what is taken off
+	err := l.redis.Unmark(context.WithoutCancel(ctx), k.names, mark)
+	l.flights.Forget(k.user)
+	if err != nil {
+		return &Error{Op: "update", Key: k.user, Err: fmt.Errorf("written, but caches may be stale until their TTL: %w", err)}
+	}
+	return nil
+}
