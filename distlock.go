@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -106,9 +105,6 @@ const (
 	firstDeafLook  = 10 * time.Millisecond  // without a mailbox that hears, it looks
 	latestDeafLook = 100 * time.Millisecond // more often
 )
-
-// lockers makes the owners of all lockers different, also where they share a mailbox.
-var lockers atomic.Uint64
 
 // NewLocker returns a locker for the locks under opt.Prefix. It must be closed.
 func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
@@ -597,7 +593,7 @@ type lockRequest struct {
 }
 
 func (lk *Locker) request(n *lockName) *lockRequest {
-	owner := lk.mailbox.Process() + ".l" + strconv.FormatUint(lockers.Add(1), 36)
+	owner := lk.mailbox.Owner()
 	return &lockRequest{
 		name: n,
 		wish: lk.wish(owner),
@@ -639,7 +635,7 @@ func (lk *Locker) follow(r *lockRequest, answer protocol.LockAnswer, err error) 
 		again := min(lookAgain, lk.opt.Lease)
 		wait := min(answer.Left+rand.N(lookLater), again-rand.N(again/4))
 		if !lk.mailbox.Hears(lk.channel) {
-			lk.mailbox.Listen(lk.channel)
+			lk.mailbox.Listen(lk.ctx, lk.channel)
 			wait = min(wait, deaf/2+rand.N(deaf/2))
 			deaf = min(2*deaf, latestDeafLook)
 		}
