@@ -7,7 +7,7 @@
 // only slower; so nothing here is an error to anybody.
 //
 // It knows the protocol's messages and no values, no leases and no policy. It
-// is used by the loader.
+// is used by the loader and the locker.
 package wake
 
 import (
@@ -384,7 +384,8 @@ type Slot struct {
 	again   bool // look again, whatever was said
 }
 
-// Wait returns a slot for messages about a value. It must be closed.
+// Wait returns a slot for messages about a value, or for the owner that waits
+// for a lock. It must be closed.
 func (m *Mailbox) Wait(name string) *Slot {
 	s := &Slot{mailbox: m, name: name, ready: make(chan struct{}, 1)}
 	m.mu.Lock()
