@@ -64,7 +64,6 @@ type lockName struct {
 	waiters list.List // of *lockWaiter, the longest first
 	held    map[*holding]struct{}
 	asking  bool // a goroutine is asking Redis on behalf of the waiters
-	queued  bool // and was told to wait
 	trying  int  // calls that ask Redis for themselves
 }
 
@@ -137,8 +136,7 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 // context of a [Lease], of the same name: it would wait for itself.
 //
 // When ctx ends before fn was called, the error is [ErrLocked] joined with the
-// cause of that, or only the cause if it is not known that somebody holds the
-// lock.
+// cause of that.
 func (lk *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context) error) error {
 	return lk.do(ctx, name, fn, lk.Acquire)
 }
@@ -378,17 +376,13 @@ func (lk *Locker) wait(ctx context.Context, name string) (*lockName, *holding, e
 	case <-ctx.Done():
 	}
 	cause := context.Cause(ctx)
-	left, locked := lk.leave(n, w)
-	if !left {
+	if !lk.leave(n, w) {
 		// It was the waiter's turn at the same moment: the next one's, then. The caller does not wait for that.
 		if t := <-w.ready; t.holding != nil {
 			lk.spawn(func() { _ = lk.handOn(n, t.holding, true) })
 		}
 	}
-	if locked {
-		return nil, nil, errors.Join(ErrLocked, cause)
-	}
-	return nil, nil, cause
+	return nil, nil, errors.Join(ErrLocked, cause)
 }
 
 // join puts a waiter at the end of the queue of a name.
@@ -405,14 +399,12 @@ func (lk *Locker) join(name string) (*lockName, *lockWaiter, error) {
 	return n, w, nil
 }
 
-// leave takes a waiter out of the queue. It reports whether it was in it, and
-// whether somebody is known to hold the lock.
-func (lk *Locker) leave(n *lockName, w *lockWaiter) (left, locked bool) {
+// leave takes a waiter out of the queue. It reports whether it was in it.
+func (lk *Locker) leave(n *lockName, w *lockWaiter) bool {
 	lk.mu.Lock()
 	defer lk.mu.Unlock()
-	locked = n.queued || len(n.held) > 0
 	if w.place == nil {
-		return false, locked
+		return false
 	}
 	n.waiters.Remove(w.place)
 	w.place = nil
@@ -423,7 +415,7 @@ func (lk *Locker) leave(n *lockName, w *lockWaiter) (left, locked bool) {
 		}
 		lk.drop(n)
 	}
-	return true, locked
+	return true
 }
 
 // named returns what goes on under a name. The caller holds lk.mu, as it does
@@ -653,9 +645,6 @@ var errNobodyWaits = errors.New("nobody waits any more")
 // error when all waiters have left.
 func (lk *Locker) sleep(r *lockRequest, wait time.Duration) (byItself bool, err error) {
 	n := r.name
-	lk.mu.Lock()
-	n.queued = true
-	lk.mu.Unlock()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
@@ -681,7 +670,7 @@ func (lk *Locker) abandoned(n *lockName) bool {
 	if n.waiters.Len() > 0 {
 		return false
 	}
-	n.asking, n.queued = false, false
+	n.asking = false
 	lk.drop(n)
 	return true
 }
@@ -691,7 +680,7 @@ func (lk *Locker) refused(n *lockName, err error) {
 	lk.mu.Lock()
 	defer lk.mu.Unlock()
 	n.fail(&Error{Op: "lock", Key: n.name, Err: err})
-	n.asking, n.queued = false, false
+	n.asking = false
 	lk.drop(n)
 }
 
@@ -700,7 +689,7 @@ func (lk *Locker) granted(r *lockRequest, answer protocol.LockAnswer) (more bool
 	n := r.name
 	h := &holding{owner: r.wish.Owner, since: answer.Since, began: time.Now(), sent: r.sent, fence: answer.Fence}
 	lk.mu.Lock()
-	n.asking, n.queued = false, false
+	n.asking = false
 	if n.waiters.Len() == 0 {
 		lk.drop(n)
 		lk.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -256,7 +257,7 @@ func (job lockJob) work(lk *fetchonce.Locker, b *board, g int) (waits []int32, e
 		waits = append(waits, int32(time.Since(asked).Microseconds()))
 		if job.Stop {
 			b.holder.Store(who)
-			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+			stopHere()
 			if ctx.Err() != nil && errors.Is(context.Cause(ctx), fetchonce.ErrLockLost) {
 				b.resumed.Store(1)
 			} else {
@@ -330,4 +331,12 @@ func (c *lockCrew) measure() (h handOvers) {
 
 func (h handOvers) String() string {
 	return fmt.Sprintf("%.0f acquisitions/s, min/max %.3f, wait mean %v p50 %v p99 %v max %v", h.perSecond, h.fairness, h.mean, h.p50, h.p99, h.mx)
+}
+
+// stopHere stops this process, at this very line: a signal that is sent to a whole
+// process may reach it a little later, in another thread.
+func stopHere() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_ = syscall.Tgkill(os.Getpid(), syscall.Gettid(), syscall.SIGSTOP)
 }

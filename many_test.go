@@ -283,7 +283,7 @@ func TestGetManyTakesOver(t *testing.T) {
 func TestTenThousandKeys(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		b := &bulk{}
-		l := newLoader(t, r, func(opt *options) { opt.RedisTimeout = 20 * time.Second })
+		l := loaderOf(t, r.Plain(), func(opt *options) { opt.RedisTimeout, opt.Lease = time.Minute, time.Minute }) // the machine may be busy
 		keys := numbered(0, 10_000)
 		wantMany(t, l, keys, b)
 		wantMany(t, l, keys, b)
