@@ -3,7 +3,10 @@ package fetchonce
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 var (
@@ -13,19 +16,30 @@ var (
 	// without a fetch. [Loader.Peek] returns it for a key that is not cached.
 	ErrNotFound = errors.New("fetchonce: not found")
 
-	// ErrLockLost is the [context.Cause] of the context given to a fetch, once
-	// the lease under which it runs has ended early: it could not be renewed in
-	// time, or a Delete or Set of the key ended it. What such a fetch returns
-	// is not stored.
+	// ErrLocked says that somebody else holds a lock: to the caller of
+	// [Locker.TryDo] and [Locker.TryAcquire], and to one whose context ended
+	// while it waited, together with the cause of that.
+	ErrLocked = errors.New("fetchonce: locked")
+
+	// ErrLockLost is the [context.Cause] of the context given to a fetch, or to
+	// the holder of a lock, once the lease under which it runs has ended early:
+	// it could not be renewed in time, or was ended in Redis, a fetch's by a
+	// Delete or Set of the key. What such a fetch returns is not stored.
+	// [Lease.Release] and [Locker.Do] return it if the lease was lost.
 	ErrLockLost = errors.New("fetchonce: lock lost")
+
+	// ErrMaxHold is the [context.Cause] of the context of a holder that held a
+	// lock longer than [LockOptions.MaxHold].
+	ErrMaxHold = errors.New("fetchonce: lock held for too long")
 
 	// ErrFetchTimeout says that a fetch ran longer than [Options.FetchTimeout].
 	// It is the [context.Cause] of the context given to that fetch, and what
 	// its callers get, wrapped in an [*Error].
 	ErrFetchTimeout = errors.New("fetchonce: fetch timeout")
 
-	// ErrClosed is returned by every method of a [Loader] that was closed, and
-	// to callers that were waiting when it was.
+	// ErrClosed is returned by every method of a [Loader] or [Locker] that was
+	// closed, and to callers that were waiting when it was. It is the
+	// [context.Cause] of the contexts of those who held a lock then.
 	ErrClosed = errors.New("fetchonce: closed")
 )
 
@@ -34,7 +48,7 @@ var (
 // with an error, a value could not be encoded, an argument was not usable, or
 // a fetch failed in another process, of which only the text came here.
 type Error struct {
-	Op  string // what was being done: "new", "read", "acquire", "set", "delete", "encode", "fetch"
+	Op  string // what was being done: "new", "read", "acquire", "set", "delete", "encode", "fetch", "lock", "release"
 	Key string // the key as the caller gave it; empty if there was none
 	Err error  // the cause
 }
@@ -67,4 +81,37 @@ func (e *PanicError) Error() string {
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err
+}
+
+// A ManyError says which keys of a [Loader.GetMany] failed, and how. [errors.Is]
+// and [errors.As] look into all of their errors.
+type ManyError struct {
+	Errs map[string]error // by key
+}
+
+// Error names a few of the keys, and says how many there are.
+func (e *ManyError) Error() string {
+	const most = 3
+	keys := slices.Sorted(maps.Keys(e.Errs))
+	var b strings.Builder
+	fmt.Fprintf(&b, "fetchonce: %d keys failed: ", len(keys))
+	for i, key := range keys[:min(len(keys), most)] {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, "%q: %v", key, e.Errs[key])
+	}
+	if len(keys) > most {
+		b.WriteString("; and others")
+	}
+	return b.String()
+}
+
+// Unwrap returns the errors of all keys.
+func (e *ManyError) Unwrap() []error {
+	errs := make([]error, 0, len(e.Errs))
+	for _, key := range slices.Sorted(maps.Keys(e.Errs)) {
+		errs = append(errs, e.Errs[key])
+	}
+	return errs
 }

@@ -29,10 +29,10 @@ func newLoader(t *testing.T, r backend, change ...func(*options)) loader {
 }
 
 // loaderOf returns a loader over a client. What it has to say to its log is said
-// to nobody.
+// to nobody. It is patient with Redis: the machine may be busy with other tests.
 func loaderOf(t *testing.T, rdb redis.UniversalClient, change ...func(*options)) loader {
 	t.Helper()
-	opt := options{Prefix: "test", Logger: slog.New(slog.DiscardHandler)}
+	opt := options{Prefix: "test", RedisTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&opt)
 	}
@@ -301,4 +301,9 @@ func awaitWaiters(t *testing.T, r backend, key string, n int) {
 // crcUpdate goes on with the checksum that an envelope has.
 func crcUpdate(sum uint32, b []byte) uint32 {
 	return crc32.Update(sum, crc32.MakeTable(crc32.Castagnoli), b)
+}
+
+func isCluster(rdb redis.UniversalClient) bool {
+	_, ok := rdb.(*redis.ClusterClient)
+	return ok
 }

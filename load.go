@@ -20,6 +20,7 @@ type run[V any] struct {
 	k     keyed
 	call  *flight.Call[Result[V]]
 	fetch func(ctx context.Context, f *Fetch[V]) (V, error)
+	part  *part[V] // of a batch, which fetches for us; nil if we fetch alone
 
 	owner    string             // of the lease we hold or ask for
 	over     *protocol.PassOver // the value to replace; nil if there is none
@@ -135,7 +136,7 @@ func (r *run[V]) lostRedis(ctx context.Context, err error) (Result[V], error) {
 // blind fetches without a lease, because Redis is down. Nothing is stored but in
 // the Store.
 func (r *run[V]) blind(ctx context.Context) (Result[V], error) {
-	for !r.turn && r.turns != nil {
+	for !r.turn && r.turns != nil && r.part == nil {
 		if err := r.turns.Acquire(ctx, 1); err != nil {
 			return Result[V]{}, r.fail(context.Cause(ctx))
 		}
@@ -156,6 +157,7 @@ func (r *run[V]) blind(ctx context.Context) (Result[V], error) {
 
 // wait waits for the message of the process that holds the lease.
 func (r *run[V]) wait(ctx context.Context, a protocol.Acquired, slot *wake.Slot) (Result[V], bool, error) {
+	r.part.decide() // the batch need not wait for us
 	timer := time.NewTimer(r.patience(a.Left))
 	defer timer.Stop()
 	for {
@@ -330,25 +332,33 @@ func (r *run[V]) endOf(ctx context.Context) error {
 	return cause
 }
 
-// make looks in the Store once more, else fetches, and creates what it fetched
+// make looks in the Store once more, else fetches, and creates what was fetched
 // in the Store.
-func (r *run[V]) make(ctx context.Context, fence int64, m *made[V]) (V, error) {
-	if r.opt.Store != nil {
-		m.source = SourceStore
-		v, err := r.opt.Store.Lookup(ctx, r.k.user)
-		if !errors.Is(err, ErrNotFound) {
-			return v, err
-		}
-	}
-	m.source = SourceFetch
-	f := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old}
+func (r *run[V]) make(ctx context.Context, fence int64, m *made[V]) (v V, err error) {
 	began := time.Now()
-	v, err := r.fetch(ctx, f)
-	m.cost, m.ttl = time.Since(began), f.TTL
-	if err != nil || r.opt.Store == nil {
+	if r.part != nil {
+		v, m.source, err = r.part.get(ctx, r.k.user)
+	} else {
+		v, m.source, err = r.lookupOrFetch(ctx, fence, m)
+	}
+	m.cost = time.Since(began)
+	if err != nil || r.opt.Store == nil || m.source == SourceStore {
 		return v, err
 	}
 	return r.opt.Store.Create(ctx, r.k.user, v)
+}
+
+func (r *run[V]) lookupOrFetch(ctx context.Context, fence int64, m *made[V]) (V, Source, error) {
+	if r.opt.Store != nil {
+		v, err := r.opt.Store.Lookup(ctx, r.k.user)
+		if !errors.Is(err, ErrNotFound) {
+			return v, SourceStore, err
+		}
+	}
+	f := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old}
+	v, err := r.fetch(ctx, f)
+	m.ttl = f.TTL
+	return v, SourceFetch, err
 }
 
 // fill stores what was fetched and tells those who wait for it. The flight is
@@ -460,8 +470,8 @@ func (r *run[V]) failure(f protocol.Failure) error {
 // taken. Meanwhile it looks now and then whether another process has stored the
 // value.
 func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
-	if r.turns == nil || r.turn || r.turns.TryAcquire(1) {
-		r.turn = r.turns != nil
+	if r.turns == nil || r.part != nil || r.turn || r.turns.TryAcquire(1) {
+		r.turn = r.turns != nil && r.part == nil // a batch is one fetch, and takes one turn
 		return look[V]{}, nil
 	}
 	waiting, leave := context.WithCancel(ctx)

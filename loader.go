@@ -28,6 +28,7 @@ type Loader[V any] struct {
 	codec   byte
 	redis   *protocol.Client
 	names   *protocol.Namespace
+	nodes   *nodes
 	mailbox *wake.Mailbox
 	channel string // on which the others tell us
 	flights flight.Group[Result[V]]
@@ -134,6 +135,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.channel = l.names.Channel(l.mailbox.Process())
 	_, cluster := rdb.(*redis.ClusterClient)
 	l.redis = protocol.NewClient(batch.New(rdb), l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
+	l.nodes = &nodes{rdb: rdb}
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
 	}
@@ -327,8 +329,12 @@ func (l *Loader[V]) enter(ctx context.Context, op, key string, noFetch bool) (ke
 	case ctx.Err() != nil:
 		return keyed{}, ctx.Err()
 	}
+	return l.keyed(key), nil
+}
+
+func (l *Loader[V]) keyed(key string) keyed {
 	names := l.names.Key(key)
-	return keyed{user: key, names: names, digest: envelope.Digest(names.Value)}, nil
+	return keyed{user: key, names: names, digest: envelope.Digest(names.Value)}
 }
 
 // A look is what was seen at the place of a key's value.
@@ -350,7 +356,15 @@ func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
 		return l.lookInStore(ctx, k)
 	}
 	ticket := l.ask(k)
-	b, err := l.redis.Get(ctx, k.names, l.opt.MaxBytes+envelope.Size)
+	b, err := l.redis.Get(ctx, k.names, l.readLimit())
+	return l.see(ctx, k, ticket, b, err)
+}
+
+// readLimit is the size of the largest value of ours.
+func (l *Loader[V]) readLimit() int { return l.opt.MaxBytes + envelope.Size }
+
+// see judges what was read, and keeps a copy if the ticket allows it.
+func (l *Loader[V]) see(ctx context.Context, k keyed, ticket near.Ticket, b []byte, err error) (look[V], error) {
 	switch {
 	case errors.Is(err, protocol.ErrType):
 		return l.unusable(nil, err), nil
@@ -396,15 +410,15 @@ func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 // the result too.
 func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
 	if ctx.Value(fetching{l, k.user}) != nil {
-		return Result[V]{}, &Error{Op: "get", Key: k.user, Err: errors.New("called by the fetch of the same key, which would wait for itself")}
+		return Result[V]{}, reentrant(k.user)
 	}
 	for round := 1; ; round++ {
-		load := l.loading(k, seen, fetch)
+		load := l.loading(k, seen, fetch, nil)
 		switch {
 		case (seen.refresh || seen.spare) && l.pauses.active(k.user):
 			return seen.result, nil
 		case seen.refresh:
-			l.flights.Go(ctx, k.user, load)
+			_, _ = l.flights.Join(ctx, k.user, load) // and never leave
 			return seen.result, nil
 		}
 		r, late, err := l.join(ctx, k, seen, load)
@@ -430,14 +444,20 @@ func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(
 	}
 }
 
-// loading returns what a flight runs.
-func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) func(context.Context, *flight.Call[Result[V]]) (Result[V], error) {
+func reentrant(key string) error {
+	return &Error{Op: "get", Key: key, Err: errors.New("called by the fetch of the same key, which would wait for itself")}
+}
+
+// loading returns what a flight runs. It fetches by itself, or as a part of a
+// batch.
+func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), part *part[V]) func(context.Context, *flight.Call[Result[V]]) (Result[V], error) {
 	return func(ctx context.Context, call *flight.Call[Result[V]]) (Result[V], error) {
-		run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, over: seen.over}
+		run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, part: part, over: seen.over}
 		if seen.refresh || seen.spare {
 			run.old, run.staleFor = &seen.result, seen.staleFor
 		}
 		defer run.giveTurn()
+		defer part.decide()
 		if seen.down != nil {
 			return run.blind(ctx)
 		}
@@ -453,7 +473,7 @@ func (l *Loader[V]) join(ctx context.Context, k keyed, seen look[V], load func(c
 	}
 	soft, cancel := context.WithTimeoutCause(ctx, l.opt.SoftTimeout, errSoftTimeout)
 	defer cancel()
-	l.flights.Go(ctx, k.user, load)
+	_, _ = l.flights.Join(ctx, k.user, load) // and never leave
 	return l.flights.Do(soft, k.user, load)
 }
 

@@ -94,8 +94,8 @@ type Options[V any] struct {
 	FetchTimeout time.Duration
 
 	// MaxFetches is how many fetches this loader runs at once, over all keys.
-	// Others wait their turn, and hold no lease meanwhile. The default is no
-	// limit.
+	// Others wait their turn, and hold no lease meanwhile. The batch of a GetMany
+	// counts as one, and holds its leases while it waits. The default is no limit.
 	MaxFetches int
 
 	// RedisTimeout is the limit of every operation in Redis, retries included.
@@ -216,11 +216,7 @@ func orDefault[T time.Duration | float64](v, otherwise T) T {
 
 // check returns what is wrong with the options as they were given.
 func (o Options[V]) check() error {
-	for _, d := range []struct {
-		name         string
-		value, least time.Duration
-		mayBeOff     bool
-	}{
+	err := checkDurations("Options", []givenDuration{
 		{"TTL", o.TTL, leastTTL, true},
 		{"NotFoundTTL", o.NotFoundTTL, leastTTL, true},
 		{"ErrorTTL", o.ErrorTTL, leastTTL, true},
@@ -231,16 +227,9 @@ func (o Options[V]) check() error {
 		{"FetchTimeout", o.FetchTimeout, leastTTL, true},
 		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
 		{"Near.TTL", o.Near.TTL, leastTTL, false},
-	} {
-		switch {
-		case d.value == 0:
-		case d.value < 0 && !d.mayBeOff:
-			return fmt.Errorf("Options.%s cannot be turned off", d.name)
-		case d.value > 0 && d.value < d.least:
-			return fmt.Errorf("Options.%s is %v, less than %v", d.name, d.value, d.least)
-		case d.value > longestTTL:
-			return fmt.Errorf("Options.%s is %v, more than 100 years", d.name, d.value)
-		}
+	})
+	if err != nil {
+		return err
 	}
 	switch {
 	case o.Prefix == "":
@@ -269,6 +258,105 @@ func (o Options[V]) check() error {
 		return fmt.Errorf("Options.MaxBytes is %d, more than 512 MiB", o.MaxBytes)
 	case o.OnRedisDown != FailOpen && o.OnRedisDown != FailClosed:
 		return fmt.Errorf("Options.OnRedisDown is %d, which is no Policy", o.OnRedisDown)
+	}
+	return nil
+}
+
+type givenDuration struct {
+	name         string
+	value, least time.Duration
+	mayBeOff     bool
+}
+
+// checkDurations returns what is wrong with the durations of a struct of options.
+func checkDurations(options string, given []givenDuration) error {
+	for _, d := range given {
+		switch {
+		case d.value == 0:
+		case d.value < 0 && !d.mayBeOff:
+			return fmt.Errorf("%s.%s cannot be turned off", options, d.name)
+		case d.value > 0 && d.value < d.least:
+			return fmt.Errorf("%s.%s is %v, less than %v", options, d.name, d.value, d.least)
+		case d.value > longestTTL:
+			return fmt.Errorf("%s.%s is %v, more than 100 years", options, d.name, d.value)
+		}
+	}
+	return nil
+}
+
+// LockOptions configure a [Locker]. The zero value of each field is the default
+// named at the field, as with [Options].
+type LockOptions struct {
+	// Prefix is the namespace of this locker's names. Lockers with the same
+	// Prefix, in all processes, share their locks; they must agree on Slots. It
+	// may be a Loader's Prefix as well. Required.
+	Prefix string
+
+	// Lease is how long a process that died while it held a lock blocks it. A
+	// process that lives renews its lease at a third of it, so a lock may be
+	// held for longer. The default is 5 seconds; the least is 10 ms.
+	Lease time.Duration
+
+	// MaxHold is the longest that a lock may be held. Then the holder's context
+	// ends with [ErrMaxHold], and its lease is not renewed any more: if the
+	// holder does not give it back it is lost when it ends, and others have the
+	// lock. The default is no limit.
+	MaxHold time.Duration
+
+	// RedisTimeout is the limit of every operation in Redis, retries included,
+	// and not of the wait for a lock, which is the caller's context's. The
+	// default is 500 ms.
+	RedisTimeout time.Duration
+
+	// Slots is how many may hold a lock at once: with 1 it is a lock, with more
+	// a semaphore. The default is 1, the most 1000.
+	Slots int
+
+	// Logger hears what has no caller to be told: a lock that could not be given
+	// back after its work was done. The default is [slog.Default].
+	Logger *slog.Logger
+}
+
+const (
+	defaultSlots = 1
+	mostSlots    = 1000 // each script reads all leases of a lock
+)
+
+// withDefaults returns the options with the defaults in the place of zeros, and
+// zero in the place of what is off.
+func (o LockOptions) withDefaults() LockOptions {
+	if o.Lease == 0 {
+		o.Lease = defaultLease
+	}
+	o.MaxHold = max(o.MaxHold, 0)
+	if o.RedisTimeout == 0 {
+		o.RedisTimeout = defaultRedisTimeout
+	}
+	if o.Slots == 0 {
+		o.Slots = defaultSlots
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return o
+}
+
+// check returns what is wrong with the options as they were given.
+func (o LockOptions) check() error {
+	err := checkDurations("LockOptions", []givenDuration{
+		{"Lease", o.Lease, leastLease, false},
+		{"MaxHold", o.MaxHold, leastTTL, true},
+		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
+	})
+	switch {
+	case err != nil:
+		return err
+	case o.Prefix == "":
+		return errors.New("LockOptions.Prefix is empty")
+	case o.Slots < 0:
+		return errors.New("LockOptions.Slots cannot be turned off")
+	case o.Slots > mostSlots:
+		return fmt.Errorf("LockOptions.Slots is %d, more than %d", o.Slots, mostSlots)
 	}
 	return nil
 }

@@ -6,6 +6,13 @@ import "context"
 // package oncesql has one over [database/sql]. It is looked up before a
 // fetch, and again under the lease; what was fetched is created in it.
 //
+// A Store may also have a method
+//
+//	LookupMany(ctx context.Context, keys []string) (map[string]V, error)
+//
+// that looks up many keys at once; those without a value are not in the map.
+// [Loader.GetMany] uses it where it is there.
+//
 // Implementations are called by many goroutines at once.
 type Store[V any] interface {
 	// Lookup returns the value of key, or an error that is [ErrNotFound], bare
@@ -16,4 +23,9 @@ type Store[V any] interface {
 	// value that is kept. It must be safe against other creators by itself: a
 	// lease in Redis saves work, the unique key of a table makes it safe.
 	Create(ctx context.Context, key string, v V) (V, error)
+}
+
+// manyStore is a Store that can look up many keys at once.
+type manyStore[V any] interface {
+	LookupMany(ctx context.Context, keys []string) (map[string]V, error)
 }

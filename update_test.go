@@ -175,10 +175,12 @@ func TestMarkIsRenewed(t *testing.T) {
 		u := startUpdate(t, writer).began()
 		before := scripts(rdb)
 		r.Until("it is renewed", func() bool { return scripts(rdb) >= before+4 })
+		redistest.WireOf(rdb).Pause() // no renewal comes between
 		admin.Del(t.Context(), "test:u:{k}")
 		if err := l.Set(t.Context(), "k", "old"); err != nil {
 			t.Fatal(err)
 		}
+		redistest.WireOf(rdb).Resume()
 		r.Until("the mark is set again", func() bool { return admin.Exists(t.Context(), "test:u:{k}").Val() == 1 })
 		wantNothingKept(t, l) // and what came between is gone
 		g := get(t, t.Context(), l, "k", o)

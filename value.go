@@ -35,7 +35,7 @@ func (l *Loader[V]) openAndKeep(t near.Ticket, k keyed, b []byte) (look[V], erro
 // unpack reads a value that came from Redis, or in a message. Whatever is not one
 // of ours, whole and for this key, is unusable: a miss, to be overwritten.
 func (l *Loader[V]) unpack(k keyed, b []byte, source Source) (envelope.Header, look[V], error) {
-	if len(b) > l.opt.MaxBytes+envelope.Size {
+	if len(b) > l.readLimit() {
 		return envelope.Header{}, l.unusable(b, errTooLarge), nil
 	}
 	h, payload, err := envelope.Open(b, k.digest)

@@ -11,6 +11,7 @@ package batch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -100,17 +101,28 @@ func (b *Batcher) Do(ctx context.Context, within time.Duration, cmds ...redis.Cm
 		b.free.Put(r)
 		return firstError(cmds)
 	case <-ctx.Done():
-		b.leave(r, false)
+		r.timer.Stop()
+		if b.leave(r) {
+			// Somebody must notice if Redis does not answer in time.
+			time.AfterFunc(within, func() { b.giveUp(r) })
+		}
 		return ctx.Err()
 	case <-r.timer.C:
-		b.leave(r, true)
+		if b.leave(r) {
+			b.giveUp(r)
+		}
 		return ErrTimeout
 	}
 }
 
 func firstError(cmds []redis.Cmder) error {
 	for _, cmd := range cmds {
-		if err := cmd.Err(); err != nil {
+		switch err := cmd.Err(); {
+		case err == nil:
+		case errors.Is(err, context.DeadlineExceeded):
+			// The hand's own time was over, a moment before or after the caller's.
+			return fmt.Errorf("%w: %v", ErrTimeout, err) //nolint:errorlint // it is not the caller's deadline, see ErrTimeout
+		default:
 			return err
 		}
 	}
@@ -135,22 +147,30 @@ func (b *Batcher) hire() {
 	}
 }
 
-// leave takes a request that its caller gave up on out of the queue. If it is
-// on its way already and late, the hand that carries it is not counted on any
-// more: it may be stuck for as long as the client's own timeouts and retries
-// allow, and nobody else must be stuck behind it once Redis answers again.
-func (b *Batcher) leave(r *request, late bool) {
-	r.timer.Stop()
+// leave takes a request that its caller gave up on out of the queue. It reports
+// whether it was too late for that: the request is on its way.
+func (b *Batcher) leave(r *request) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case r.hand == nil:
-		b.queue[r.number-b.first] = nil
-		if b.live--; b.live == 0 {
-			b.first += uint64(len(b.queue))
-			b.queue = nil
-		}
-	case late && !r.hand.stuck && b.stuck < overdue:
+	if r.hand != nil {
+		return true
+	}
+	b.queue[r.number-b.first] = nil
+	if b.live--; b.live == 0 {
+		b.first += uint64(len(b.queue))
+		b.queue = nil
+	}
+	return false
+}
+
+// giveUp no longer counts on the hand that carries a request, if that is still
+// not answered: it may be stuck for as long as the client's own timeouts and
+// retries allow, and nobody else must be stuck behind it once Redis answers
+// again.
+func (b *Batcher) giveUp(r *request) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(r.done) == 0 && !r.hand.stuck && b.stuck < overdue {
 		r.hand.stuck = true
 		b.stuck++
 		b.busy--

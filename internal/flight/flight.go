@@ -91,10 +91,42 @@ type Call[V any] struct {
 // late reports that the caller came after what the load found was asked for
 // (see [Call.Mark]): then it has nothing, and should look again.
 func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (v V, late bool, err error) {
-	c, number, err := g.join(ctx, key, load)
+	t, err := g.Join(ctx, key, load)
 	if err != nil {
 		return v, false, err
 	}
+	return t.Wait(ctx)
+}
+
+// A Ticket is one caller's place in a load. A caller that does not Wait never
+// leaves: the load goes on until it has ended, or the group is closed.
+type Ticket[V any] struct {
+	Started bool // by this caller
+
+	call   *Call[V]
+	number int
+}
+
+// Join is the first half of Do. Its error is ErrClosed.
+func (g *Group[V]) Join(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (Ticket[V], error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed != nil {
+		return Ticket[V]{}, ErrClosed
+	}
+	c := g.calls[key]
+	started := c == nil
+	if started {
+		c = g.start(ctx, key, load)
+	}
+	c.joined++
+	c.present++
+	return Ticket[V]{Started: started, call: c, number: c.joined}, nil
+}
+
+// Wait is the second half of Do.
+func (t Ticket[V]) Wait(ctx context.Context) (v V, late bool, err error) {
+	c := t.call
 	select {
 	case <-c.done:
 	case <-ctx.Done():
@@ -103,32 +135,10 @@ func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Con
 		}
 		// It ended at the same moment: what is there is better than nothing.
 	}
-	if number > c.served { // not changed any more once done is closed
+	if t.number > c.served { // not changed any more once done is closed
 		return v, true, nil
 	}
 	return c.v, false, c.err
-}
-
-// Go joins the load of a key, or starts it, as a caller that never leaves and
-// does not wait: the load goes on until it has ended, or the group is closed. On
-// a closed group it does nothing.
-func (g *Group[V]) Go(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) {
-	_, _, _ = g.join(ctx, key, load)
-}
-
-func (g *Group[V]) join(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (*Call[V], int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed != nil {
-		return nil, 0, ErrClosed
-	}
-	c := g.calls[key]
-	if c == nil {
-		c = g.start(ctx, key, load)
-	}
-	c.joined++
-	c.present++
-	return c, c.joined, nil
 }
 
 // start begins a load. The caller holds g.mu.

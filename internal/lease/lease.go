@@ -2,7 +2,7 @@
 // their context no later than the lease itself.
 //
 // It knows how long a lease lasts, when it was asked for, and a function that
-// renews it; nothing of Redis, of keys or of values. It is used by the loader.
+// renews it; nothing of Redis, of keys or of values. It is used by the loader and the locker.
 //
 // # What local time may decide
 //
@@ -46,7 +46,10 @@ type Keeper struct {
 
 	mu       sync.Mutex
 	stopped  bool
-	deadline time.Time   // guarded by mu
+	wasLost  bool               // guarded by mu, as are those below
+	whenLost func()             // see WhenLost
+	cut      context.CancelFunc // ends the renewal under way
+	deadline time.Time
 	next     *time.Timer // renews
 	last     *time.Timer // ends the context at the deadline
 }
@@ -55,6 +58,9 @@ type Keeper struct {
 // third of it, it calls renew, which reports whether the lease was still ours.
 // The returned context ends with cause lost as soon as it was not, when Lost is
 // called, and at the latest at the holder's deadline.
+//
+// The lease is kept until Stop, also when parent has ended: whoever works under
+// it may need a while to notice, and the lease is there for that while, too.
 func Keep(parent context.Context, sent time.Time, length time.Duration, lost error, renew func(ctx context.Context) (bool, error)) (context.Context, *Keeper) {
 	inner, cancel := context.WithCancelCause(parent)
 	k := &Keeper{length: length, renew: renew, lost: lost, cancel: cancel, deadline: sent.Add(valid(length))}
@@ -76,12 +82,15 @@ func (k *Keeper) again() {
 		k.mu.Unlock()
 		return
 	}
+	ctx, cut := context.WithCancel(context.WithoutCancel(k.ctx.Context)) // ends with the keeping
+	k.cut = cut
 	k.renewing.Add(1)
 	k.mu.Unlock()
 	defer k.renewing.Done()
+	defer cut()
 
 	sent := time.Now()
-	ours, err := k.renew(k.ctx.Context)
+	ours, err := k.renew(ctx)
 	if err == nil && !ours {
 		k.Lost()
 		return
@@ -104,11 +113,33 @@ func (k *Keeper) again() {
 // Lost ends the context with cause lost: somebody said that the lease is gone.
 func (k *Keeper) Lost() {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.stopped {
-		k.stop(k.lost)
+	if k.stopped {
+		k.mu.Unlock()
+		return
+	}
+	k.wasLost = true
+	k.stop(k.lost)
+	whenLost := k.whenLost
+	k.mu.Unlock()
+	if whenLost != nil {
+		whenLost()
 	}
 }
+
+// WhenLost makes the keeper call f once the lease is lost, after the context
+// has ended; at once if it is already. Where ctx.Err is called, f may be.
+func (k *Keeper) WhenLost(f func()) {
+	k.mu.Lock()
+	lost := k.wasLost
+	k.whenLost = f
+	k.mu.Unlock()
+	if lost {
+		f()
+	}
+}
+
+// End ends the context with a cause; the lease is kept until Stop.
+func (k *Keeper) End(cause error) { k.cancel(cause) }
 
 // Stop ends the keeping: the lease is given back, or about to be. The context
 // ends. Stop waits for a renewal that is under way.
@@ -125,6 +156,9 @@ func (k *Keeper) stop(cause error) {
 	k.stopped = true
 	k.next.Stop()
 	k.last.Stop()
+	if k.cut != nil {
+		k.cut()
+	}
 	k.cancel(cause)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"os"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -72,6 +73,45 @@ func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 		return nil, err
 	}
 	return cmd.Bytes()
+}
+
+// A Got is one value of a GetMany.
+type Got struct {
+	Value []byte
+	Err   error
+}
+
+// GetMany is Get of many keys in one round trip of run, which may lead to the one
+// node that has them all. A key of which the node says that it has it no more, or
+// not yet, is asked for once more by itself, wherever it is.
+func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int) []Got {
+	got := make([]Got, len(keys))
+	cmds := make([]redis.Cmder, len(keys))
+	values := make([]*redis.StringCmd, len(keys))
+	for i, k := range keys {
+		values[i] = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
+		cmds[i] = values[i]
+	}
+	err := run.Do(ctx, c.timeout, cmds...)
+	if err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded)) {
+		for i := range got { // the commands may still be on their way: they are not ours to look at
+			got[i].Err = err
+		}
+		return got
+	}
+	for i, value := range values {
+		switch err := value.Err(); {
+		case err == nil && value.Val() != "":
+			got[i].Value, _ = value.Bytes()
+		case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
+			got[i].Err = ErrType
+		case err != nil && passing(err):
+			got[i].Value, got[i].Err = c.Get(ctx, keys[i], limit)
+		default:
+			got[i].Err = err
+		}
+	}
+	return got
 }
 
 // A State says what an Acquire found.
@@ -153,8 +193,9 @@ type Filled struct {
 }
 
 // Fill stores a value, ends the lease and tells the waiters, if the lease is
-// still the owner's. With a ttl of 0 it stores nothing, and only tells them.
+// still the owner's. Without a ttl it stores nothing, and only tells them.
 func (c *Client) Fill(ctx context.Context, k Key, owner string, fence int64, sealed []byte, ttl time.Duration) (Filled, error) {
+	ttl = max(ttl, 0)
 	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl, k.Value, k.meta())
 	reply, err := c.script(ctx, fill, before, keys,
 		owner, fenceBytes(fence), inline, ttl.Milliseconds(), c.ns.channels,

@@ -15,6 +15,9 @@
 //	<prefix>:m:{key}           meta: who fetches it, and who waits for that
 //	<prefix>:u:{key}           marks: who writes its source of truth now
 //	<prefix>:t:{key}<owner>    a large value on its way to v
+//	<prefix>:l:{name}          a lock: who holds it, each with a fence and an end
+//	<prefix>:q:{name}          its queue: who waits, each with a ticket
+//	<prefix>:w:{name}          until when each of those is believed to wait
 //	<prefix>:b:<process>       a channel: what the others tell this process
 //	<prefix>:i                 a channel: names of values that change, for near
 //	                           caches that cannot have the server's own word
@@ -32,6 +35,10 @@
 // that it finds, and taints those that are taken while it lasts (u in meta): what
 // is fetched under such a lease is told, and not stored, whenever that is. So if
 // the writer dies, no value from before its write stays.
+//
+// The keys of a lock are said to be what they are in lock.lua. They end by
+// themselves, too: a lock a moment after its last lease, a queue when nobody in
+// it has looked for as long as its patience.
 //
 // # Fences
 //

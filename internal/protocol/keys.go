@@ -14,6 +14,7 @@ const longest = 200
 // (prefix, schema, key, kind) have the same name; see [Namespace.Key].
 type Namespace struct {
 	value, meta, marks, staged string // up to and with the "{" of the hash tag
+	lock, queue, alive         string // of a lock, likewise
 	channels                   string // channel names without the process
 	changes                    string // the channel of changed values
 	beats                      string // names of beats without the process
@@ -31,6 +32,9 @@ func NewNamespace(prefix, schema string) *Namespace {
 		meta:     p + ":m" + schema + ":{",
 		marks:    p + ":u" + schema + ":{",
 		staged:   p + ":t" + schema + ":{",
+		lock:     p + ":l:{",
+		queue:    p + ":q:{",
+		alive:    p + ":w:{",
 		channels: p + ":b:",
 		changes:  p + ":i",
 		beats:    p + ":h:",
@@ -61,12 +65,24 @@ func Tag(user string) string {
 	tag := escape(user, "")
 	switch {
 	case tag == "":
-		tag = "%" // an empty hash tag would not be one
+		return "%" // an empty hash tag would not be one
 	case len(tag) > longest:
 		sum := sha256.Sum256([]byte(user))
-		tag = "%#" + hex.EncodeToString(sum[:])
+		return "%#" + hex.EncodeToString(sum[:])
 	}
 	return tag
+}
+
+// A Lock is one lock of a user's under its names in Redis.
+type Lock struct {
+	keys [3]string // lock, queue, alive
+}
+
+// Lock returns the names of a lock of a user's, which may have any bytes for a
+// name. No schema is in them.
+func (ns *Namespace) Lock(user string) Lock {
+	end := Tag(user) + "}"
+	return Lock{keys: [3]string{ns.lock + end, ns.queue + end, ns.alive + end}}
 }
 
 // SplitName returns how the name of a value begins, see [Namespace.Values], and

@@ -17,6 +17,7 @@ const (
 	KindFailure   Kind = 'E' // the body is a Failure: the fetch failed
 	KindLookAgain Kind = 'R' // the lease ended without either
 	KindLost      Kind = 'L' // for the holder: the body is the owner whose lease was ended
+	KindGranted   Kind = 'G' // for a waiter of a lock: the name is the owner to whom a lease was handed
 	KindProbe     Kind = 'P' // a process asks itself whether it still hears anything
 )
 
@@ -29,7 +30,7 @@ const AnyFence int64 = math.MaxInt64
 type Message struct {
 	Kind  Kind
 	Fence int64
-	Name  string // of the value in Redis, see Key.Value
+	Name  string // of the value in Redis, see Key.Value; or an owner
 	Body  []byte
 }
 
@@ -58,7 +59,7 @@ func ParseMessage(payload string) (Message, error) {
 	m.Name = rest[width : width+int(n)]
 	m.Body = []byte(rest[width+int(n):])
 	switch m.Kind {
-	case KindValue, KindFailure, KindLookAgain, KindLost, KindProbe:
+	case KindValue, KindFailure, KindLookAgain, KindLost, KindGranted, KindProbe:
 		return m, nil
 	}
 	return Message{}, errMessage

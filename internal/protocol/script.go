@@ -30,6 +30,14 @@ var (
 	invalidateText string
 	//go:embed set.lua
 	setText string
+	//go:embed lock.lua
+	lockText string
+	//go:embed lock_acquire.lua
+	lockAcquireText string
+	//go:embed lock_release.lua
+	lockReleaseText string
+	//go:embed lock_renew.lua
+	lockRenewText string
 
 	acquire    = newScript(acquireText)
 	fill       = newScript(fillText)
@@ -37,6 +45,10 @@ var (
 	renew      = newScript(renewText)
 	invalidate = newScript(invalidateText)
 	set        = newScript(setText)
+
+	lockAcquire = newScript(lockText + lockAcquireText)
+	lockRelease = newScript(lockText + lockReleaseText)
+	lockRenew   = newScript(lockText + lockRenewText)
 )
 
 // A script has its text and the hash by which the server knows it. It is not a

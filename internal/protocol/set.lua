@@ -24,6 +24,7 @@ end
 
 local time = redis.call("TIME")
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+if last > now + 86400000000 then last = 0 end -- nor is one that lies more than a day ahead
 local head = redis.pcall("GETRANGE", KEYS[1], 0, 31)
 if type(head) == "string" and #head == 32 and string.sub(head, 1, 2) == "fo" then
   local stored = 0

@@ -7,7 +7,7 @@
 // only slower; so nothing here is an error to anybody.
 //
 // It knows the protocol's messages and no values, no leases and no policy. It
-// is used by the loader.
+// is used by the loader and the locker.
 package wake
 
 import (
@@ -46,7 +46,7 @@ type Mailbox struct {
 
 	mu       sync.Mutex
 	users    int
-	conn     *redis.PubSub
+	conn     *redis.PubSub   // that is connected, if there is one
 	channels map[string]*ear // that we want
 	slots    map[string][]*Slot
 	holds    map[string]func() // by owner
@@ -74,7 +74,7 @@ var (
 func Open(client Client) *Mailbox {
 	mailboxesMu.Lock()
 	defer mailboxesMu.Unlock()
-	shared := reflect.TypeOf(client).Comparable()
+	shared := reflect.ValueOf(client).Comparable()
 	if shared && mailboxes[client] != nil {
 		m := mailboxes[client]
 		m.users++
@@ -98,7 +98,7 @@ func (m *Mailbox) Close() {
 	mailboxesMu.Lock()
 	m.users--
 	last := m.users == 0
-	if last && reflect.TypeOf(m.client).Comparable() {
+	if last && reflect.ValueOf(m.client).Comparable() {
 		delete(mailboxes, m.client)
 	}
 	mailboxesMu.Unlock()
@@ -134,6 +134,7 @@ func (m *Mailbox) Listen(ctx context.Context, channel string) {
 	select {
 	case <-m.listen(channel).first:
 	case <-ctx.Done():
+	case <-m.ctx.Done():
 	}
 }
 
@@ -151,8 +152,8 @@ func (m *Mailbox) listen(channel string) *ear {
 	m.channels[channel] = e
 	if len(m.channels) == 1 {
 		m.running.Go(m.run) // ends with m.ctx
-	} else if conn := m.conn; conn != nil {
-		m.running.Go(func() { _ = conn.Subscribe(m.ctx, channel) }) // a failure shows as a broken connection
+	} else if m.conn != nil {
+		m.subscribe(m.conn, channel)
 	}
 	time.AfterFunc(firstListen, e.tried)
 	return e
@@ -166,50 +167,72 @@ func (m *Mailbox) Hears(channel string) bool {
 	return e != nil && e.hears
 }
 
+// subscribe asks for one more channel. The caller holds m.mu.
+func (m *Mailbox) subscribe(conn *redis.PubSub, channel string) {
+	m.running.Go(func() { _ = conn.Subscribe(ended, channel) }) // a failure shows as a broken connection
+}
+
+// ended is the context of all that is done with a PubSub that is connected. When
+// the connection breaks, go-redis would make another at once, and hold the
+// PubSub's lock until it has; Close and Listen would have to wait for that,
+// however long a Redis that hangs makes it. So it cannot, and run does it.
+var ended = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
 // run receives messages, over one connection after another.
 func (m *Mailbox) run() {
-	for m.ctx.Err() == nil {
-		if conn := m.connect(); conn != nil {
-			m.receive(conn)
-			m.deaf()
-			_ = conn.Close()
+	for pause := firstPause; m.ctx.Err() == nil; pause = min(2*pause, longestPause) {
+		conn := m.client.Subscribe(m.ctx) // no channel yet, so no connection and no waiting
+		if m.connect(conn) && m.receive(conn) {
+			pause = firstPause
 		}
+		m.deaf()
+		_ = conn.Close()
+		m.sleep(pause/2 + randv2.N(pause))
 	}
 }
 
-func (m *Mailbox) connect() *redis.PubSub {
-	conn := m.client.Subscribe(m.ctx) // no channel yet, so no connection and no waiting
+// connect makes the connection and reports whether that worked. Nobody else
+// knows of conn until then.
+func (m *Mailbox) connect(conn *redis.PubSub) bool {
+	wanted := m.wanted()
+	if conn.Subscribe(m.ctx, wanted...) != nil {
+		return false
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ctx.Err() != nil {
-		_ = conn.Close()
-		return nil
+		return false
 	}
 	m.conn = conn
-	return conn
+	for channel := range m.channels {
+		if !slices.Contains(wanted, channel) {
+			m.subscribe(conn, channel) // somebody asked for it meanwhile
+		}
+	}
+	return true
 }
 
-// receive serves one connection until it is closed. go-redis makes it again
-// when it breaks, and subscribes again, which shows here as a confirmation.
+// receive serves a connection until it breaks or is closed. It reports whether
+// anything was heard.
 //
 // It calls Receive without a time limit: go-redis treats a limit that passes in
 // the middle of a message as if nothing had been read. A connection that is
 // silent for ever is found out by Suspect instead.
-func (m *Mailbox) receive(conn *redis.PubSub) {
-	_ = conn.Subscribe(m.ctx, m.wanted()...)
-	for pause := firstPause; ; {
-		got, err := conn.Receive(m.ctx)
-		switch {
-		case err == nil:
-			pause = firstPause
-			m.handle(got)
-		case errors.Is(err, redis.ErrClosed) || m.ctx.Err() != nil:
-			return
-		default:
-			m.deaf()
-			m.sleep(pause/2 + randv2.N(pause))
-			pause = min(2*pause, longestPause)
+func (m *Mailbox) receive(conn *redis.PubSub) (heard bool) {
+	for {
+		got, err := conn.Receive(ended)
+		if _, refused := errors.AsType[redis.Error](err); refused {
+			continue // a user that may not listen; it is deaf, but the connection is good
 		}
+		if err != nil {
+			return heard
+		}
+		heard = true
+		m.handle(got)
 	}
 }
 
@@ -239,10 +262,11 @@ func (m *Mailbox) sleep(d time.Duration) {
 	}
 }
 
-// deaf notes that messages are being missed.
+// deaf notes that there is no connection, and messages are being missed.
 func (m *Mailbox) deaf() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.conn = nil
 	for _, e := range m.channels {
 		e.hears = false
 	}
@@ -322,7 +346,7 @@ func (m *Mailbox) Suspect(channel string) {
 	m.echo = echo
 	m.running.Go(func() {
 		if !m.probe(channel, echo) {
-			_ = conn.Close() // receive returns, and run makes another
+			_ = conn.Close() // receive returns, and run makes another connection
 		}
 		m.mu.Lock()
 		m.probing = false
@@ -360,7 +384,8 @@ type Slot struct {
 	again   bool // look again, whatever was said
 }
 
-// Wait returns a slot for messages about a value. It must be closed.
+// Wait returns a slot for messages about a value, or for the owner that waits
+// for a lock. It must be closed.
 func (m *Mailbox) Wait(name string) *Slot {
 	s := &Slot{mailbox: m, name: name, ready: make(chan struct{}, 1)}
 	m.mu.Lock()

@@ -1,0 +1,779 @@
+package fetchonce
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/lease"
+	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/wake"
+)
+
+// A Locker lets one holder at a time do a thing, of all processes that share a
+// Redis; or a number of them, see [LockOptions.Slots].
+//
+// Waiting is a queue: the lock goes to the process that has waited longest, and
+// in that process to the goroutine that has. A process that gets it serves the
+// goroutines that wait there, but only so many, and only for a few
+// milliseconds, before the next process has its turn.
+//
+// A lock in Redis saves work; it does not by itself make work safe. It can be
+// lost: Redis may fail over to a replica that has not heard of it, and a
+// process may be stopped for longer than its lease. The holder's context then
+// ends. Where two holders at once would do harm, also check [Lease.Fence] where
+// the data lives.
+//
+// When Redis does not answer, the methods say so with an [*Error], and nothing
+// is run.
+type Locker struct {
+	opt     LockOptions
+	client  *protocol.Client
+	ns      *protocol.Namespace
+	mailbox *wake.Mailbox
+	channel string
+
+	ctx     context.Context // ends with Close
+	stop    context.CancelFunc
+	running sync.WaitGroup
+	closing sync.Once
+
+	mu       sync.Mutex
+	closed   bool
+	names    map[string]*lockName
+	holdings int
+	idle     chan struct{} // closed when the locker is closed and holdings is 0
+}
+
+// A lockName is what goes on under one name in this process. It is there while
+// somebody here holds the lock or wants to.
+type lockName struct {
+	name string
+	lock protocol.Lock
+	left chan struct{} // receives when the last of waiters has left
+
+	// Guarded by the locker's mu.
+	waiters list.List // of *lockWaiter, the longest first
+	held    map[*holding]struct{}
+	asking  bool // a goroutine is asking Redis on behalf of the waiters
+	trying  int  // calls that ask Redis for themselves
+}
+
+// A lockWaiter is a goroutine that waits for a lock.
+type lockWaiter struct {
+	place *list.Element // guarded by the locker's mu; nil once something was sent to ready
+	ready chan turn     // has room for one
+}
+
+// A turn is what a waiter waits for.
+type turn struct {
+	holding *holding
+	err     error
+}
+
+// A holding is a lease in Redis, which may go from hand to hand in this process.
+type holding struct {
+	owner string
+	since string    // see protocol.LockAnswer
+	began time.Time // when this process got it
+
+	// Guarded by the locker's mu.
+	sent   time.Time // when what it lives on was sent: the request for it, or the last renewal
+	fence  int64     // of the present turn
+	more   int       // how many turns it may still be handed on for
+	keeper *lease.Keeper
+}
+
+const (
+	// How long a process goes on by itself while others may be waiting. Handing
+	// on inside the process costs next to nothing, so turns that are short are
+	// bundled; for long ones, asking the others costs next to nothing.
+	mostTurns = 16
+	turnsTime = 10 * time.Millisecond
+
+	lookAgain      = time.Second            // a waiter looks this often whether a message was lost, or after a lease if that is shorter
+	lookLater      = 50 * time.Millisecond  // and so much after a lease should have ended, at most
+	firstDeafLook  = 10 * time.Millisecond  // without a mailbox that hears, it looks
+	latestDeafLook = 100 * time.Millisecond // more often
+)
+
+// NewLocker returns a locker for the locks under opt.Prefix. It must be closed.
+func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
+	if rdb == nil {
+		return nil, &Error{Op: "new", Err: errors.New("the Redis client is nil")}
+	}
+	if err := opt.check(); err != nil {
+		return nil, &Error{Op: "new", Err: err}
+	}
+	opt = opt.withDefaults()
+	_, cluster := rdb.(*redis.ClusterClient)
+	ns := protocol.NewNamespace(opt.Prefix, "")
+	mailbox := wake.Open(rdb)
+	lk := &Locker{
+		opt: opt, ns: ns, mailbox: mailbox, channel: ns.Channel(mailbox.Process()),
+		client: protocol.NewClient(batch.New(rdb), ns, mailbox.Process(), opt.RedisTimeout, cluster),
+		names:  make(map[string]*lockName), idle: make(chan struct{}),
+	}
+	lk.ctx, lk.stop = context.WithCancel(context.Background())
+	return lk, nil
+}
+
+// Do waits for the lock, calls fn while it holds it, and gives it back, also if
+// fn panics. The context given to fn ends with cause [ErrLockLost] when the
+// lock is lost, and with [ErrMaxHold] when it is held for too long; fn must
+// then stop.
+//
+// Do returns fn's error as it is; if the lock was lost meanwhile, joined with
+// ErrLockLost. It is an error to call Do for a name inside a Do, or with the
+// context of a [Lease], of the same name: it would wait for itself.
+//
+// When ctx ends before fn was called, the error is [ErrLocked] joined with the
+// cause of that.
+func (lk *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context) error) error {
+	return lk.do(ctx, name, fn, lk.Acquire)
+}
+
+// TryDo is like [Locker.Do], but does not wait: if the lock is held, or others
+// wait for it, it returns [ErrLocked].
+func (lk *Locker) TryDo(ctx context.Context, name string, fn func(ctx context.Context) error) error {
+	return lk.do(ctx, name, fn, lk.TryAcquire)
+}
+
+func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Context) error,
+	acquire func(context.Context, string) (context.Context, *Lease, error),
+) (err error) {
+	if fn == nil {
+		return &Error{Op: "lock", Key: name, Err: errors.New("the function is nil")}
+	}
+	ctx, ls, err := acquire(ctx, name)
+	if err != nil {
+		return err
+	}
+	// Deferred, so that a panic and a Goexit go on their way with the lock given back.
+	defer func() {
+		switch back := ls.Release(); {
+		case back == nil:
+		case !errors.Is(back, ErrLockLost):
+			// fn had the lock for as long as it ran, so that is no error of Do's.
+			lk.opt.Logger.LogAttrs(ctx, slog.LevelWarn, "fetchonce: a lock could not be given back; it ends with its lease",
+				slog.Any("error", back))
+		case err == nil:
+			err = ErrLockLost
+		default:
+			err = errors.Join(err, ErrLockLost)
+		}
+	}()
+	return fn(ctx)
+}
+
+// Acquire waits for the lock and returns its lease, which must be released, and
+// a context to work with, as [Locker.Do] gives to fn. That context ends with
+// the lease.
+func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *Lease, error) {
+	if err := lk.check(ctx, name); err != nil {
+		return ctx, nil, err
+	}
+	for {
+		n, h, err := lk.wait(ctx, name)
+		if err != nil {
+			return ctx, nil, err
+		}
+		held, ls, err := lk.begin(ctx, n, h)
+		if !errors.Is(err, ErrLockLost) {
+			return held, ls, err
+		}
+		// This process was stopped between having the lease and using it.
+	}
+}
+
+// TryAcquire is like [Locker.Acquire], but does not wait: if the lock is held,
+// or others wait for it, it returns [ErrLocked].
+func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context, *Lease, error) {
+	if err := lk.check(ctx, name); err != nil {
+		return ctx, nil, err
+	}
+	n, h, err := lk.try(ctx, name)
+	if err != nil {
+		return ctx, nil, err
+	}
+	return lk.begin(ctx, n, h)
+}
+
+var errReentrant = errors.New("this call holds the lock already, and would wait for itself")
+
+// heldKey is the key of a context's value that says which lease it works under.
+type heldKey struct {
+	locker *Locker
+	name   string
+}
+
+func (lk *Locker) check(ctx context.Context, name string) error {
+	if ctx == nil {
+		return &Error{Op: "lock", Key: name, Err: errors.New("the context is nil")}
+	}
+	if ls, ok := ctx.Value(heldKey{lk, name}).(*Lease); ok && !ls.released.Load() {
+		return &Error{Op: "lock", Key: name, Err: errReentrant}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// A Lease is the right to do what a lock is for.
+type Lease struct {
+	locker   *Locker
+	name     *lockName
+	holding  *holding
+	keeper   *lease.Keeper
+	fence    int64
+	tooLong  *time.Timer // nil without a MaxHold
+	released atomic.Bool
+	once     sync.Once
+	err      error // what Release returns
+}
+
+// Fence returns a number that is higher than that of every lease of this lock
+// before. Data that remembers the highest fence it has seen can refuse a holder
+// that does not know yet that its lease has ended:
+//
+//	UPDATE thing SET state = $1, fence = $2 WHERE id = $3 AND fence < $2
+//
+// Several holders of a semaphore have different fences, each higher than those
+// given out before it.
+func (ls *Lease) Fence() int64 { return ls.fence }
+
+// Release gives the lock back. It works after the context ended, and takes no
+// longer than RedisTimeout. It returns [ErrLockLost] if the lock was lost
+// before, and an [*Error] if Redis could not be told: then the lock stays
+// blocked until it can be, or until the lease has ended. A second Release does
+// nothing, and returns what the first did.
+func (ls *Lease) Release() error {
+	ls.once.Do(func() {
+		ls.released.Store(true)
+		if ls.tooLong != nil {
+			ls.tooLong.Stop()
+		}
+		held := ls.keeper.Held()
+		ls.keeper.Stop()
+		ls.err = ls.locker.handOn(ls.name, ls.holding, held)
+	})
+	return ls.err
+}
+
+// Close ends the locker. Callers that wait get [ErrClosed]. The contexts of
+// those who hold a lock end with that cause, and their leases are not renewed
+// any more; but only they themselves know when they have stopped, so it is them
+// who give the locks back. Close returns when they have, or when their leases
+// have ended.
+func (lk *Locker) Close() error {
+	lk.closing.Do(func() {
+		for _, k := range lk.shut() {
+			k.End(ErrClosed)
+		}
+		lk.stop()
+		lk.running.Wait()
+		<-lk.idle
+		lk.mailbox.Close()
+	})
+	return nil
+}
+
+// shut closes the locker to newcomers, sends the waiters away, and returns the
+// keepers of what is held.
+func (lk *Locker) shut() []*lease.Keeper {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	lk.closed = true
+	var keepers []*lease.Keeper
+	for _, n := range lk.names {
+		n.fail(ErrClosed)
+		for h := range n.held {
+			if h.keeper != nil { // else it has not begun, and never will
+				keepers = append(keepers, h.keeper)
+			}
+		}
+	}
+	if lk.holdings == 0 {
+		close(lk.idle)
+	}
+	return keepers
+}
+
+// begin starts a turn: from now on its lease is kept. It fails if the lease has
+// ended already, or the locker was closed.
+func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.Context, *Lease, error) {
+	ls := &Lease{locker: lk, name: n, holding: h}
+	begun := time.Now()
+	lk.mu.Lock()
+	sent := h.sent
+	ls.fence = h.fence
+	lk.mu.Unlock()
+	held, keeper := lease.Keep(context.WithValue(ctx, heldKey{lk, n.name}, ls), sent, lk.opt.Lease, ErrLockLost,
+		func(ctx context.Context) (bool, error) { return lk.renew(ctx, n, h, begun) })
+	ls.keeper = keeper
+	lk.mu.Lock()
+	h.keeper = keeper
+	closed := lk.closed
+	lk.mu.Unlock()
+	keeper.WhenLost(func() { lk.lost(n, h) })
+	switch {
+	case !keeper.Held():
+		_ = ls.Release()
+		return ctx, nil, ErrLockLost
+	case closed:
+		_ = ls.Release()
+		return ctx, nil, ErrClosed
+	case lk.opt.MaxHold > 0:
+		ls.tooLong = time.AfterFunc(lk.opt.MaxHold, func() { keeper.End(ErrMaxHold) })
+	}
+	return held, ls, nil
+}
+
+var errNotRenewed = errors.New("not to be renewed any more")
+
+func (lk *Locker) renew(ctx context.Context, n *lockName, h *holding, begun time.Time) (bool, error) {
+	sent := time.Now()
+	if lk.ctx.Err() != nil || lk.opt.MaxHold > 0 && sent.Sub(begun) >= lk.opt.MaxHold {
+		return false, errNotRenewed
+	}
+	ours, err := lk.client.RenewLock(ctx, n.lock, lk.wish(h.owner))
+	if err == nil && ours {
+		lk.mu.Lock()
+		h.sent = sent
+		lk.mu.Unlock()
+	}
+	return ours, err
+}
+
+// fences returns how many fences a lease in Redis comes with: one for each
+// turn. A semaphore's leases are not handed on inside a process, for then a
+// later turn of one lease would have a lower fence than another lease.
+func (lk *Locker) fences() int {
+	if lk.opt.Slots > 1 {
+		return 1
+	}
+	return mostTurns
+}
+
+// wait waits for a turn.
+func (lk *Locker) wait(ctx context.Context, name string) (*lockName, *holding, error) {
+	n, w, err := lk.join(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	select {
+	case t := <-w.ready:
+		return n, t.holding, t.err
+	case <-ctx.Done():
+	}
+	cause := context.Cause(ctx)
+	if !lk.leave(n, w) {
+		// It was the waiter's turn at the same moment: the next one's, then. The caller does not wait for that.
+		if t := <-w.ready; t.holding != nil {
+			lk.spawn(func() { _ = lk.handOn(n, t.holding, true) })
+		}
+	}
+	return nil, nil, errors.Join(ErrLocked, cause)
+}
+
+// join puts a waiter at the end of the queue of a name.
+func (lk *Locker) join(name string) (*lockName, *lockWaiter, error) {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	if lk.closed {
+		return nil, nil, ErrClosed
+	}
+	n := lk.named(name)
+	w := &lockWaiter{ready: make(chan turn, 1)}
+	w.place = n.waiters.PushBack(w)
+	lk.hire(n)
+	return n, w, nil
+}
+
+// leave takes a waiter out of the queue. It reports whether it was in it.
+func (lk *Locker) leave(n *lockName, w *lockWaiter) bool {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	if w.place == nil {
+		return false
+	}
+	n.waiters.Remove(w.place)
+	w.place = nil
+	if n.waiters.Len() == 0 {
+		select {
+		case n.left <- struct{}{}:
+		default:
+		}
+		lk.drop(n)
+	}
+	return true
+}
+
+// named returns what goes on under a name. The caller holds lk.mu, as it does
+// for all the functions below that say nothing about it and take a lockName.
+func (lk *Locker) named(name string) *lockName {
+	n := lk.names[name]
+	if n == nil {
+		n = &lockName{name: name, lock: lk.ns.Lock(name), left: make(chan struct{}, 1), held: make(map[*holding]struct{})}
+		lk.names[name] = n
+	}
+	return n
+}
+
+// drop forgets a name under which nothing goes on any more.
+func (lk *Locker) drop(n *lockName) {
+	if n.waiters.Len() == 0 && len(n.held) == 0 && !n.asking && n.trying == 0 && lk.names[n.name] == n {
+		delete(lk.names, n.name)
+	}
+}
+
+// next takes the longest waiter out of the queue and gives it its turn.
+func (n *lockName) next(t turn) {
+	w := n.waiters.Remove(n.waiters.Front()).(*lockWaiter)
+	w.place = nil
+	w.ready <- t // never blocks
+}
+
+func (n *lockName) fail(err error) {
+	for n.waiters.Len() > 0 {
+		n.next(turn{err: err})
+	}
+}
+
+// hire makes somebody ask Redis if there is a reason to.
+func (lk *Locker) hire(n *lockName) {
+	if lk.wanting(n) {
+		n.asking = true
+		lk.running.Go(func() { lk.ask(n) }) // ends when nobody waits, or with lk.ctx
+	}
+}
+
+func (lk *Locker) wanting(n *lockName) bool {
+	return n.waiters.Len() > 0 && !n.asking && len(n.held) < lk.opt.Slots && !lk.closed
+}
+
+// spawn runs f on a goroutine that Close waits for, or, after Close, here.
+func (lk *Locker) spawn(f func()) {
+	lk.mu.Lock()
+	closed := lk.closed
+	if !closed {
+		lk.running.Go(f)
+	}
+	lk.mu.Unlock()
+	if closed {
+		f()
+	}
+}
+
+func (lk *Locker) hold(n *lockName, h *holding) {
+	n.held[h] = struct{}{}
+	lk.holdings++
+}
+
+func (lk *Locker) unhold(n *lockName, h *holding) {
+	if _, ok := n.held[h]; !ok {
+		return
+	}
+	delete(n.held, h)
+	lk.holdings--
+	if lk.holdings == 0 && lk.closed {
+		close(lk.idle)
+	}
+}
+
+// lost is called when a lease was lost: those who wait here must not wait for
+// its holder to notice.
+func (lk *Locker) lost(n *lockName, h *holding) {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	lk.unhold(n, h)
+	lk.hire(n)
+	lk.drop(n)
+}
+
+// handOn ends a turn. The next one is that of a waiter here, or whose turn it
+// is in Redis. held says that the lease is believed to be ours.
+func (lk *Locker) handOn(n *lockName, h *holding, held bool) error {
+	ask, done := lk.endTurn(n, h, held)
+	switch {
+	case done:
+		return nil
+	case ask:
+		return lk.passOn(n, h)
+	}
+	ours, err := lk.client.ReleaseLock(context.Background(), n.lock, lk.wish(h.owner), h.since)
+	switch {
+	case !held:
+		return ErrLockLost // and that was only to be sure that nothing is left of it
+	case err != nil:
+		lk.spawn(func() { lk.forget(n.lock, h.owner, true) })
+		return &Error{Op: "release", Key: n.name, Err: err}
+	case !ours:
+		return ErrLockLost
+	}
+	return nil
+}
+
+// endTurn hands the lease to the next waiter here, if there is one and it may,
+// and then reports that it is done. Else it reports whether, while giving the
+// lease back, one should ask for another.
+func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, done bool) {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	if held && h.more > 0 && n.waiters.Len() > 0 && time.Since(h.began) < turnsTime && !lk.closed {
+		h.more--
+		h.fence++
+		h.keeper = nil
+		n.next(turn{holding: h})
+		return false, true
+	}
+	lk.unhold(n, h)
+	if !held {
+		lk.hire(n)
+	} else if ask = lk.wanting(n); ask {
+		n.asking = true
+	}
+	lk.drop(n)
+	return ask, false
+}
+
+// passOn gives a lease back and asks for another in one request.
+func (lk *Locker) passOn(n *lockName, h *holding) error {
+	r := lk.request(n)
+	r.wish.Return, r.wish.ReturnSince = h.owner, h.since
+	answer, err := r.send(lk)
+	lk.spawn(func() {
+		if lk.follow(r, answer, err) {
+			lk.ask(n)
+		}
+	})
+	if err != nil {
+		lk.spawn(func() { lk.forget(n.lock, h.owner, true) })
+		return &Error{Op: "release", Key: n.name, Err: err}
+	}
+	if !answer.Returned {
+		return ErrLockLost
+	}
+	return nil
+}
+
+// ask gets leases from Redis for those who wait here, until nobody does, or
+// there are as many as there may be.
+func (lk *Locker) ask(n *lockName) {
+	for more := true; more; {
+		r := lk.request(n)
+		answer, err := r.send(lk)
+		more = lk.follow(r, answer, err)
+	}
+}
+
+// A lockRequest is one place in the queue in Redis.
+type lockRequest struct {
+	name *lockName
+	wish protocol.LockWish
+	slot *wake.Slot
+	sent time.Time
+}
+
+func (lk *Locker) request(n *lockName) *lockRequest {
+	owner := lk.mailbox.Owner()
+	return &lockRequest{
+		name: n,
+		wish: lk.wish(owner),
+		slot: lk.mailbox.Wait(owner), // before the request: the message may come before the answer
+	}
+}
+
+func (lk *Locker) wish(owner string) protocol.LockWish {
+	return protocol.LockWish{Owner: owner, Lease: lk.opt.Lease, Slots: lk.opt.Slots, Fences: lk.fences()}
+}
+
+func (r *lockRequest) send(lk *Locker) (protocol.LockAnswer, error) {
+	r.sent = time.Now()
+	answer, err := lk.client.AcquireLock(lk.ctx, r.name.lock, r.wish)
+	r.wish.Ticket = answer.Ticket
+	r.wish.Return, r.wish.ReturnSince = "", ""
+	return answer, err
+}
+
+// follow waits in the queue in Redis until the request is granted, and gives
+// the lease to the longest waiter here. It reports whether there are more of
+// them to ask for.
+func (lk *Locker) follow(r *lockRequest, answer protocol.LockAnswer, err error) (more bool) {
+	defer r.slot.Close()
+	n := r.name
+	byItself := false
+	for deaf := firstDeafLook; ; {
+		switch {
+		case err != nil:
+			lk.refused(n, err)
+			lk.forget(n.lock, r.wish.Owner, true)
+			return false
+		case answer.Held:
+			if answer.Handed && byItself {
+				lk.mailbox.Suspect(lk.channel) // the message should have been here before
+			}
+			return lk.granted(r, answer)
+		}
+		again := min(lookAgain, lk.opt.Lease)
+		wait := min(answer.Left+rand.N(lookLater), again-rand.N(again/4))
+		if !lk.mailbox.Hears(lk.channel) {
+			lk.mailbox.Listen(lk.ctx, lk.channel)
+			wait = min(wait, deaf/2+rand.N(deaf/2))
+			deaf = min(2*deaf, latestDeafLook)
+		}
+		if byItself, err = lk.sleep(r, wait); err != nil {
+			lk.forget(n.lock, r.wish.Owner, false)
+			return false
+		}
+		answer, err = r.send(lk)
+	}
+}
+
+var errNobodyWaits = errors.New("nobody waits any more")
+
+// sleep waits for a message, or until it is time to look again. It returns an
+// error when all waiters have left.
+func (lk *Locker) sleep(r *lockRequest, wait time.Duration) (byItself bool, err error) {
+	n := r.name
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		if lk.abandoned(n) {
+			return false, errNobodyWaits
+		}
+		select {
+		case <-r.slot.Ready():
+			r.slot.Take(0) // whatever it says, Redis is asked; and what stays in the slot would keep the next one out
+			return false, nil
+		case <-timer.C:
+			return true, nil
+		case <-n.left: // maybe long ago
+		case <-lk.ctx.Done(): // then nobody waits
+		}
+	}
+}
+
+// abandoned reports whether nobody waits any more; then the asking has ended.
+func (lk *Locker) abandoned(n *lockName) bool {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	if n.waiters.Len() > 0 {
+		return false
+	}
+	n.asking = false
+	lk.drop(n)
+	return true
+}
+
+// refused tells those who wait here that Redis could not be asked.
+func (lk *Locker) refused(n *lockName, err error) {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	n.fail(&Error{Op: "lock", Key: n.name, Err: err})
+	n.asking = false
+	lk.drop(n)
+}
+
+// granted gives a lease from Redis to the longest waiter here.
+func (lk *Locker) granted(r *lockRequest, answer protocol.LockAnswer) (more bool) {
+	n := r.name
+	h := &holding{owner: r.wish.Owner, since: answer.Since, began: time.Now(), sent: r.sent, fence: answer.Fence}
+	lk.mu.Lock()
+	n.asking = false
+	if n.waiters.Len() == 0 {
+		lk.drop(n)
+		lk.mu.Unlock()
+		lk.forget(n.lock, r.wish.Owner, false)
+		return false
+	}
+	h.more = min(n.waiters.Len(), lk.fences()) - 1 // those who come later have their turn after the other processes
+	lk.hold(n, h)
+	n.next(turn{holding: h})
+	more = lk.wanting(n)
+	n.asking = more
+	lk.mu.Unlock()
+	return more
+}
+
+// try asks Redis for a lease that is free this moment.
+func (lk *Locker) try(ctx context.Context, name string) (*lockName, *holding, error) {
+	lk.mu.Lock()
+	if lk.closed {
+		lk.mu.Unlock()
+		return nil, nil, ErrClosed
+	}
+	n := lk.named(name)
+	if n.waiters.Len() > 0 || len(n.held) >= lk.opt.Slots {
+		lk.mu.Unlock()
+		return nil, nil, ErrLocked
+	}
+	n.trying++
+	lk.mu.Unlock()
+
+	r := lk.request(n)
+	r.slot.Close()
+	r.wish.Try = true
+	r.sent = time.Now()
+	answer, err := lk.client.AcquireLock(ctx, n.lock, r.wish)
+
+	lk.mu.Lock()
+	n.trying--
+	closed := lk.closed
+	var h *holding
+	if err == nil && answer.Held && !closed {
+		h = &holding{owner: r.wish.Owner, since: answer.Since, began: time.Now(), sent: r.sent, fence: answer.Fence, more: lk.fences() - 1}
+		lk.hold(n, h)
+	}
+	lk.drop(n)
+	lk.mu.Unlock()
+	switch {
+	case h != nil:
+		return n, h, nil
+	case err == nil && !answer.Held:
+		return nil, nil, ErrLocked
+	}
+	lk.spawn(func() { lk.forget(n.lock, r.wish.Owner, err != nil) })
+	switch {
+	case closed:
+		return nil, nil, ErrClosed
+	case ctx.Err() != nil:
+		return nil, nil, context.Cause(ctx)
+	}
+	return nil, nil, &Error{Op: "lock", Key: name, Err: err}
+}
+
+// forget takes an owner out of a lock, whether it is in the queue, holds it, or
+// neither. It tries until Redis answers, but no longer than what it is about
+// lasts by itself. If it is not even known whether the request for it has
+// arrived yet, forget does it once more, later.
+func (lk *Locker) forget(l protocol.Lock, owner string, unsure bool) {
+	for end := time.Now().Add(lk.opt.Lease); ; {
+		_, err := lk.client.ReleaseLock(context.Background(), l, lk.wish(owner), "")
+		if err == nil {
+			if !unsure {
+				return
+			}
+			unsure = false
+		}
+		if time.Now().After(end) {
+			return
+		}
+		timer := time.NewTimer(lk.opt.RedisTimeout)
+		select {
+		case <-timer.C:
+		case <-lk.ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}

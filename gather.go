@@ -1,0 +1,207 @@
+package fetchonce
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/flight"
+)
+
+// A gathering has the loads of one GetMany fetch together. It waits until each of
+// them is decided: it holds its lease and wants to fetch, or waits for another
+// process, or has ended without a fetch. Then it fetches for those that want to.
+//
+// A load that had to wait may want to fetch after all, if the other process has
+// died. Such late ones, of which there may be many, are gathered for a moment.
+type gathering[V any] struct {
+	*Loader[V]
+	ctx   context.Context // the caller's, without its end
+	fetch func(ctx context.Context, keys []string) (map[string]V, error)
+
+	mu        sync.Mutex
+	undecided int
+	members   []*member[V] // that want to fetch
+	started   bool         // the first fetch, or there was none
+}
+
+// gatherLate is for how long late ones are gathered.
+const gatherLate = 5 * time.Millisecond
+
+// A part is one load's part in a gathering.
+type part[V any] struct {
+	gathering *gathering[V]
+	once      sync.Once
+}
+
+func (g *gathering[V]) part() *part[V] {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.undecided++
+	return &part[V]{gathering: g}
+}
+
+// decide says that the gathering need not wait for this load. It may be called
+// more than once, and on no part at all.
+func (p *part[V]) decide() {
+	if p != nil {
+		p.once.Do(p.gathering.decided)
+	}
+}
+
+func (g *gathering[V]) decided() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.undecided--; g.undecided == 0 {
+		g.started = true
+		g.start()
+	}
+}
+
+// A member is a key that is to be fetched in a batch.
+type member[V any] struct {
+	key   string
+	round *round[V]
+	done  chan struct{} // closed when the rest is set
+
+	value  V
+	source Source
+	err    error
+}
+
+// A round is one fetch of a gathering.
+type round[V any] struct {
+	cancel  context.CancelCauseFunc
+	present int // members that still wait; guarded by the gathering's mu
+}
+
+// get has a key fetched with the others, and waits for that.
+func (p *part[V]) get(ctx context.Context, key string) (V, Source, error) {
+	g := p.gathering
+	m := &member[V]{key: key, done: make(chan struct{})}
+	g.mu.Lock()
+	g.members = append(g.members, m)
+	if g.started && len(g.members) == 1 {
+		time.AfterFunc(gatherLate, func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.start()
+		})
+	}
+	g.mu.Unlock()
+	p.decide()
+	select {
+	case <-m.done:
+		return m.value, m.source, m.err
+	case <-ctx.Done():
+		g.leave(m, context.Cause(ctx))
+		var zero V
+		return zero, SourceFetch, ctx.Err()
+	}
+}
+
+// leave takes a member off. When all have left, the fetch's context ends.
+func (g *gathering[V]) leave(m *member[V], cause error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if m.round == nil { // not under way yet
+		for i, other := range g.members {
+			if other == m {
+				g.members = append(g.members[:i], g.members[i+1:]...)
+				return
+			}
+		}
+		return
+	}
+	if m.round.present--; m.round.present == 0 {
+		m.round.cancel(cause)
+	}
+}
+
+// start starts a fetch for those who want one. The caller holds g.mu.
+func (g *gathering[V]) start() {
+	members := g.members
+	g.members = nil
+	if len(members) == 0 {
+		return
+	}
+	ctx, cancel := context.WithCancelCause(g.ctx)
+	r := &round[V]{cancel: cancel, present: len(members)}
+	for _, m := range members {
+		m.round = r
+	}
+	// Ends by itself, or goes on alone if the fetch does not heed its context.
+	go flight.Protect(
+		func() (struct{}, error) {
+			g.serve(fetchingMany{ctx, g.Loader, keySet(members)}, members)
+			return struct{}{}, nil
+		},
+		func(_ struct{}, err error) {
+			cancel(nil)
+			for _, m := range members {
+				m.end(*new(V), SourceFetch, err) // if it has not ended: the fetch panicked
+			}
+		})
+}
+
+// end tells a member what it was waiting for, once.
+func (m *member[V]) end(v V, source Source, err error) {
+	select {
+	case <-m.done:
+	default:
+		m.value, m.source, m.err = v, source, err
+		close(m.done)
+	}
+}
+
+// serve looks all members up in the Store, if there is one, and fetches the rest.
+func (g *gathering[V]) serve(ctx context.Context, members []*member[V]) {
+	rest := members
+	if g.opt.Store != nil {
+		rest = g.serveFromStore(ctx, members)
+	}
+	if len(rest) == 0 {
+		return
+	}
+	if g.turns != nil {
+		if err := g.turns.Acquire(ctx, 1); err != nil {
+			return // all members have left
+		}
+		defer g.turns.Release(1)
+	}
+	values, err := g.fetch(ctx, keysOf(rest))
+	if err == nil {
+		err = ErrNotFound // of what is not in the map
+	}
+	for _, m := range rest {
+		if v, ok := values[m.key]; ok {
+			m.end(v, SourceFetch, nil)
+		} else {
+			m.end(v, SourceFetch, err)
+		}
+	}
+}
+
+// serveFromStore serves those that have a row, and returns the others.
+func (g *gathering[V]) serveFromStore(ctx context.Context, members []*member[V]) (rest []*member[V]) {
+	found, errs := g.storeMany(ctx, keysOf(members))
+	for _, m := range members {
+		v, ok := found[m.key]
+		switch err := errs[m.key]; {
+		case ok || err != nil && !errors.Is(err, ErrNotFound):
+			m.end(v, SourceStore, err)
+		default:
+			rest = append(rest, m)
+		}
+	}
+	return rest
+}
+
+func keysOf[V any](members []*member[V]) []string {
+	keys := make([]string, len(members))
+	for i, m := range members {
+		keys[i] = m.key
+	}
+	return keys
+}

@@ -1,0 +1,176 @@
+package protocol_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+const owner = "00112233445566778899aabbccddeeff.1"
+
+// names returns the names of all that belongs to a key.
+func names(prefix, schema, key string) []string {
+	k := protocol.NewNamespace(prefix, schema).Key(key)
+	return []string{k.Value, k.Meta(), k.Marks(), k.Staged(owner)}
+}
+
+func TestNamesAreReadable(t *testing.T) {
+	for _, c := range []struct {
+		prefix, schema, key string
+		want                []string
+	}{
+		{"things", "", "london", []string{"things:v:{london}", "things:m:{london}", "things:u:{london}", "things:t:{london}" + owner}},
+		{"things", "2", "a:b/c d", []string{"things:v@2:{a:b/c d}", "things:m@2:{a:b/c d}", "things:u@2:{a:b/c d}", "things:t@2:{a:b/c d}" + owner}},
+		{"my:app", "v:1", "Zürich", []string{"my:app:v@v%3A1:{Zürich}", "my:app:m@v%3A1:{Zürich}", "my:app:u@v%3A1:{Zürich}", "my:app:t@v%3A1:{Zürich}" + owner}},
+		{"p", "", "", []string{"p:v:{%}", "p:m:{%}", "p:u:{%}", "p:t:{%}" + owner}},
+		{"{p}", "{s}", "{k}", []string{"%7Bp%7D:v@%7Bs%7D:{%7Bk%7D}", "%7Bp%7D:m@%7Bs%7D:{%7Bk%7D}", "%7Bp%7D:u@%7Bs%7D:{%7Bk%7D}", "%7Bp%7D:t@%7Bs%7D:{%7Bk%7D}" + owner}},
+		{"p", "", "100%\r\n\x00\x7f", []string{"p:v:{100%25%0D%0A%00%7F}", "p:m:{100%25%0D%0A%00%7F}", "p:u:{100%25%0D%0A%00%7F}", "p:t:{100%25%0D%0A%00%7F}" + owner}},
+	} {
+		if got := names(c.prefix, c.schema, c.key); !slices.Equal(got, c.want) {
+			t.Errorf("names of %q, %q, %q = %q, want %q", c.prefix, c.schema, c.key, got, c.want)
+		}
+	}
+	if got, want := protocol.NewNamespace("my{app}", "2").Channel("p1"), "my%7Bapp%7D:b:p1"; got != want {
+		t.Errorf("channel = %q, want %q: the same for each schema", got, want)
+	}
+}
+
+func TestNamesOfLongKeysAreShort(t *testing.T) {
+	longest := strings.Repeat("k", protocol.Longest)
+	if got, want := names("p", "", longest)[0], "p:v:{"+longest+"}"; got != want {
+		t.Errorf("the longest key that is readable has the name %q, want %q", got, want)
+	}
+	seen := map[string]string{}
+	for _, key := range []string{
+		longest + "k", longest + "l", strings.Repeat("k", 1<<20), strings.Repeat("{", protocol.Longest), strings.Repeat("{", protocol.Longest/3+1),
+		"#" + strings.Repeat("0", 64), "%#" + strings.Repeat("0", 64),
+	} {
+		name := names("p", "", key)[0]
+		if len(name) > protocol.Longest+20 {
+			t.Errorf("a key of %d bytes has a name of %d", len(key), len(name))
+		}
+		if other, ok := seen[name]; ok {
+			t.Errorf("keys of %d and %d bytes have the same name, %q", len(key), len(other), name)
+		}
+		seen[name] = key
+	}
+}
+
+// checkNames checks what must hold for all that belongs to a key.
+func checkNames(t *testing.T, prefix, schema, key string) {
+	t.Helper()
+	all := names(prefix, schema, key)
+	for _, name := range all {
+		if slot(name) != slot(all[0]) {
+			t.Errorf("%q and %q are in different slots", name, all[0])
+		}
+		if strings.Count(name, "{") != 1 || strings.Count(name, "}") != 1 || strings.Contains(name, "{}") {
+			t.Errorf("%q has not one hash tag", name)
+		}
+		if i := strings.IndexFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }); i >= 0 {
+			t.Errorf("%q has a control byte", name)
+		}
+		if utf8.ValidString(prefix+schema+key) && !utf8.ValidString(name) {
+			t.Errorf("the name of valid text is not: %q", name)
+		}
+		if limit := 3*(len(prefix)+len(schema)) + 3*protocol.Longest; len(name) > limit {
+			t.Errorf("a name of %d bytes, want at most %d", len(name), limit)
+		}
+	}
+}
+
+// No two different (prefix, schema, key, kind) have the same name. The strings
+// are made of what is special in one.
+func TestNamesAreInjective(t *testing.T) {
+	parts := []string{"", "{", "}", "%", ":", "@", "#", "v", "m", "7", "B", "\x00", "\xff", "{}", ":{", "}:", "%7B", ":v", ":m:{", "@v"}
+	text := func() string {
+		var b strings.Builder
+		for range rand.IntN(4) {
+			b.WriteString(parts[rand.IntN(len(parts))])
+		}
+		return b.String()
+	}
+	seen := map[string]string{}
+	for range 30_000 {
+		prefix, schema, key := text(), text(), text()
+		for kind, name := range names(prefix, schema, key) {
+			who := fmt.Sprintf("%q %q %q %d", prefix, schema, key, kind)
+			if other, ok := seen[name]; ok && other != who {
+				t.Fatalf("%s and %s have the same name, %q", who, other, name)
+			}
+			seen[name] = who
+		}
+		checkNames(t, prefix, schema, key)
+	}
+}
+
+func FuzzNames(f *testing.F) {
+	f.Add("things", "", "london", "things", "", "paris")
+	f.Add("a", "", "b", "a:v", "", "b")
+	f.Add("a", "v", "b", "a", "", "@v:{b")
+	f.Add("a", "x:y", "k", "a:v@x", "y", "k")
+	f.Add("a", "", "", "a", "", "%")
+	f.Add("{a}", "{b}", "}{", "%7Ba%7D", "%7Bb%7D", "%7D%7B")
+	f.Fuzz(func(t *testing.T, prefix1, schema1, key1, prefix2, schema2, key2 string) {
+		checkNames(t, prefix1, schema1, key1)
+		checkNames(t, prefix2, schema2, key2)
+		same := prefix1 == prefix2 && schema1 == schema2 && key1 == key2
+		for i, a := range names(prefix1, schema1, key1) {
+			for j, b := range names(prefix2, schema2, key2) {
+				if (a == b) != (same && i == j) {
+					t.Errorf("%q %q %q %d and %q %q %q %d: names %q and %q", prefix1, schema1, key1, i, prefix2, schema2, key2, j, a, b)
+				}
+			}
+		}
+		if one, other := protocol.NewNamespace(prefix1, schema1).Channel("p"), protocol.NewNamespace(prefix2, schema2).Channel("p"); (one == other) != (prefix1 == prefix2) {
+			t.Errorf("prefixes %q and %q have the channels %q and %q", prefix1, prefix2, one, other)
+		}
+	})
+}
+
+// slot computes a cluster's slot of a name, from the specification.
+func slot(name string) int {
+	if _, tag, ok := strings.Cut(name, "{"); ok {
+		if tag, _, ok = strings.Cut(tag, "}"); ok && tag != "" {
+			name = tag
+		}
+	}
+	crc := uint16(0)
+	for i := range len(name) {
+		crc ^= uint16(name[i]) << 8
+		for range 8 {
+			if crc&0x8000 != 0 {
+				crc = crc<<1 ^ 0x1021
+			} else {
+				crc <<= 1
+			}
+		}
+	}
+	return int(crc % 16384)
+}
+
+func TestClusterKeepsAllOfAKeyInOneSlot(t *testing.T) {
+	rdb := redistest.Cluster(t).Client()
+	for _, key := range []string{"", "k", "{", "}", "{}", "}{", "{a}b", "a{}b", "\x00\xff", "%", "Zürich", strings.Repeat("k", 1000)} {
+		var slots []int64
+		for _, name := range names("pre{fix}", "sch{e}ma", key) {
+			n, err := rdb.ClusterKeySlot(t.Context(), name).Result()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if int(n) != slot(name) {
+				t.Errorf("slot of %q = %d, and by our reckoning %d", name, n, slot(name))
+			}
+			slots = append(slots, n)
+		}
+		if len(slices.Compact(slots)) != 1 {
+			t.Errorf("key %q is in slots %v", key, slots)
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package protocol
+
+import (
+	"context"
+	"strconv"
+	"time"
+)
+
+// How long things of a lock last that nobody can choose.
+const (
+	grace  = 250 * time.Millisecond // a hand-over waits so long to be confirmed, or half a lease
+	linger = time.Second            // a free lock is remembered so long
+
+	// lookWithin is how soon a waiter must look again not to be taken for dead.
+	lookWithin = 3 * time.Second
+)
+
+// A LockAnswer is the answer to an AcquireLock.
+type LockAnswer struct {
+	Held     bool
+	Fence    int64  // if held: the first of the fences
+	Since    string // if held: to be given back with the lease
+	Handed   bool   // if held: it was before we asked
+	Returned bool   // the lease to give back was there
+
+	Ticket string        // if not held: the place in the queue, to be sent the next time
+	Left   time.Duration // if not held: when the next lease ends, if it is not renewed
+}
+
+// A LockWish is what an AcquireLock asks for. All requests about a lock have
+// the first group: any of them may find that another's turn has come.
+type LockWish struct {
+	Owner  string
+	Lease  time.Duration
+	Slots  int // how many may hold the lock at once
+	Fences int // how many fences come with the lease: Fence and those after it
+
+	Try    bool   // do not join the queue
+	Ticket string // from the last answer, if there was one
+
+	Return      string // the owner of a lease to give back first, if any
+	ReturnSince string // what came with that
+}
+
+// AcquireLock asks for a lease of a lock. Without one the owner waits in the
+// queue: it will be told by a message under its name when a lease was handed to
+// it, and then has a moment to confirm that by asking again.
+func (c *Client) AcquireLock(ctx context.Context, l Lock, w LockWish) (LockAnswer, error) {
+	mode, ticket := "wait", w.Ticket
+	if w.Try {
+		mode = "try"
+	}
+	if ticket == "" {
+		ticket = "0"
+	}
+	reply, err := c.lockScript(ctx, lockAcquire, l, w, mode, lookWithin.Milliseconds(), ticket, w.Return, w.ReturnSince)
+	if err != nil {
+		return LockAnswer{}, err
+	}
+	return parseLockAnswer(reply)
+}
+
+func parseLockAnswer(reply any) (LockAnswer, error) {
+	r := answer{reply: reply}
+	a := LockAnswer{Returned: r.at(1) == int64(1)}
+	switch r.text(0) {
+	case "leased":
+		a.Held, a.Fence, a.Since, a.Handed = true, r.number(2), r.text(3), r.at(4) == int64(1)
+	case "wait":
+		a.Ticket, a.Left = strconv.FormatInt(r.number(2), 10), r.millis(3)
+	default:
+		r.bad = true
+	}
+	return a, r.err()
+}
+
+// ReleaseLock gives the owner's lease back, or takes it out of the queue. It
+// reports whether there was a lease; since is what came with it.
+func (c *Client) ReleaseLock(ctx context.Context, l Lock, w LockWish, since string) (bool, error) {
+	reply, err := c.lockScript(ctx, lockRelease, l, w, since)
+	return reply == int64(1), err
+}
+
+// RenewLock makes the owner's lease last from now. It reports whether there
+// still is such a lease.
+func (c *Client) RenewLock(ctx context.Context, l Lock, w LockWish) (bool, error) {
+	reply, err := c.lockScript(ctx, lockRenew, l, w)
+	return reply == int64(1), err
+}
+
+func (c *Client) lockScript(ctx context.Context, s *script, l Lock, w LockWish, argv ...any) (any, error) {
+	args := append(make([]any, 0, 16), w.Owner, w.Slots, c.ns.channels, grantedHead,
+		min(grace, w.Lease/2).Milliseconds(), w.Fences, linger.Milliseconds(), w.Lease.Milliseconds())
+	return c.script(ctx, s, nil, l.keys[:], append(args, argv...)...)
+}
+
+// grantedHead is a message "granted" without its name, which only the server knows.
+var grantedHead = messageHead(KindGranted, 0, "")[:9]

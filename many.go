@@ -1,0 +1,338 @@
+package fetchonce
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/near"
+	"github.com/fetchonce/fetchonce/internal/protocol"
+)
+
+// GetMany is like [Loader.Get] for many keys at once: what is kept is read in one
+// round trip for each node of Redis, and what is not is fetched in one batch. A
+// key that is being loaded, by another GetMany or a Get, here or in another
+// process, is waited for, and is not in the batch.
+//
+// fetch is given keys that this process is to fetch, each once, and returns their
+// values. A key that is not in the map it returns is not found, which is
+// remembered. If it returns an error, that is the failure of the keys that are
+// not in the map. It is called a second time, for fewer keys, where a key had to
+// be waited for and its value was then not to be had: another process has died,
+// or the key was deleted meanwhile. Its context ends when nobody waits for any of
+// its keys any more, and as that of a Get's fetch.
+//
+// The map has the values that were found. Keys may be given twice, and there may
+// be none. The error is nil, or a [*ManyError] with the error of each key that
+// failed, beside the map of those that did not; or [ErrClosed], or that of a ctx
+// that had ended before.
+func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx context.Context, keys []string) (map[string]V, error)) (map[string]V, error) {
+	wanted, err := l.enterMany(ctx, keys, fetch == nil)
+	if err != nil {
+		return nil, err
+	}
+	l.lookMany(ctx, wanted)
+	l.joinMany(ctx, wanted, fetch)
+	l.awaitMany(ctx, wanted)
+
+	// A load that came too late for us, as a Get would find it: by itself.
+	one := func(ctx context.Context, f *Fetch[V]) (V, error) {
+		values, err := fetch(ctx, []string{f.Key})
+		v, ok := values[f.Key]
+		if !ok && err == nil {
+			err = ErrNotFound
+		}
+		return v, err
+	}
+	var again errgroup.Group
+	again.SetLimit(againAtOnce)
+	for _, w := range wanted {
+		if w.again {
+			again.Go(func() error {
+				defer recoverPanic(&w.err)
+				w.result, w.err = l.Load(ctx, w.k.user, one)
+				return nil
+			})
+		}
+	}
+	_ = again.Wait() // the errors are in wanted
+	return l.settleMany(wanted)
+}
+
+// againAtOnce bounds the goroutines of a GetMany that has to look again.
+const againAtOnce = 64
+
+// recoverPanic makes the panic of a Load on a goroutine of ours one of GetMany's.
+func recoverPanic(err *error) {
+	if p, ok := recover().(*PanicError); ok {
+		*err = p
+	}
+}
+
+// A wanted is one key of a GetMany.
+type wanted[V any] struct {
+	k      keyed
+	ticket near.Ticket // to keep a copy of what is read
+	seen   look[V]
+	wait   func(ctx context.Context) (Result[V], bool, error) // not nil once it has joined a load
+	result Result[V]
+	err    error // of the key
+	again  bool  // what was waited for is not good for us
+}
+
+// enterMany checks the arguments and returns each key once.
+func (l *Loader[V]) enterMany(ctx context.Context, keys []string, noFetch bool) ([]*wanted[V], error) {
+	if _, err := l.enter(ctx, "get many", "", noFetch); err != nil {
+		return nil, err
+	}
+	var all []*wanted[V]
+	have := make(map[string]bool, len(keys))
+	for _, key := range keys {
+		if have[key] {
+			continue
+		}
+		have[key] = true
+		w := &wanted[V]{k: l.keyed(key)}
+		if ctx.Value(fetching{l, key}) != nil {
+			w.err = reentrant(key)
+		}
+		all = append(all, w)
+	}
+	return all, nil
+}
+
+// lookMany looks where values are kept, without a lease.
+func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
+	if l.opt.TTL == 0 {
+		l.lookManyInStore(ctx, all)
+		return
+	}
+	groups := make(map[protocol.Runner][]*wanted[V])
+	for _, w := range all {
+		if c, early := l.nearCopy(ctx, w.k.user); c != nil && w.err == nil {
+			w.seen, w.err = l.lookNear(ctx, w.k, c, early)
+			continue
+		}
+		w.ticket = l.ask(w.k)
+		run := l.nodes.of(ctx, w.k.names.Value)
+		groups[run] = append(groups[run], w)
+	}
+	var asking sync.WaitGroup
+	for run, group := range groups {
+		asking.Go(func() {
+			names := make([]protocol.Key, len(group))
+			for i, w := range group {
+				names[i] = w.k.names
+			}
+			for i, got := range l.redis.GetMany(ctx, run, names, l.readLimit()) {
+				w := group[i]
+				if w.err == nil {
+					w.seen, w.err = l.see(ctx, w.k, w.ticket, got.Value, got.Err)
+				}
+			}
+		})
+	}
+	asking.Wait()
+}
+
+func (l *Loader[V]) lookManyInStore(ctx context.Context, all []*wanted[V]) {
+	keys := make([]string, len(all))
+	for i, w := range all {
+		keys[i] = w.k.user
+	}
+	found, errs := l.storeMany(ctx, keys)
+	for _, w := range all {
+		v, ok := found[w.k.user]
+		switch {
+		case w.err != nil:
+		case ok:
+			w.seen = look[V]{found: true, result: Result[V]{Value: v, Source: SourceStore}}
+		default:
+			w.err = errs[w.k.user]
+		}
+	}
+}
+
+// storeMany looks up many keys in the Store: together, where it can.
+func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[string]V, errs map[string]error) {
+	errs = make(map[string]error)
+	if s, ok := l.opt.Store.(manyStore[V]); ok {
+		found, err := s.LookupMany(ctx, keys)
+		for _, key := range keys {
+			if _, ok := found[key]; !ok && err != nil && !errors.Is(err, ErrNotFound) {
+				errs[key] = err
+			}
+		}
+		return found, errs
+	}
+	found = make(map[string]V)
+	var mu sync.Mutex // guards both
+	var all errgroup.Group
+	all.SetLimit(againAtOnce)
+	for _, key := range keys {
+		all.Go(func() error {
+			v, err := l.opt.Store.Lookup(ctx, key)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				found[key] = v
+			case !errors.Is(err, ErrNotFound):
+				errs[key] = err
+			}
+			return nil
+		})
+	}
+	_ = all.Wait() // the errors are in errs
+	return found, errs
+}
+
+// joinMany joins or starts the loads of what was not found, and has the batch
+// fetch what is ours to fetch.
+func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
+	b := &gathering[V]{Loader: l, ctx: context.WithoutCancel(ctx), fetch: fetch, undecided: 1}
+	defer b.decided() // all have joined
+	for _, w := range all {
+		old := w.seen.refresh || w.seen.spare
+		if w.err != nil || w.seen.found && !w.seen.refresh || old && l.pauses.active(w.k.user) {
+			w.result = w.seen.result
+			continue
+		}
+		part := b.part()
+		load := l.loading(w.k, w.seen, nil, part)
+		ticket, err := l.flights.Join(ctx, w.k.user, load)
+		switch {
+		case err != nil:
+			w.err = ErrClosed
+		case w.seen.refresh:
+			w.result = w.seen.result
+		default:
+			w.wait = ticket.Wait
+			if w.seen.spare && l.opt.SoftTimeout > 0 {
+				_, _ = l.flights.Join(ctx, w.k.user, load) // it goes on without us
+			}
+		}
+		if !ticket.Started {
+			part.decide() // another's: nothing for our batch
+		}
+	}
+}
+
+// awaitMany waits for the loads, ours and others'.
+func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
+	soft := ctx
+	if l.opt.SoftTimeout > 0 {
+		var cancel context.CancelFunc
+		soft, cancel = context.WithTimeoutCause(ctx, l.opt.SoftTimeout, errSoftTimeout)
+		defer cancel()
+	}
+	for _, w := range all {
+		if w.wait == nil {
+			continue
+		}
+		until := ctx
+		if w.seen.spare {
+			until = soft
+		}
+		r, late, err := w.wait(until)
+		_, paused := errors.AsType[*pausedError](err)
+		switch {
+		case late || paused && !w.seen.spare:
+			w.again = true
+		case w.seen.spare && ctx.Err() == nil && isFailure(err):
+			w.result = w.seen.result
+		default:
+			w.result, w.err = r, err
+		}
+	}
+}
+
+// settleMany returns what GetMany does.
+func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
+	values, errs := make(map[string]V, len(all)), make(map[string]error)
+	for _, w := range all {
+		r, err := w.result, w.err
+		if p, ok := errors.AsType[*PanicError](err); ok {
+			panic(p)
+		}
+		if w.wait != nil && !w.again {
+			r, err = l.settle(w.k, r, err)
+		}
+		switch {
+		case err == nil:
+			values[w.k.user] = r.Value
+		case !errors.Is(err, ErrNotFound):
+			errs[w.k.user] = err
+		}
+	}
+	if len(errs) > 0 {
+		return values, &ManyError{Errs: errs}
+	}
+	return values, nil
+}
+
+// A nodes finds the way to the node that has a key. Commands to one node share a
+// round trip, and those to others do not wait for it.
+type nodes struct {
+	rdb redis.UniversalClient
+
+	mu   sync.Mutex
+	runs map[*redis.Client]*batch.Batcher
+	all  *batch.Batcher // for a Redis that is one
+}
+
+func (n *nodes) of(ctx context.Context, name string) protocol.Runner {
+	var node *redis.Client
+	if cluster, ok := n.rdb.(*redis.ClusterClient); ok {
+		node, _ = cluster.MasterForKey(ctx, name) // without one, the cluster's client will find it, or say why not
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if node == nil {
+		if n.all == nil {
+			n.all = batch.New(n.rdb)
+		}
+		return n.all
+	}
+	run := n.runs[node]
+	if run == nil {
+		if len(n.runs) >= mostNodes {
+			clear(n.runs) // of nodes that are gone, most likely
+		}
+		if n.runs == nil {
+			n.runs = make(map[*redis.Client]*batch.Batcher)
+		}
+		run = batch.New(node)
+		n.runs[node] = run
+	}
+	return run
+}
+
+const mostNodes = 1000
+
+// fetchingMany is the context of a batch's fetch: it says what is fetched, as
+// that of a Get's does, for many keys.
+type fetchingMany struct {
+	context.Context
+	loader any
+	keys   map[string]bool
+}
+
+func (c fetchingMany) Value(key any) any {
+	if f, ok := key.(fetching); ok && f.loader == c.loader && c.keys[f.key] {
+		return true
+	}
+	return c.Context.Value(key)
+}
+
+func keySet[V any](members []*member[V]) map[string]bool {
+	set := make(map[string]bool, len(members))
+	for _, m := range members {
+		set[m.key] = true
+	}
+	return set
+}

@@ -1,0 +1,426 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// A bulk is an origin that is asked for many keys at once. It answers "v of" the
+// key, unless it is told otherwise.
+type bulk struct {
+	mu      sync.Mutex
+	batches [][]string
+	fetched map[string]int
+	answer  func(ctx context.Context, keys []string) (map[string]string, error) // nil is the usual one
+}
+
+func (b *bulk) fetch(ctx context.Context, keys []string) (map[string]string, error) {
+	b.mu.Lock()
+	if b.fetched == nil {
+		b.fetched = make(map[string]int)
+	}
+	keys = slices.Sorted(slices.Values(keys))
+	b.batches = append(b.batches, keys)
+	for _, key := range keys {
+		b.fetched[key]++
+	}
+	answer := b.answer
+	b.mu.Unlock()
+	if answer != nil {
+		return answer(ctx, keys)
+	}
+	return valuesOf(keys), nil
+}
+
+func (b *bulk) counts() (batches int, fetched map[string]int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.batches), maps.Clone(b.fetched)
+}
+
+func valuesOf(keys []string) map[string]string {
+	values := make(map[string]string)
+	for _, key := range keys {
+		values[key] = "v of " + key
+	}
+	return values
+}
+
+func numbered(from, to int) []string {
+	var keys []string
+	for i := from; i < to; i++ {
+		keys = append(keys, "key"+strconv.Itoa(i))
+	}
+	return keys
+}
+
+func wantMany(t *testing.T, l loader, keys []string, b *bulk) {
+	t.Helper()
+	got, err := l.GetMany(t.Context(), keys, b.fetch)
+	if err != nil || !maps.Equal(got, valuesOf(keys)) {
+		t.Errorf("GetMany of %d keys = %d values, %v", len(keys), len(got), err)
+	}
+}
+
+func TestGetManyFetchesInOneBatch(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		b := &bulk{}
+		l, other := newLoader(t, r), newLoader(t, r)
+		keys := numbered(0, 100)
+		wantMany(t, l, append(keys, keys...), b) // twice is once
+		if n, _ := b.counts(); n != 1 || len(b.batches[0]) != 100 {
+			t.Errorf("fetched in %d batches", n)
+		}
+		wantMany(t, other, keys, b)
+		wantMany(t, other, nil, b)
+		wantMany(t, l, numbered(50, 150), b)
+		if n, _ := b.counts(); n != 2 || !slices.Equal(b.batches[1], slices.Sorted(slices.Values(numbered(100, 150)))) {
+			t.Errorf("fetched %v in %d batches; want the fifty that were missing", b.batches[1:], n)
+		}
+		wantNoKeyForEver(t, r)
+	})
+}
+
+// The hits cost one round trip, for each node.
+func TestGetManyReadsInOneRoundTrip(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		b := &bulk{}
+		rdb := r.Client()
+		l := loaderOf(t, rdb)
+		keys := numbered(0, 500)
+		wantMany(t, l, keys, b)
+		wire := redistest.WireOf(rdb)
+		wantMany(t, l, keys, b) // each node has a connection
+		wire.Reset()
+		wantMany(t, l, keys, b)
+		if trips := wire.RoundTrips(); trips > 3 || trips > 1 && !isCluster(rdb) {
+			t.Errorf("500 hits took %d round trips", trips)
+		}
+		if n, _ := b.counts(); n != 1 {
+			t.Errorf("%d batches", n)
+		}
+	})
+}
+
+// Fifty overlapping batches in four processes: each key is fetched once.
+func TestOverlappingBatchesFetchEachKeyOnce(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		b := &bulk{answer: func(_ context.Context, keys []string) (map[string]string, error) {
+			if r.Fake() {
+				time.Sleep(50 * time.Millisecond)
+			}
+			return valuesOf(keys), nil
+		}}
+		loaders := []loader{newLoader(t, r), newLoader(t, r), newLoader(t, r), newLoader(t, r)}
+		all := numbered(0, 500)
+		var running sync.WaitGroup
+		for i := range 50 {
+			from := rand.N(450)
+			keys := all[from : from+50]
+			running.Go(func() { wantMany(t, loaders[i%4], keys, b) })
+			running.Go(func() {
+				got, err := loaders[(i+1)%4].Get(t.Context(), keys[0], func(ctx context.Context, key string) (string, error) {
+					values, err := b.fetch(ctx, []string{key})
+					return values[key], err
+				})
+				if got != "v of "+keys[0] || err != nil {
+					t.Errorf("Get = %q, %v", got, err)
+				}
+			})
+		}
+		running.Wait()
+		_, fetched := b.counts()
+		twice := 0
+		for _, n := range fetched {
+			if n != 1 {
+				twice++
+			}
+		}
+		if twice > 0 {
+			t.Errorf("%d of %d keys were fetched more than once", twice, len(fetched))
+		}
+	})
+}
+
+func TestGetManyPartialFailure(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		boom := errors.New("boom")
+		b := &bulk{answer: func(context.Context, []string) (map[string]string, error) {
+			return map[string]string{"a": "v of a"}, boom
+		}}
+		l := newLoader(t, r)
+		if err := l.Set(t.Context(), "kept", "v of kept"); err != nil {
+			t.Fatal(err)
+		}
+		got, err := l.GetMany(t.Context(), []string{"a", "b", "c", "kept"}, b.fetch)
+		if !maps.Equal(got, valuesOf([]string{"a", "kept"})) {
+			t.Errorf("GetMany = %v", got)
+		}
+		many, ok := errors.AsType[*fetchonce.ManyError](err)
+		if !ok || !errors.Is(err, boom) || len(many.Errs) != 2 || many.Errs["b"] != boom || many.Errs["c"] != boom {
+			t.Errorf("GetMany = %v, want an error that lists b and c", err)
+		}
+
+		// Nothing is remembered of a failure; a key that is missing is not found.
+		b.answer = func(context.Context, []string) (map[string]string, error) {
+			return map[string]string{"b": "v of b"}, nil
+		}
+		got, err = l.GetMany(t.Context(), []string{"a", "b", "c"}, b.fetch)
+		if !maps.Equal(got, valuesOf([]string{"a", "b"})) || err != nil {
+			t.Errorf("GetMany = %v, %v", got, err)
+		}
+		get(t, t.Context(), l, "c", newOrigin(t)).wantErr(fetchonce.ErrNotFound)
+		if _, fetched := b.counts(); fetched["a"] != 1 || fetched["c"] != 2 {
+			t.Errorf("fetched %v", fetched)
+		}
+	})
+}
+
+func TestGetManyPanics(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		b := &bulk{answer: func(context.Context, []string) (map[string]string, error) { panic("oh no") }}
+		l := newLoader(t, r)
+		func() {
+			defer func() {
+				if p, ok := recover().(*fetchonce.PanicError); !ok || p.Value != "oh no" {
+					t.Errorf("panicked with %v", p)
+				}
+			}()
+			_, _ = l.GetMany(t.Context(), numbered(0, 10), b.fetch)
+		}()
+		b.answer = nil
+		wantMany(t, l, numbered(0, 10), b)
+	})
+}
+
+// Those who wait for a batch leave as those of a Get do.
+func TestGetManyLastCallerOut(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		began, ended := make(chan struct{}), make(chan error, 1)
+		b := &bulk{}
+		b.answer = func(ctx context.Context, keys []string) (map[string]string, error) {
+			if n, _ := b.counts(); n > 1 {
+				return valuesOf(keys), nil
+			}
+			close(began)
+			<-ctx.Done()
+			ended <- context.Cause(ctx)
+			return nil, ctx.Err()
+		}
+		l := newLoader(t, r, func(opt *options) { opt.Lease = time.Hour })
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := l.GetMany(ctx, numbered(0, 10), b.fetch)
+			done <- err
+		}()
+		<-began
+		joined := get(t, t.Context(), l, "key3", newOrigin(t))
+		r.Until("it has looked", func() bool { return gets(r) >= 11 })
+		r.Settle()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("GetMany = %v", err)
+		}
+		r.Settle()
+		if r.Fake() && len(ended) > 0 {
+			t.Error("the fetch was cancelled, though somebody waits for a key of it")
+		}
+		wantMany(t, newLoader(t, r), numbered(0, 3), &bulk{}) // the others' leases are free
+		if !r.Fake() {
+			return // it may not have joined in time
+		}
+		if err := l.Delete(t.Context(), "key3"); err != nil { // its lease goes, and with it the last member
+			t.Fatal(err)
+		}
+		if cause := <-ended; !errors.Is(cause, fetchonce.ErrLockLost) {
+			t.Errorf("the fetch was cancelled because of %v", cause)
+		}
+		joined.want("v of key3")
+	})
+}
+
+// A batch and its process die. Whoever waited for many of its keys fetches them
+// together.
+func TestGetManyTakesOver(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		began := make(chan struct{}, 1000)
+		dead := &bulk{answer: func(ctx context.Context, _ []string) (map[string]string, error) {
+			began <- struct{}{}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		rdb := r.Client()
+		holder := loaderOf(t, rdb, shortLease(r))
+		go func() { _, _ = holder.GetMany(t.Context(), numbered(0, 200), dead.fetch) }()
+		<-began
+		redistest.WireOf(rdb).Down()
+		b := &bulk{}
+		wantMany(t, newLoader(t, r, shortLease(r)), numbered(0, 200), b)
+		n, fetched := b.counts()
+		if len(fetched) != 200 || n > 100 {
+			t.Errorf("%d keys were fetched in %d batches", len(fetched), n)
+		}
+		_ = holder.Close()
+		redistest.WireOf(rdb).Up()
+		if r.Fake() {
+			time.Sleep(2 * time.Second) // until go-redis has found that its server is back
+		}
+	})
+}
+
+func TestTenThousandKeys(t *testing.T) {
+	redistest.EachReal(t, func(t *testing.T, r backend) {
+		b := &bulk{}
+		l := loaderOf(t, r.Plain(), func(opt *options) { opt.RedisTimeout, opt.Lease = time.Minute, time.Minute }) // the machine may be busy
+		keys := numbered(0, 10_000)
+		wantMany(t, l, keys, b)
+		wantMany(t, l, keys, b)
+		if n, fetched := b.counts(); n != 1 || len(fetched) != 10_000 {
+			t.Errorf("%d keys in %d batches", len(fetched), n)
+		}
+	})
+}
+
+// One node of a cluster is down: the other nodes' keys come back.
+func TestGetManyWithANodeDown(t *testing.T) {
+	c := redistest.Cluster(t)
+	l := loaderOf(t, c.Client(), withPolicy(fetchonce.FailClosed))
+	keys := numbered(0, 100)
+	if _, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch); err != nil {
+		t.Fatal(err)
+	}
+	c.Nodes()[0].Kill()
+	got, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch)
+	many, ok := errors.AsType[*fetchonce.ManyError](err)
+	if !ok || len(got) < 30 || len(got)+len(many.Errs) != len(keys) {
+		t.Errorf("GetMany = %d values, %v", len(got), err)
+	}
+	for key := range many.Errs {
+		if _, ok := got[key]; ok {
+			t.Errorf("%s came back, and failed", key)
+		}
+	}
+}
+
+func TestGetManyWithAStore(t *testing.T) {
+	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
+		s.rows["key1"] = "v of key1"
+		b := &bulk{}
+		l := newLoader(t, r, with)
+		wantMany(t, l, numbered(0, 4), b)
+		if _, fetched := b.counts(); len(fetched) != 3 || fetched["key1"] != 0 {
+			t.Errorf("fetched %v; want the three without a row", fetched)
+		}
+		if got := s.row("key3"); got != "v of key3" {
+			t.Errorf("the row is %q", got)
+		}
+		wantMany(t, l, numbered(0, 4), b)
+		if n, _ := b.counts(); n != 1 {
+			t.Errorf("%d batches", n)
+		}
+	})
+}
+
+func TestGetManyOfOldValues(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, aging(func(opt *options) {
+			opt.StaleWhileRevalidate, opt.StaleIfError, opt.SoftTimeout = time.Minute, time.Hour, time.Second
+		}))
+		for _, key := range numbered(0, 3) {
+			_ = l.Set(t.Context(), key, "v of "+key)
+		}
+		boom := &bulk{answer: func(context.Context, []string) (map[string]string, error) { return nil, errors.New("boom") }}
+		time.Sleep(61 * time.Second) // refreshed behind
+		wantMany(t, l, numbered(0, 3), boom)
+		time.Sleep(2 * time.Minute) // an old value in the place of an error
+		wantMany(t, l, numbered(0, 3), boom)
+		if n, fetched := boom.counts(); n != 2 || fetched["key1"] != 2 {
+			t.Errorf("%d batches, fetched %v", n, fetched)
+		}
+		time.Sleep(5 * time.Minute)
+		slow := &bulk{answer: func(_ context.Context, keys []string) (map[string]string, error) {
+			time.Sleep(10 * time.Second)
+			return valuesOf(keys), nil
+		}}
+		started := time.Now()
+		wantMany(t, l, numbered(0, 3), slow)
+		if waited := time.Since(started); waited != time.Second {
+			t.Errorf("waited %v, want the soft timeout", waited)
+		}
+		time.Sleep(10 * time.Second)
+		if got, err := l.Peek(t.Context(), "key1"); got.Stale || err != nil {
+			t.Errorf("Peek = %+v, %v; want the new value", got, err)
+		}
+	})
+}
+
+func TestGetManyMaxFetches(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 })
+		wantMany(t, l, numbered(0, 20), &bulk{}) // a batch takes one turn
+		o := newOrigin(t)
+		g := get(t, t.Context(), l, "other", o)
+		c := o.next()
+		done := make(chan struct{})
+		b := &bulk{}
+		go func() {
+			defer close(done)
+			wantMany(t, l, numbered(20, 40), b)
+		}()
+		r.Until("the batch has looked", func() bool { return gets(r) >= 41 })
+		r.Settle()
+		if n, _ := b.counts(); n != 0 {
+			t.Error("two fetches at once")
+		}
+		c.returns("v")
+		g.want("v")
+		<-done
+	})
+}
+
+func TestReentrantGetManyIsRefused(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r)
+		_, err := l.GetMany(t.Context(), numbered(0, 3), func(ctx context.Context, keys []string) (map[string]string, error) {
+			return l.GetMany(ctx, keys, (&bulk{}).fetch)
+		})
+		if many, ok := errors.AsType[*fetchonce.ManyError](err); !ok || len(many.Errs) != 3 {
+			t.Errorf("GetMany = %v, want an error for each key", err)
+		}
+	})
+}
+
+func ExampleLoader_GetMany() {
+	rdb, end := newRedis()
+	defer end()
+	things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{Prefix: "things"})
+	if err != nil {
+		panic(err)
+	}
+	defer things.Close()
+
+	fetch := func(_ context.Context, names []string) (map[string]Thing, error) {
+		found := make(map[string]Thing) // one call for all names that are not kept
+		for _, name := range names {
+			if name != "unicorn" {
+				found[name] = Thing{Name: name}
+			}
+		}
+		return found, nil
+	}
+	found, err := things.GetMany(context.Background(), []string{"teapot", "kettle", "unicorn"}, fetch)
+	fmt.Println(len(found), found["teapot"].Name, err)
+	// Output: 2 teapot <nil>
+}
