@@ -27,6 +27,9 @@ func TestNewNamesTheOptionItCannotUse(t *testing.T) {
 		"Jitter":       {Prefix: "p", Jitter: math.NaN()},
 		"MaxBytes":     {Prefix: "p", MaxBytes: 1 << 30},
 		"OnRedisDown":  {Prefix: "p", OnRedisDown: 7},
+		"Near":         {Prefix: "p", TTL: fetchonce.Off, Store: &table{}, Near: fetchonce.Near{Entries: 1}},
+		"Near.Entries": {Prefix: "p", Near: fetchonce.Near{Entries: -1}},
+		"Near.TTL":     {Prefix: "p", Near: fetchonce.Near{Entries: 1, TTL: time.Microsecond}},
 	} {
 		_, err := fetchonce.New(rdb, opt)
 		if e, ok := errors.AsType[*fetchonce.Error](err); !ok || e.Op != "new" || !strings.Contains(e.Error(), "Options."+field) {
