@@ -15,6 +15,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/redis/go-redis/v9/push"
+
+	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
 const (
@@ -161,7 +163,7 @@ func (s *session) run() error {
 		return context.Cause(s.ctx)
 	}
 	// Of all our namespaces one is as good as another.
-	s.beats = strings.TrimSuffix(s.changes[0], ":i") + ":h:" + h.process + ":"
+	s.beats = protocol.Beats(s.changes[0], h.process)
 	client := redis.NewClient(s.options())
 	defer func() { _ = client.Close() }()
 	if err := client.RegisterPushNotificationHandler("invalidate", s, false); err != nil {

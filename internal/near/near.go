@@ -32,7 +32,8 @@
 // A value that is on its way while it changes must not become a copy
 // afterwards. So who reads a value takes a [Ticket] before it asks, and a copy is
 // made only if since then no change of that key was heard of, nor the vouch
-// ended. The model is model/l1.pml.
+// ended. What a process has changed itself it forgets before the change counts as
+// done, see [Hub.Changed].
 //
 // The room knows nothing of values, nor of where they are read. It is used by the
 // loader.

@@ -17,7 +17,6 @@ type Namespace struct {
 	lock, queue, alive         string // of a lock, likewise
 	channels                   string // channel names without the process
 	changes                    string // the channel of changed values
-	beats                      string // names of beats without the process
 }
 
 // NewNamespace returns the namespace of a prefix and a schema. Processes with
@@ -37,7 +36,6 @@ func NewNamespace(prefix, schema string) *Namespace {
 		alive:    p + ":w:{",
 		channels: p + ":b:",
 		changes:  p + ":i",
-		beats:    p + ":h:",
 	}
 }
 
@@ -105,8 +103,10 @@ func (ns *Namespace) Values() string { return ns.value }
 func (ns *Namespace) Changes() string { return ns.changes }
 
 // Beats returns how the names begin by which a process finds out whether it
-// still hears of changes.
-func (ns *Namespace) Beats(process string) string { return ns.beats + process + ":" }
+// still hears of changes, in the namespace with that channel.
+func Beats(changes, process string) string {
+	return strings.TrimSuffix(changes, ":i") + ":h:" + process + ":"
+}
 
 // Tag returns what stands for the user's key in all its names; see [Tag].
 func (k Key) Tag() string { return k.Value[k.head : len(k.Value)-1] }
