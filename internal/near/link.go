@@ -299,8 +299,7 @@ func (k *link) lost(s *session) {
 // the names if the whole database was emptied.
 func (s *session) HandlePushNotification(_ context.Context, _ push.NotificationHandlerContext, message []any) error {
 	if len(message) < 2 || message[1] == nil {
-		s.link.renew()
-		s.link.hub.forgetAll()
+		s.link.hub.giveUp() // those of other nodes too, which most likely are emptied as well
 		return nil
 	}
 	names, _ := message[1].([]any)
