@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -442,4 +444,35 @@ func forge(b []byte, codec byte) {
 	sum := crcUpdate(0, b[:4])
 	sum = crcUpdate(sum, b[8:16])
 	binary.BigEndian.PutUint32(b[4:], crcUpdate(sum, b[32:]))
+}
+
+// Without Redis, each process goes on by itself, but single-flighted.
+func TestWithoutRedisOneFetchAtATime(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r)
+		r.Kill()
+		var running, most, fetches atomic.Int64
+		fetch := func(context.Context, string) (string, error) {
+			fetches.Add(1)
+			if n := running.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			defer running.Add(-1)
+			time.Sleep(50 * time.Millisecond)
+			return "v", nil
+		}
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() {
+				if got, err := l.Get(t.Context(), "k", fetch); got != "v" || err != nil {
+					t.Errorf("Get = %q, %v", got, err)
+				}
+			})
+		}
+		all.Wait()
+		r.Restart()
+		if most.Load() != 1 || fetches.Load() > 2 {
+			t.Errorf("%d fetches, %d at once; want two, one after the other", fetches.Load(), most.Load())
+		}
+	})
 }

@@ -367,6 +367,7 @@ func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(
 	if ctx.Value(fetching{l, k.user}) != nil {
 		return Result[V]{}, &Error{Op: "get", Key: k.user, Err: errors.New("called by the fetch of the same key, which would wait for itself")}
 	}
+	came := l.flights.Ticket()
 	for round := 1; ; round++ {
 		load := l.loading(k, seen, fetch)
 		switch {
@@ -376,18 +377,17 @@ func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(
 			l.flights.Go(ctx, k.user, load)
 			return seen.result, nil
 		}
-		r, late, err := l.join(ctx, k, seen, load)
+		r, late, err := l.join(ctx, k, came, seen, load)
 		if _, paused := errors.AsType[*pausedError](err); late || paused && !seen.spare {
 			// We joined a load too late for what it found: that may be older than
-			// we are. The value may be stored by now; else join the next load.
-			// Where Deletes follow each other quickly that one may be too late
-			// again, so at some time we start our own. The same after a pause that
-			// is for those alone who have an old value.
+			// we are. The value may be stored by now; else join the next load,
+			// which begins after we came. The same after a pause that is for those
+			// alone who have an old value; there, at some time we start our own.
 			seen, err = l.look(ctx, k)
 			if err != nil || seen.found && !seen.refresh {
 				return seen.result, err
 			}
-			if round >= patientRounds {
+			if paused && round >= patientRounds {
 				l.flights.Forget(k.user)
 			}
 			continue
@@ -416,14 +416,14 @@ func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Contex
 
 // join waits for the flight: for the SoftTimeout at most, if there is an old
 // value. The flight then goes on without us.
-func (l *Loader[V]) join(ctx context.Context, k keyed, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
+func (l *Loader[V]) join(ctx context.Context, k keyed, came flight.Ticket, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
 	if !seen.spare || l.opt.SoftTimeout == 0 {
-		return l.flights.Do(ctx, k.user, load)
+		return l.flights.DoAs(ctx, k.user, came, load)
 	}
 	soft, cancel := context.WithTimeoutCause(ctx, l.opt.SoftTimeout, errSoftTimeout)
 	defer cancel()
 	l.flights.Go(ctx, k.user, load)
-	return l.flights.Do(soft, k.user, load)
+	return l.flights.DoAs(soft, k.user, came, load)
 }
 
 // errSoftTimeout ends the wait of a caller that has an old value.

@@ -17,8 +17,10 @@ package flight
 import (
 	"context"
 	"errors"
+	"math"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 )
 
 var (
@@ -60,6 +62,7 @@ func Protect[V any](f func() (V, error), done func(V, error)) {
 // ready.
 type Group[V any] struct {
 	running sync.WaitGroup
+	came    atomic.Uint64 // the newest ticket
 
 	mu     sync.Mutex
 	calls  map[string]*Call[V]   // that callers can join
@@ -78,10 +81,18 @@ type Call[V any] struct {
 	err  error
 
 	// Guarded by the group's mu.
-	joined  int // callers so far; each has the number it was
-	present int // callers that have not left
-	served  int // callers up to this number may have what the load finds
+	joined  Ticket // the newest among its callers
+	present int    // callers that have not left
+	served  Ticket // callers up to this one may have what the load finds
 }
+
+// A Ticket says when a caller came: a newer one is larger. A caller keeps it when
+// it was too late for one load and asks again. The next load begins after it
+// came, so it is never too late twice, however soon that load is marked.
+type Ticket uint64
+
+// Ticket returns the ticket of a caller that comes now.
+func (g *Group[V]) Ticket() Ticket { return Ticket(g.came.Add(1)) }
 
 // Do joins the load of a key, or starts load on a goroutine and a context of
 // its own, and waits for it, or for ctx. The load's context has the values of
@@ -91,7 +102,12 @@ type Call[V any] struct {
 // late reports that the caller came after what the load found was asked for
 // (see [Call.Mark]): then it has nothing, and should look again.
 func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (v V, late bool, err error) {
-	c, number, err := g.join(ctx, key, load)
+	return g.DoAs(ctx, key, g.Ticket(), load)
+}
+
+// DoAs is [Group.Do] for a caller that came earlier and has its ticket.
+func (g *Group[V]) DoAs(ctx context.Context, key string, ticket Ticket, load func(ctx context.Context, c *Call[V]) (V, error)) (v V, late bool, err error) {
+	c, err := g.join(ctx, key, ticket, load)
 	if err != nil {
 		return v, false, err
 	}
@@ -103,7 +119,7 @@ func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Con
 		}
 		// It ended at the same moment: what is there is better than nothing.
 	}
-	if number > c.served { // not changed any more once done is closed
+	if ticket > c.served { // not changed any more once done is closed
 		return v, true, nil
 	}
 	return c.v, false, c.err
@@ -113,22 +129,22 @@ func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Con
 // does not wait: the load goes on until it has ended, or the group is closed. On
 // a closed group it does nothing.
 func (g *Group[V]) Go(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) {
-	_, _, _ = g.join(ctx, key, load)
+	_, _ = g.join(ctx, key, g.Ticket(), load)
 }
 
-func (g *Group[V]) join(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (*Call[V], int, error) {
+func (g *Group[V]) join(ctx context.Context, key string, ticket Ticket, load func(ctx context.Context, c *Call[V]) (V, error)) (*Call[V], error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed != nil {
-		return nil, 0, ErrClosed
+		return nil, ErrClosed
 	}
 	c := g.calls[key]
 	if c == nil {
 		c = g.start(ctx, key, load)
 	}
-	c.joined++
+	c.joined = max(c.joined, ticket)
 	c.present++
-	return c, c.joined, nil
+	return c, nil
 }
 
 // start begins a load. The caller holds g.mu.
@@ -156,7 +172,7 @@ func (c *Call[V]) end(v V, err error) {
 	c.close()
 	delete(c.group.all, c)
 	if _, panicked := errors.AsType[*Panic](err); panicked || errors.Is(err, ErrGoexit) {
-		c.served = c.joined // nobody asks again for a panic
+		c.served = math.MaxUint64 // nobody asks again for a panic
 	}
 	c.v, c.err = v, err
 	close(c.done)
@@ -179,15 +195,15 @@ func (c *Call[V]) leave() (ended bool) {
 }
 
 // Mark says that what the load finds from now on is good for everyone who has
-// joined so far. A load calls it right before it asks Redis, or the origin:
+// come so far. A load calls it right before it asks Redis, or the origin:
 // what is asked for after a caller came cannot be older than the caller.
 func (c *Call[V]) Mark() {
 	c.group.mu.Lock()
 	defer c.group.mu.Unlock()
-	c.served = c.joined
+	c.served = Ticket(c.group.came.Load())
 }
 
-// Late reports whether somebody has joined since the last Mark.
+// Late reports whether somebody has joined who came since the last Mark.
 func (c *Call[V]) Late() bool {
 	c.group.mu.Lock()
 	defer c.group.mu.Unlock()
