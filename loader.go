@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -101,14 +102,16 @@ type Fetch[V any] struct {
 
 // New returns a Loader over a Redis client, which stays the caller's to
 // configure and to close. It speaks to nobody yet. The error is an [*Error]
-// that names the option that cannot be used.
+// that names the option that cannot be used, or says why the client cannot: it
+// may be one of a server, of Sentinels or of a cluster, but no Ring, and none that
+// reads from replicas.
 //
 // Give the client timeouts: go-redis' own are 5 seconds and several retries, and
 // although no caller waits for them, a connection does.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
-	if rdb == nil {
-		err = errors.New("the Redis client is nil")
+	if err == nil {
+		err = checkClient(rdb)
 	}
 	if err != nil {
 		return nil, &Error{Op: "new", Err: err}
@@ -129,6 +132,23 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	}
 	l.closing, l.stop = context.WithCancel(context.Background())
 	return l, nil
+}
+
+// checkClient returns why a client cannot be used, if it cannot: with some the
+// promises would not hold, whatever we did.
+func checkClient(rdb redis.UniversalClient) error {
+	if v := reflect.ValueOf(rdb); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return errors.New("the Redis client is nil")
+	}
+	switch rdb := rdb.(type) {
+	case *redis.Ring:
+		return errors.New("the Redis client is a Ring: it gives keys to other shards and back as these come and go, so a deleted value could return")
+	case *redis.ClusterClient:
+		if rdb.Options().ReadOnly {
+			return errors.New("the Redis client reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), which may still have a deleted value")
+		}
+	}
+	return nil
 }
 
 // Close ends all loads that are under way: their fetches' contexts end with
