@@ -75,6 +75,9 @@ func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Ti
 		return r.hold(ctx, a, sent)
 	}
 	r.giveTurn()
+	if r.opt.TTL == 0 && (a.State == protocol.Stored || a.State == protocol.Large) {
+		return r.passOver(ctx)
+	}
 	switch a.State {
 	case protocol.Stored:
 		return r.take(r.open(r.k, a.Value))
@@ -94,6 +97,18 @@ func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Ti
 		return Result[V]{}, true, r.fail(err)
 	}
 	return r.wait(ctx, a, slot)
+}
+
+// passOver has the next ACQUIRE pass over what is in Redis, as values are kept in
+// the Store alone: it is from when they were not.
+func (r *run[V]) passOver(ctx context.Context) (Result[V], bool, error) {
+	b, err := r.redis.Get(ctx, r.k.names, envelope.Size-1)
+	if err != nil {
+		result, err := r.lostRedis(ctx, err)
+		return result, true, err
+	}
+	r.over = passOver(b)
+	return Result[V]{}, false, nil
 }
 
 // take ends the run with what was seen, if that is of use.
