@@ -55,7 +55,9 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 		r.owner = r.mailbox.Owner()
 		r.call.Mark()
 		sent := time.Now()
-		a, err := r.redis.Acquire(ctx, r.k.names, r.owner, r.opt.Lease, r.over)
+		// The answer is waited for even if all callers leave: a Release that is sent
+		// without it may overtake the ACQUIRE, and the lease then stays for nobody.
+		a, err := r.redis.Acquire(context.WithoutCancel(ctx), r.k.names, r.owner, r.opt.Lease, r.over)
 		if err != nil {
 			r.dropLease() // we may hold one, and not know it
 			return r.lostRedis(ctx, err)
@@ -249,6 +251,10 @@ func (r *run[V]) suspect(a protocol.Acquired) {
 // hold fetches under a lease, which was asked for at sent.
 func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) (Result[V], bool, error) {
 	defer r.giveTurn()
+	if ctx.Err() != nil {
+		r.release(ctx, a.Fence, nil)
+		return Result[V]{}, true, r.fail(context.Cause(ctx))
+	}
 	limited, cancel := r.limit(ctx)
 	defer cancel()
 	held, keeper := lease.Keep(limited, sent, r.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
