@@ -25,7 +25,7 @@ type run[V any] struct {
 	over     *protocol.PassOver // the value to replace; nil if there is none
 	old      *Result[V]         // the same, if it is of use
 	staleFor time.Duration
-	turn     bool          // we have one of MaxFetches
+	turn     *turn         // that we have, of MaxFetches; nil if we have none
 	waitedOn int64         // fence of the lease we waited for until a timer said to look again
 	deafFor  time.Duration // the pause before that, while no messages come
 	reloads  int           // fetches that lost their lease before they found anything
@@ -152,11 +152,11 @@ func (r *run[V]) lostRedis(ctx context.Context, err error) (Result[V], error) {
 // blind fetches without a lease, because Redis is down. Nothing is stored but in
 // the Store.
 func (r *run[V]) blind(ctx context.Context) (Result[V], error) {
-	for !r.turn && r.turns != nil {
+	if r.turn == nil && r.turns != nil {
 		if err := r.turns.Acquire(ctx, 1); err != nil {
 			return Result[V]{}, r.fail(context.Cause(ctx))
 		}
-		r.turn = true
+		r.takeTurn()
 	}
 	limited, cancel := r.limit(ctx)
 	defer cancel()
@@ -320,6 +320,9 @@ type fetching struct {
 // then goes on alone.
 func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 	during = context.WithValue(during, fetching{r.Loader, r.k.user}, true)
+	if r.turn != nil {
+		during = context.WithValue(during, turnOf{r.Loader}, r.turn)
+	}
 	ended := make(chan made[V], 1)
 	go func() {
 		var m made[V]
@@ -481,8 +484,11 @@ func (r *run[V]) failure(f protocol.Failure) error {
 // taken. Meanwhile it looks now and then whether another process has stored the
 // value.
 func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
-	if r.turns == nil || r.turn || r.turns.TryAcquire(1) {
-		r.turn = r.turns != nil
+	switch {
+	case r.turns == nil || r.turn != nil:
+		return look[V]{}, nil
+	case r.turns.TryAcquire(1):
+		r.takeTurn()
 		return look[V]{}, nil
 	}
 	waiting, leave := context.WithCancel(ctx)
@@ -494,7 +500,9 @@ func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
 	for {
 		select {
 		case err := <-ours:
-			r.turn = err == nil
+			if err == nil {
+				r.takeTurn()
+			}
 			return look[V]{}, err
 		case <-ticks.C:
 		}
@@ -504,17 +512,22 @@ func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
 			continue // also after an error: our turn will come
 		}
 		leave()
-		r.turn = <-ours == nil // it may have come at the same moment
+		if <-ours == nil { // it may have come at the same moment
+			r.takeTurn()
+		}
 		r.call.Close()
 		return seen, err
 	}
 }
 
+// takeTurn notes that we have one of MaxFetches.
+func (r *run[V]) takeTurn() { r.turn = &turn{turns: r.turns, held: true} }
+
 // giveTurn lets the next one fetch.
 func (r *run[V]) giveTurn() {
-	if r.turn {
-		r.turn = false
-		r.turns.Release(1)
+	if r.turn != nil {
+		r.turn.giveBack()
+		r.turn = nil
 	}
 }
 

@@ -437,6 +437,10 @@ func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Contex
 // join waits for the flight: for the SoftTimeout at most, if there is an old
 // value. The flight then goes on without us.
 func (l *Loader[V]) join(ctx context.Context, k keyed, came flight.Ticket, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
+	if turn, ok := ctx.Value(turnOf{l}).(*turn); ok {
+		turn.lend()
+		defer turn.takeBack(ctx)
+	}
 	if !seen.spare || l.opt.SoftTimeout == 0 {
 		return l.flights.DoAs(ctx, k.user, came, load)
 	}
