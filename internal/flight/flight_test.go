@@ -628,12 +628,12 @@ func TestOneWhoJoinsKnowsWhetherHeStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g flight.Group[string]
 		o := newOrigin()
-		first, err := g.Join(t.Context(), "k", o.load)
+		first, err := g.Join(t.Context(), "k", g.Arrive(), o.load)
 		if err != nil || !first.Started {
 			t.Errorf("the first Join = started %v, %v; want true, nil", first.Started, err)
 		}
 		synctest.Wait()
-		second, err := g.Join(t.Context(), "k", unexpected(t))
+		second, err := g.Join(t.Context(), "k", g.Arrive(), unexpected(t))
 		if err != nil || second.Started {
 			t.Errorf("the second Join = started %v, %v; want false, nil", second.Started, err)
 		}
@@ -646,7 +646,7 @@ func TestOneWhoJoinsKnowsWhetherHeStarted(t *testing.T) {
 			t.Errorf("the first Wait = %q, late %v, %v; want v", v, late, err)
 		}
 		g.Close(errors.New("shutdown"))
-		if ticket, err := g.Join(t.Context(), "k", unexpected(t)); err != flight.ErrClosed || ticket.Started {
+		if ticket, err := g.Join(t.Context(), "k", g.Arrive(), unexpected(t)); err != flight.ErrClosed || ticket.Started {
 			t.Errorf("Join on a closed group = started %v, %v; want false, %v", ticket.Started, err, flight.ErrClosed)
 		}
 	})
@@ -657,7 +657,7 @@ func TestOneWhoDoesNotWaitNeverLeaves(t *testing.T) {
 		var g flight.Group[string]
 		o := newOrigin()
 		ctx, leave := context.WithCancel(t.Context())
-		if _, err := g.Join(ctx, "k", o.load); err != nil {
+		if _, err := g.Join(ctx, "k", g.Arrive(), o.load); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
