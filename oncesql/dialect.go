@@ -66,6 +66,7 @@ type dialect struct {
 	nameUnit  string // of maxName, and what becomes of a longer name
 	sameName  func(a, b string) bool
 	parameter func(i int) string // the i-th, from 1
+	many      int                // parameters of one statement at most
 
 	// onConflict says that an insert can name the key, pass over a row that has
 	// it, and return the columns of what it inserted. Where it cannot, it is a
@@ -96,6 +97,7 @@ var postgres = dialect{
 	nameLen:   func(name string) int { return len(name) },
 	sameName:  func(a, b string) bool { return a == b },
 	parameter: func(i int) string { return "$" + strconv.Itoa(i) },
+	many:      65535, // a uint16 counts them on the wire
 
 	onConflict: true,
 	// pgx prepares by itself, once for each connection and statement, prepares
@@ -142,6 +144,11 @@ var mysql = dialect{
 	nameLen:   utf8.RuneCountInString,
 	sameName:  strings.EqualFold,
 	parameter: func(int) string { return "?" },
+	// The protocol has 65,535, but a list of many values is not looked up in the
+	// index any more: MariaDB 10.11 reads the whole table for 32,766 of them
+	// (optimizer_max_sel_arg_weight), MySQL from some 36,000 on
+	// (range_optimizer_max_mem_size).
+	many: 10_000,
 
 	// The insert is a plain one, and all that can be wrong with it is an error.
 	//
@@ -191,6 +198,7 @@ var sqlite = dialect{
 	quoteMark: "`",
 	sameName:  strings.EqualFold,
 	parameter: func(int) string { return "?" },
+	many:      32766, // SQLITE_MAX_VARIABLE_NUMBER, unless it was built with another
 
 	onConflict: true,
 	prepared:   true, // else parsed for each call, which takes as long as a lookup
@@ -270,6 +278,19 @@ func (d dialect) quoteTable(table string) string {
 func (d dialect) lookup(table, key string, columns []string) string {
 	return "SELECT " + d.quoteAll(columns) + " FROM " + d.quoteTable(table) +
 		" WHERE " + d.quote(key) + " = " + d.parameter(1)
+}
+
+// lookupMany returns the statement that looks up n keys at once.
+func (d dialect) lookupMany(table, key string, columns []string, n int) string {
+	var in strings.Builder
+	for i := range n {
+		if i > 0 {
+			in.WriteString(", ")
+		}
+		in.WriteString(d.parameter(i + 1))
+	}
+	return "SELECT " + d.quote(key) + ", " + d.quoteAll(columns) + " FROM " + d.quoteTable(table) +
+		" WHERE " + d.quote(key) + " IN (" + in.String() + ")"
 }
 
 // insert returns the statement that inserts a row unless its key is there. Only

@@ -42,11 +42,13 @@ type Store[V any] struct {
 	read  func(key string, scan func(dest ...any) error) (V, error)
 
 	// Statements.
-	lookup statement // of the key: the columns
-	insert statement // of the key and the columns; see insertRow
-	create string    // of the table; empty if the columns are the caller's
+	lookup     statement             // of the key: the columns
+	lookupMany func(keys int) string // of so many keys: each key that has a row, and its columns
+	insert     statement             // of the key and the columns; see insertRow
+	create     string                // of the table; empty if the columns are the caller's
 
-	guard guard // against a key that is not unique
+	columns int   // how many a value has
+	guard   guard // against a key that is not unique
 }
 
 // New returns a Store in a table of db. It checks opt, and returns an error that
@@ -83,7 +85,9 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 // prepare words the statements. cast stands after each parameter but the key's.
 func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
 	d := s.dialect
+	s.columns = len(columns)
 	s.lookup = statement{db: s.db, text: d.lookup(table, key, columns), prepared: d.prepared}
+	s.lookupMany = func(keys int) string { return d.lookupMany(table, key, columns, keys) }
 	s.insert = statement{db: s.db, text: d.insert(table, key, columns, cast), prepared: d.prepared}
 	if !d.onConflict {
 		s.guard = guard{db: s.db, indexes: d.indexes(table), key: key, dialect: d}

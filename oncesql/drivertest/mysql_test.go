@@ -229,8 +229,8 @@ func TestValuesHoldInEachModeOfTheServer(t *testing.T) {
 					t.Errorf("%v, %s: Create = %v, %v; want %v", settings, f.name, v, err, want)
 				}
 			}
-			if v, err := s.Lookup(t.Context(), `k\'"`); v != want || err != nil {
-				t.Errorf("%v, %s: Lookup = %v, %v; want %v", settings, f.name, v, err, want)
+			if v, err := s.LookupMany(t.Context(), []string{`k\'"`, "absent"}); v[`k\'"`] != want || len(v) != 1 || err != nil {
+				t.Errorf("%v, %s: LookupMany = %v, %v; want %v", settings, f.name, v, err, want)
 			}
 		}
 	}
