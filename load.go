@@ -337,7 +337,7 @@ func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 	}()
 	select {
 	case m := <-ended:
-		_, panicked := errors.AsType[*flight.Panic](m.err)
+		_, panicked := errors.AsType[*flight.PanicError](m.err)
 		m.cut = m.err != nil && !panicked && !errors.Is(m.err, flight.ErrGoexit)
 		if m.cut && limited.Err() != nil && !errors.Is(m.err, ErrNotFound) {
 			m.err = r.endOf(limited)
@@ -467,7 +467,7 @@ func (r *run[V]) dropLease() {
 
 // describe says what another process can be told of a failure.
 func describe(err error) protocol.Failure {
-	if p, ok := errors.AsType[*flight.Panic](err); ok {
+	if p, ok := errors.AsType[*flight.PanicError](err); ok {
 		return protocol.Failure{Class: protocol.FailedPanic, Text: fmt.Sprint(p.Value)}
 	}
 	if errors.Is(err, ErrFetchTimeout) {

@@ -484,7 +484,7 @@ var errSoftTimeout = errors.New("soft timeout")
 // isFailure reports whether an old value is better than the error: not if it says
 // that there is no value, or that we are closed, or if the fetch panicked.
 func isFailure(err error) bool {
-	_, panicked := errors.AsType[*flight.Panic](err)
+	_, panicked := errors.AsType[*flight.PanicError](err)
 	return err != nil && !panicked && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
 }
 
@@ -504,7 +504,7 @@ func (l *Loader[V]) settle(k keyed, r Result[V], err error) (Result[V], error) {
 	case errors.Is(err, flight.ErrGoexit):
 		err = &Error{Op: "fetch", Key: k.user, Err: err}
 	default:
-		if p, ok := errors.AsType[*flight.Panic](err); ok {
+		if p, ok := errors.AsType[*flight.PanicError](err); ok {
 			panic(&PanicError{Value: p.Value, Stack: p.Stack})
 		}
 	}

@@ -191,6 +191,7 @@ func TestStressNothingStale(t *testing.T) {
 
 // killClients ends the connections of all clients, or those that subscribe.
 func killClients(t *testing.T, admin redis.UniversalClient) {
+	t.Helper()
 	kind := []string{"normal", "pubsub"}[rand.N(2)]
 	kill := func(ctx context.Context, c *redis.Client) error {
 		return c.Do(ctx, "client", "kill", "type", kind).Err()

@@ -297,12 +297,13 @@ func (d dialect) lookupMany(table, key string, columns []string, n int) string {
 // a conflict of the key is passed over, and that only where the statement can
 // say so. cast stands after each parameter but the key's.
 func (d dialect) insert(table, key string, columns []string, cast string) string {
-	parameters := d.parameter(1)
+	var parameters strings.Builder
+	parameters.WriteString(d.parameter(1))
 	for i := range columns {
-		parameters += ", " + d.parameter(i+2) + cast
+		parameters.WriteString(", " + d.parameter(i+2) + cast)
 	}
 	insert := "INSERT INTO " + d.quoteTable(table) + " (" + d.quote(key) + ", " + d.quoteAll(columns) + ")" +
-		" VALUES (" + parameters + ")"
+		" VALUES (" + parameters.String() + ")"
 	if d.onConflict {
 		insert += " ON CONFLICT (" + d.quote(key) + ") DO NOTHING" +
 			" RETURNING " + d.quoteAll(columns)

@@ -34,15 +34,15 @@ var (
 	ErrClosed = errors.New("closed")
 )
 
-// A Panic is the error that a panic became.
-type Panic struct {
+// A PanicError is the error that a panic became.
+type PanicError struct {
 	Value any
 	Stack []byte
 }
 
-func (p *Panic) Error() string { return "panic" }
+func (p *PanicError) Error() string { return "panic" }
 
-// Protect calls f and turns a panic into a [*Panic] and a Goexit into
+// Protect calls f and turns a panic into a [*PanicError] and a Goexit into
 // [ErrGoexit]. Where f calls Goexit, f's goroutine ends all the same, after
 // done was called; so done is where its caller hears of the outcome.
 func Protect[V any](f func() (V, error), done func(V, error)) {
@@ -52,7 +52,7 @@ func Protect[V any](f func() (V, error), done func(V, error)) {
 	defer func() {
 		// After a Goexit there is nothing to recover, and err still says so.
 		if r := recover(); r != nil {
-			err = &Panic{Value: r, Stack: debug.Stack()}
+			err = &PanicError{Value: r, Stack: debug.Stack()}
 		}
 	}()
 	v, err = f()
@@ -177,7 +177,7 @@ func (c *Call[V]) end(v V, err error) {
 	defer c.group.mu.Unlock()
 	c.close()
 	delete(c.group.all, c)
-	if _, panicked := errors.AsType[*Panic](err); panicked || errors.Is(err, ErrGoexit) {
+	if _, panicked := errors.AsType[*PanicError](err); panicked || errors.Is(err, ErrGoexit) {
 		c.served = math.MaxUint64 // nobody asks again for a panic
 	}
 	c.v, c.err = v, err

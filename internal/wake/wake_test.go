@@ -45,6 +45,7 @@ type process struct {
 }
 
 func newProcess(t *testing.T, r redistest.Backend) *process {
+	t.Helper()
 	p := &process{t: t, r: r, rdb: r.Client(), other: r.Client()}
 	if c, ok := p.other.(*redis.ClusterClient); ok {
 		node, err := c.MasterForKey(t.Context(), "any")
@@ -682,32 +683,54 @@ func TestOwnersAreAllDifferent(t *testing.T) {
 
 // The bubble fails if anything is left behind.
 func TestCloseLeavesNothing(t *testing.T) {
-	for name, before := range map[string]func(r redistest.Redis, m *wake.Mailbox){
-		"when nobody listens": func(redistest.Redis, *wake.Mailbox) {},
-		"when all is well":    func(_ redistest.Redis, m *wake.Mailbox) { m.Listen(context.Background(), channel) },
-		"before it has begun": func(_ redistest.Redis, m *wake.Mailbox) { go m.Listen(context.Background(), channel) },
-		"while Redis is down": func(r redistest.Redis, m *wake.Mailbox) { r.Kill(); m.Listen(context.Background(), channel) },
-		"while Redis hangs":   func(r redistest.Redis, m *wake.Mailbox) { r.Pause(); m.Listen(context.Background(), channel) },
-		"while Redis hangs no more": func(r redistest.Redis, m *wake.Mailbox) {
+	for name, before := range map[string]func(t *testing.T, r redistest.Redis, m *wake.Mailbox){
+		"when nobody listens": func(*testing.T, redistest.Redis, *wake.Mailbox) {},
+		"when all is well": func(t *testing.T, _ redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
+		},
+		"before it has begun": func(t *testing.T, _ redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			go m.Listen(t.Context(), channel)
+		},
+		"while Redis is down": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			r.Kill()
+			m.Listen(t.Context(), channel)
+		},
+		"while Redis hangs": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
 			r.Pause()
-			m.Listen(context.Background(), channel)
+			m.Listen(t.Context(), channel)
+		},
+		"while Redis hangs no more": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			r.Pause()
+			m.Listen(t.Context(), channel)
 			time.AfterFunc(500*time.Millisecond, r.Resume)
 		},
-		"while it asks itself": func(_ redistest.Redis, m *wake.Mailbox) { m.Listen(context.Background(), channel); m.Suspect(channel) },
-		"while it asks in vain": func(r redistest.Redis, m *wake.Mailbox) {
-			m.Listen(context.Background(), channel)
+		"while it asks itself": func(t *testing.T, _ redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
+			m.Suspect(channel)
+		},
+		"while it asks in vain": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
 			r.Wire().DropMessages(redistest.All)
 			m.Suspect(channel)
 			synctest.Wait()
 		},
-		"while it connects again": func(r redistest.Redis, m *wake.Mailbox) {
-			m.Listen(context.Background(), channel)
+		"while it connects again": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
 			r.Pause()
 			r.Wire().Cut()
 			synctest.Wait()
 		},
-		"after Redis went away": func(r redistest.Redis, m *wake.Mailbox) {
-			m.Listen(context.Background(), channel)
+		"after Redis went away": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
 			r.Kill()
 			time.Sleep(time.Second)
 		},
@@ -718,7 +741,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 				rdb := r.Client()
 				rdb.AddHook(dialer{})
 				m := wake.Open(rdb)
-				before(r, m)
+				before(t, r, m)
 				start := time.Now()
 				m.Close()
 				if took := time.Since(start); took > time.Second { // the client's own time limit
