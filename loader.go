@@ -189,6 +189,11 @@ func (l *Loader[V]) Close() error {
 // it cannot be stored. A fetch that Gets the same key of the same Loader with
 // the context it was given gets an *Error, as it would wait for itself.
 func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
+	return get(ctx, l, key, key, fetch)
+}
+
+// get is Get for a fetch that is given something else than the key.
+func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, fetch func(ctx context.Context, arg A) (V, error)) (V, error) {
 	k, err := l.enter(ctx, "get", key, fetch == nil)
 	if err != nil {
 		var zero V
@@ -199,7 +204,7 @@ func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.
 		return seen.result.Value, err
 	}
 	// Made only now: a hit needs no closure.
-	r, err := l.load(ctx, k, seen, func(ctx context.Context, f *Fetch[V]) (V, error) { return fetch(ctx, f.Key) })
+	r, err := l.load(ctx, k, seen, func(ctx context.Context, _ *Fetch[V]) (V, error) { return fetch(ctx, arg) })
 	return r.Value, err
 }
 
