@@ -86,7 +86,8 @@ type Fetch[V any] struct {
 	// Fence is a number that rises with every lease of this key. A writer who
 	// checks it where the data lives cannot be overtaken by one that was paused
 	// beyond its lease. It is 0 if there is no lease, because Redis is down. It
-	// may repeat if Redis loses its data and its clock is set back.
+	// comes from the clock of Redis: if that is set back, it may be lower than
+	// that of a lease which has ended. docs/fence.md has the statements.
 	Fence int64
 
 	// Old is the value that is to be replaced, if there is one that was found: old,
