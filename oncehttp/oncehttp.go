@@ -19,8 +19,7 @@ import (
 //
 // Without a name function, the name is the method and the path of the request,
 // as "GET /stats": not its query or its host. A name function may return any
-// text; an empty one is a name like the others. Names that begin with a path
-// need not be short, but those of requests that wait are kept in memory.
+// text, of any length; an empty one is a name like the others.
 //
 // What is passed to the handler is the ResponseWriter as it is, so that it can
 // still be flushed or hijacked, and the request with another context: one that

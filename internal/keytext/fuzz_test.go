@@ -106,8 +106,7 @@ func (m maker) fill(v reflect.Value, depth int) {
 			m.fill(v.Index(i), depth-1)
 		}
 	case reflect.Struct:
-		for i := range v.NumField() {
-			f := v.Field(i)
+		for _, f := range v.Fields() {
 			m.fill(reflect.NewAt(f.Type(), f.Addr().UnsafePointer()).Elem(), depth-1)
 		}
 	case reflect.Slice:

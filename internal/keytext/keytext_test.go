@@ -34,8 +34,6 @@ type (
 func (secret) MarshalText() ([]byte, error) { return []byte("hidden"), nil }
 func (secret) String() string               { return "hidden" }
 
-func ptr[T any](v T) *T { return &v }
-
 const here = "github.com/fetchonce/fetchonce/internal/keytext_test."
 
 // These texts are in users' Redis, and in other processes of other builds: they
@@ -64,9 +62,9 @@ var texts = []struct {
 	{`[]uint8("plain"),[]uint8(0x00ff),[]uint8(""),[]uint8(nil)`, []any{[]byte("plain"), []byte{0, 255}, []byte{}, []byte(nil)}},
 	{`[4]uint8(0xdeadbeef)`, []any{[4]byte{0xde, 0xad, 0xbe, 0xef}}},
 	{`map[string]int(["a":1,"b":2,"c":3]),map[string]int(nil)`, []any{map[string]int{"c": 3, "a": 1, "b": 2}, map[string]int(nil)}},
-	{`*int(&3),*int(nil),**int(&&3)`, []any{ptr(3), (*int)(nil), ptr(ptr(3))}},
+	{`*int(&3),*int(nil),**int(&&3)`, []any{new(3), (*int)(nil), new(new(3))}},
 	{`[]any(["a",int64(1),nil,*int(nil)])`, []any{[]any{"a", int64(1), nil, (*int)(nil)}}},
-	{here + `query(Shop:7,tags:["hot"],Limit:&3)`, []any{query{Shop: 7, tags: []string{"hot"}, Limit: ptr(3)}}},
+	{here + `query(Shop:7,tags:["hot"],Limit:&3)`, []any{query{Shop: 7, tags: []string{"hot"}, Limit: new(3)}}},
 	{`*` + here + `query(&(Shop:0,tags:nil,Limit:nil))`, []any{&query{}}},
 	{`struct(A int "x:\"y\"",` + here + `b any,Duration =time.Duration)(A:1,b:"x",Duration:2)`, []any{struct {
 		A int `x:"y"`
@@ -127,7 +125,7 @@ func TestWhatDoesNotCount(t *testing.T) {
 		"one in an array":   {[1]time.Time{now}, [1]time.Time{now.Round(0)}},
 		"one of a type":     {stamp(now), stamp(now.Round(0))},
 		"capacity":          {query{tags: grown}, query{tags: []string{"hot"}}},
-		"an address":        {query{Limit: ptr(3)}, query{Limit: ptr(3)}},
+		"an address":        {query{Limit: new(3)}, query{Limit: new(3)}},
 		"a NaN's bits":      {math.NaN(), math.Float64frombits(math.Float64bits(math.NaN()) ^ 2)},
 		"a number's array":  {zero, new(big.Int)},
 		"a blank field":     {struct{ A, _ int }{A: 1}, *(*struct{ A, _ int })(unsafe.Pointer(&[2]int{1, 2}))},
