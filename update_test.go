@@ -123,7 +123,7 @@ func TestWriterDies(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := newOrigin(t)
 		rdb, admin := r.Client(), r.Client()
-		writer, l := loaderOf(t, rdb, shortLease(r)), newLoader(t, r, shortLease(r))
+		writer, l := loaderOf(t, rdb, shortLease(r)), newLoader(t, r)
 		u := startUpdate(t, writer).began()
 		reader := get(t, t.Context(), l, "k", o)
 		c := o.next()
