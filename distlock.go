@@ -70,11 +70,11 @@ type lockName struct {
 // A lockWaiter is a goroutine that waits for a lock.
 type lockWaiter struct {
 	place *list.Element // guarded by the locker's mu; nil once something was sent to ready
-	ready chan turn     // has room for one
+	ready chan lockTurn // has room for one
 }
 
-// A turn is what a waiter waits for.
-type turn struct {
+// A lockTurn is what a waiter waits for.
+type lockTurn struct {
 	holding *holding
 	err     error
 }
@@ -393,7 +393,7 @@ func (lk *Locker) join(name string) (*lockName, *lockWaiter, error) {
 		return nil, nil, ErrClosed
 	}
 	n := lk.named(name)
-	w := &lockWaiter{ready: make(chan turn, 1)}
+	w := &lockWaiter{ready: make(chan lockTurn, 1)}
 	w.place = n.waiters.PushBack(w)
 	lk.hire(n)
 	return n, w, nil
@@ -437,7 +437,7 @@ func (lk *Locker) drop(n *lockName) {
 }
 
 // next takes the longest waiter out of the queue and gives it its turn.
-func (n *lockName) next(t turn) {
+func (n *lockName) next(t lockTurn) {
 	w := n.waiters.Remove(n.waiters.Front()).(*lockWaiter)
 	w.place = nil
 	w.ready <- t // never blocks
@@ -445,7 +445,7 @@ func (n *lockName) next(t turn) {
 
 func (n *lockName) fail(err error) {
 	for n.waiters.Len() > 0 {
-		n.next(turn{err: err})
+		n.next(lockTurn{err: err})
 	}
 }
 
@@ -533,7 +533,7 @@ func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, done bool) {
 		h.more--
 		h.fence++
 		h.keeper = nil
-		n.next(turn{holding: h})
+		n.next(lockTurn{holding: h})
 		return false, true
 	}
 	lk.unhold(n, h)
@@ -698,7 +698,7 @@ func (lk *Locker) granted(r *lockRequest, answer protocol.LockAnswer) (more bool
 	}
 	h.more = min(n.waiters.Len(), lk.fences()) - 1 // those who come later have their turn after the other processes
 	lk.hold(n, h)
-	n.next(turn{holding: h})
+	n.next(lockTurn{holding: h})
 	more = lk.wanting(n)
 	n.asking = more
 	lk.mu.Unlock()

@@ -140,15 +140,13 @@ func TestKilledWaitersHoldNobodyUp(t *testing.T) {
 	c.finish(append(alive, c.members[0])...)
 
 	// The processes in the order in which they came, and in each its goroutines.
-	var order, want []uint64
+	var order []uint64
 	for i := range c.board.order.Load() {
 		if member := c.board.trail[i].Load() / 1000; !slices.Contains(order, member) {
 			order = append(order, member)
 		}
 	}
-	for _, m := range []uint64{0, 1, 3, 4, 6, 7} {
-		want = append(want, m)
-	}
+	want := []uint64{0, 1, 3, 4, 6, 7}
 	if !slices.Equal(order, want) {
 		t.Errorf("the processes had the lock in the order %v, want %v", order, want)
 	}

@@ -50,7 +50,6 @@ type taker struct {
 	t    *testing.T
 	r    backend
 	done chan struct{}
-	once sync.Once
 
 	// Set before done is closed.
 	ctx context.Context
@@ -58,7 +57,8 @@ type taker struct {
 	err error
 }
 
-func take(t *testing.T, r backend, ctx context.Context, lk *fetchonce.Locker) *taker {
+func take(ctx context.Context, t *testing.T, r backend, lk *fetchonce.Locker) *taker {
+	t.Helper()
 	a := &taker{t: t, r: r, done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
@@ -70,16 +70,16 @@ func take(t *testing.T, r backend, ctx context.Context, lk *fetchonce.Locker) *t
 // taken takes the lock, at once.
 func taken(t *testing.T, r backend, lk *fetchonce.Locker) *taker {
 	t.Helper()
-	a := take(t, r, t.Context(), lk)
+	a := take(t.Context(), t, r, lk)
 	a.has()
 	return a
 }
 
 // queued begins to take the lock and waits until the process is in the queue
 // in Redis, as the n-th.
-func queued(t *testing.T, r backend, ctx context.Context, lk *fetchonce.Locker, n int) *taker {
+func queued(ctx context.Context, t *testing.T, r backend, lk *fetchonce.Locker, n int) *taker {
 	t.Helper()
-	a := take(t, r, ctx, lk)
+	a := take(ctx, t, r, lk)
 	r.Until(fmt.Sprintf("%d processes are in the queue", n), func() bool { return inQueue(t, r) == n })
 	r.Settle()
 	return a
@@ -172,7 +172,7 @@ func TestLockHasOneHolder(t *testing.T) {
 		if err := b.TryDo(t.Context(), "another", nothing); err != nil {
 			t.Errorf("TryDo of another lock = %v", err)
 		}
-		second := queued(t, r, t.Context(), b, 1)
+		second := queued(t.Context(), t, r, b, 1)
 		second.waits()
 		first.release(nil)
 		second.has()
@@ -203,7 +203,7 @@ func TestTryDoesNotOvertakeTheQueue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b, c := newLocker(t, r), newLocker(t, r), newLocker(t, r)
 		first := taken(t, r, a)
-		second := queued(t, r, t.Context(), b, 1)
+		second := queued(t.Context(), t, r, b, 1)
 		first.release(nil)
 		if err := c.TryDo(t.Context(), "it", nothing); err != fetchonce.ErrLocked {
 			t.Errorf("TryDo = %v, want ErrLocked", err)
@@ -216,7 +216,7 @@ func TestTryDoesNotOvertakeTheQueue(t *testing.T) {
 		// Nor when a dead holder's lease has just ended, and the waiter has not noticed yet.
 		rdb := r.Client()
 		taken(t, r, lockerOf(t, rdb))
-		second = queued(t, r, t.Context(), b, 1)
+		second = queued(t.Context(), t, r, b, 1)
 		redistest.WireOf(rdb).Down()
 		time.Sleep(5 * time.Second)
 		if err := c.TryDo(t.Context(), "it", nothing); err != fetchonce.ErrLocked {
@@ -338,7 +338,7 @@ func TestFlushAllKeepsTheQueue(t *testing.T) {
 		first := taken(t, r, newLocker(t, r))
 		var waiting []*taker
 		for i := range 3 {
-			waiting = append(waiting, queued(t, r, t.Context(), newLocker(t, r), i+1))
+			waiting = append(waiting, queued(t.Context(), t, r, newLocker(t, r), i+1))
 		}
 		flushAll(t, r)
 		r.Until("the others have looked again", func() bool { return inQueue(t, r) == 2 })
@@ -373,8 +373,8 @@ func TestWaiterMayLeaveALock(t *testing.T) {
 		a, b, c := newLocker(t, r), newLocker(t, r), newLocker(t, r)
 		first := taken(t, r, a)
 		ctx, cancel := context.WithCancelCause(t.Context())
-		second := queued(t, r, ctx, b, 1)
-		third := queued(t, r, t.Context(), c, 2)
+		second := queued(ctx, t, r, b, 1)
+		third := queued(t.Context(), t, r, c, 2)
 		left := time.Now()
 		cancel(errMine)
 		second.ended()
@@ -398,8 +398,8 @@ func TestWaiterMayLeaveItsProcess(t *testing.T) {
 		a, b := newLocker(t, r), newLocker(t, r)
 		first := taken(t, r, a)
 		ctx, cancel := context.WithCancel(t.Context())
-		second := queued(t, r, ctx, b, 1)
-		third := take(t, r, t.Context(), b)
+		second := queued(ctx, t, r, b, 1)
+		third := take(t.Context(), t, r, b)
 		r.Until("both wait", func() bool { return b.Waiting("it") == 2 })
 		cancel()
 		second.ended()
@@ -414,7 +414,7 @@ func TestQueueKeepsItsOrder(t *testing.T) {
 		last := taken(t, r, newLocker(t, r))
 		var waiting []*taker
 		for i := range 5 {
-			waiting = append(waiting, queued(t, r, t.Context(), newLocker(t, r), i+1))
+			waiting = append(waiting, queued(t.Context(), t, r, newLocker(t, r), i+1))
 		}
 		for i, a := range waiting {
 			last.release(nil)
@@ -441,8 +441,8 @@ func TestDeadHolderBlocksForItsLease(t *testing.T) {
 		for range rounds {
 			rdb := r.Client()
 			dead := taken(t, r, lockerOf(t, rdb, shortLockLease(r)))
-			a := queued(t, r, t.Context(), newLocker(t, r, shortLockLease(r)), 1)
-			b := queued(t, r, t.Context(), newLocker(t, r, shortLockLease(r)), 2)
+			a := queued(t.Context(), t, r, newLocker(t, r, shortLockLease(r)), 1)
+			b := queued(t.Context(), t, r, newLocker(t, r, shortLockLease(r)), 2)
 			died := time.Now()
 			redistest.WireOf(rdb).Down()
 			a.has()
@@ -465,10 +465,10 @@ func TestDeadWaitersArePassedOver(t *testing.T) {
 		var dead []redis.UniversalClient
 		for i := range 3 {
 			rdb := r.Client()
-			queued(t, r, t.Context(), lockerOf(t, rdb, shortLockLease(r)), i+1)
+			queued(t.Context(), t, r, lockerOf(t, rdb, shortLockLease(r)), i+1)
 			dead = append(dead, rdb)
 		}
-		last := queued(t, r, t.Context(), newLocker(t, r, shortLockLease(r)), 4)
+		last := queued(t.Context(), t, r, newLocker(t, r, shortLockLease(r)), 4)
 		for _, rdb := range dead {
 			redistest.WireOf(rdb).Down()
 		}
@@ -487,7 +487,7 @@ func TestLostGrantIsFound(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		first := taken(t, r, newLocker(t, r))
-		second := queued(t, r, t.Context(), lockerOf(t, rdb), 1)
+		second := queued(t.Context(), t, r, lockerOf(t, rdb), 1)
 		if r.Fake() {
 			time.Sleep(50 * time.Millisecond) // until it hears
 			r.Settle()
@@ -511,8 +511,8 @@ func TestGrantToOneThatHasLeft(t *testing.T) {
 		g := newGate(rdb)
 		first := taken(t, r, newLocker(t, r))
 		ctx, cancel := context.WithCancel(t.Context())
-		second := queued(t, r, ctx, lockerOf(t, rdb), 1)
-		third := queued(t, r, t.Context(), newLocker(t, r), 2)
+		second := queued(ctx, t, r, lockerOf(t, rdb), 1)
+		third := queued(t.Context(), t, r, newLocker(t, r), 2)
 		g.shut()
 		cancel()
 		second.ended()
@@ -536,9 +536,9 @@ func TestLateConfirmationHarmsNobody(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		first := taken(t, r, newLocker(t, r))
-		second := queued(t, r, t.Context(), lockerOf(t, rdb, func(opt *lockOptions) { opt.RedisTimeout = 10 * time.Second }), 1)
-		third := queued(t, r, t.Context(), newLocker(t, r), 2)
-		fourth := queued(t, r, t.Context(), newLocker(t, r), 3)
+		second := queued(t.Context(), t, r, lockerOf(t, rdb, func(opt *lockOptions) { opt.RedisTimeout = 10 * time.Second }), 1)
+		third := queued(t.Context(), t, r, newLocker(t, r), 2)
+		fourth := queued(t.Context(), t, r, newLocker(t, r), 3)
 		redistest.WireOf(rdb).Pause()
 		first.release(nil)
 		third.has()
@@ -568,18 +568,18 @@ func TestLostRepliesOfALock(t *testing.T) {
 		}
 		wire.LoseReplies(1, "EVALSHA")
 		first := taken(t, r, a)
-		second := queued(t, r, t.Context(), b, 1)
+		second := queued(t.Context(), t, r, b, 1)
 		wire.LoseReplies(1, "EVALSHA")
 		first.release(nil)
 		second.has()
 
-		third := queued(t, r, t.Context(), a, 1)
+		third := queued(t.Context(), t, r, a, 1)
 		wire.LoseReplies(1, "EVALSHA") // of the confirmation
 		second.release(nil)
 		third.has()
 
-		fourth := queued(t, r, t.Context(), b, 1)
-		fifth := take(t, r, t.Context(), a) // so that a gives back and asks in one
+		fourth := queued(t.Context(), t, r, b, 1)
+		fifth := take(t.Context(), t, r, a) // so that a gives back and asks in one
 		r.Until("it waits", func() bool { return a.Waiting("it") == 1 })
 		if r.Fake() {
 			time.Sleep(20 * time.Millisecond) // beyond the time for turns of its own
@@ -635,7 +635,7 @@ func TestHolderWithoutRedisStopsInTime(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		first := taken(t, r, lockerOf(t, rdb, shortLockLease(r)))
-		second := queued(t, r, t.Context(), newLocker(t, r, shortLockLease(r)), 1)
+		second := queued(t.Context(), t, r, newLocker(t, r, shortLockLease(r)), 1)
 		redistest.WireOf(rdb).Pause()
 		second.has()
 		if first.ctx.Err() == nil {
@@ -657,7 +657,7 @@ func TestLostLockIsTakenAgainInItsProcess(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk := newLocker(t, r, shortLockLease(r))
 		first := taken(t, r, lk)
-		second := take(t, r, t.Context(), lk)
+		second := take(t.Context(), t, r, lk)
 		r.Until("it waits", func() bool { return lk.Waiting("it") == 1 })
 		flushAll(t, r)
 		second.has()
@@ -677,7 +677,7 @@ func TestMaxHold(t *testing.T) {
 		b := newLocker(t, r)
 		began := time.Now()
 		first := taken(t, r, a)
-		second := queued(t, r, t.Context(), b, 1)
+		second := queued(t.Context(), t, r, b, 1)
 		first.lostBy(began.Add(hold+slack(r)), fetchonce.ErrMaxHold)
 		if time.Since(began) < hold {
 			t.Error("the context ended too soon")
@@ -703,9 +703,9 @@ func TestLeaseIsKeptWhileItsHolderCleansUp(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b := newLocker(t, r, shortLockLease(r)), newLocker(t, r)
 		ctx, cancel := context.WithCancelCause(t.Context())
-		first := take(t, r, ctx, a)
+		first := take(ctx, t, r, a)
 		first.has()
-		second := queued(t, r, t.Context(), b, 1)
+		second := queued(t.Context(), t, r, b, 1)
 		cancel(errMine)
 		first.lostBy(time.Now().Add(time.Second), errMine)
 		time.Sleep(2 * leaseLength(r))
@@ -802,7 +802,7 @@ func TestSemaphoreHasSoManyHolders(t *testing.T) {
 			t.Errorf("TryDo without a free slot = %v, want ErrLocked", err)
 		}
 		// Each lease has an end of its own.
-		last := queued(t, r, t.Context(), b, 1)
+		last := queued(t.Context(), t, r, b, 1)
 		redistest.WireOf(rdb).Down()
 		last.has()
 		if held[0].ctx.Err() == nil || held[1].ctx.Err() != nil || held[2].ctx.Err() != nil {
@@ -825,7 +825,7 @@ func TestTurnsInAProcessCostNoRoundTrips(t *testing.T) {
 		last := taken(t, r, lk)
 		var waiting []*taker
 		for i := range 4 {
-			waiting = append(waiting, take(t, r, t.Context(), lk))
+			waiting = append(waiting, take(t.Context(), t, r, lk))
 			r.Until("it waits", func() bool { return lk.Waiting("it") == i+1 })
 		}
 		if r.Fake() {
@@ -871,7 +871,7 @@ func TestTurnsInAProcessAreBounded(t *testing.T) {
 			})
 		}
 		r.Until("they wait", func() bool { return a.Waiting("it") == 40 })
-		other = queued(t, r, t.Context(), b, 1)
+		other = queued(t.Context(), t, r, b, 1)
 		first.release(nil)
 		other.has()
 		after.Store(turns.Load())
@@ -887,9 +887,9 @@ func TestClosedLocker(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b := newLocker(t, r, shortLockLease(r)), newLocker(t, r, shortLockLease(r))
 		first := taken(t, r, a)
-		waiting := take(t, r, t.Context(), a)
+		waiting := take(t.Context(), t, r, a)
 		r.Until("it waits", func() bool { return a.Waiting("it") == 1 })
-		next := queued(t, r, t.Context(), b, 1)
+		next := queued(t.Context(), t, r, b, 1)
 		closed := make(chan error)
 		go func() { closed <- a.Close() }()
 		first.lostBy(time.Now().Add(slack(r)+time.Millisecond), fetchonce.ErrClosed)
@@ -899,8 +899,8 @@ func TestClosedLocker(t *testing.T) {
 		}
 		next.waits() // the holder has not said yet that it has stopped
 		select {
-		case <-closed:
-			t.Error("Close returned before the holder")
+		case err := <-closed:
+			t.Error("Close returned before the holder:", err)
 		default:
 		}
 		first.release(nil)
@@ -964,7 +964,7 @@ func TestLocksKeysHaveAnEnd(t *testing.T) {
 		rdb := r.Client()
 		dead := r.Client()
 		first := taken(t, r, lockerOf(t, rdb, shortLockLease(r)))
-		queued(t, r, t.Context(), lockerOf(t, dead, shortLockLease(r)), 1)
+		queued(t.Context(), t, r, lockerOf(t, dead, shortLockLease(r)), 1)
 		for _, key := range []string{"test:l:{it}", "test:q:{it}", "test:w:{it}"} {
 			if ttl := admin(r).PTTL(t.Context(), key).Val(); ttl <= 0 {
 				t.Errorf("%s ends in %v", key, ttl)

@@ -8,6 +8,10 @@
 // inserted once, and an entry that expires does not send a thousand callers to
 // its origin.
 //
+// Around that: [Loader.GetMany] loads many keys in one batch, [Loader.Update]
+// changes the source of truth and the cache together, a [Locker] lets one at a time
+// do a thing, and [Wrap] and [Serialize] give a function a Loader or a lock.
+//
 // # What happens to a key
 //
 //	Get ──► GET in Redis ──► there ─────────────────────────────────────► value
@@ -53,6 +57,8 @@
 //     is given back; who comes later starts afresh.
 //   - A failure goes at once to all who waited for that fetch, in all processes,
 //     and is not remembered unless [Options.ErrorTTL] says so.
+//   - A process that dies in an Update leaves no value from before its write for
+//     longer than a lease.
 //   - With a [Store] that keeps one row for each key, all callers get what is in
 //     the row, whatever becomes of leases.
 //   - Nothing waits for ever: neither for a dead process, nor for a fetch that

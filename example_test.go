@@ -6,6 +6,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"sync"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/oncehttp"
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
@@ -166,6 +169,113 @@ func ExampleLoader_Delete() {
 	after, _ := prices.Get(ctx, "tea", fetch)
 	fmt.Println(before, after)
 	// Output: 250 270
+}
+
+// A Search is the argument of a slow function.
+type Search struct {
+	Text string
+	Page int
+}
+
+func (a *api) search(_ context.Context, s Search) ([]string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls++
+	return []string{s.Text + " page " + fmt.Sprint(s.Page)}, nil
+}
+
+// A function with a Loader before it: called like the function, with a key for
+// each argument.
+func ExampleWrap() {
+	rdb, end := newRedis()
+	defer end()
+	ctx, remote := context.Background(), &api{}
+
+	results, err := fetchonce.New(rdb, fetchonce.Options[[]string]{Prefix: "searches"})
+	if err != nil {
+		panic(err)
+	}
+	defer results.Close()
+	search := fetchonce.Wrap(results, nil, remote.search)
+
+	found, err := search.Get(ctx, Search{Text: "teapot", Page: 1}) // instead of remote.search(ctx, …)
+
+	again, _ := search.Get(ctx, Search{Text: "teapot", Page: 1})
+	fmt.Println(found, again, err, remote.calls)
+	// Output: [teapot page 1] [teapot page 1] <nil> 1
+}
+
+// Any function, one call at a time for each argument, in all processes.
+func ExampleSerialize() {
+	rdb, end := newRedis()
+	defer end()
+	ctx, remote := context.Background(), &api{}
+
+	locker, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "locks"})
+	if err != nil {
+		panic(err)
+	}
+	defer locker.Close()
+	fetch := fetchonce.Serialize(locker, nil, remote.fetch)
+	thing, err := fetch(ctx, "teapot") // waits while another process fetches the teapot
+
+	fmt.Println(thing.Name, err)
+	// Output: teapot <nil>
+}
+
+// One lock for all calls, whatever their argument.
+func ExampleSerialize_name() {
+	rdb, end := newRedis()
+	defer end()
+	remote := &api{}
+	locker, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "locks"})
+	if err != nil {
+		panic(err)
+	}
+	defer locker.Close()
+
+	fetch := fetchonce.Serialize(locker, func(string) string { return "the API" }, remote.fetch)
+	thing, err := fetch(context.Background(), "teapot")
+	fmt.Println(thing.Name, err)
+	// Output: teapot <nil>
+}
+
+func ExampleKey() {
+	fmt.Println(fetchonce.Key("teapot", 3))
+	fmt.Println(fetchonce.Key("teapot,3"))
+	fmt.Println(fetchonce.Key(int64(3), 1.5, nil))
+	fmt.Println(fetchonce.Key(Search{Text: "teapot", Page: 1}))
+	fmt.Println(fetchonce.Key([]string{"hot", "black"}, map[string]bool{"milk": false, "lemon": true}))
+	// Output:
+	// "teapot",3
+	// "teapot,3"
+	// int64(3),float64(1.5),nil
+	// github.com/fetchonce/fetchonce_test.Search(Text:"teapot",Page:1)
+	// []string(["hot","black"]),map[string]bool(["lemon":true,"milk":false])
+}
+
+// One request at a time, in all processes. Others wait; a client that leaves
+// gives up its place.
+func Example_http() {
+	rdb, end := newRedis()
+	defer end()
+	locker, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "locks"})
+	if err != nil {
+		panic(err)
+	}
+	defer locker.Close()
+	heavyStats := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintln(w, "a heavy answer about", r.PathValue("part"))
+	})
+	mux := http.NewServeMux()
+
+	oneAtATime := oncehttp.Serialize(locker, func(*http.Request) string { return "stats" })
+	mux.Handle("GET /stats/{part}", oneAtATime(heavyStats))
+
+	w := httptest.NewRecorder()
+	mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/stats/visitors", nil))
+	fmt.Print(w.Body)
+	// Output: a heavy answer about visitors
 }
 
 func openDatabase() *sql.DB { return sql.OpenDB(noDatabase{}) }

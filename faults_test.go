@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -442,4 +444,84 @@ func forge(b []byte, codec byte) {
 	sum := crcUpdate(0, b[:4])
 	sum = crcUpdate(sum, b[8:16])
 	binary.BigEndian.PutUint32(b[4:], crcUpdate(sum, b[32:]))
+}
+
+// Without Redis, each process goes on by itself, but single-flighted.
+func TestWithoutRedisOneFetchAtATime(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r)
+		r.Kill()
+		var running, most, fetches atomic.Int64
+		fetch := func(context.Context, string) (string, error) {
+			fetches.Add(1)
+			if n := running.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			defer running.Add(-1)
+			time.Sleep(50 * time.Millisecond)
+			return "v", nil
+		}
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() {
+				if got, err := l.Get(t.Context(), "k", fetch); got != "v" || err != nil {
+					t.Errorf("Get = %q, %v", got, err)
+				}
+			})
+		}
+		all.Wait()
+		r.Restart()
+		if most.Load() != 1 || fetches.Load() > 2 {
+			t.Errorf("%d fetches, %d at once; want two, one after the other", fetches.Load(), most.Load())
+		}
+	})
+}
+
+// A slowFirst holds its client's first script back until it may go.
+type slowFirst struct {
+	seen    atomic.Bool
+	stopped chan struct{} // closed when it is held back
+	free    chan struct{}
+}
+
+func (s *slowFirst) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (s *slowFirst) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if cmd.Name() == "evalsha" && s.seen.CompareAndSwap(false, true) {
+			close(s.stopped)
+			<-s.free
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (s *slowFirst) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// The caller leaves while the ACQUIRE is on its way. No Release overtakes it.
+func TestCallerLeavesDuringAcquire(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		warmScripts(t, r, newLoader(t, r))
+		slow := &slowFirst{stopped: make(chan struct{}), free: make(chan struct{})}
+		rdb := r.Client()
+		rdb.AddHook(slow)
+		ctx, cancel := context.WithCancel(t.Context())
+		o := newOrigin(t)
+		g := get(t, ctx, loaderOf(t, rdb), "k", o)
+		<-slow.stopped
+		cancel()
+		g.wantErr(context.Canceled)
+		time.Sleep(50 * time.Millisecond)
+		close(slow.free)
+		began := time.Now()
+		g = get(t, t.Context(), newLoader(t, r), "k", o)
+		o.next().returns("v")
+		g.want("v")
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("a lease that nobody held was there for %v", took)
+		}
+		o.want(1)
+	})
 }

@@ -168,7 +168,9 @@ func (g *gathering[V]) serve(ctx context.Context, members []*member[V]) {
 		if err := g.turns.Acquire(ctx, 1); err != nil {
 			return // all members have left
 		}
-		defer g.turns.Release(1)
+		turn := &turn{turns: g.turns, held: true}
+		defer turn.giveBack()
+		ctx = context.WithValue(ctx, turnOf{g.Loader}, turn)
 	}
 	values, err := g.fetch(ctx, keysOf(rest))
 	if err == nil {

@@ -26,7 +26,7 @@ type run[V any] struct {
 	over     *protocol.PassOver // the value to replace; nil if there is none
 	old      *Result[V]         // the same, if it is of use
 	staleFor time.Duration
-	turn     bool          // we have one of MaxFetches
+	turn     *turn         // that we have, of MaxFetches; nil if we have none
 	waitedOn int64         // fence of the lease we waited for until a timer said to look again
 	deafFor  time.Duration // the pause before that, while no messages come
 	reloads  int           // fetches that lost their lease before they found anything
@@ -56,7 +56,9 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 		r.owner = r.mailbox.Owner()
 		r.call.Mark()
 		sent := time.Now()
-		a, err := r.redis.Acquire(ctx, r.k.names, r.owner, r.opt.Lease, r.over)
+		// The answer is waited for even if all callers leave: a Release that is sent
+		// without it may overtake the ACQUIRE, and the lease then stays for nobody.
+		a, err := r.redis.Acquire(context.WithoutCancel(ctx), r.k.names, r.owner, r.opt.Lease, r.over)
 		if err != nil {
 			r.dropLease() // we may hold one, and not know it
 			return r.lostRedis(ctx, err)
@@ -76,6 +78,9 @@ func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Ti
 		return r.hold(ctx, a, sent)
 	}
 	r.giveTurn()
+	if r.opt.TTL == 0 && (a.State == protocol.Stored || a.State == protocol.Large) {
+		return r.passOver(ctx)
+	}
 	switch a.State {
 	case protocol.Stored:
 		return r.take(r.open(r.k, a.Value))
@@ -95,6 +100,18 @@ func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Ti
 		return Result[V]{}, true, r.fail(err)
 	}
 	return r.wait(ctx, a, slot)
+}
+
+// passOver has the next ACQUIRE pass over what is in Redis, as values are kept in
+// the Store alone: it is from when they were not.
+func (r *run[V]) passOver(ctx context.Context) (Result[V], bool, error) {
+	b, err := r.redis.Get(ctx, r.k.names, envelope.Size-1)
+	if err != nil {
+		result, err := r.lostRedis(ctx, err)
+		return result, true, err
+	}
+	r.over = passOver(b)
+	return Result[V]{}, false, nil
 }
 
 // take ends the run with what was seen, if that is of use.
@@ -136,11 +153,11 @@ func (r *run[V]) lostRedis(ctx context.Context, err error) (Result[V], error) {
 // blind fetches without a lease, because Redis is down. Nothing is stored but in
 // the Store.
 func (r *run[V]) blind(ctx context.Context) (Result[V], error) {
-	for !r.turn && r.turns != nil && r.part == nil {
+	if r.turn == nil && r.turns != nil && r.part == nil {
 		if err := r.turns.Acquire(ctx, 1); err != nil {
 			return Result[V]{}, r.fail(context.Cause(ctx))
 		}
-		r.turn = true
+		r.takeTurn()
 	}
 	limited, cancel := r.limit(ctx)
 	defer cancel()
@@ -236,6 +253,10 @@ func (r *run[V]) suspect(a protocol.Acquired) {
 // hold fetches under a lease, which was asked for at sent.
 func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) (Result[V], bool, error) {
 	defer r.giveTurn()
+	if ctx.Err() != nil {
+		r.release(ctx, a.Fence, nil)
+		return Result[V]{}, true, r.fail(context.Cause(ctx))
+	}
 	limited, cancel := r.limit(ctx)
 	defer cancel()
 	held, keeper := lease.Keep(limited, sent, r.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
@@ -301,6 +322,9 @@ type fetching struct {
 // then goes on alone.
 func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 	during = context.WithValue(during, fetching{r.Loader, r.k.user}, true)
+	if r.turn != nil {
+		during = context.WithValue(during, turnOf{r.Loader}, r.turn)
+	}
 	ended := make(chan made[V], 1)
 	go func() {
 		var m made[V]
@@ -313,7 +337,7 @@ func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 	}()
 	select {
 	case m := <-ended:
-		_, panicked := errors.AsType[*flight.Panic](m.err)
+		_, panicked := errors.AsType[*flight.PanicError](m.err)
 		m.cut = m.err != nil && !panicked && !errors.Is(m.err, flight.ErrGoexit)
 		if m.cut && limited.Err() != nil && !errors.Is(m.err, ErrNotFound) {
 			m.err = r.endOf(limited)
@@ -443,7 +467,7 @@ func (r *run[V]) dropLease() {
 
 // describe says what another process can be told of a failure.
 func describe(err error) protocol.Failure {
-	if p, ok := errors.AsType[*flight.Panic](err); ok {
+	if p, ok := errors.AsType[*flight.PanicError](err); ok {
 		return protocol.Failure{Class: protocol.FailedPanic, Text: fmt.Sprint(p.Value)}
 	}
 	if errors.Is(err, ErrFetchTimeout) {
@@ -470,8 +494,11 @@ func (r *run[V]) failure(f protocol.Failure) error {
 // taken. Meanwhile it looks now and then whether another process has stored the
 // value.
 func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
-	if r.turns == nil || r.part != nil || r.turn || r.turns.TryAcquire(1) {
-		r.turn = r.turns != nil && r.part == nil // a batch is one fetch, and takes one turn
+	switch {
+	case r.turns == nil || r.turn != nil || r.part != nil: // a batch is one fetch, and takes one turn
+		return look[V]{}, nil
+	case r.turns.TryAcquire(1):
+		r.takeTurn()
 		return look[V]{}, nil
 	}
 	waiting, leave := context.WithCancel(ctx)
@@ -483,7 +510,9 @@ func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
 	for {
 		select {
 		case err := <-ours:
-			r.turn = err == nil
+			if err == nil {
+				r.takeTurn()
+			}
 			return look[V]{}, err
 		case <-ticks.C:
 		}
@@ -493,17 +522,22 @@ func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
 			continue // also after an error: our turn will come
 		}
 		leave()
-		r.turn = <-ours == nil // it may have come at the same moment
+		if <-ours == nil { // it may have come at the same moment
+			r.takeTurn()
+		}
 		r.call.Close()
 		return seen, err
 	}
 }
 
+// takeTurn notes that we have one of MaxFetches.
+func (r *run[V]) takeTurn() { r.turn = &turn{turns: r.turns, held: true} }
+
 // giveTurn lets the next one fetch.
 func (r *run[V]) giveTurn() {
-	if r.turn {
-		r.turn = false
-		r.turns.Release(1)
+	if r.turn != nil {
+		r.turn.giveBack()
+		r.turn = nil
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,7 +92,8 @@ type Fetch[V any] struct {
 	// Fence is a number that rises with every lease of this key. A writer who
 	// checks it where the data lives cannot be overtaken by one that was paused
 	// beyond its lease. It is 0 if there is no lease, because Redis is down. It
-	// may repeat if Redis loses its data and its clock is set back.
+	// comes from the clock of Redis: if that is set back, it may be lower than
+	// that of a lease which has ended. docs/fence.md has the statements.
 	Fence int64
 
 	// Old is the value that is to be replaced, if there is one that was found: old,
@@ -108,17 +110,18 @@ type Fetch[V any] struct {
 
 // New returns a Loader over a Redis client, which stays the caller's to
 // configure and to close. It speaks to nobody yet. The error is an [*Error]
-// that names the option that cannot be used.
+// that names the option that cannot be used, or says why the client cannot: it
+// may be one of a server, of Sentinels or of a cluster, but no Ring, and none that
+// reads from replicas.
 //
 // Give the client timeouts: go-redis' own are 5 seconds and several retries, and
 // although no caller waits for them, a connection does.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
-	switch {
-	case err != nil:
-	case rdb == nil:
-		err = errors.New("the Redis client is nil")
-	case opt.Near != Near{} && !near.Usable(rdb):
+	if err == nil {
+		err = checkClient(rdb)
+	}
+	if err == nil && opt.Near != (Near{}) && !near.Usable(rdb) {
 		err = errNearClient
 	}
 	if err != nil {
@@ -143,6 +146,23 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.openNear()
 	l.closing, l.stop = context.WithCancel(context.Background())
 	return l, nil
+}
+
+// checkClient returns why a client cannot be used, if it cannot: with some the
+// promises would not hold, whatever we did.
+func checkClient(rdb redis.UniversalClient) error {
+	if v := reflect.ValueOf(rdb); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return errors.New("the Redis client is nil")
+	}
+	switch rdb := rdb.(type) {
+	case *redis.Ring:
+		return errors.New("the Redis client is a Ring: it gives keys to other shards and back as these come and go, so a deleted value could return")
+	case *redis.ClusterClient:
+		if rdb.Options().ReadOnly {
+			return errors.New("the Redis client reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), which may still have a deleted value")
+		}
+	}
+	return nil
 }
 
 // Close ends all loads that are under way: their fetches' contexts end with
@@ -185,6 +205,11 @@ func (l *Loader[V]) Close() error {
 // it cannot be stored. A fetch that Gets the same key of the same Loader with
 // the context it was given gets an *Error, as it would wait for itself.
 func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
+	return get(ctx, l, key, key, fetch)
+}
+
+// get is Get for a fetch that is given something else than the key.
+func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, fetch func(ctx context.Context, arg A) (V, error)) (V, error) {
 	c, early := l.nearCopy(ctx, key)
 	if c != nil && !early && fetch != nil {
 		return l.handOut(c)
@@ -199,7 +224,7 @@ func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.
 		return seen.result.Value, err
 	}
 	// Made only now: a hit needs no closure.
-	r, err := l.load(ctx, k, seen, func(ctx context.Context, f *Fetch[V]) (V, error) { return fetch(ctx, f.Key) })
+	r, err := l.load(ctx, k, seen, func(ctx context.Context, _ *Fetch[V]) (V, error) { return fetch(ctx, arg) })
 	return r.Value, err
 }
 
@@ -412,27 +437,27 @@ func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(
 	if ctx.Value(fetching{l, k.user}) != nil {
 		return Result[V]{}, reentrant(k.user)
 	}
+	came := l.flights.Arrive()
 	for round := 1; ; round++ {
 		load := l.loading(k, seen, fetch, nil)
 		switch {
 		case (seen.refresh || seen.spare) && l.pauses.active(k.user):
 			return seen.result, nil
 		case seen.refresh:
-			_, _ = l.flights.Join(ctx, k.user, load) // and never leave
+			_, _ = l.flights.Join(ctx, k.user, came, load) // and never leave
 			return seen.result, nil
 		}
-		r, late, err := l.join(ctx, k, seen, load)
+		r, late, err := l.join(ctx, k, came, seen, load)
 		if _, paused := errors.AsType[*pausedError](err); late || paused && !seen.spare {
 			// We joined a load too late for what it found: that may be older than
-			// we are. The value may be stored by now; else join the next load.
-			// Where Deletes follow each other quickly that one may be too late
-			// again, so at some time we start our own. The same after a pause that
-			// is for those alone who have an old value.
+			// we are. The value may be stored by now; else join the next load,
+			// which begins after we came. The same after a pause that is for those
+			// alone who have an old value; there, at some time we start our own.
 			seen, err = l.look(ctx, k)
 			if err != nil || seen.found && !seen.refresh {
 				return seen.result, err
 			}
-			if round >= patientRounds {
+			if paused && round >= patientRounds {
 				l.flights.Forget(k.user)
 			}
 			continue
@@ -467,14 +492,26 @@ func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Contex
 
 // join waits for the flight: for the SoftTimeout at most, if there is an old
 // value. The flight then goes on without us.
-func (l *Loader[V]) join(ctx context.Context, k keyed, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
+func (l *Loader[V]) join(ctx context.Context, k keyed, came flight.Arrival, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
+	if turn, ok := ctx.Value(turnOf{l}).(*turn); ok {
+		turn.lend()
+		defer turn.takeBack(ctx)
+	}
 	if !seen.spare || l.opt.SoftTimeout == 0 {
-		return l.flights.Do(ctx, k.user, load)
+		return l.wait(ctx, k, came, load)
 	}
 	soft, cancel := context.WithTimeoutCause(ctx, l.opt.SoftTimeout, errSoftTimeout)
 	defer cancel()
-	_, _ = l.flights.Join(ctx, k.user, load) // and never leave
-	return l.flights.Do(soft, k.user, load)
+	_, _ = l.flights.Join(ctx, k.user, came, load) // and never leave
+	return l.wait(soft, k, came, load)
+}
+
+func (l *Loader[V]) wait(ctx context.Context, k keyed, came flight.Arrival, load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
+	ticket, err := l.flights.Join(ctx, k.user, came, load)
+	if err != nil {
+		return r, false, err
+	}
+	return ticket.Wait(ctx)
 }
 
 // errSoftTimeout ends the wait of a caller that has an old value.
@@ -483,7 +520,7 @@ var errSoftTimeout = errors.New("soft timeout")
 // isFailure reports whether an old value is better than the error: not if it says
 // that there is no value, or that we are closed, or if the fetch panicked.
 func isFailure(err error) bool {
-	_, panicked := errors.AsType[*flight.Panic](err)
+	_, panicked := errors.AsType[*flight.PanicError](err)
 	return err != nil && !panicked && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
 }
 
@@ -503,7 +540,7 @@ func (l *Loader[V]) settle(k keyed, r Result[V], err error) (Result[V], error) {
 	case errors.Is(err, flight.ErrGoexit):
 		err = &Error{Op: "fetch", Key: k.user, Err: err}
 	default:
-		if p, ok := errors.AsType[*flight.Panic](err); ok {
+		if p, ok := errors.AsType[*flight.PanicError](err); ok {
 			panic(&PanicError{Value: p.Value, Stack: p.Stack})
 		}
 	}

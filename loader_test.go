@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
@@ -568,7 +570,12 @@ func TestFetchTimeout(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := newOrigin(t)
 		o.ignore = true // a fetch that hangs for ever
-		opt := func(opt *options) { opt.FetchTimeout = 300 * time.Millisecond }
+		opt := func(opt *options) {
+			opt.FetchTimeout = 2 * time.Second // a real server's client may be slow to be there
+			if r.Fake() {
+				opt.FetchTimeout = 300 * time.Millisecond
+			}
+		}
 		l, other := newLoader(t, r, opt), newLoader(t, r, opt)
 		here := get(t, t.Context(), l, "k", o)
 		c := o.next()
@@ -626,6 +633,47 @@ func TestMaxFetches(t *testing.T) {
 		first.want("a")
 		o.next().returns("c")
 		third.want("c")
+	})
+}
+
+// A fetch that Gets another key waits for a turn too. It lends its own.
+func TestNestedGetsWithMaxFetches(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 })
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		var running atomic.Int64
+		inner := func(context.Context, string) (string, error) {
+			if n := running.Add(1); n != 1 {
+				t.Errorf("%d fetches at once", n)
+			}
+			defer running.Add(-1)
+			time.Sleep(time.Millisecond)
+			return "v", nil
+		}
+		outer := func(ctx context.Context, key string) (string, error) {
+			var all errgroup.Group
+			for _, other := range []string{"x", "y", key + "z"} {
+				all.Go(func() error {
+					_, err := l.Get(ctx, other, inner)
+					return err
+				})
+			}
+			if err := all.Wait(); err != nil {
+				return "", err
+			}
+			return inner(ctx, key) // we have a turn again
+		}
+		var all errgroup.Group
+		for _, key := range []string{"a", "b", "c", "d"} {
+			all.Go(func() error {
+				_, err := l.Get(ctx, key, outer)
+				return err
+			})
+		}
+		if err := all.Wait(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

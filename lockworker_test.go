@@ -105,10 +105,9 @@ func (b *board) exit(who uint64) {
 }
 
 type lockMember struct {
-	cmd    *exec.Cmd
-	in     io.WriteCloser
-	out    *bufio.Scanner
-	report lockReport
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Scanner
 }
 
 type lockReport struct {
@@ -264,7 +263,7 @@ func (job lockJob) work(lk *fetchonce.Locker, b *board, g int) (waits []int32, e
 				b.resumed.Store(2)
 			}
 			if err := ls.Release(); !errors.Is(err, fetchonce.ErrLockLost) {
-				return waits, fmt.Errorf("the release of the stopped = %v", err)
+				return waits, fmt.Errorf("the release of the stopped: %w", err)
 			}
 			break
 		}

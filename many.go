@@ -37,6 +37,10 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	}
 	l.lookMany(ctx, wanted)
 	l.joinMany(ctx, wanted, fetch)
+	if turn, ok := ctx.Value(turnOf{l}).(*turn); ok {
+		turn.lend()
+		defer turn.takeBack(ctx)
+	}
 	l.awaitMany(ctx, wanted)
 
 	// A load that came too late for us, as a Get would find it: by itself.
@@ -196,6 +200,7 @@ func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[str
 func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
 	b := &gathering[V]{Loader: l, ctx: context.WithoutCancel(ctx), fetch: fetch, undecided: 1}
 	defer b.decided() // all have joined
+	came := l.flights.Arrive()
 	for _, w := range all {
 		old := w.seen.refresh || w.seen.spare
 		if w.err != nil || w.seen.found && !w.seen.refresh || old && l.pauses.active(w.k.user) {
@@ -204,7 +209,7 @@ func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(c
 		}
 		part := b.part()
 		load := l.loading(w.k, w.seen, nil, part)
-		ticket, err := l.flights.Join(ctx, w.k.user, load)
+		ticket, err := l.flights.Join(ctx, w.k.user, came, load)
 		switch {
 		case err != nil:
 			w.err = ErrClosed
@@ -213,7 +218,7 @@ func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(c
 		default:
 			w.wait = ticket.Wait
 			if w.seen.spare && l.opt.SoftTimeout > 0 {
-				_, _ = l.flights.Join(ctx, w.k.user, load) // it goes on without us
+				_, _ = l.flights.Join(ctx, w.k.user, came, load) // it goes on without us
 			}
 		}
 		if !ticket.Started {

@@ -94,8 +94,9 @@ type Options[V any] struct {
 	FetchTimeout time.Duration
 
 	// MaxFetches is how many fetches this loader runs at once, over all keys.
-	// Others wait their turn, and hold no lease meanwhile. The batch of a GetMany
-	// counts as one, and holds its leases while it waits. The default is no limit.
+	// Others wait their turn, and hold no lease meanwhile. A fetch that waits in
+	// a Get of another key does not count meanwhile. The batch of a GetMany counts
+	// as one, and holds its leases while it waits. The default is no limit.
 	MaxFetches int
 
 	// RedisTimeout is the limit of every operation in Redis, retries included.

@@ -36,8 +36,19 @@ func TestNewNamesTheOptionItCannotUse(t *testing.T) {
 			t.Errorf("New without a usable %s: %v", field, err)
 		}
 	}
-	if _, err := fetchonce.New(nil, options{Prefix: "p"}); err == nil {
-		t.Error("New took a nil client")
+}
+
+func TestNewRefusesClientsThatBreakThePromises(t *testing.T) {
+	ring := redis.NewRing(&redis.RingOptions{})
+	defer ring.Close()
+	replicas := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}, RouteRandomly: true})
+	defer replicas.Close()
+	for name, rdb := range map[string]redis.UniversalClient{
+		"nil": nil, "a nil pointer": (*redis.Client)(nil), "a Ring": ring, "one that reads from replicas": replicas,
+	} {
+		if _, err := fetchonce.New(rdb, options{Prefix: "p"}); err == nil {
+			t.Errorf("New took %s", name)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -198,6 +199,29 @@ func TestSetNeedsTTL(t *testing.T) {
 		l := newLoader(t, r, func(opt *options) { opt.Store, opt.TTL = newTable(), fetchonce.Off })
 		if e, ok := errors.AsType[*fetchonce.Error](l.Set(t.Context(), "k", "v")); !ok || e.Op != "set" {
 			t.Errorf("Set = %v, want an *Error", e)
+		}
+	})
+}
+
+// A value may be left from when values were kept in Redis too. Then a large one
+// was looked for and not found, over and over.
+func TestValueInRedisIsPassedOverWithoutTTL(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		for _, left := range []string{"small", strings.Repeat("large", 10_000)} {
+			if err := newLoader(t, r).Set(t.Context(), "k", left); err != nil {
+				t.Fatal(err)
+			}
+			l := newLoader(t, r, func(opt *options) { opt.TTL, opt.Store = fetchonce.Off, newTable() })
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			o := newOrigin(t)
+			g := get(t, ctx, l, "k", o)
+			o.next().returns("v")
+			g.want("v")
+			o.want(1)
+			if left := keys(t, r); len(left) != 0 {
+				t.Errorf("left in Redis: %q", left)
+			}
 		}
 	})
 }

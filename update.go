@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
-
-	"github.com/fetchonce/fetchonce/internal/lease"
 )
 
 // Update changes the source of truth and the cache together: it calls write,
@@ -50,13 +49,9 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 		}
 	}
 	l.hub.Changed(k.names.Value)
-	// Renewed for as long as write takes, whatever becomes of its context. It is
-	// no lock: a mark that was lost is set again, and write goes on.
-	_, keeper := lease.Keep(context.WithoutCancel(ctx), sent, l.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
-		return true, l.redis.Mark(ctx, k.names, mark, l.opt.Lease)
-	})
+	stop := l.keepMark(context.WithoutCancel(ctx), k, mark, sent)
 	defer func() {
-		if ours := l.written(ctx, k, mark, keeper); err == nil {
+		if ours := l.written(ctx, k, mark, stop); err == nil {
 			err = ours
 		} else if ours != nil {
 			err = errors.Join(err, ours)
@@ -65,9 +60,41 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 	return write(ctx)
 }
 
+// keepMark renews a mark until stop is called: for as long as write takes,
+// whatever becomes of its context. It is no lease, which is lost for good when it
+// could not be renewed in time: while Redis was away, or this process was stopped,
+// an old value may have been stored, and the renewal that gets through again ends
+// that too.
+func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent time.Time) (stop func()) {
+	stopped := make(chan struct{})
+	var renewing sync.WaitGroup
+	renewing.Go(func() { // ends when stopped
+		next := time.NewTimer(time.Until(sent.Add(l.opt.Lease / 3)))
+		defer next.Stop()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-next.C:
+			}
+			sent, pause := time.Now(), l.opt.Lease/3
+			// Its context does not end with stopped: what is on its way then would
+			// still arrive, and after the unmark.
+			if err := l.redis.Mark(ctx, k.names, mark, l.opt.Lease); err != nil {
+				pause = l.opt.Lease / 10
+			}
+			next.Reset(time.Until(sent.Add(pause)))
+		}
+	})
+	return func() {
+		close(stopped)
+		renewing.Wait()
+	}
+}
+
 // written ends an Update.
-func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, keeper *lease.Keeper) error {
-	keeper.Stop() // first: a renewal must not set again what is taken off
+func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, stop func()) error {
+	stop() // first: a renewal must not set again what is taken off
 	err := l.redis.Unmark(context.WithoutCancel(ctx), k.names, mark)
 	l.changed(k)
 	if err != nil {

@@ -123,7 +123,7 @@ func TestWriterDies(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := newOrigin(t)
 		rdb, admin := r.Client(), r.Client()
-		writer, l := loaderOf(t, rdb, shortLease(r)), newLoader(t, r, shortLease(r))
+		writer, l := loaderOf(t, rdb, shortLease(r)), newLoader(t, r)
 		u := startUpdate(t, writer).began()
 		reader := get(t, t.Context(), l, "k", o)
 		c := o.next()
@@ -191,6 +191,57 @@ func TestMarkIsRenewed(t *testing.T) {
 			t.Error(err)
 		}
 		wantNoKeyForEver(t, r)
+	})
+}
+
+// Redis is away for longer than a lease, and the mark ends. When it is back, the
+// mark is set again, though the write has not returned, and what was stored
+// meanwhile is gone. So a writer that dies then leaves no old value either.
+func TestMarkOutlastsAnOutage(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		rdb, admin := r.Client(), r.Client()
+		writer, l := loaderOf(t, rdb, shortLease(r)), newLoader(t, r, shortLease(r))
+		u := startUpdate(t, writer).began()
+		redistest.WireOf(rdb).Down()
+		r.Until("the mark has ended", func() bool { return admin.Exists(t.Context(), "test:u:{k}").Val() == 0 })
+		if err := l.Set(t.Context(), "k", "old"); err != nil {
+			t.Fatal(err)
+		}
+		redistest.WireOf(rdb).Up()
+		r.Until("the mark is set again", func() bool { return admin.Exists(t.Context(), "test:u:{k}").Val() == 1 })
+		wantNothingKept(t, l)
+		if err := u.returns(nil); err != nil {
+			t.Error(err)
+		}
+		if keys := keys(t, r); len(keys) > 0 {
+			t.Errorf("%v is left", keys)
+		}
+	})
+}
+
+// The write returns while a renewal of its mark is on its way. The mark is taken
+// off only when that has arrived: else it would be set again, and nothing stored
+// for a lease.
+func TestUnmarkComesAfterTheLastRenewal(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		rdb := r.Client()
+		g := newGate(rdb)
+		writer := loaderOf(t, rdb, shortLease(r), func(opt *options) { opt.RedisTimeout = time.Minute })
+		u := startUpdate(t, writer).began()
+		g.shut()
+		<-g.stopped // the renewal
+		u.answer <- nil
+		r.Settle()
+		if len(g.stopped) > 0 {
+			t.Error("the unmark was sent before the renewal had arrived")
+		}
+		g.open()
+		if err := <-u.done; err != nil {
+			t.Error(err)
+		}
+		if keys := keys(t, r); len(keys) > 0 {
+			t.Errorf("%v is left", keys)
+		}
 	})
 }
 

@@ -25,10 +25,14 @@ import (
 //
 // Two keys are the same key if the column takes them for equal: under a
 // collation that ignores case, "A" and "a" share a row. The table that
-// [Store.CreateTable] makes tells all keys apart, the empty one too. What a text
+// [Store.CreateTable] makes tells all keys apart, the empty one too. What the
 // column cannot hold is refused by the database, with its error: PostgreSQL has
 // no key with a NUL byte or with invalid UTF-8. SQLite keeps both, unless the
-// file's encoding is UTF-16.
+// file's encoding is UTF-16, and MySQL does in that table.
+//
+// Make a Store once, and not for each request: in MySQL and SQLite it prepares
+// its statements when they are first used, and the connections of db keep them
+// until db is closed.
 type Store[V any] struct {
 	db      *sql.DB
 	dialect dialect
@@ -38,9 +42,13 @@ type Store[V any] struct {
 	read  func(key string, scan func(dest ...any) error) (V, error)
 
 	// Statements.
-	lookup string // of the key: the columns
-	insert string // of the key and the columns: the columns as kept, or no row if the key has one
-	create string // of the table; empty if the columns are the caller's
+	lookup     statement             // of the key: the columns
+	lookupMany func(keys int) string // of so many keys: each key that has a row, and its columns
+	insert     statement             // of the key and the columns; see insertRow
+	create     string                // of the table; empty if the columns are the caller's
+
+	columns int   // how many a value has
+	guard   guard // against a key that is not unique
 }
 
 // New returns a Store in a table of db. It checks opt, and returns an error that
@@ -60,8 +68,7 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 	if len(opt.Columns) > 0 {
 		s.write = func(key string, v V) ([]any, error) { return columnValues(opt.Values(v), len(opt.Columns), key) }
 		s.read = func(_ string, scan func(dest ...any) error) (V, error) { return opt.Scan(scan) }
-		s.lookup = d.lookup(opt.Table, opt.Key, opt.Columns)
-		s.insert = d.insert(opt.Table, opt.Key, opt.Columns, "")
+		s.prepare(opt.Table, opt.Key, opt.Columns, "")
 		return s, nil
 	}
 	e := encoding[V]{codec: opt.Codec, text: opt.Codec == fetchonce.JSON}
@@ -70,11 +77,21 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 	if e.text {
 		cast, valueType = d.jsonCast, d.textType
 	}
-	columns := []string{opt.Value}
-	s.lookup = d.lookup(opt.Table, opt.Key, columns)
-	s.insert = d.insert(opt.Table, opt.Key, columns, cast)
+	s.prepare(opt.Table, opt.Key, []string{opt.Value}, cast)
 	s.create = d.createTable(opt.Table, opt.Key, opt.Value, valueType)
 	return s, nil
+}
+
+// prepare words the statements. cast stands after each parameter but the key's.
+func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
+	d := s.dialect
+	s.columns = len(columns)
+	s.lookup = statement{db: s.db, text: d.lookup(table, key, columns), prepared: d.prepared}
+	s.lookupMany = func(keys int) string { return d.lookupMany(table, key, columns, keys) }
+	s.insert = statement{db: s.db, text: d.insert(table, key, columns, cast), prepared: d.prepared}
+	if !d.onConflict {
+		s.guard = guard{db: s.db, indexes: d.indexes(table), key: key, dialect: d}
+	}
 }
 
 // Lookup returns the value in the row of key, or [fetchonce.ErrNotFound] if
@@ -84,29 +101,31 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 // decoded, and for a key that has several rows because the column is not
 // unique.
 func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
-	v, found, err := s.row(ctx, s.lookup, key, key)
+	v, found, err := s.row(ctx, &s.lookup, key, key)
 	if err == nil && !found {
 		err = fetchonce.ErrNotFound
 	}
 	return v, err
 }
 
-// createAttempts bounds how often Create finds the key taken and then finds
-// nothing there. Each time takes another process that deletes the row between
-// two statements, so more than one is rare, and more than a few means that rows
-// are hidden from us.
+// createAttempts bounds how often Create finds nothing after an insert, its own
+// or one that found the key taken. Each time takes another process that deletes
+// the row between two statements, so more than one is rare, and more than a few
+// means that rows are hidden from us.
 const createAttempts = 10
 
 // Create inserts v for key, unless key has a row already, and returns the value
 // of the row that is kept, whoever inserted it. The value is always the one
 // that was read from the database, also when the row is our own: all who create
 // a key get the same, with what the columns and the codec made of it, such as a
-// time in whole microseconds. What a trigger changes after the insert is not
-// seen.
+// time in whole microseconds. What a trigger changes after the insert is seen in
+// MySQL only.
 //
 // A creator that meets another's row before it is committed waits until it is.
-// A row that breaks another unique constraint than the key's is an error, the
-// driver's, unless key has a row by then.
+// When the insert fails, for whatever reason, key may have a row by then, and
+// the value in it is what is returned. Else the error is the insert's, the
+// driver's. So it is for a row that breaks another unique constraint than the
+// key's; the error then names that one.
 //
 // When Create returns an error, the row may have been kept all the same, if the
 // answer was lost on its way. To create it again does no harm.
@@ -116,27 +135,37 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 	if err != nil {
 		return zero, err
 	}
+	if err := s.guard.check(ctx, key); err != nil {
+		return zero, err
+	}
 	args := append([]any{key}, values...)
 	for range createAttempts {
-		kept, inserted, insertErr := s.row(ctx, s.insert, key, args...)
-		if inserted || insertErr != nil && !s.dialect.duplicate(insertErr) && !s.dialect.again(insertErr) {
+		kept, inserted, insertErr := s.insertRow(ctx, key, args)
+		if inserted {
 			return kept, insertErr
 		}
-		// Another has the key, and has committed: the insert waited for that.
-		// This statement is a transaction of its own, so it sees the row. In one
-		// statement with the insert it would not: both would see what was there
-		// before the wait.
+		// Another has the key, and has committed: the insert waited for that. Or
+		// the insert failed, and we look before we say so: there are as many ways
+		// to fail for a row that is there as there are databases and drivers, down
+		// to our own row whose answer was lost.
+		//
+		// This statement is a transaction of its own, so it sees the row, at READ
+		// COMMITTED and at REPEATABLE READ, as each begins with a new snapshot. In
+		// one statement with the insert, or in one transaction at REPEATABLE READ,
+		// it would not: it would see what was there before the wait.
 		//
 		// It is tempting to have one statement that always returns a row, by
 		// ON CONFLICT DO UPDATE of a column to itself. But that is a write: it
 		// waits for everyone who holds the row, leaves a dead row behind, and
 		// fires the triggers of an update.
-		kept, found, lookupErr := s.row(ctx, s.lookup, key, key)
-		if found || lookupErr != nil {
+		kept, found, lookupErr := s.row(ctx, &s.lookup, key, key)
+		switch {
+		case found:
 			return kept, lookupErr
-		}
-		if insertErr != nil && s.dialect.duplicate(insertErr) {
-			return zero, insertErr // not the key: another unique constraint of the table
+		case insertErr != nil && !s.dialect.again(insertErr):
+			return zero, insertErr
+		case lookupErr != nil:
+			return zero, lookupErr
 		}
 		// The row was deleted after our insert met it. The key is free again.
 		err = insertErr
@@ -144,7 +173,17 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 	if err != nil {
 		return zero, err
 	}
-	return zero, fmt.Errorf("oncesql: create %q: an insert found the key taken, and a lookup found no row, %d times", key, createAttempts)
+	return zero, fmt.Errorf("oncesql: create %q: no row was there after an insert, %d times", key, createAttempts)
+}
+
+// insertRow inserts a row unless its key has one. It reports whether it has, and
+// returns the value as it is in the row. Where an insert returns no columns, it
+// leaves both to the lookup that follows, as if the row were another's.
+func (s *Store[V]) insertRow(ctx context.Context, key string, args []any) (kept V, inserted bool, err error) {
+	if s.dialect.onConflict {
+		return s.row(ctx, &s.insert, key, args...)
+	}
+	return kept, false, s.insert.exec(ctx, args...)
 }
 
 // CreateTable makes the table of a Store whose value is one encoded column,
@@ -152,11 +191,13 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 // called by many processes at once. A schema must exist already. The error is
 // the driver's, or says that Columns are set, whose types only you know.
 //
-// The key is of type text, and is compared byte by byte. The value is of type
-// text with [fetchonce.JSON], so that people and the database's own JSON
-// functions can read it; with another codec, it is bytea in PostgreSQL and blob
-// in SQLite, which hold any bytes. PostgreSQL indexes keys of some 2,700
-// bytes at most.
+// The key is compared byte by byte. It is of type text, in MySQL varbinary(3072).
+// PostgreSQL indexes keys of some 2,700 bytes at most.
+//
+// The value is of type text, in MySQL longtext, with [fetchonce.JSON], so that
+// people and the database's own JSON functions can read it. With another codec
+// it is bytea in PostgreSQL, longblob in MySQL and blob in SQLite, which hold
+// any bytes.
 func (s *Store[V]) CreateTable(ctx context.Context) error {
 	if s.create == "" {
 		return fmt.Errorf("oncesql: create table: Columns are set, and their types are not known")
@@ -170,9 +211,9 @@ func (s *Store[V]) CreateTable(ctx context.Context) error {
 
 // row runs a statement that returns the columns of at most one row, and reports
 // whether there was one. An error after that is one of reading the value.
-func (s *Store[V]) row(ctx context.Context, statement, key string, args ...any) (v V, found bool, err error) {
+func (s *Store[V]) row(ctx context.Context, st *statement, key string, args ...any) (v V, found bool, err error) {
 	var zero V
-	rows, err := s.db.QueryContext(ctx, statement, args...)
+	rows, err := st.query(ctx, args...)
 	if err != nil {
 		return zero, false, err
 	}
@@ -184,7 +225,7 @@ func (s *Store[V]) row(ctx context.Context, statement, key string, args ...any) 
 	}
 	v, readErr := s.read(key, rows.Scan)
 	if rows.Next() {
-		return zero, true, fmt.Errorf("oncesql: %q has several rows: the column of keys is not unique", key)
+		return zero, true, severalRows(key)
 	}
 	// An insert counts only now. Its row may come before its end, and the end
 	// may be a failed commit (SQLITE_BUSY, a deferred constraint).
@@ -199,3 +240,13 @@ func (s *Store[V]) row(ctx context.Context, statement, key string, args ...any) 
 	}
 	return v, true, nil
 }
+
+func severalRows(key string) error {
+	return fmt.Errorf("oncesql: %q has several rows: the column of keys is not unique", key)
+}
+
+// skipped is the destination of a column that is not read.
+type skipped struct{}
+
+// Scan implements [database/sql.Scanner].
+func (skipped) Scan(any) error { return nil }

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -52,8 +54,8 @@ func TestNewNamesTheFieldThatCannotBeUsed(t *testing.T) {
 		opt  options
 		want string // after "oncesql: new: Options."
 	}{
-		{options{Table: "t"}, "Dialect is Dialect(0): it must be Postgres or SQLite"},
-		{options{Dialect: 99, Table: "t"}, "Dialect is Dialect(99): it must be Postgres or SQLite"},
+		{options{Table: "t"}, "Dialect is Dialect(0): it must be Postgres, MySQL or SQLite"},
+		{options{Dialect: 99, Table: "t"}, "Dialect is Dialect(99): it must be Postgres, MySQL or SQLite"},
 		{options{Dialect: oncesql.Postgres}, "Table is empty"},
 		{options{Dialect: oncesql.Postgres, Table: "a.b.c"}, `Table "a.b.c" has more than one dot: it must be a table, or a schema and a table`},
 		{options{Dialect: oncesql.Postgres, Table: ".t"}, `Table ".t" has nothing on one side of its dot`},
@@ -64,6 +66,8 @@ func TestNewNamesTheFieldThatCannotBeUsed(t *testing.T) {
 		{options{Dialect: oncesql.Postgres, Table: "s." + long}, `Table: "` + long + `" is longer than 63 bytes, and would be cut there`},
 		{options{Dialect: oncesql.Postgres, Table: "t", Key: "k\x00"}, `Key: "k\x00" has a NUL byte`},
 		{options{Dialect: oncesql.Postgres, Table: "t", Key: long}, `Key: "` + long + `" is longer than 63 bytes, and would be cut there`},
+		{options{Dialect: oncesql.MySQL, Table: "t", Key: strings.Repeat("é", 65)}, `Key: "` + strings.Repeat("é", 65) + `" is longer than 64 characters`},
+		{options{Dialect: oncesql.MySQL, Table: "t", Value: "KEY"}, `Value: "KEY" is the Key`},
 		{options{Dialect: oncesql.Postgres, Table: "t", Value: "v\x00"}, `Value: "v\x00" has a NUL byte`},
 		{options{Dialect: oncesql.Postgres, Table: "t", Value: "key"}, `Value: "key" is the Key`},
 		{options{Dialect: oncesql.Postgres, Table: "t", Key: "value"}, `Value: "value" is the Key`},
@@ -96,6 +100,7 @@ func TestNewTakesWhatCanBeQuoted(t *testing.T) {
 		{Dialect: oncesql.Postgres, Table: `we"ird table`, Key: "or der", Value: "'; --"},
 		{Dialect: oncesql.Postgres, Table: strings.Repeat("s", 63) + "." + strings.Repeat("t", 63)},
 		{Dialect: oncesql.Postgres, Table: "t", Key: "Key", Value: "key"}, // two columns, where case counts
+		{Dialect: oncesql.MySQL, Table: "we`ird table", Key: strings.Repeat("é", 64)},
 		{Dialect: oncesql.SQLite, Table: strings.Repeat("t", 1000), Codec: codec{}},
 		{Dialect: oncesql.SQLite, Table: "main.t", Columns: []string{"value", "a.b"}, Values: values, Scan: scan},
 	} {
@@ -106,9 +111,61 @@ func TestNewTakesWhatCanBeQuoted(t *testing.T) {
 }
 
 func TestDialectsHaveNames(t *testing.T) {
-	for d, want := range map[oncesql.Dialect]string{oncesql.Postgres: "Postgres", oncesql.SQLite: "SQLite", 0: "Dialect(0)", -1: "Dialect(-1)"} {
+	for d, want := range map[oncesql.Dialect]string{oncesql.Postgres: "Postgres", oncesql.MySQL: "MySQL", oncesql.SQLite: "SQLite", 0: "Dialect(0)", -1: "Dialect(-1)"} {
 		if got := d.String(); got != want {
 			t.Errorf("Dialect %d is %q, want %q", int(d), got, want)
+		}
+	}
+}
+
+// What drivers of MySQL have for errors, and what is none of theirs.
+type (
+	numberError struct { // as in github.com/go-sql-driver/mysql
+		Number   uint16
+		SQLState [5]byte
+	}
+	codeError struct { // as in github.com/go-mysql-org/go-mysql
+		Code  uint16
+		State string
+	}
+	embeddingError struct{ *numberError }
+	textCodeError  struct{ Code string }
+	wideError      struct{ Number int }
+	hiddenError    struct{ number uint16 }
+	textError      string
+)
+
+func (*numberError) Error() string  { return "numberError" }
+func (codeError) Error() string     { return "codeError" }
+func (textCodeError) Error() string { return "text" }
+func (wideError) Error() string     { return "wide" }
+func (hiddenError) Error() string   { return "hiddenError" }
+func (textError) Error() string     { return "Error 1062: text" }
+
+func TestNumberOfAnErrorIsFound(t *testing.T) {
+	number := &numberError{Number: 1213}
+	for _, test := range []struct {
+		err  error
+		want uint16
+	}{
+		{nil, 0},
+		{number, 1213},
+		{codeError{Code: 1062}, 1062},
+		{fmt.Errorf("traced: %w", number), 1213},
+		{fmt.Errorf("traced: %w", fmt.Errorf("again: %w", codeError{Code: 1205})), 1205},
+		{errors.Join(errors.New("first"), number), 1213},
+		{fmt.Errorf("%w, %w", context.Canceled, number), 1213},
+		{errors.Join(errors.New("first"), errors.New("second")), 0},
+		{(*numberError)(nil), 0},
+		{embeddingError{}, 0},
+		{textCodeError{"1062"}, 0},
+		{wideError{1062}, 0},
+		{hiddenError{1062}, 0},
+		{textError("Number"), 0},
+		{context.Canceled, 0},
+	} {
+		if got := oncesql.ErrorNumber(test.err); got != test.want {
+			t.Errorf("the number of %T is %d, want %d", test.err, got, test.want)
 		}
 	}
 }

@@ -22,12 +22,13 @@ type Options[V any] struct {
 	Dialect Dialect
 
 	// Table is the table's name. It is required. A dot in it separates a schema,
-	// in SQLite an attached database, from the table: "billing.things" is the
-	// table things in billing. A name that itself has a dot cannot be given.
+	// in MySQL and SQLite another database, from the table: "billing.things" is
+	// the table things in billing. A name that itself has a dot cannot be given.
 	Table string
 
 	// Key is the name of the column of keys. It must have a unique index of
-	// its own, as a primary key has. The default is "key".
+	// its own, as a primary key has; [Store.Create] refuses to insert where it
+	// has none. The default is "key".
 	Key string
 
 	// Value is the name of the column of encoded values. The default is
@@ -62,7 +63,7 @@ type Options[V any] struct {
 func (opt *Options[V]) check() (dialect, error) {
 	d, ok := opt.Dialect.dialect()
 	if !ok {
-		return d, fmt.Errorf("Options.Dialect is %v: it must be Postgres or SQLite", opt.Dialect)
+		return d, fmt.Errorf("Options.Dialect is %v: it must be Postgres, MySQL or SQLite", opt.Dialect)
 	}
 	if opt.Key == "" {
 		opt.Key = "key"
@@ -157,8 +158,8 @@ func (d dialect) checkName(field, name string) error {
 		return fmt.Errorf("%s: %q has a NUL byte", field, name)
 	case !utf8.ValidString(name):
 		return fmt.Errorf("%s: %q is not valid UTF-8", field, name)
-	case d.maxName > 0 && len(name) > d.maxName:
-		return fmt.Errorf("%s: %q is longer than %d bytes, and would be cut there", field, name, d.maxName)
+	case d.maxName > 0 && d.nameLen(name) > d.maxName:
+		return fmt.Errorf("%s: %q is longer than %d %s", field, name, d.maxName, d.nameUnit)
 	}
 	return nil
 }

@@ -278,7 +278,7 @@ func TestClientIsToldHowMuchTimeThereIs(t *testing.T) {
 		b := batch.New(rdb)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // stays with its caller
 		defer cancel()
-		if err := b.Do(ctx, 3*time.Second, get("k")); err != redis.Nil { //nolint:errorlint // as it is
+		if err := b.Do(ctx, 3*time.Second, get("k")); err != redis.Nil {
 			t.Fatal(err)
 		}
 		if h.left != 3*time.Second {
@@ -505,6 +505,7 @@ type tarpit struct {
 
 // newTarpit returns a batcher over nothing but a tarpit that is on.
 func newTarpit(t *testing.T) (*tarpit, *batch.Batcher) {
+	t.Helper()
 	p := &tarpit{drain: make(chan struct{})}
 	p.on.Store(true)
 	rdb := redistest.Bubble(t).Client()
@@ -685,7 +686,7 @@ func TestFirstErrorIsReturned(t *testing.T) {
 			redis.NewIntCmd(t.Context(), "llen", "k"),
 			get("k"),
 		}
-		if err := b.Do(t.Context(), within, cmds...); err != redis.Nil { //nolint:errorlint // it must be this one itself
+		if err := b.Do(t.Context(), within, cmds...); err != redis.Nil {
 			t.Errorf("Do = %v, want the first error, %v", err, redis.Nil)
 		}
 		if err := cmds[2].Err(); !redis.HasErrorPrefix(err, "WRONGTYPE") {

@@ -17,8 +17,10 @@ package flight
 import (
 	"context"
 	"errors"
+	"math"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 )
 
 var (
@@ -32,15 +34,15 @@ var (
 	ErrClosed = errors.New("closed")
 )
 
-// A Panic is the error that a panic became.
-type Panic struct {
+// A PanicError is the error that a panic became.
+type PanicError struct {
 	Value any
 	Stack []byte
 }
 
-func (p *Panic) Error() string { return "panic" }
+func (p *PanicError) Error() string { return "panic" }
 
-// Protect calls f and turns a panic into a [*Panic] and a Goexit into
+// Protect calls f and turns a panic into a [*PanicError] and a Goexit into
 // [ErrGoexit]. Where f calls Goexit, f's goroutine ends all the same, after
 // done was called; so done is where its caller hears of the outcome.
 func Protect[V any](f func() (V, error), done func(V, error)) {
@@ -50,7 +52,7 @@ func Protect[V any](f func() (V, error), done func(V, error)) {
 	defer func() {
 		// After a Goexit there is nothing to recover, and err still says so.
 		if r := recover(); r != nil {
-			err = &Panic{Value: r, Stack: debug.Stack()}
+			err = &PanicError{Value: r, Stack: debug.Stack()}
 		}
 	}()
 	v, err = f()
@@ -60,6 +62,7 @@ func Protect[V any](f func() (V, error), done func(V, error)) {
 // ready.
 type Group[V any] struct {
 	running sync.WaitGroup
+	came    atomic.Uint64 // the newest arrival
 
 	mu     sync.Mutex
 	calls  map[string]*Call[V]   // that callers can join
@@ -78,10 +81,18 @@ type Call[V any] struct {
 	err  error
 
 	// Guarded by the group's mu.
-	joined  int // callers so far; each has the number it was
-	present int // callers that have not left
-	served  int // callers up to this number may have what the load finds
+	joined  Arrival // the newest among its callers
+	present int     // callers that have not left
+	served  Arrival // callers up to this one may have what the load finds
 }
+
+// An Arrival says when a caller came: a newer one is larger. A caller keeps it
+// when it was too late for one load and asks again. The next load begins after it
+// came, so it is never too late twice, however soon that load is marked.
+type Arrival uint64
+
+// Arrive returns the arrival of a caller that comes now.
+func (g *Group[V]) Arrive() Arrival { return Arrival(g.came.Add(1)) }
 
 // Do joins the load of a key, or starts load on a goroutine and a context of
 // its own, and waits for it, or for ctx. The load's context has the values of
@@ -91,7 +102,7 @@ type Call[V any] struct {
 // late reports that the caller came after what the load found was asked for
 // (see [Call.Mark]): then it has nothing, and should look again.
 func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (v V, late bool, err error) {
-	t, err := g.Join(ctx, key, load)
+	t, err := g.Join(ctx, key, g.Arrive(), load)
 	if err != nil {
 		return v, false, err
 	}
@@ -103,12 +114,13 @@ func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Con
 type Ticket[V any] struct {
 	Started bool // by this caller
 
-	call   *Call[V]
-	number int
+	call *Call[V]
+	came Arrival
 }
 
-// Join is the first half of Do. Its error is ErrClosed.
-func (g *Group[V]) Join(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (Ticket[V], error) {
+// Join is the first half of Do, for a caller that may have come earlier. Its
+// error is ErrClosed.
+func (g *Group[V]) Join(ctx context.Context, key string, came Arrival, load func(ctx context.Context, c *Call[V]) (V, error)) (Ticket[V], error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed != nil {
@@ -119,9 +131,9 @@ func (g *Group[V]) Join(ctx context.Context, key string, load func(ctx context.C
 	if started {
 		c = g.start(ctx, key, load)
 	}
-	c.joined++
+	c.joined = max(c.joined, came)
 	c.present++
-	return Ticket[V]{Started: started, call: c, number: c.joined}, nil
+	return Ticket[V]{Started: started, call: c, came: came}, nil
 }
 
 // Wait is the second half of Do.
@@ -135,7 +147,7 @@ func (t Ticket[V]) Wait(ctx context.Context) (v V, late bool, err error) {
 		}
 		// It ended at the same moment: what is there is better than nothing.
 	}
-	if t.number > c.served { // not changed any more once done is closed
+	if t.came > c.served { // not changed any more once done is closed
 		return v, true, nil
 	}
 	return c.v, false, c.err
@@ -165,8 +177,8 @@ func (c *Call[V]) end(v V, err error) {
 	defer c.group.mu.Unlock()
 	c.close()
 	delete(c.group.all, c)
-	if _, panicked := errors.AsType[*Panic](err); panicked || errors.Is(err, ErrGoexit) {
-		c.served = c.joined // nobody asks again for a panic
+	if _, panicked := errors.AsType[*PanicError](err); panicked || errors.Is(err, ErrGoexit) {
+		c.served = math.MaxUint64 // nobody asks again for a panic
 	}
 	c.v, c.err = v, err
 	close(c.done)
@@ -189,15 +201,15 @@ func (c *Call[V]) leave() (ended bool) {
 }
 
 // Mark says that what the load finds from now on is good for everyone who has
-// joined so far. A load calls it right before it asks Redis, or the origin:
+// come so far. A load calls it right before it asks Redis, or the origin:
 // what is asked for after a caller came cannot be older than the caller.
 func (c *Call[V]) Mark() {
 	c.group.mu.Lock()
 	defer c.group.mu.Unlock()
-	c.served = c.joined
+	c.served = Arrival(c.group.came.Load())
 }
 
-// Late reports whether somebody has joined since the last Mark.
+// Late reports whether somebody has joined who came since the last Mark.
 func (c *Call[V]) Late() bool {
 	c.group.mu.Lock()
 	defer c.group.mu.Unlock()

@@ -86,6 +86,7 @@ func wantWaiting(t *testing.T, who string, got <-chan result) {
 }
 
 func unexpected(t *testing.T) func(context.Context, *call) (string, error) {
+	t.Helper()
 	return func(context.Context, *call) (string, error) {
 		t.Error("a second load began")
 		return "", nil
@@ -355,7 +356,10 @@ func TestClosedLoadEndsWithItsOwnCallers(t *testing.T) {
 		synctest.Wait()
 		wantResult(t, "the old caller", old, result{err: context.Canceled})
 		select {
-		case <-o.ended:
+		case cause := <-o.ended:
+			if !errors.Is(cause, flight.ErrAbandoned) {
+				t.Errorf("the forgotten load ended because of %v", cause)
+			}
 		default:
 			t.Error("the forgotten load goes on although its callers have left")
 		}
@@ -512,7 +516,7 @@ func TestPanicReachesEveryCaller(t *testing.T) {
 		for who, got := range map[string]<-chan result{"the first": a, "the late one": b} {
 			select {
 			case r := <-got:
-				p, ok := errors.AsType[*flight.Panic](r.err)
+				p, ok := errors.AsType[*flight.PanicError](r.err)
 				if !ok || r.late || r.v != "" {
 					t.Fatalf("%s got %+v, want a panic", who, r)
 				}
@@ -628,12 +632,12 @@ func TestOneWhoJoinsKnowsWhetherHeStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g flight.Group[string]
 		o := newOrigin()
-		first, err := g.Join(t.Context(), "k", o.load)
+		first, err := g.Join(t.Context(), "k", g.Arrive(), o.load)
 		if err != nil || !first.Started {
 			t.Errorf("the first Join = started %v, %v; want true, nil", first.Started, err)
 		}
 		synctest.Wait()
-		second, err := g.Join(t.Context(), "k", unexpected(t))
+		second, err := g.Join(t.Context(), "k", g.Arrive(), unexpected(t))
 		if err != nil || second.Started {
 			t.Errorf("the second Join = started %v, %v; want false, nil", second.Started, err)
 		}
@@ -646,8 +650,81 @@ func TestOneWhoJoinsKnowsWhetherHeStarted(t *testing.T) {
 			t.Errorf("the first Wait = %q, late %v, %v; want v", v, late, err)
 		}
 		g.Close(errors.New("shutdown"))
-		if ticket, err := g.Join(t.Context(), "k", unexpected(t)); err != flight.ErrClosed || ticket.Started {
+		if ticket, err := g.Join(t.Context(), "k", g.Arrive(), unexpected(t)); err != flight.ErrClosed || ticket.Started {
 			t.Errorf("Join on a closed group = started %v, %v; want false, %v", ticket.Started, err, flight.ErrClosed)
+		}
+	})
+}
+
+// A caller that came too late for one load joins the next with its old arrival:
+// whatever that one has marked by then was asked for after the caller came.
+func TestNobodyIsTooLateTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flight.Group[string]
+		o, p := newOrigin(), newOrigin()
+		do(t.Context(), &g, "k", o.load)
+		synctest.Wait()
+		came := g.Arrive()
+		ticket, err := g.Join(t.Context(), "k", came, unexpected(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		o.answer <- answer{v: "old"}
+		if _, late, _ := ticket.Wait(t.Context()); !late {
+			t.Fatal("the caller came after the mark and is not late")
+		}
+
+		next := do(t.Context(), &g, "k", p.load) // somebody else is quicker
+		synctest.Wait()                          // and has marked
+		ticket, err = g.Join(t.Context(), "k", came, unexpected(t))
+		if err != nil || ticket.Started {
+			t.Fatalf("Join = started %v, %v; want false, nil", ticket.Started, err)
+		}
+		newcomer := do(t.Context(), &g, "k", unexpected(t))
+		synctest.Wait()
+		p.answer <- answer{v: "new"}
+		if v, late, err := ticket.Wait(t.Context()); v != "new" || late || err != nil {
+			t.Errorf("the one that comes again = %q, late %v, %v; want new", v, late, err)
+		}
+		synctest.Wait()
+		wantResult(t, "the quicker one", next, result{v: "new"})
+		wantResult(t, "the newcomer", newcomer, result{late: true})
+	})
+}
+
+// It is when a caller came that counts, not when it joined.
+func TestOneWhoCameBeforeTheMarkIsNotLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flight.Group[string]
+		mark, end := make(chan struct{}), make(chan struct{})
+		lates := make(chan bool, 1)
+		first := do(t.Context(), &g, "k", func(_ context.Context, c *call) (string, error) {
+			<-mark
+			c.Mark()
+			<-end
+			lates <- c.Late()
+			return "v", nil
+		})
+		synctest.Wait()
+		came := g.Arrive()
+		close(mark)
+		synctest.Wait()
+		late := do(t.Context(), &g, "k", unexpected(t))
+		synctest.Wait()
+		ticket, err := g.Join(t.Context(), "k", came, unexpected(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		close(end)
+		if v, late, err := ticket.Wait(t.Context()); v != "v" || late || err != nil {
+			t.Errorf("the one that came before the mark = %q, late %v, %v; want v", v, late, err)
+		}
+		synctest.Wait()
+		wantResult(t, "the first", first, result{v: "v"})
+		wantResult(t, "the one that came after it", late, result{late: true})
+		if !<-lates {
+			t.Error("Late = false although one is, who joined before one who is not")
 		}
 	})
 }
@@ -657,7 +734,7 @@ func TestOneWhoDoesNotWaitNeverLeaves(t *testing.T) {
 		var g flight.Group[string]
 		o := newOrigin()
 		ctx, leave := context.WithCancel(t.Context())
-		if _, err := g.Join(ctx, "k", o.load); err != nil {
+		if _, err := g.Join(ctx, "k", g.Arrive(), o.load); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -781,7 +858,7 @@ func TestNobodyGetsWhatIsOlderThanHisQuestion(t *testing.T) {
 				}
 				asked := version.Load()
 				v, late, err := g.Do(ctx, "k", load)
-				_, panicked := errors.AsType[*flight.Panic](err)
+				_, panicked := errors.AsType[*flight.PanicError](err)
 				switch {
 				case late:
 					lates.Add(1)

@@ -4,18 +4,12 @@
 // the binary share. [Run] starts a server for programs that are not tests.
 //
 // A server listens on a unix socket only, and does not outlive the process that
-// started it. It is a child of a small shell script, which waits for the end of
-// a pipe that this process holds open. The kernel's own means, a signal on the
-// parent's death, hangs on a thread of the parent, exists on Linux only, and
-// removes no files.
+// started it.
 package pgtest
 
 import (
-	"bytes"
-	_ "embed"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"os/exec"
@@ -25,37 +19,30 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
+
+	"github.com/fetchonce/fetchonce/internal/daemon"
 )
 
 // ErrNotInstalled says that there is no PostgreSQL to start here.
 var ErrNotInstalled = errors.New("pgtest: no PostgreSQL")
 
-// patience is how long a server may take to start or to stop.
-const patience = time.Minute
-
-//go:embed server.sh
-var script string
-
 // A Server is a running PostgreSQL. Its methods may be called by many
 // goroutines at once.
 type Server struct {
-	bin   string // the directory of PostgreSQL's programs
-	dir   string // ours; the socket is in it, and data
-	stdin io.Closer
-
-	ended chan struct{} // closed when the script has ended
+	bin    string // the directory of PostgreSQL's programs
+	dir    string // ours; the socket is in it, and data
+	daemon *daemon.Daemon
 }
 
 var (
 	// shared is the server of Start. Nobody stops it: it ends, and its files
 	// go, when this process ends.
 	shared = sync.OnceValues(func() (*Server, error) {
-		dir, err := os.MkdirTemp(tempDir(), "pgtest")
+		dir, err := os.MkdirTemp(daemon.TempDir(), "pgtest")
 		if err != nil {
 			return nil, err
 		}
-		s, err := start(dir, "remove")
+		s, err := start(dir, true)
 		if err != nil {
 			_ = os.RemoveAll(dir)
 		}
@@ -99,11 +86,11 @@ func Start(tb testing.TB) (dsn string) {
 // to whom it gives dir; that user must be able to reach it. The error is
 // [ErrNotInstalled] if there is no PostgreSQL, or no such user.
 func Run(dir string) (*Server, error) {
-	return start(dir, "keep")
+	return start(dir, false)
 }
 
-// start is Run; files says what becomes of dir, "keep" or "remove".
-func start(dir, files string) (*Server, error) {
+// start is Run; remove says whether dir goes when the server has ended.
+func start(dir string, remove bool) (*Server, error) {
 	bin, err := programs()
 	if err != nil {
 		return nil, err
@@ -112,54 +99,37 @@ func start(dir, files string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	become, err := unprivileged(dir)
+	as, err := daemon.As("postgres", dir)
+	if errors.Is(err, daemon.ErrCannot) {
+		return nil, fmt.Errorf("%w: %w", ErrNotInstalled, err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	initdb := command(filepath.Join(bin, "initdb"), "--pgdata", filepath.Join(dir, "data"),
+	s := &Server{bin: bin, dir: dir}
+	initdb := daemon.Command(filepath.Join(bin, "initdb"), "--pgdata", filepath.Join(dir, "data"),
 		"--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync")
-	become(initdb)
-	if said, err := initdb.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("pgtest: initdb: %w\n%s", err, bytes.TrimSpace(said))
-	}
-
-	server := command("/bin/sh", "-c", script, "server.sh", bin, dir, files)
-	become(server)
-	stdin, err := server.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := server.Start(); err != nil {
+	as(initdb)
+	if err := daemon.Run(initdb); err != nil {
 		return nil, fmt.Errorf("pgtest: %w", err)
 	}
-	s := &Server{bin: bin, dir: dir, stdin: stdin, ended: make(chan struct{})}
-	go func() { // It ends with the server.
-		_ = server.Wait()
-		close(s.ended)
-	}()
-	if err := s.await(); err != nil {
-		said, _ := os.ReadFile(filepath.Join(dir, "log")) // before Stop removes it
-		return nil, errors.Join(fmt.Errorf("%w\n%s", err, bytes.TrimSpace(said)), s.Stop())
+	s.daemon, err = daemon.Start(daemon.Options{Dir: dir, Remove: remove, As: as, Signal: "INT", Ready: s.ready},
+		filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"),
+		"-c", "listen_addresses=", "-c", "unix_socket_directories="+dir, "-c", "unix_socket_permissions=0777",
+		// Nothing is fsynced: the data need not outlive the machine.
+		"-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
+		"-c", "max_connections=200", "-c", "logging_collector=off")
+	if err != nil {
+		return nil, fmt.Errorf("pgtest: PostgreSQL: %w", err)
 	}
 	return s, nil
 }
 
-// await polls the server's status, as pg_ctl does, until it takes connections.
-func (s *Server) await() error {
-	for deadline := time.Now().Add(patience); ; {
-		status, _ := os.ReadFile(filepath.Join(s.dir, "data", "postmaster.pid"))
-		if lines := strings.Split(string(status), "\n"); len(lines) >= 8 && strings.TrimSpace(lines[7]) == "ready" {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("pgtest: PostgreSQL is not ready after %v", patience)
-		}
-		select {
-		case <-s.ended:
-			return errors.New("pgtest: PostgreSQL ended at once")
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+// ready reads the server's status, as pg_ctl does.
+func (s *Server) ready() bool {
+	status, _ := os.ReadFile(filepath.Join(s.dir, "data", "postmaster.pid"))
+	lines := strings.Split(string(status), "\n")
+	return len(lines) >= 8 && strings.TrimSpace(lines[7]) == "ready"
 }
 
 // DSN returns the URL of the database postgres, as pgx, lib/pq and psql read it.
@@ -182,9 +152,9 @@ func (s *Server) DropDatabase(name string) error {
 
 // do runs one of the programs of a client.
 func (s *Server) do(program string, args ...string) error {
-	cmd := command(filepath.Join(s.bin, program), append([]string{"--host", s.dir, "--username", "postgres"}, args...)...)
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("pgtest: %s: %w\n%s", program, err, bytes.TrimSpace(said))
+	args = append([]string{"--host", s.dir, "--username", "postgres"}, args...)
+	if err := daemon.Run(daemon.Command(filepath.Join(s.bin, program), args...)); err != nil {
+		return fmt.Errorf("pgtest: %w", err)
 	}
 	return nil
 }
@@ -192,22 +162,10 @@ func (s *Server) do(program string, args ...string) error {
 // Stop ends the server and its clients' connections, and returns when it has
 // ended. To stop it again does nothing.
 func (s *Server) Stop() error {
-	_ = s.stdin.Close()
-	select {
-	case <-s.ended:
-		return nil
-	case <-time.After(patience):
-		return fmt.Errorf("pgtest: PostgreSQL has not stopped after %v", patience)
+	if err := s.daemon.Stop(); err != nil {
+		return fmt.Errorf("pgtest: PostgreSQL: %w", err)
 	}
-}
-
-// command is exec.Command without the environment, which has many a variable to
-// which PostgreSQL's programs listen.
-func command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
-	cmd.Dir = "/" // The user postgres may not be able to enter ours.
-	return cmd
+	return nil
 }
 
 // programs returns the directory of PostgreSQL's programs: the one on PATH, or

@@ -23,3 +23,4 @@ func (f Failure) Encode() string { return f.encode() }
 func (k Key) Meta() string               { return k.meta() }
 func (k Key) Marks() string              { return k.marks() }
 func (k Key) Staged(owner string) string { return k.staged(owner) }
+func (l Lock) Names() []string           { return l.keys[:] }

@@ -50,8 +50,9 @@ type Key struct {
 // Key returns the names of a user's key, which may be any bytes.
 //
 // The names are injective: the key is escaped so that it has no brace, so the
-// first "{" of a name ends its head; in the head, a schema has neither ":" nor
-// "@", so the last but one ":" ends the prefix, whatever the prefix is.
+// first "{" of a name ends its head; in the head, a schema has no ":", so the
+// last but one ":" ends the prefix, whatever the prefix is, and the schema begins
+// after the kind and one "@".
 func (ns *Namespace) Key(user string) Key {
 	return Key{Value: ns.value + Tag(user) + "}", ns: ns, head: len(ns.value)}
 }

@@ -1,6 +1,7 @@
 package protocol_test
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -46,10 +47,11 @@ func TestNamesOfLongKeysAreShort(t *testing.T) {
 	if got, want := names("p", "", longest)[0], "p:v:{"+longest+"}"; got != want {
 		t.Errorf("the longest key that is readable has the name %q, want %q", got, want)
 	}
+	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(longest+"k")))
 	seen := map[string]string{}
 	for _, key := range []string{
 		longest + "k", longest + "l", strings.Repeat("k", 1<<20), strings.Repeat("{", protocol.Longest), strings.Repeat("{", protocol.Longest/3+1),
-		"#" + strings.Repeat("0", 64), "%#" + strings.Repeat("0", 64),
+		hash, "#" + hash, "%#" + hash,
 	} {
 		name := names("p", "", key)[0]
 		if len(name) > protocol.Longest+20 {
@@ -76,7 +78,7 @@ func checkNames(t *testing.T, prefix, schema, key string) {
 		if i := strings.IndexFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }); i >= 0 {
 			t.Errorf("%q has a control byte", name)
 		}
-		if utf8.ValidString(prefix+schema+key) && !utf8.ValidString(name) {
+		if utf8.ValidString(prefix) && utf8.ValidString(schema) && utf8.ValidString(key) && !utf8.ValidString(name) {
 			t.Errorf("the name of valid text is not: %q", name)
 		}
 		if limit := 3*(len(prefix)+len(schema)) + 3*protocol.Longest; len(name) > limit {
@@ -105,6 +107,17 @@ func TestNamesAreInjective(t *testing.T) {
 				t.Fatalf("%s and %s have the same name, %q", who, other, name)
 			}
 			seen[name] = who
+		}
+		lock := protocol.NewNamespace(prefix, schema).Lock(key).Names()
+		for kind, name := range lock {
+			who := fmt.Sprintf("lock %q %q %d", prefix, key, kind) // of any schema
+			if other, ok := seen[name]; ok && other != who {
+				t.Fatalf("%s and %s have the same name, %q", who, other, name)
+			}
+			seen[name] = who
+			if slot(name) != slot(lock[0]) {
+				t.Errorf("%q and %q are in different slots", name, lock[0])
+			}
 		}
 		checkNames(t, prefix, schema, key)
 	}

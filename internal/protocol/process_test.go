@@ -53,7 +53,7 @@ func newProcess(t *testing.T, r redistest.Backend, id string) *process {
 	var listening sync.WaitGroup
 	listening.Go(func() { // ends with sub
 		for {
-			m, err := sub.ReceiveMessage(context.Background())
+			m, err := sub.ReceiveMessage(context.Background()) //nolint:usetesting // it ends with sub, after the test's context
 			if err != nil {
 				return
 			}
@@ -88,9 +88,9 @@ func nodes(t *testing.T, rdb redis.UniversalClient, do func(ctx context.Context,
 	t.Helper()
 	var err error
 	if c, ok := rdb.(*redis.ClusterClient); ok {
-		err = c.ForEachMaster(context.Background(), do)
+		err = c.ForEachMaster(t.Context(), do)
 	} else {
-		err = do(context.Background(), rdb.(*redis.Client))
+		err = do(t.Context(), rdb.(*redis.Client))
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,11 @@ package protocol_test
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
+	"os"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -281,11 +285,11 @@ func TestRedisThatHangsIsGivenUpInTime(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
+		time.AfterFunc(150*time.Millisecond, r.Resume) // the answer comes after all
 		start = time.Now()
 		if _, err := op(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 100*time.Millisecond {
 			t.Errorf("%v after %v, want %v after 100ms", err, time.Since(start), context.DeadlineExceeded)
 		}
-		r.Resume()
 		time.Sleep(time.Minute)
 	})
 }
@@ -298,6 +302,43 @@ func TestCallerMayLeaveBetweenTwoTries(t *testing.T) {
 		start := time.Now()
 		if _, err := op(ctx); !errors.Is(err, context.Canceled) || time.Since(start) != 777*time.Millisecond {
 			t.Errorf("%v after %v, want %v after 777ms", err, time.Since(start), context.Canceled)
+		}
+	})
+}
+
+// failing is a runner that fails, and counts how often.
+type failing struct {
+	err  error
+	runs int
+}
+
+func (f *failing) Do(context.Context, time.Duration, ...redis.Cmder) error {
+	f.runs++
+	return f.err
+}
+
+// A connection that was lost is made again; one that cannot be made is not tried
+// again at once.
+func TestWhatIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for err, want := range map[error]int{
+			io.EOF:              2,
+			io.ErrUnexpectedEOF: 2,
+			net.ErrClosed:       2,
+			&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}:      2,
+			&net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}:         2,
+			&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNRESET)}:   1,
+			&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}: 1,
+			&net.OpError{Op: "dial", Err: io.EOF}:                                              1,
+			batch.ErrTimeout:                                                                   1,
+			os.ErrDeadlineExceeded:                                                             1,
+			errors.New("anything else"):                                                        1,
+		} {
+			f := &failing{err: err}
+			c := protocol.NewClient(f, ns, "p", timeout, false)
+			if got := c.Invalidate(t.Context(), key); got != err || f.runs != want {
+				t.Errorf("%v: tried %d times and %v; want %d times, and the error", err, f.runs, got, want)
+			}
 		}
 	})
 }

@@ -139,6 +139,7 @@ func TestNodesOfACluster(t *testing.T) {
 }
 
 func testNodes(t *testing.T, m *redistest.Masters) {
+	t.Helper()
 	addrs := m.Addrs()
 	nodes := m.Nodes()
 	rdb := m.Client()

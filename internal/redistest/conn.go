@@ -122,7 +122,7 @@ func (c *conn) flush() {
 	}
 	_ = c.forward()
 	if c.isClosed() && len(c.backlog) == 0 {
-		c.hangUp()
+		_ = c.hangUp()
 	}
 }
 

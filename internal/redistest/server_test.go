@@ -118,7 +118,7 @@ func (i *invalidations) HandlePushNotification(ctx, push.NotificationHandlerCont
 func refused(addr string) bool {
 	c, err := net.Dial("tcp", addr)
 	if err == nil {
-		c.Close()
+		_ = c.Close()
 	}
 	return errors.Is(err, syscall.ECONNREFUSED)
 }

@@ -45,6 +45,7 @@ type process struct {
 }
 
 func newProcess(t *testing.T, r redistest.Backend) *process {
+	t.Helper()
 	p := &process{t: t, r: r, rdb: r.Client(), other: r.Client()}
 	if c, ok := p.other.(*redis.ClusterClient); ok {
 		node, err := c.MasterForKey(t.Context(), "any")
@@ -353,6 +354,11 @@ func TestGarbageIsIgnored(t *testing.T) {
 		}
 		p.settle()
 		wantNone(t, "after garbage", s, 0)
+		p.Suspect(channel)
+		for range 3 {
+			p.tell(string(protocol.Probe())) // besides its own
+		}
+		p.settle()
 		p.tell(whole)
 		p.awaitReady("a message comes after the garbage", s)
 		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: []byte("body")})
@@ -411,7 +417,14 @@ func TestManySuspicionsAreOneQuestion(t *testing.T) {
 		defer m.Close()
 		w := redistest.WireOf(rdb)
 		m.Suspect(channel) // nothing is heard yet, so nothing is missing
+		redistest.WireOf(rdb).Delay(80 * time.Millisecond)
 		m.Listen(t.Context(), channel)
+		if m.Hears(channel) {
+			t.Fatal("it is heard too soon")
+		}
+		m.Suspect(channel)
+		redistest.WireOf(rdb).Heal()
+		time.Sleep(time.Second)
 		m.Suspect("another")
 		synctest.Wait()
 		if sent := w.Commands(); len(sent) > 0 {
@@ -495,11 +508,12 @@ func TestListenWaitsForTheServersConfirmation(t *testing.T) {
 		if m.Hears(channel) {
 			t.Error("a channel is heard before anybody asked for it")
 		}
-		m.Listen(t.Context(), channel)
-		if !m.Hears(channel) {
-			t.Error("Listen returned before the channel is heard")
-		}
 		start := time.Now()
+		m.Listen(t.Context(), channel)
+		if took := time.Since(start); !m.Hears(channel) || took >= 100*time.Millisecond {
+			t.Errorf("Listen returned after %v, heard: %v; want as soon as it is", took, m.Hears(channel))
+		}
+		start = time.Now()
 		m.Listen(t.Context(), channel)
 		if took := time.Since(start); took > 0 {
 			t.Errorf("to listen to what is heard already took %v", took)
@@ -669,32 +683,54 @@ func TestOwnersAreAllDifferent(t *testing.T) {
 
 // The bubble fails if anything is left behind.
 func TestCloseLeavesNothing(t *testing.T) {
-	for name, before := range map[string]func(r redistest.Redis, m *wake.Mailbox){
-		"when nobody listens": func(redistest.Redis, *wake.Mailbox) {},
-		"when all is well":    func(_ redistest.Redis, m *wake.Mailbox) { m.Listen(context.Background(), channel) },
-		"before it has begun": func(_ redistest.Redis, m *wake.Mailbox) { go m.Listen(context.Background(), channel) },
-		"while Redis is down": func(r redistest.Redis, m *wake.Mailbox) { r.Kill(); m.Listen(context.Background(), channel) },
-		"while Redis hangs":   func(r redistest.Redis, m *wake.Mailbox) { r.Pause(); m.Listen(context.Background(), channel) },
-		"while Redis hangs no more": func(r redistest.Redis, m *wake.Mailbox) {
+	for name, before := range map[string]func(t *testing.T, r redistest.Redis, m *wake.Mailbox){
+		"when nobody listens": func(*testing.T, redistest.Redis, *wake.Mailbox) {},
+		"when all is well": func(t *testing.T, _ redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
+		},
+		"before it has begun": func(t *testing.T, _ redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			go m.Listen(t.Context(), channel)
+		},
+		"while Redis is down": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			r.Kill()
+			m.Listen(t.Context(), channel)
+		},
+		"while Redis hangs": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
 			r.Pause()
-			m.Listen(context.Background(), channel)
+			m.Listen(t.Context(), channel)
+		},
+		"while Redis hangs no more": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			r.Pause()
+			m.Listen(t.Context(), channel)
 			time.AfterFunc(500*time.Millisecond, r.Resume)
 		},
-		"while it asks itself": func(_ redistest.Redis, m *wake.Mailbox) { m.Listen(context.Background(), channel); m.Suspect(channel) },
-		"while it asks in vain": func(r redistest.Redis, m *wake.Mailbox) {
-			m.Listen(context.Background(), channel)
+		"while it asks itself": func(t *testing.T, _ redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
+			m.Suspect(channel)
+		},
+		"while it asks in vain": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
 			r.Wire().DropMessages(redistest.All)
 			m.Suspect(channel)
 			synctest.Wait()
 		},
-		"while it connects again": func(r redistest.Redis, m *wake.Mailbox) {
-			m.Listen(context.Background(), channel)
+		"while it connects again": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
 			r.Pause()
 			r.Wire().Cut()
 			synctest.Wait()
 		},
-		"after Redis went away": func(r redistest.Redis, m *wake.Mailbox) {
-			m.Listen(context.Background(), channel)
+		"after Redis went away": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
+			t.Helper()
+			m.Listen(t.Context(), channel)
 			r.Kill()
 			time.Sleep(time.Second)
 		},
@@ -705,7 +741,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 				rdb := r.Client()
 				rdb.AddHook(dialer{})
 				m := wake.Open(rdb)
-				before(r, m)
+				before(t, r, m)
 				start := time.Now()
 				m.Close()
 				if took := time.Since(start); took > time.Second { // the client's own time limit
@@ -720,6 +756,45 @@ func TestCloseLeavesNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestCloseWaitsForWhatIsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		m := wake.Open(r.Client())
+		r.Pause()
+		m.Listen(t.Context(), channel)
+		time.AfterFunc(500*time.Millisecond, r.Resume)
+		start := time.Now()
+		m.Close()
+		if took := time.Since(start); took != 500*time.Millisecond {
+			t.Errorf("Close took %v, want 500ms: until the connection that was being made is given up", took)
+		}
+		synctest.Wait()
+		if n := r.PubSubNumSub(channel)[channel]; n != 0 {
+			t.Errorf("%d connections still listen", n)
+		}
+	})
+}
+
+// However often the connection breaks, if it was good it is soon there again.
+func TestGoodConnectionIsMadeAgainAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		rdb := r.Client()
+		m := wake.Open(rdb)
+		defer m.Close()
+		m.Listen(t.Context(), channel)
+		for i := range 20 {
+			redistest.WireOf(rdb).Cut()
+			synctest.Wait()
+			time.Sleep(20 * time.Millisecond)
+			synctest.Wait()
+			if !m.Hears(channel) {
+				t.Fatalf("20ms after break %d nothing is heard", i+1)
+			}
+		}
+	})
 }
 
 // A dialer is a hook that does not dial when the context has ended, as net.Dialer

@@ -12,9 +12,11 @@ import (
 	"testing"
 	"time"
 
+	_ "github.com/go-sql-driver/mysql" // as "mysql"
 	_ "github.com/jackc/pgx/v5/stdlib" // as "pgx"
 	_ "modernc.org/sqlite"             // as "sqlite"
 
+	"github.com/fetchonce/fetchonce/internal/mariadbtest"
 	"github.com/fetchonce/fetchonce/internal/pgtest"
 	"github.com/fetchonce/fetchonce/oncesql"
 )
@@ -32,6 +34,10 @@ var databases = map[string]func(t *testing.T) database{
 		t.Helper()
 		return newPostgres(t)
 	},
+	"MariaDB": func(t *testing.T) database {
+		t.Helper()
+		return newMariaDB(t)
+	},
 	"SQLite": newSQLite,
 }
 
@@ -40,6 +46,12 @@ var databases = map[string]func(t *testing.T) database{
 func newPostgres(t *testing.T, settings ...string) database {
 	t.Helper()
 	return open(t, oncesql.Postgres, "pgx", strings.Join(append([]string{pgtest.Start(t)}, settings...), "&"))
+}
+
+// newMariaDB is newPostgres with settings like "tx_isolation='SERIALIZABLE'".
+func newMariaDB(t *testing.T, settings ...string) database {
+	t.Helper()
+	return open(t, oncesql.MySQL, "mysql", mariadbtest.Start(t)+"?"+strings.Join(settings, "&"))
 }
 
 // newSQLite opens a new file as one should for writers that meet: they wait for
@@ -71,16 +83,24 @@ func (d database) again(t *testing.T) database {
 // and its error returned instead of the statement's result.
 func (d database) before(t *testing.T, hook func(statement string) error) database {
 	t.Helper()
-	db := sql.OpenDB(connector{d, hook})
+	db := sql.OpenDB(connector{d: d, hook: hook})
 	t.Cleanup(func() { _ = db.Close() })
 	d.DB = db
 	return d
 }
 
+// toMySQL makes one of the tests' tables one that MySQL can make: the name "key"
+// is a word of its language, and what is unique is of limited length.
+var toMySQL = strings.NewReplacer("key text", "`key` varbinary(3072)",
+	"slug text", "slug varchar(255)", " text", " longtext CHARACTER SET utf8mb4")
+
 // exec runs statements of the test's own.
 func (d database) exec(t *testing.T, statements ...string) {
 	t.Helper()
 	for _, s := range statements {
+		if d.dialect == oncesql.MySQL && strings.HasPrefix(s, "CREATE TABLE ") {
+			s = toMySQL.Replace(s)
+		}
 		if _, err := d.Exec(s); err != nil {
 			t.Fatalf("%s: %v", s, err)
 		}
@@ -97,25 +117,35 @@ func (d database) number(t *testing.T, query string, args ...any) int {
 	return n
 }
 
-// awaitBlocked returns when n statements in this PostgreSQL database wait for a
-// lock.
+// awaitBlocked returns when n statements in this database, which is not SQLite,
+// wait for a lock.
 func (d database) awaitBlocked(t *testing.T, n int) {
 	t.Helper()
+	query := `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`
+	if d.dialect == oncesql.MySQL {
+		query = `SELECT count(*) FROM information_schema.innodb_trx JOIN information_schema.processlist ON id = trx_mysql_thread_id
+			WHERE db = DATABASE() AND trx_state = 'LOCK WAIT'`
+	}
 	for deadline := time.Now().Add(30 * time.Second); ; {
-		blocked := d.number(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+		blocked := d.number(t, query)
 		if blocked >= n {
 			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%d statements wait for a lock, want %d", blocked, n)
 		}
+		if d.dialect == oncesql.MySQL {
+			time.Sleep(150 * time.Millisecond) // asked again within 100 ms, InnoDB gives the same answer
+		}
 	}
 }
 
-// A connector makes connections that call a hook.
+// A connector makes connections that call a hook. To prepare a statement is not
+// to send it.
 type connector struct {
-	d    database
-	hook func(statement string) error
+	d        database
+	hook     func(statement string) error
+	prepared func(statement string) // may be nil
 }
 
 func (c connector) Driver() driver.Driver { return c.d.Driver() }
@@ -125,26 +155,49 @@ func (c connector) Connect(context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return hookedConn{conn, c.hook}, nil
+	return hookedConn{conn, c}, nil
 }
 
 type hookedConn struct {
 	driver.Conn
-	hook func(statement string) error
+	connector connector
 }
 
 func (c hookedConn) QueryContext(ctx context.Context, statement string, args []driver.NamedValue) (driver.Rows, error) {
-	if err := c.hook(statement); err != nil {
+	if c.skips(args) {
+		return nil, driver.ErrSkip
+	}
+	if err := c.connector.hook(statement); err != nil {
 		return nil, err
 	}
 	return c.Conn.(driver.QueryerContext).QueryContext(ctx, statement, args)
 }
 
 func (c hookedConn) ExecContext(ctx context.Context, statement string, args []driver.NamedValue) (driver.Result, error) {
-	if err := c.hook(statement); err != nil {
+	if c.skips(args) {
+		return nil, driver.ErrSkip
+	}
+	if err := c.connector.hook(statement); err != nil {
 		return nil, err
 	}
 	return c.Conn.(driver.ExecerContext).ExecContext(ctx, statement, args)
+}
+
+// skips reports whether the driver has a statement prepared first, which then
+// calls the hook.
+func (c hookedConn) skips(args []driver.NamedValue) bool {
+	return c.connector.d.dialect == oncesql.MySQL && len(args) > 0
+}
+
+func (c hookedConn) PrepareContext(ctx context.Context, statement string) (driver.Stmt, error) {
+	if c.connector.prepared != nil {
+		c.connector.prepared(statement)
+	}
+	stmt, err := c.Conn.(driver.ConnPrepareContext).PrepareContext(ctx, statement)
+	if err != nil {
+		return nil, err
+	}
+	return hookedStmt{stmt, statement, c.connector.hook}, nil
 }
 
 func (c hookedConn) CheckNamedValue(v *driver.NamedValue) error {
@@ -152,6 +205,26 @@ func (c hookedConn) CheckNamedValue(v *driver.NamedValue) error {
 		return checker.CheckNamedValue(v)
 	}
 	return driver.ErrSkip
+}
+
+type hookedStmt struct {
+	driver.Stmt
+	text string
+	hook func(statement string) error
+}
+
+func (s hookedStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	if err := s.hook(s.text); err != nil {
+		return nil, err
+	}
+	return s.Stmt.(driver.StmtQueryContext).QueryContext(ctx, args)
+}
+
+func (s hookedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	if err := s.hook(s.text); err != nil {
+		return nil, err
+	}
+	return s.Stmt.(driver.StmtExecContext).ExecContext(ctx, args)
 }
 
 // A thing is the value of most tests.

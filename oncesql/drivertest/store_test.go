@@ -2,18 +2,22 @@ package drivertest_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgconn"
 	"modernc.org/sqlite"
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/oncesql"
+	"github.com/fetchonce/fetchonce/oncetest"
 )
 
 func TestLookupOfNothingIsNotFound(t *testing.T) {
@@ -142,9 +146,78 @@ func TestDeclaredTypesHoldInBothStatements(t *testing.T) {
 	}
 }
 
+// The test that every Store is to pass.
+func TestStoreIsOne(t *testing.T) {
+	for name, newDatabase := range isolated {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			for range 2 { // the second time, in a table in use
+				start := time.Now()
+				if err := oncetest.TestStore(t.Context(), textStore(t, d, "things")); err != nil {
+					t.Error(err)
+				}
+				t.Log(time.Since(start))
+			}
+			if err := oncetest.TestStore(t.Context(), slugStore(t, d)); err == nil {
+				t.Error("a Store whose values must be unique passed")
+			}
+		})
+	}
+}
+
+// How often a statement is prepared on a connection that runs it over and over.
+func TestStatementIsPreparedOnce(t *testing.T) {
+	const keys = 20
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			textStore(t, d, "things")
+			prepared := make(map[string]int)
+			d.DB = sql.OpenDB(connector{
+				d:        d,
+				hook:     func(string) error { return nil },
+				prepared: func(statement string) { prepared[statement]++ },
+			})
+			t.Cleanup(func() { _ = d.Close() })
+			d.SetMaxOpenConns(1)
+			s := newStore(t, d, oncesql.Options[string]{Table: "things"})
+			for k := range keys {
+				if _, err := s.Create(t.Context(), strconv.Itoa(k), "v"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Lookup(t.Context(), strconv.Itoa(k)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if d.dialect == oncesql.Postgres { // pgx does it, and asks nobody
+				rows, err := d.Query(`SELECT statement FROM pg_prepared_statements WHERE statement LIKE '%"things" %' AND statement NOT LIKE '%pg_prepared%'`)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = rows.Close() }()
+				for rows.Next() {
+					var statement string
+					if err := rows.Scan(&statement); err != nil {
+						t.Fatal(err)
+					}
+					prepared[statement]++
+				}
+			}
+			if len(prepared) != 2 {
+				t.Errorf("prepared %v; want an INSERT and a SELECT", prepared)
+			}
+			for statement, n := range prepared {
+				if n != 1 {
+					t.Errorf("%s was prepared %d times, want once", statement, n)
+				}
+			}
+		})
+	}
+}
+
 func TestAnyTextIsAKey(t *testing.T) {
 	keys := []string{
-		"", " ", "  ", "k", "K", "é", "e\u0301", "日本", "\U0001F600", "a\nb", "a\tb", "%", "_", "?", "$1", "'", "''", `"`, "`", `\`, `\\`, `\'`,
+		"", " ", "  ", "k", "k ", "K", "é", "e\u0301", "日本", "\U0001F600", "a\nb", "a\tb", "%", "_", "?", "$1", "'", "''", `"`, "`", `\`, `\\`, `\'`,
 		"'; DROP TABLE things; --", `"); DROP TABLE things; --`, "key", "NULL", "1", "01", "1.0", strings.Repeat("k", 2500),
 	}
 	for _, f := range everyForm {
@@ -180,7 +253,7 @@ func TestBytesThatAreNoTextAreKeysWhereTheDatabaseHasThem(t *testing.T) {
 			for _, key := range keys {
 				_, lookupErr := s.Lookup(t.Context(), key)
 				v, createErr := s.Create(t.Context(), key, "value of "+fmt.Sprintf("%q", key))
-				if d.dialect == oncesql.SQLite || key == "a" {
+				if d.dialect != oncesql.Postgres || key == "a" {
 					if !errors.Is(lookupErr, fetchonce.ErrNotFound) || createErr != nil || v != fmt.Sprintf("value of %q", key) {
 						t.Errorf("Lookup(%q) = %v, Create = %v, %v; want it created", key, lookupErr, v, createErr)
 					}
@@ -229,7 +302,10 @@ func TestNamesAreQuoted(t *testing.T) {
 				}
 				// The table's name is the very one that was given.
 				catalog := "SELECT count(*) FROM pg_tables WHERE tablename = $1"
-				if d.dialect == oncesql.SQLite {
+				switch d.dialect {
+				case oncesql.MySQL:
+					catalog = "SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
+				case oncesql.SQLite:
 					catalog = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?"
 				}
 				if d.number(t, catalog, name.table) != 1 {
@@ -245,11 +321,17 @@ func TestDotSeparatesASchema(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)
-			schema := `bil"ling` // in PostgreSQL
-			if d.dialect == oncesql.SQLite {
-				schema = "main"
-			} else {
+			var schema, query string
+			switch d.dialect {
+			case oncesql.Postgres:
+				schema, query = `bil"ling`, `SELECT count(*) FROM "bil""ling".things`
 				d.exec(t, `CREATE SCHEMA "bil""ling"`)
+			case oncesql.MySQL:
+				schema, query = "bil`ling", "SELECT count(*) FROM `bil``ling`.things"
+				d.exec(t, "CREATE DATABASE `bil``ling`")
+				defer d.exec(t, "DROP DATABASE `bil``ling`")
+			case oncesql.SQLite:
+				schema, query = "main", "SELECT count(*) FROM things"
 			}
 			s := textStore(t, d, schema+".things")
 			if _, err := s.Create(t.Context(), "k", "v"); err != nil {
@@ -257,10 +339,6 @@ func TestDotSeparatesASchema(t *testing.T) {
 			}
 			if v, err := s.Lookup(t.Context(), "k"); v != "v" || err != nil {
 				t.Errorf("Lookup(k) = %q, %v; want v", v, err)
-			}
-			query := `SELECT count(*) FROM "bil""ling".things`
-			if d.dialect == oncesql.SQLite {
-				query = "SELECT count(*) FROM things"
 			}
 			if n := d.number(t, query); n != 1 {
 				t.Errorf("%d rows in the schema, want 1", n)
@@ -322,7 +400,7 @@ func TestNoConnectionIsNotNotFound(t *testing.T) {
 					t.Errorf("Create = %v, %v; want the connection's error", v, err)
 				}
 			}
-			if _, err := cut.Lookup(t.Context(), "k"); err != broken { //nolint:errorlint // unchanged
+			if _, err := cut.Lookup(t.Context(), "k"); err != broken {
 				t.Errorf("Lookup = %v; want the driver's error unchanged", err)
 			}
 		})
@@ -437,10 +515,10 @@ func TestErrorOfScanComesBackUnchanged(t *testing.T) {
 						return v, want
 					},
 				})
-				if v, err := s.Lookup(t.Context(), "k"); v != "" || err != want { //nolint:errorlint // unchanged
+				if v, err := s.Lookup(t.Context(), "k"); v != "" || err != want {
 					t.Errorf("Lookup = %q, %v; want nothing, %v", v, err, want)
 				}
-				if v, err := s.Create(t.Context(), "k", "w"); v != "" || err != want { //nolint:errorlint // unchanged
+				if v, err := s.Create(t.Context(), "k", "w"); v != "" || err != want {
 					t.Errorf("Create = %q, %v; want nothing, %v", v, err, want)
 				}
 			}
@@ -479,8 +557,8 @@ func TestOtherUniqueConstraintIsTheDriversError(t *testing.T) {
 				t.Fatal(err)
 			}
 			v, err := s.Create(t.Context(), "other", "slug")
-			if v != "" || !isDriversUniqueViolation(err) {
-				t.Errorf("Create(other, slug) = %q, %v; want nothing, and the driver's unique violation unchanged", v, err)
+			if v != "" || !isDriversUniqueViolation(err) || !strings.Contains(err.Error(), "slug") {
+				t.Errorf("Create(other, slug) = %q, %v; want nothing, and the driver's unique violation unchanged, which names the column", v, err)
 			}
 			if _, err := s.Lookup(t.Context(), "other"); !errors.Is(err, fetchonce.ErrNotFound) {
 				t.Errorf("Lookup(other) = %v; want ErrNotFound", err)
@@ -499,6 +577,8 @@ func isDriversUniqueViolation(err error) bool {
 	switch e := err.(type) { //nolint:errorlint // unchanged
 	case *pgconn.PgError:
 		return e.Code == "23505"
+	case *mysql.MySQLError:
+		return e.Number == 1062
 	case *sqlite.Error:
 		return e.Code() == 2067 // SQLITE_CONSTRAINT_UNIQUE
 	}

@@ -88,7 +88,10 @@ func TestPeopleCanReadJSON(t *testing.T) {
 				t.Fatal(err)
 			}
 			query := "SELECT value::json->>'Name' || ' ' || value FROM things"
-			if d.dialect == oncesql.SQLite {
+			switch d.dialect {
+			case oncesql.MySQL:
+				query = "SELECT CONCAT(JSON_VALUE(value, '$.Name'), ' ', value) FROM things"
+			case oncesql.SQLite:
 				query = "SELECT value->>'Name' || ' ' || value FROM things"
 			}
 			var got string

@@ -1,6 +1,6 @@
 //go:build unix
 
-package pgtest
+package daemon
 
 import (
 	"fmt"
@@ -11,17 +11,17 @@ import (
 	"syscall"
 )
 
-// unprivileged returns what to do to a command that is to run as a user who may
-// start PostgreSQL, and makes dir that user's: ours, or, if we are root, the
-// user postgres.
-func unprivileged(dir string) (become func(*exec.Cmd), err error) {
+// As returns what to do to a command that is to run as a user who may start a
+// server, and makes dir that user's: ours, or, if we are root, the user of that
+// name. The error is [ErrCannot] if there is no such user.
+func As(name, dir string) (become func(*exec.Cmd), err error) {
 	// A group of its own: a ^C at the terminal is for us, and the server is
 	// stopped when we end.
 	attr := syscall.SysProcAttr{Setpgid: true}
 	if os.Getuid() == 0 {
-		u, err := user.Lookup("postgres")
+		u, err := user.Lookup(name)
 		if err != nil {
-			return nil, fmt.Errorf("%w: root may not start it, and there is no other user for it: %w", ErrNotInstalled, err)
+			return nil, fmt.Errorf("%w: root may not start it, and there is no other user for it: %w", ErrCannot, err)
 		}
 		uid, err := strconv.ParseUint(u.Uid, 10, 32)
 		if err != nil {
@@ -39,7 +39,7 @@ func unprivileged(dir string) (become func(*exec.Cmd), err error) {
 	return func(cmd *exec.Cmd) { cmd.SysProcAttr = &attr }, nil
 }
 
-// tempDir returns where to make the server's directory. It is not os.TempDir:
-// that may be out of reach for the user postgres, and too long for the path of
+// TempDir returns where to make a server's directory. It is not os.TempDir:
+// that may be out of reach for the server's user, and too long for the path of
 // a socket, which has a hundred bytes.
-func tempDir() string { return "/tmp" }
+func TempDir() string { return "/tmp" }

@@ -1,0 +1,252 @@
+//go:build unix
+
+package chaos_test
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	_ "modernc.org/sqlite" // as "sqlite"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/pgtest"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/oncesql"
+)
+
+// A database is one of a kind that can be a Store. Its driver must be imported.
+type database struct {
+	driver  string
+	dialect oncesql.Dialect
+	start   func(t *testing.T) (dsn string)
+}
+
+// databases has each kind of database.
+var databases = map[string]database{
+	"Postgres": {"pgx", oncesql.Postgres, func(t *testing.T) string { t.Helper(); return pgtest.Start(t) }},
+	"SQLite": {"sqlite", oncesql.SQLite, func(t *testing.T) string {
+		t.Helper()
+		return "file:" + filepath.Join(t.TempDir(), "test.db") + "?_pragma=busy_timeout(60000)&_pragma=journal_mode(wal)&_pragma=synchronous(off)"
+	}},
+}
+
+// store opens the Store of a worker.
+func store(driver, dsn string) (*sql.DB, *oncesql.Store[string], error) {
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		return nil, nil, err
+	}
+	db.SetMaxOpenConns(8)
+	db.SetMaxIdleConns(8)
+	for _, d := range databases {
+		if d.driver == driver {
+			s, err := oncesql.New(db, oncesql.Options[string]{Dialect: d.dialect, Table: "things"})
+			return db, s, err
+		}
+	}
+	return nil, nil, fmt.Errorf("there is no database with the driver %q", driver)
+}
+
+// A generous Redis grants every lease: whoever asks for one gets it, and keeps it,
+// whoever else has it. To that end each lease has a key of its own.
+type generous struct{}
+
+func (generous) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (g generous) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		g.grant(cmd)
+		return next(ctx, cmd)
+	}
+}
+
+func (g generous) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		for _, cmd := range cmds {
+			g.grant(cmd)
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// grant appends the owner, which is the first argument of a script that has to do
+// with a lease, to the name of the lease's key.
+func (generous) grant(cmd redis.Cmder) {
+	args := cmd.Args()
+	if !strings.HasPrefix(cmd.Name(), "eval") {
+		return
+	}
+	keys := args[3 : 3+args[2].(int)]
+	owner := args[3+len(keys)].(string)
+	for i, key := range keys {
+		name := key.(string)
+		if strings.HasPrefix(name, sharedPrefix+":m:") && !strings.HasSuffix(name, owner) {
+			keys[i] = name + owner
+		}
+	}
+}
+
+const sharedPrefix = "of all"
+
+// create is the role of a process whose callers all ask for the same names, in
+// the same order. It says what each got, and how often it fetched.
+func create(ctx context.Context, j job, in *bufio.Scanner) error {
+	opt, err := redis.ParseURL(j.Redis)
+	if err != nil {
+		return err
+	}
+	rdb := redis.NewClient(opt)
+	defer rdb.Close()
+	if j.Shared {
+		rdb.AddHook(generous{})
+	}
+	db, table, err := store(j.Driver, j.DSN)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var (
+		fetches atomic.Int64
+		got     = make([][]string, j.Callers)
+		loaders = make([]*fetchonce.Loader[string], j.Callers)
+	)
+	for c := range loaders {
+		// With a prefix of its own, a caller has a Redis of its own, as it were.
+		prefix := j.Process + strconv.Itoa(c)
+		if j.Shared {
+			prefix = sharedPrefix
+		}
+		loaders[c], err = fetchonce.New(rdb, fetchonce.Options[string]{
+			Prefix: prefix, Store: table, RedisTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			return err
+		}
+		defer loaders[c].Close()
+	}
+	say("ready")
+	in.Scan() // all start together
+	for n := range j.Names {
+		var all sync.WaitGroup // for each name, so that its callers meet
+		for c, l := range loaders {
+			all.Go(func() {
+				v, err := l.Get(ctx, "name "+strconv.Itoa(n), func(context.Context, string) (string, error) {
+					time.Sleep(2 * time.Millisecond) // it is a remote thing
+					return fmt.Sprintf("%s's %d", j.Process, fetches.Add(1)), nil
+				})
+				if err != nil {
+					v = "error: " + err.Error()
+				}
+				got[c] = append(got[c], v)
+			})
+		}
+		all.Wait()
+	}
+	say("fetches", fetches.Load())
+	for _, values := range got {
+		say("got", strings.Join(values, "|"))
+	}
+	return nil
+}
+
+// The lock is broken, and everybody is granted every lease. There is one row of
+// each name all the same, all callers get what is in it, and none gets an error.
+func TestBrokenLock(t *testing.T) {
+	const names, callers = 200, 8
+	for kind, d := range databases {
+		for how, shared := range map[string]bool{"a Redis for each": false, "a Redis that grants everyone": true} {
+			t.Run(kind+", "+how, func(t *testing.T) {
+				server, dsn := redistest.Server(t), d.start(t)
+				db, table, err := store(d.driver, dsn)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer db.Close()
+				if err := table.CreateTable(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				began := time.Now()
+				fetches, got := allCreate(t, job{
+					Role: "create", Redis: server.URL(), Driver: d.driver, DSN: dsn, Names: names, Callers: callers, Shared: shared,
+				})
+				took := time.Since(began)
+				differ, failed := 0, 0
+				for n := range names {
+					kept, err := table.Lookup(t.Context(), "name "+strconv.Itoa(n))
+					if err != nil {
+						t.Error(err)
+					}
+					for _, values := range got {
+						if strings.HasPrefix(values[n], "error: ") {
+							if failed++; failed < 5 {
+								t.Error(values[n])
+							}
+						} else if values[n] != kept {
+							if differ++; differ < 5 {
+								t.Errorf("a caller of name %d got %q, and %q is kept", n, values[n], kept)
+							}
+						}
+					}
+				}
+				var rows int
+				if err := db.QueryRow("SELECT count(*) FROM things").Scan(&rows); err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("%d names, %d callers of each, %d fetches: %d rows, %d errors, %d other values, in %v",
+					names, len(got), fetches, rows, failed, differ, took.Round(time.Millisecond))
+				if rows != names || failed > 0 || differ > 0 {
+					t.Errorf("%d rows, %d errors, %d other values; want %d, 0, 0", rows, failed, differ, names)
+				}
+				if fetches < 2*names {
+					t.Errorf("%d fetches: the lock was not broken", fetches)
+				}
+			})
+		}
+	}
+}
+
+// allCreate runs creators in several processes, and returns how often they
+// fetched, and what each caller got for each name.
+func allCreate(t *testing.T, j job) (fetches int, got [][]string) {
+	t.Helper()
+	var workers []*worker
+	for n := range processes {
+		j := j
+		j.Process = "p" + strconv.Itoa(n)
+		workers = append(workers, start(t, executable(t), j))
+	}
+	for _, w := range workers {
+		w.says("ready")
+	}
+	for _, w := range workers {
+		w.tell("go")
+	}
+	for _, w := range workers {
+		n, err := strconv.Atoi(w.says("fetches"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fetches += n
+		for range j.Callers {
+			values := strings.Split(w.says("got"), "|")
+			if len(values) != j.Names {
+				t.Fatal(errors.New("a caller did not get all names"))
+			}
+			got = append(got, values)
+		}
+		w.stop()
+	}
+	return fetches, got
+}

@@ -1,0 +1,324 @@
+//go:build unix
+
+package chaos_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9/logging"
+
+	"github.com/fetchonce/fetchonce/chaos/history"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// jobVariable is the environment variable that makes this binary a worker.
+const jobVariable = "FETCHONCE_CHAOS_JOB"
+
+// TestMain lets this binary be one of the processes of a test.
+func TestMain(m *testing.M) {
+	if description := os.Getenv(jobVariable); description != "" {
+		logging.Disable() // go-redis tells standard error what its callers are told
+		var j job
+		err := json.Unmarshal([]byte(description), &j)
+		if err == nil {
+			err = j.work(context.Background())
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, j.Process, "failed:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// full reports whether the tests are to be as long as they can be.
+func full() bool { return os.Getenv("FETCHONCE_CHAOS") == "full" }
+
+// patience is how long anything may take that must happen.
+const patience = time.Minute
+
+// A job is what a worker has to do.
+type job struct {
+	Role    string // of roles
+	Process string // its name in the history
+	Redis   string // URL
+	Driver  string // of the database
+	DSN     string
+	History string // file
+	Lease   time.Duration
+
+	Keys []string // of a loader and of a writer
+	Late bool     // what Redis has to say comes late
+	Step step     // at which a writer kills itself
+
+	Names   int // of a creator
+	Callers int
+	Shared  bool // the callers have one Redis
+}
+
+// roles are what a worker can be. It works until its input ends, or until it has
+// done what it was to do.
+var roles = map[string]func(ctx context.Context, j job, in *bufio.Scanner) error{
+	"load":   load,
+	"read":   read,
+	"write":  write,
+	"create": create,
+	"fence":  fence,
+}
+
+func (j job) work(ctx context.Context) error {
+	role := roles[j.Role]
+	if role == nil {
+		return fmt.Errorf("there is no role %q", j.Role)
+	}
+	return role(ctx, j, bufio.NewScanner(os.Stdin))
+}
+
+// A worker is another process.
+type worker struct {
+	t     testing.TB
+	name  string
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	lines chan string // what it says
+	ended bool
+}
+
+// executable returns the path of this binary.
+func executable(t testing.TB) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// start starts a worker. Its binary is this one, or another build of it.
+func start(t testing.TB, binary string, j job) *worker {
+	t.Helper()
+	description, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &worker{t: t, name: j.Process, cmd: exec.Command(binary), lines: make(chan string, 10_000)}
+	w.cmd.Env = append(os.Environ(), jobVariable+"="+string(description))
+	w.cmd.Stderr = os.Stderr
+	if w.in, err = w.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := w.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { // ends with the process
+		lines := bufio.NewScanner(out)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			w.lines <- lines.Text()
+		}
+		close(w.lines)
+	}()
+	t.Cleanup(func() {
+		if !w.ended {
+			_ = w.cmd.Process.Kill()
+			_ = w.wait()
+		}
+	})
+	return w
+}
+
+// wait waits until the process has ended by itself.
+func (w *worker) wait() error {
+	w.ended = true
+	for range w.lines {
+	}
+	return w.cmd.Wait()
+}
+
+// stop lets the process end in peace.
+func (w *worker) stop() {
+	w.t.Helper()
+	_ = w.in.Close()
+	giveUp := time.AfterFunc(patience, func() { _ = w.cmd.Process.Signal(syscall.SIGABRT) }) // to see where it hangs
+	defer giveUp.Stop()
+	if err := w.wait(); err != nil {
+		w.t.Errorf("%s: %v", w.name, err)
+	}
+}
+
+// killed waits until the process was killed.
+func (w *worker) killed() {
+	w.t.Helper()
+	err := w.wait()
+	status, ok := w.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {
+		w.t.Errorf("%s was not killed: %v", w.name, err)
+	}
+}
+
+func (w *worker) signal(s syscall.Signal) {
+	w.t.Helper()
+	if err := w.cmd.Process.Signal(s); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *worker) tell(words ...string) {
+	w.t.Helper()
+	if _, err := fmt.Fprintln(w.in, strings.Join(words, " ")); err != nil {
+		w.t.Fatalf("%s: %v", w.name, err)
+	}
+}
+
+// says returns what comes after a word at the beginning of the next line.
+func (w *worker) says(word string) string {
+	w.t.Helper()
+	select {
+	case line, more := <-w.lines:
+		rest, ok := strings.CutPrefix(line, word)
+		if !ok || !more {
+			w.t.Fatalf("%s said %q, want %q", w.name, line, word)
+		}
+		return strings.TrimSpace(rest)
+	case <-time.After(patience):
+		w.t.Fatalf("%s did not say %q", w.name, word)
+		return ""
+	}
+}
+
+// A scene is what the workers of a test share: the servers and the history.
+type scene struct {
+	t      testing.TB
+	binary string // of the workers
+	job    job    // what is the same for all workers
+	source *source
+	log    *history.Log // the test's own
+	reader *history.Reader
+	events []history.Event // that were read so far
+	redis  *redistest.Process
+}
+
+const processes = 4
+
+func newScene(t *testing.T, lease time.Duration) *scene {
+	t.Helper()
+	server := redistest.Server(t)
+	src, dsn := newSource(t)
+	file := filepath.Join(t.TempDir(), "history")
+	log, err := history.OpenLog(file, "supervisor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = log.Close() })
+	reader, err := history.OpenReader(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = reader.Close() })
+	return &scene{
+		t: t, binary: executable(t), source: src, log: log, reader: reader, redis: server,
+		job: job{Redis: server.URL(), Driver: "pgx", DSN: dsn, History: file, Lease: lease},
+	}
+}
+
+// start starts a worker of this scene.
+func (s *scene) start(role, process string, change func(*job)) *worker {
+	s.t.Helper()
+	j := s.job
+	j.Role, j.Process = role, process
+	change(&j)
+	return start(s.t, s.binary, j)
+}
+
+// await waits until ok holds for one of the events to come.
+func (s *scene) await(what string, ok func(history.Event) bool) {
+	s.t.Helper()
+	events, err := s.reader.Await(patience, ok)
+	s.events = append(s.events, events...)
+	if err != nil {
+		s.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// read reads what was written since.
+func (s *scene) read() {
+	s.t.Helper()
+	events, err := s.reader.Next()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.events = append(s.events, events...)
+}
+
+// create makes keys with their first versions.
+func (s *scene) create(keys ...string) {
+	s.t.Helper()
+	for _, key := range keys {
+		if err := s.source.create(s.t.Context(), key); err != nil {
+			s.t.Fatal(err)
+		}
+		first := history.Event{Key: key, Version: 1, Writer: "supervisor"}
+		for _, first.Op = range []history.Op{history.Committing, history.Committed} {
+			s.log.Write(first)
+		}
+	}
+}
+
+// bury writes down that a process has died, and what it had committed before.
+func (s *scene) bury(w *worker) {
+	s.t.Helper()
+	s.log.Write(history.Event{Process: w.name, Op: history.Died})
+	commits, err := s.source.left(s.t.Context(), w.name)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, c := range commits {
+		s.log.Write(c)
+	}
+}
+
+// judge reads what is left to read, and returns what is wrong with it. The
+// whole history is kept for a look if there is anything.
+func (s *scene) judge() ([]history.Violation, history.Count) {
+	s.t.Helper()
+	s.read()
+	return history.Check(s.events, s.job.Lease), history.Sum(s.events, s.job.Lease)
+}
+
+// wantInnocent fails the test for what was found.
+func (s *scene) wantInnocent(found []history.Violation) {
+	s.t.Helper()
+	for i, v := range found {
+		if i == 5 {
+			s.t.Errorf("and %d more", len(found)-i)
+			break
+		}
+		s.t.Error(v)
+	}
+	if len(found) == 0 {
+		return
+	}
+	if dir := os.Getenv("FETCHONCE_CHAOS_KEEP"); dir != "" {
+		kept, err := os.ReadFile(s.job.History)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, strings.ReplaceAll(s.t.Name(), "/", "-")), kept, 0o600)
+		}
+		s.t.Log("the history is kept:", err)
+	}
+}

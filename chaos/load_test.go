@@ -1,0 +1,323 @@
+//go:build unix
+
+package chaos_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/chaos/history"
+)
+
+const (
+	loadKeys = 8
+	readers  = 4 // in each process
+	writers  = 1
+)
+
+// An actor is what a worker reads and writes with.
+type actor struct {
+	job
+	rdb    *redis.Client
+	loader *fetchonce.Loader[thing]
+	source *source
+	log    *history.Log
+	writes atomic.Int64
+}
+
+// A thing is a value: it says whose it is.
+type thing struct {
+	Key     string
+	Version int64
+}
+
+func newActor(j job) (*actor, error) {
+	opt, err := redis.ParseURL(j.Redis)
+	if err != nil {
+		return nil, err
+	}
+	opt.ContextTimeoutEnabled = true
+	if j.Late {
+		dial := redis.NewDialer(opt)
+		opt.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			return lateConn{conn}, err
+		}
+	}
+	a := &actor{job: j, rdb: redis.NewClient(opt)}
+	// A stop or a busy machine must not look like a Redis that is down: without
+	// Redis, less is promised.
+	a.loader, err = fetchonce.New(a.rdb, fetchonce.Options[thing]{
+		Prefix: "chaos", Lease: j.Lease, RedisTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if a.source, err = openSource(j.DSN); err != nil {
+		return nil, err
+	}
+	a.log, err = history.OpenLog(j.History, j.Process)
+	return a, err
+}
+
+// A lateConn is a connection on which what was sent to us, answers and messages,
+// is sometimes late. What we send is not.
+type lateConn struct{ net.Conn }
+
+func (c lateConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if rand.N(10) == 0 {
+		time.Sleep(rand.N(20 * time.Millisecond))
+	}
+	return n, err
+}
+
+func (a *actor) close() error {
+	return errors.Join(a.loader.Close(), a.rdb.Close(), a.source.db.Close(), a.log.Close())
+}
+
+// get Gets a key, and writes down what it got.
+func (a *actor) get(ctx context.Context, key string) {
+	e := history.Event{Op: history.Got, Key: key, Began: history.Now()}
+	v, err := a.loader.Get(ctx, key, a.fetch)
+	switch {
+	case err != nil:
+		e.Err = err.Error()
+	case v.Key != key:
+		e.Err = "the value of " + v.Key
+	default:
+		e.Version = v.Version
+	}
+	a.log.Write(e)
+}
+
+// fetch reads the source. What it found is sometimes old before it returns it,
+// and it does not heed its context then.
+func (a *actor) fetch(ctx context.Context, key string) (thing, error) {
+	version, err := a.source.version(context.WithoutCancel(ctx), key)
+	linger()
+	return thing{key, version}, err
+}
+
+// linger sometimes takes a moment, and now and then a long one.
+func linger() {
+	switch n := rand.N(20); {
+	case n == 0:
+		time.Sleep(rand.N(20 * time.Millisecond))
+	case n < 9:
+		time.Sleep(rand.N(2 * time.Millisecond))
+	}
+}
+
+// update writes the next version of a key in an Update.
+func (a *actor) update(ctx context.Context, key string) {
+	began := history.Now()
+	e := history.Event{Key: key, Writer: writer(a.Process, a.writes.Add(1), true), Update: true}
+	err := a.loader.Update(ctx, key, func(ctx context.Context) error {
+		err := a.source.next(ctx, a.log, a.Process, &e, nil)
+		linger()
+		return err
+	})
+	e.Op, e.Began, e.Err = history.Updated, began, text(err)
+	a.log.Write(e)
+}
+
+// writeAndDelete writes the next version of a key, and then Deletes it.
+func (a *actor) writeAndDelete(ctx context.Context, key string) {
+	e := history.Event{Key: key, Writer: writer(a.Process, a.writes.Add(1), false)}
+	err := a.source.next(ctx, a.log, a.Process, &e, nil)
+	e = history.Event{Op: history.Deleted, Key: key, Began: history.Now()}
+	if err == nil {
+		err = a.loader.Delete(ctx, key)
+	}
+	e.Err = text(err)
+	a.log.Write(e)
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// load is the role of a process that reads and writes until its input ends.
+func load(ctx context.Context, j job, in *bufio.Scanner) error {
+	a, err := newActor(j)
+	if err != nil {
+		return err
+	}
+	var (
+		all   sync.WaitGroup
+		ended atomic.Bool
+		key   = func() string { return j.Keys[rand.N(len(j.Keys))] }
+	)
+	for range readers {
+		all.Go(func() {
+			for !ended.Load() {
+				a.get(ctx, key())
+				if rand.N(4) == 0 {
+					time.Sleep(rand.N(time.Millisecond))
+				}
+			}
+		})
+	}
+	for range writers {
+		all.Go(func() {
+			for !ended.Load() {
+				if rand.N(2) == 0 {
+					a.update(ctx, key())
+				} else {
+					a.writeAndDelete(ctx, key())
+				}
+				time.Sleep(rand.N(20 * time.Millisecond))
+			}
+		})
+	}
+	for in.Scan() {
+	}
+	ended.Store(true)
+	all.Wait()
+	return a.close()
+}
+
+// A loading is a scene under load.
+type loading struct {
+	*scene
+	keys    []string
+	workers []*worker
+	number  int // of workers so far
+	late    bool
+}
+
+func startLoad(s *scene, late bool) *loading {
+	s.t.Helper()
+	l := &loading{scene: s, late: late}
+	for n := range loadKeys {
+		l.keys = append(l.keys, "key "+strconv.Itoa(n))
+	}
+	s.create(l.keys...)
+	for range processes {
+		l.workers = append(l.workers, l.another())
+	}
+	return l
+}
+
+func (l *loading) another() *worker {
+	l.t.Helper()
+	l.number++
+	return l.start("load", "p"+strconv.Itoa(l.number), func(j *job) { j.Keys, j.Late = l.keys, l.late })
+}
+
+// run lets the load run for a while, and does something to it again and again.
+func (l *loading) run(d time.Duration, do func()) {
+	l.t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		do()
+		l.read()
+	}
+}
+
+// stopOne stops one of the first two workers for a moment, or for longer than its
+// leases last.
+func (l *loading) stopOne() {
+	l.t.Helper()
+	w := l.workers[rand.N(2)]
+	w.signal(syscall.SIGSTOP)
+	time.Sleep(rand.N([]time.Duration{10 * time.Millisecond, 10 * time.Millisecond, 2 * l.job.Lease}[rand.N(3)]))
+	w.signal(syscall.SIGCONT)
+	time.Sleep(rand.N(50 * time.Millisecond))
+}
+
+func (l *loading) stop() {
+	l.t.Helper()
+	for _, w := range l.workers {
+		w.stop()
+	}
+}
+
+// Eight keys, 16 readers and 4 writers in 4 processes. Whatever was written is
+// read by every Get that begins after the Update or the Delete has returned. Each
+// of the three loads lasts a minute when full.
+func TestNoStaleReads(t *testing.T) {
+	length := 4 * time.Second
+	if full() {
+		length = time.Minute
+	}
+	for name, late := range map[string]bool{"calm": false, "late answers": true} {
+		t.Run(name, func(t *testing.T) {
+			l := startLoad(newScene(t, 400*time.Millisecond), late)
+			l.run(length, func() { time.Sleep(100 * time.Millisecond) })
+			l.stop()
+			found, count := l.judge()
+			l.wantInnocent(found)
+			t.Log(count)
+			if least := int(length.Seconds()); count.Gets < 200*least || count.Updates < 10*least || count.Deletes < 10*least {
+				t.Errorf("%v is not enough to tell anything by", count)
+			}
+		})
+	}
+
+	// Two of the processes are stopped now and then, beyond their leases too. The
+	// others are killed. (A process that is stopped in an Update for longer than a
+	// lease and dies when it goes on is what no lease can help against.)
+	t.Run("storm", func(t *testing.T) {
+		l := startLoad(newScene(t, 400*time.Millisecond), false)
+		stops := 0
+		l.run(length, func() {
+			if rand.N(3) > 0 {
+				l.stopOne()
+				stops++
+				return
+			}
+			time.Sleep(rand.N(100 * time.Millisecond))
+			n := 2 + rand.N(2)
+			w := l.workers[n]
+			w.signal(syscall.SIGKILL)
+			w.killed()
+			l.bury(w)
+			l.workers[n] = l.another()
+		})
+		l.stop()
+		found, count := l.judge()
+		l.wantInnocent(found)
+		t.Log(count, "and", stops, "stops")
+		if least := int(length.Seconds()); count.Gets < 200*least || count.Updates < least || count.Deletes < least || count.Deaths < least/2 || stops < least/2 {
+			t.Errorf("%v and %d stops are not enough to tell anything by", count, stops)
+		}
+		wantNoKeyForEver(l.scene)
+	})
+}
+
+// wantNoKeyForEver fails the test if there is a key in Redis that does not end by
+// itself.
+func wantNoKeyForEver(s *scene) {
+	s.t.Helper()
+	rdb := s.redis.Client()
+	names, err := rdb.Keys(s.t.Context(), "*").Result()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, name := range names {
+		if left, err := rdb.PTTL(s.t.Context(), name).Result(); err != nil || left == -1 {
+			s.t.Errorf("%s stays for ever (%v, %v)", name, left, err)
+		}
+	}
+}
+
+// say tells the supervisor something.
+func say(words ...any) { fmt.Println(words...) }

@@ -1,0 +1,168 @@
+package mariadbtest_test
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/mariadbtest"
+)
+
+func TestEachTestGetsADatabaseOfItsOwn(t *testing.T) {
+	a, b := mariadbtest.Start(t), mariadbtest.Start(t)
+	if a == b {
+		t.Errorf("two Starts gave one database, %s", a)
+	}
+	for _, dsn := range []string{a, b} {
+		if out, err := query(t, dsn, "SELECT DATABASE()"); err != nil || !strings.HasSuffix(dsn, "/"+out) {
+			t.Errorf("the database of %s is %q, %v", dsn, out, err)
+		}
+	}
+}
+
+func TestDatabaseIsDroppedAfterItsTest(t *testing.T) {
+	var dsn string
+	t.Run("a test", func(t *testing.T) { dsn = mariadbtest.Start(t) })
+	if dsn == "" {
+		t.Skip("no MariaDB")
+	}
+	if out, err := query(t, dsn, "SELECT 1"); err == nil {
+		t.Errorf("SELECT 1 after the test = %q, want an error", out)
+	}
+}
+
+func TestStoppedServerIsGoneAndKeepsItsFiles(t *testing.T) {
+	mariadbtest.Start(t) // skips, without a MariaDB
+	dir := reachable(t)
+	s, err := mariadbtest.Run(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := query(t, s.DSN(), "SELECT 1"); err != nil || out != "1" {
+		t.Errorf("SELECT 1 = %q, %v; want 1", out, err)
+	}
+	for range 2 {
+		if err := s.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := query(t, s.DSN(), "SELECT 1"); err == nil {
+		t.Errorf("SELECT 1 after Stop = %q, want an error", out)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "data", "ibdata1")); err != nil {
+		t.Errorf("after Stop: %v", err)
+	}
+}
+
+func TestServerThatCannotStartSaysWhy(t *testing.T) {
+	mariadbtest.Start(t)
+	dir := reachable(t)
+	if err := os.WriteFile(filepath.Join(dir, "data"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := mariadbtest.Run(dir)
+	if err == nil {
+		_ = s.Stop()
+		t.Fatal("Run with a file in the place of its data succeeded")
+	}
+	if errors.Is(err, mariadbtest.ErrNotInstalled) || !strings.Contains(err.Error(), filepath.Join(dir, "data")) {
+		t.Errorf("Run = %v; want an error that names what is in the way", err)
+	}
+}
+
+func TestMissingProgramIsNotInstalled(t *testing.T) {
+	if found, err := mariadbtest.Programs("no-such-program"); !errors.Is(err, mariadbtest.ErrNotInstalled) {
+		t.Errorf("programs = %v, %v; want ErrNotInstalled", found, err)
+	}
+}
+
+// The process that started a server is killed, and can clean up nothing. The
+// server and the script hold a pipe of ours open, so when we see its end, both
+// have ended.
+func TestServerEndsWithItsProcess(t *testing.T) {
+	const helper = "MARIADBTEST_HELPER" // set in the process that is killed
+	dsn := mariadbtest.Start(t)
+	if os.Getenv(helper) != "" {
+		if _, err := io.WriteString(os.NewFile(3, "life"), dsn); err != nil {
+			t.Fatal(err)
+		}
+		select {}
+	}
+
+	life, end, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = life.Close() }()
+	defer func() { _ = end.Close() }()
+
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestServerEndsWithItsProcess$")
+	cmd.Env = append(os.Environ(), helper+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{end}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := end.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := life.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	text := make([]byte, 1024)
+	n, err := life.Read(text) // the server is up
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(socket(string(text[:n])))
+	if _, err := os.Stat(dir); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if _, err := life.Read(text); !errors.Is(err, io.EOF) {
+		t.Fatalf("waiting for the server's end: %v", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the server has ended, and %s is still there: %v", dir, err)
+	}
+}
+
+// socket returns the path in a DSN.
+func socket(dsn string) string {
+	_, rest, _ := strings.Cut(dsn, "(")
+	path, _, _ := strings.Cut(rest, ")")
+	return path
+}
+
+func query(t *testing.T, dsn, statement string) (string, error) {
+	t.Helper()
+	client, err := mariadbtest.Programs("mariadb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, database, _ := strings.Cut(dsn, ")/")
+	out, err := exec.CommandContext(t.Context(), client[0], "--no-defaults", "--socket="+socket(dsn), "--user=root",
+		"--batch", "--skip-column-names", "--execute="+statement, database).Output()
+	return strings.TrimSuffix(string(out), "\n"), err
+}
+
+// reachable returns a directory that the user mysql can get to, which
+// t.TempDir's parent does not let it, and with a path short enough for a socket.
+func reachable(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "mariadbtest") //nolint:usetesting // see above
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}

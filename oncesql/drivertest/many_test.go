@@ -1,0 +1,280 @@
+package drivertest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/oncesql"
+)
+
+func TestLookupManyReturnsWhatIsThere(t *testing.T) {
+	for _, f := range everyForm {
+		t.Run(f.name, func(t *testing.T) {
+			d := f.open(t)
+			want := make(map[string]thing)
+			for i, key := range []string{"a", "A", "a ", "", "'", "é", "e\u0301", "zero"} {
+				want[key] = thing{key, i}
+				if key == "zero" {
+					want[key] = thing{}
+				}
+				if _, err := f.store(t, d).Create(t.Context(), key, want[key]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			keys := []string{"absent", "a", "A", "a ", "", "'", "é", "e\u0301", "zero", "a", "absent", "AA"}
+			selects := 0
+			s := f.store(t, d.before(t, func(statement string) error {
+				if strings.HasPrefix(statement, "SELECT") {
+					selects++
+				}
+				return nil
+			}))
+			found, err := s.LookupMany(t.Context(), keys)
+			if !maps.Equal(found, want) || err != nil {
+				t.Errorf("LookupMany = %v, %v; want %v", found, err, want)
+			}
+			if selects != 1 {
+				t.Errorf("%d queries, want 1", selects)
+			}
+		})
+	}
+}
+
+func TestLookupManyOfNoKeysAsksNobody(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			s := newStore(t, d.before(t, func(statement string) error {
+				t.Errorf("sent %s", statement)
+				return nil
+			}), oncesql.Options[string]{Table: "things"})
+			for _, keys := range [][]string{nil, {}} {
+				if found, err := s.LookupMany(t.Context(), keys); found == nil || len(found) != 0 || err != nil {
+					t.Errorf("LookupMany(%v) = %v, %v; want an empty map", keys, found, err)
+				}
+			}
+		})
+	}
+}
+
+// More keys than the database takes in one statement, of which a few are there:
+// the first, the last, and those where one statement ends and the next begins.
+func TestLookupManyHasNoLimit(t *testing.T) {
+	const n = 70_000
+	limits := map[string]int{"Postgres": 65_535, "MariaDB": 10_000, "SQLite": 32_766}
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			s := textStore(t, d, "things")
+			limit := limits[name]
+			want := make(map[string]string)
+			for _, i := range []int{0, 1, limit - 1, limit, limit + 1, n - 1} {
+				key := fmt.Sprintf("key %d", i)
+				want[key] = "value of " + key
+				if _, err := s.Create(t.Context(), key, want[key]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			keys := make([]string, n)
+			for i := range keys {
+				keys[i] = fmt.Sprintf("key %d", i)
+			}
+			selects := 0
+			watched := newStore(t, d.before(t, func(statement string) error {
+				if strings.HasPrefix(statement, "SELECT") {
+					selects++
+				}
+				return nil
+			}), oncesql.Options[string]{Table: "things"})
+			for _, test := range []struct{ keys, selects int }{
+				{limit, 1}, {limit + 1, 2}, {n, (n + limit - 1) / limit},
+			} {
+				expected := maps.Clone(want)
+				maps.DeleteFunc(expected, func(key, _ string) bool {
+					var i int
+					_, err := fmt.Sscanf(key, "key %d", &i)
+					return err != nil || i >= test.keys
+				})
+				selects = 0
+				start := time.Now()
+				found, err := watched.LookupMany(t.Context(), keys[:test.keys])
+				if !maps.Equal(found, expected) || err != nil {
+					t.Errorf("LookupMany of %d keys = %v, %v; want %v", test.keys, found, err, expected)
+				}
+				if selects != test.selects {
+					t.Errorf("LookupMany of %d keys took %d queries, want %d", test.keys, selects, test.selects)
+				}
+				t.Logf("%d keys, %d queries: %v", test.keys, selects, time.Since(start))
+			}
+		})
+	}
+}
+
+// A server takes only so many bytes at once: MariaDB 16 MiB, if it is not told
+// otherwise.
+func TestLookupManyOfLongKeysTakesMoreQueries(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			s := textStore(t, d, "things")
+			if _, err := s.Create(t.Context(), "k", "v"); err != nil {
+				t.Fatal(err)
+			}
+			selects := 0
+			watched := newStore(t, d.before(t, func(statement string) error {
+				if strings.HasPrefix(statement, "SELECT") {
+					selects++
+				}
+				return nil
+			}), oncesql.Options[string]{Table: "things"})
+			var keys []string
+			for i := range 9000 {
+				keys = append(keys, fmt.Sprintf("%0*d", 2500, i)) // 22 MB
+			}
+			keys = append(keys, strings.Repeat("k", 3<<20), "k")
+			found, err := watched.LookupMany(t.Context(), keys)
+			if len(found) != 1 || found["k"] != "v" || err != nil {
+				t.Errorf("LookupMany = %d values, %v; want that of k", len(found), err)
+			}
+			if selects < 10 || selects > 14 {
+				t.Errorf("%d queries for 25 MB of keys, want one for each 2 MiB", selects)
+			}
+		})
+	}
+}
+
+// A pgx that remembers statements remembers some twenty of ours.
+func TestLookupManySendsFewKindsOfStatements(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			textStore(t, d, "things")
+			kinds := make(map[string]bool)
+			s := newStore(t, d.before(t, func(statement string) error {
+				kinds[statement] = true
+				return nil
+			}), oncesql.Options[string]{Table: "things"})
+			var keys []string
+			for i := range 300 {
+				keys = append(keys, fmt.Sprintf("key %d", i))
+				if _, err := s.LookupMany(t.Context(), keys); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(kinds) != 10 { // for 1, 2, 4 ... 512 keys
+				t.Errorf("%d kinds of statements, want 10", len(kinds))
+			}
+		})
+	}
+}
+
+// The database writes a key in its own way, or takes other letters for it.
+func TestLookupManyReturnsTheCallersKeys(t *testing.T) {
+	for name, test := range map[string]struct {
+		newDatabase func(t *testing.T) database
+		keyType     string
+		row         string   // as it stands in the table
+		ask         []string // each finds it
+	}{
+		"uuid":           {databases["Postgres"], "uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", []string{"A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"}},
+		"padded":         {databases["Postgres"], "char(5)", "ab", []string{"ab", "ab "}},
+		"number":         {databases["Postgres"], "int", "7", []string{"7"}},
+		"number, zeros":  {databases["Postgres"], "int", "7", []string{"007"}},
+		"MariaDB, case":  {databases["MariaDB"], "varchar(20) COLLATE latin1_swedish_ci", "Ab", []string{"aB", "AB"}},
+		"MariaDB, blank": {databases["MariaDB"], "varchar(20) COLLATE latin1_bin", "ab", []string{"ab "}},
+		"SQLite, case":   {databases["SQLite"], "text COLLATE NOCASE", "Ab", []string{"aB", "AB"}},
+		"SQLite, number": {databases["SQLite"], "integer", "7", []string{"7"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := test.newDatabase(t)
+			d.exec(t, "CREATE TABLE things (id "+test.keyType+" NOT NULL PRIMARY KEY, value text)")
+			s := newStore(t, d, oncesql.Options[string]{Table: "things", Key: "id"})
+			if _, err := s.Create(t.Context(), test.row, "v"); err != nil {
+				t.Fatal(err)
+			}
+			want := make(map[string]string)
+			for _, key := range test.ask {
+				if v, err := s.Lookup(t.Context(), key); v != "v" || err != nil {
+					t.Fatalf("Lookup(%q) = %q, %v; want v", key, v, err)
+				}
+				want[key] = "v"
+			}
+			if found, err := s.LookupMany(t.Context(), test.ask); !maps.Equal(found, want) || err != nil {
+				t.Errorf("LookupMany(%q) = %v, %v; want %v", test.ask, found, err, want)
+			}
+		})
+	}
+}
+
+// A row for which Scan says so is absent, and every other error ends it all.
+func TestLookupManyPassesOnErrorsOfScan(t *testing.T) {
+	mine := errors.New("mine")
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			d.exec(t, "CREATE TABLE things (key text PRIMARY KEY, name text)", "INSERT INTO things VALUES ('a', 'there'), ('b', 'gone'), ('c', 'bad')")
+			s := newStore(t, d, oncesql.Options[string]{
+				Table:   "things",
+				Columns: []string{"name"},
+				Values:  func(v string) []any { return []any{v} },
+				Scan: func(scan func(dest ...any) error) (v string, err error) {
+					if err := scan(&v); err != nil {
+						return "", err
+					}
+					switch v {
+					case "gone":
+						return "", fmt.Errorf("deleted: %w", fetchonce.ErrNotFound)
+					case "bad":
+						return "", mine
+					}
+					return v, nil
+				},
+			})
+			if found, err := s.LookupMany(t.Context(), []string{"a", "b"}); len(found) != 1 || found["a"] != "there" || err != nil {
+				t.Errorf("LookupMany(a, b) = %v, %v; want a alone", found, err)
+			}
+			if found, err := s.LookupMany(t.Context(), []string{"a", "b", "c"}); found != nil || err != mine {
+				t.Errorf("LookupMany(a, b, c) = %v, %v; want nothing, and the error of Scan", found, err)
+			}
+			if n := d.Stats().InUse; n != 0 {
+				t.Errorf("%d connections in use, want 0", n)
+			}
+		})
+	}
+}
+
+func TestLookupManyTellsErrorsFromAbsence(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			d.exec(t, "CREATE TABLE things (key text, value text)",
+				`INSERT INTO things VALUES ('twice', '"1"'), ('twice', '"2"'), ('null', NULL), ('half', '"ha'), ('k', '"v"')`)
+			s := newStore(t, d, oncesql.Options[string]{Table: "things"})
+			for key, want := range map[string]string{
+				"twice": `"twice" has several rows`,
+				"null":  `the value of "null" is NULL`,
+				"half":  `decode the value of "half"`,
+			} {
+				if found, err := s.LookupMany(t.Context(), []string{"k", key}); found != nil || err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("LookupMany(k, %s) = %v, %v; want an error that says %s", key, found, err, want)
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if found, err := s.LookupMany(ctx, []string{"k"}); found != nil || !errors.Is(err, context.Canceled) {
+				t.Errorf("LookupMany = %v, %v; want nothing, context.Canceled", found, err)
+			}
+			broken := errors.New("connection reset by peer")
+			cut := newStore(t, d.before(t, func(string) error { return broken }), oncesql.Options[string]{Table: "things"})
+			if found, err := cut.LookupMany(t.Context(), []string{"k"}); found != nil || err != broken {
+				t.Errorf("LookupMany = %v, %v; want nothing, and the driver's error unchanged", found, err)
+			}
+		})
+	}
+}

@@ -1,0 +1,124 @@
+package oncesql_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/oncesql"
+)
+
+// A recorder is a database in which there is nothing but a unique index. It
+// remembers each statement that it has not seen yet.
+type recorder struct{ statements *[]string }
+
+func (r recorder) Driver() driver.Driver                        { return nil }
+func (r recorder) Connect(context.Context) (driver.Conn, error) { return r, nil }
+func (r recorder) Close() error                                 { return nil }
+func (r recorder) Begin() (driver.Tx, error)                    { return nil, errors.New("no transactions") }
+
+func (r recorder) Prepare(statement string) (driver.Stmt, error) { return recorded{r, statement}, nil }
+
+// recorded is a statement. It takes any number of parameters.
+type recorded struct {
+	recorder
+	text string
+}
+
+func (s recorded) NumInput() int { return -1 }
+
+func (s recorded) Exec([]driver.Value) (driver.Result, error) {
+	s.record()
+	return driver.ResultNoRows, nil
+}
+
+func (s recorded) Query([]driver.Value) (driver.Rows, error) {
+	s.record()
+	if strings.HasPrefix(s.text, "SHOW INDEX") {
+		return &records{{"things", int64(0), "PRIMARY", int64(1), "key", nil}}, nil
+	}
+	return &records{}, nil
+}
+
+func (s recorded) record() {
+	if !slices.Contains(*s.statements, s.text) {
+		*s.statements = append(*s.statements, s.text)
+	}
+}
+
+// records are what a statement results in.
+type records [][]driver.Value
+
+func (r *records) Columns() []string { return make([]string, 6) }
+func (r *records) Close() error      { return nil }
+
+func (r *records) Next(dest []driver.Value) error {
+	if len(*r) == 0 {
+		return io.EOF
+	}
+	copy(dest, (*r)[0])
+	*r = (*r)[1:]
+	return nil
+}
+
+func TestStatementsAreAsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../docs/database.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		dialect oncesql.Dialect
+		heading string
+	}{
+		{oncesql.Postgres, "### PostgreSQL"},
+		{oncesql.MySQL, "### MySQL and MariaDB"},
+		{oncesql.SQLite, "### SQLite"},
+	} {
+		var sent []string
+		db := sql.OpenDB(recorder{&sent})
+		defer func() { _ = db.Close() }()
+		store, err := oncesql.New(db, oncesql.Options[string]{Dialect: test.dialect, Table: "things"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.CreateTable(t.Context()); err != nil {
+			t.Errorf("%v: CreateTable: %v", test.dialect, err)
+		}
+		if _, err := store.Lookup(t.Context(), "k"); !errors.Is(err, fetchonce.ErrNotFound) {
+			t.Errorf("%v: Lookup = %v, want ErrNotFound", test.dialect, err)
+		}
+		if _, err := store.LookupMany(t.Context(), []string{"a", "b", "c"}); err != nil {
+			t.Errorf("%v: LookupMany: %v", test.dialect, err)
+		}
+		if _, err := store.Create(t.Context(), "k", "v"); err == nil {
+			t.Errorf("%v: Create found what it inserted", test.dialect)
+		}
+		if want := documented(t, string(page), test.heading); !slices.Equal(sent, want) {
+			t.Errorf("%v sent\n\t%s\nand docs/database.md has\n\t%s", test.dialect, strings.Join(sent, "\n\t"), strings.Join(want, "\n\t"))
+		}
+	}
+}
+
+// documented returns the statements under a heading, without semicolons.
+func documented(t *testing.T, page, heading string) (statements []string) {
+	t.Helper()
+	_, section, ok := strings.Cut(page, "\n"+heading+"\n")
+	_, section, hasBlock := strings.Cut(section, "```sql\n")
+	block, _, hasEnd := strings.Cut(section, "```")
+	if !ok || !hasBlock || !hasEnd {
+		t.Fatalf("docs/database.md has no statements under %q", heading)
+	}
+	for line := range strings.Lines(block) {
+		if !strings.HasPrefix(line, "--") {
+			statements = append(statements, strings.TrimSuffix(strings.TrimSpace(line), ";"))
+		}
+	}
+	return statements
+}

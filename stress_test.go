@@ -1,0 +1,204 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+var stressFor = flag.Duration("stress", 600*time.Millisecond, "how long each stress test runs")
+
+// A truth is an origin whose values are versions, which only rise.
+type truth struct {
+	version  atomic.Int64 // what a fetch would find now
+	deleted  atomic.Int64 // the newest version of which a Delete has returned
+	fetching atomic.Int64 // fetches under way
+}
+
+var errOrigin = errors.New("the origin fails")
+
+// fetch returns the version there was when it began, some time later: as old as
+// it may be.
+func (o *truth) fetch(ctx context.Context, longest time.Duration, fails bool) (string, error) {
+	v := o.version.Load()
+	select {
+	case <-time.After(rand.N(longest)):
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	if fails && rand.N(20) == 0 {
+		return "", errOrigin
+	}
+	return strconv.FormatInt(v, 10), nil
+}
+
+// A stress is several processes that ask for the same few keys all the time.
+type stress struct {
+	*testing.T
+	loaders []loader
+	truths  map[string]*truth
+	keys    []string
+	ctx     context.Context // ends when it is over
+	running sync.WaitGroup
+
+	gets, fetches, deletes atomic.Int64
+}
+
+func newStress(t *testing.T, r backend, change ...func(*options)) *stress {
+	t.Helper()
+	s := &stress{T: t, keys: []string{"a", "b", "c"}, truths: make(map[string]*truth)}
+	for _, key := range s.keys {
+		s.truths[key] = &truth{}
+	}
+	for range 4 {
+		s.loaders = append(s.loaders, newLoader(t, r, change...))
+	}
+	var cancel context.CancelFunc
+	s.ctx, cancel = context.WithTimeout(t.Context(), *stressFor)
+	t.Cleanup(cancel)
+	return s
+}
+
+// callers sets 25 callers of each process to work, who call get again and again.
+func (s *stress) callers(get func(l loader, key string, o *truth)) {
+	for _, l := range s.loaders {
+		for range 25 {
+			s.running.Go(func() {
+				for s.ctx.Err() == nil {
+					key := s.keys[rand.N(len(s.keys))]
+					get(l, key, s.truths[key])
+					s.gets.Add(1)
+				}
+			})
+		}
+	}
+}
+
+// every calls do about so often.
+func (s *stress) every(pause time.Duration, do func()) {
+	s.running.Go(func() {
+		for s.ctx.Err() == nil {
+			time.Sleep(pause/2 + rand.N(pause))
+			do()
+		}
+	})
+}
+
+// write makes a new version, and deletes the one that is kept.
+func (s *stress) write() {
+	key := s.keys[rand.N(len(s.keys))]
+	o, l := s.truths[key], s.loaders[rand.N(len(s.loaders))]
+	v := o.version.Add(1)
+	if l.Delete(s.Context(), key) != nil {
+		return // nothing is known
+	}
+	s.deletes.Add(1)
+	for {
+		known := o.deleted.Load()
+		if v <= known || o.deleted.CompareAndSwap(known, v) {
+			return
+		}
+	}
+}
+
+// end waits for all, each of whom must come back.
+func (s *stress) end() {
+	s.Helper()
+	ended := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(*stressFor + 20*time.Second):
+		s.Fatal("somebody waits for ever")
+	}
+	s.Logf("%d Gets, %d fetches, %d Deletes", s.gets.Load(), s.fetches.Load(), s.deletes.Load())
+}
+
+// Values come and go by themselves: never two fetches of a key at once.
+func TestStressOneFetchAtATime(t *testing.T) {
+	redistest.EachReal(t, func(t *testing.T, r backend) {
+		s := newStress(t, r, func(opt *options) { opt.TTL, opt.Jitter = 10*time.Millisecond, 0.5 })
+		s.callers(func(l loader, key string, o *truth) {
+			_, err := l.Get(t.Context(), key, func(ctx context.Context, _ string) (string, error) {
+				if o.fetching.Add(1) > 1 {
+					t.Errorf("two fetches of %s at once", key)
+				}
+				defer o.fetching.Add(-1)
+				s.fetches.Add(1)
+				return o.fetch(ctx, 5*time.Millisecond, true)
+			})
+			if err != nil && !strings.Contains(err.Error(), errOrigin.Error()) {
+				t.Error(err)
+			}
+		})
+		s.end()
+		if s.fetches.Load() < 10 {
+			t.Error("there was no stress")
+		}
+	})
+}
+
+// Whatever happens, a Get that began after a Delete had returned does not return
+// what was before it.
+func TestStressNothingStale(t *testing.T) {
+	redistest.EachReal(t, func(t *testing.T, r backend) {
+		s := newStress(t, r)
+		admin := r.Client()
+		s.callers(func(l loader, key string, o *truth) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if rand.N(10) == 0 {
+				time.AfterFunc(rand.N(5*time.Millisecond), cancel)
+			}
+			least := o.deleted.Load()
+			text, err := l.Get(ctx, key, func(ctx context.Context, _ string) (string, error) {
+				s.fetches.Add(1)
+				return o.fetch(ctx, 5*time.Millisecond, true)
+			})
+			if err != nil {
+				if ctx.Err() == nil && !strings.Contains(err.Error(), errOrigin.Error()) {
+					t.Error(err)
+				}
+				return
+			}
+			if v, err := strconv.ParseInt(text, 10, 64); err != nil || v < least {
+				t.Errorf("%s = %q, but version %d was deleted before", key, text, least)
+			}
+		})
+		s.every(15*time.Millisecond, s.write)
+		s.every(200*time.Millisecond, func() { killClients(t, admin) })
+		s.end()
+		if s.deletes.Load() < 3 || s.gets.Load() < 200 {
+			t.Error("there was no stress")
+		}
+		wantNoKeyForEver(t, r)
+	})
+}
+
+// killClients ends the connections of all clients, or those that subscribe.
+func killClients(t *testing.T, admin redis.UniversalClient) {
+	t.Helper()
+	kind := []string{"normal", "pubsub"}[rand.N(2)]
+	kill := func(ctx context.Context, c *redis.Client) error {
+		return c.Do(ctx, "client", "kill", "type", kind).Err()
+	}
+	if cluster, ok := admin.(*redis.ClusterClient); ok {
+		_ = cluster.ForEachMaster(t.Context(), kill)
+		return
+	}
+	_ = kill(t.Context(), admin.(*redis.Client))
+}
