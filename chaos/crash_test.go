@@ -79,10 +79,10 @@ const renewals = 6
 // markOrUnmark recognises the scripts of an Update.
 func markOrUnmark(cmd redis.Cmder) (mark, unmark bool) {
 	args := cmd.Args()
-	if name := cmd.Name(); name != "evalsha" && name != "eval" || len(args) != 11 || args[2] != 3 {
+	if name := cmd.Name(); name != "evalsha" && name != "eval" || args[2] != 3 {
 		return false, false
 	}
-	lasts, ok := args[10].(int64)
+	lasts, ok := args[len(args)-1].(int64) // of all scripts with three keys, only theirs ends with a time
 	return ok && lasts > 0, ok && lasts == 0
 }
 
