@@ -5,4 +5,5 @@ import "github.com/fetchonce/fetchonce/bench/run"
 // workloads has all, in the order of the report.
 var workloads = []*run.Workload{
 	handover,
+	overHTTP,
 }

@@ -3,11 +3,12 @@ package run
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"os"
 	"os/exec"
 	"runtime"
@@ -18,10 +19,10 @@ import (
 // A Plan says what to measure.
 type Plan struct {
 	Workloads []*Workload
-	Short     bool                                 // the short form of each
-	Reps      int                                  // repetitions of everything
-	For       time.Duration                        // how long each run is to measure
-	Only      func(p Params, peer string) bool     // nil is all
+	Short     bool                                  // the short form of each
+	Reps      int                                   // repetitions of everything
+	For       time.Duration                         // how long each run is to measure
+	Only      func(p Params, peer string) bool      // nil is all
 	Report    func(done, all int, line *Line) error // called after each run
 }
 
@@ -34,8 +35,10 @@ const patience = 90 * time.Second
 // for them.
 func (p *Plan) Run(ctx context.Context) error {
 	all := p.runs()
+	session := rand.Text()[:8]
 	for i, r := range all {
 		line := r.run(ctx, p.For)
+		line.Session = session
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -70,7 +73,7 @@ func (p *Plan) runs() []one {
 					}
 				}
 				these := all[first:]
-				rand.Shuffle(len(these), func(i, j int) { these[i], these[j] = these[j], these[i] })
+				mathrand.Shuffle(len(these), func(i, j int) { these[i], these[j] = these[j], these[i] })
 			}
 		}
 	}
@@ -107,7 +110,7 @@ func (o one) measure(ctx context.Context, line *Line) (err error) {
 
 	c := &crew{server: server}
 	job := Job{Workload: o.load.Name, Peer: o.peer, Params: o.params, Rep: o.rep, For: line.For, Redis: server.addr, Dir: dir}
-	if err := c.start(ctx, job); err != nil {
+	if err := c.start(ctx, job, o.load.processes(o.params)); err != nil {
 		return err
 	}
 	result, err := c.follow()
@@ -141,9 +144,9 @@ type process struct {
 	out *json.Decoder
 }
 
-// start starts a process for each index. They end when ctx does.
-func (c *crew) start(ctx context.Context, job Job) error {
-	for job.Index = range job.Params.Processes() {
+// start starts n processes. They end when ctx does.
+func (c *crew) start(ctx context.Context, job Job, n int) error {
+	for job.Index = range n {
 		p, err := startProcess(ctx, job)
 		if err != nil {
 			return errors.Join(err, c.end())

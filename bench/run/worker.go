@@ -30,7 +30,7 @@ type Job struct {
 	Workload string
 	Peer     string
 	Params   Params
-	Index    int           // of this process, from 0 to Params.Processes()-1
+	Index    int           // of this process, from 0
 	Rep      int           // the repetition, from 1
 	For      time.Duration // how long to measure
 	Redis    string        // host:port; it is empty, and this run's own
@@ -41,9 +41,9 @@ type Job struct {
 type Part struct {
 	Ops     int64
 	Errors  int64
-	Example string        // one of the errors
-	Seconds float64       // from Begin to End
-	Usage   usage         // in that time
+	Example string  // one of the errors
+	Seconds float64 // from Begin to End
+	Usage   usage   // in that time
 	Counts  map[string]float64
 	Lists   map[string][]float64
 	Times   map[string][]byte // histograms
@@ -250,4 +250,3 @@ const (
 	kindPart  = "part"
 	kindError = "error"
 )
-
