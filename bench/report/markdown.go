@@ -72,7 +72,11 @@ func (p *page) results(r *Results) {
 	}
 	p.printf("\n")
 	if r.Disturbed > 0 {
-		p.printf("Left out: %d runs while which other programs used the machine.\n\n", r.Disturbed)
+		runs := "runs"
+		if r.Disturbed == 1 {
+			runs = "run"
+		}
+		p.printf("Left out: %d %s, while which other programs used more of the machine than they may.\n\n", r.Disturbed, runs)
 	}
 	for _, line := range r.Broken {
 		p.printf("- %s, repetition %d, has no figures: %s\n", line.Peer, line.Rep, strings.Join(strings.Fields(line.Error), " "))

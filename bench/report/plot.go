@@ -24,6 +24,8 @@ var (
 func Draw(r *Results, peer, file string) error {
 	first := r.Load.Columns[0]
 	p := plot.New()
+	p.Title.TextStyle.Font.Variant = "Sans"
+	p.X.Label.TextStyle.Font.Variant, p.X.Tick.Label.Font.Variant, p.Y.Tick.Label.Font.Variant = "Sans", "Sans", "Sans"
 	p.Title.Text = title(r)
 	p.X.Label.Text = first.Title + ", more is better"
 	if first.Less {

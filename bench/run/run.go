@@ -22,6 +22,7 @@ type Plan struct {
 	Short     bool                                  // the short form of each
 	Reps      int                                   // repetitions of everything
 	For       time.Duration                         // how long each run is to measure
+	Profile   string                                // a directory for CPU profiles; "" for none
 	Only      func(p Params, peer string) bool      // nil is all
 	Report    func(done, all int, line *Line) error // called after each run
 }
@@ -34,10 +35,15 @@ const patience = 90 * time.Second
 // measured once more: so that what changes in a machine over minutes is the same
 // for them.
 func (p *Plan) Run(ctx context.Context) error {
+	if p.Profile != "" {
+		if err := os.MkdirAll(p.Profile, 0o755); err != nil {
+			return err
+		}
+	}
 	all := p.runs()
 	session := rand.Text()[:8]
 	for i, r := range all {
-		line := r.run(ctx, p.For)
+		line := r.run(ctx, p.For, p.Profile)
 		line.Session = session
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -81,21 +87,21 @@ func (p *Plan) runs() []one {
 }
 
 // run measures once, and returns what it gave, or why it failed.
-func (o one) run(ctx context.Context, duration time.Duration) *Line {
+func (o one) run(ctx context.Context, duration time.Duration, profile string) *Line {
 	line := &Line{
 		Workload: o.load.Name, Params: o.params, Peer: o.peer, Rep: o.rep, When: time.Now().Round(time.Second), For: duration,
 		Machine: Machine{CPUs: runtime.NumCPU(), OS: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version()},
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, duration+patience, errors.New("it took too long"))
 	defer cancel()
-	if err := o.measure(ctx, line); err != nil {
+	if err := o.measure(ctx, line, profile); err != nil {
 		line.Figures = nil
 		line.Error = err.Error()
 	}
 	return line
 }
 
-func (o one) measure(ctx context.Context, line *Line) (err error) {
+func (o one) measure(ctx context.Context, line *Line, profile string) (err error) {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err
@@ -109,7 +115,7 @@ func (o one) measure(ctx context.Context, line *Line) (err error) {
 	line.Machine.Redis = server.version
 
 	c := &crew{server: server}
-	job := Job{Workload: o.load.Name, Peer: o.peer, Params: o.params, Rep: o.rep, For: line.For, Redis: server.addr, Dir: dir}
+	job := Job{Workload: o.load.Name, Peer: o.peer, Params: o.params, Rep: o.rep, For: line.For, Redis: server.addr, Dir: dir, Profile: profile}
 	if err := c.start(ctx, job, o.load.processes(o.params)); err != nil {
 		return err
 	}
