@@ -1,0 +1,8 @@
+package main
+
+import "github.com/fetchonce/fetchonce/bench/run"
+
+// workloads has all, in the order of the report.
+var workloads = []*run.Workload{
+	handover,
+}
