@@ -4,5 +4,14 @@ import "github.com/fetchonce/fetchonce/bench/run"
 
 // workloads has all, in the order of the report.
 var workloads = []*run.Workload{
+	hit,
+	paced,
+	near,
+	miss,
+	stampede,
+	zipf,
+	many,
+	size,
+	drop,
 	handover,
 }

@@ -18,7 +18,7 @@ type fetchonceLoader struct {
 func openFetchonce(_ context.Context, cfg Config) (Adapter, error) {
 	opt := fetchonce.Options[Thing]{Prefix: "bench", TTL: cfg.TTL, Jitter: fetchonce.Off, Lease: cfg.Lease}
 	if cfg.Near {
-		opt.Near = fetchonce.Near{Entries: copies, TTL: copyLife}
+		opt.Near = fetchonce.Near{Entries: copies, TTL: copyLife(cfg)}
 	}
 	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
 	l, err := fetchonce.New(rdb, opt)

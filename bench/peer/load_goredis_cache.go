@@ -21,7 +21,7 @@ func openGoRedisCache(_ context.Context, cfg Config) (Adapter, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
 	opt := &cache.Options{Redis: rdb, Marshal: msgpack.Marshal, Unmarshal: msgpack.Unmarshal}
 	if cfg.Near {
-		opt.LocalCache = cache.NewTinyLFU(copies, copyLife)
+		opt.LocalCache = cache.NewTinyLFU(copies, copyLife(cfg))
 	}
 	return &goRedisCache{rdb: rdb, c: cache.New(opt), ttl: cfg.TTL}, nil
 }

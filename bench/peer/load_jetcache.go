@@ -35,7 +35,7 @@ func openJetcache(_ context.Context, cfg Config) (Adapter, error) {
 		cache.WithSeparatorDisabled(true), // of MGet's keys
 	}
 	if cfg.Near {
-		opts = append(opts, cache.WithLocal(local.NewTinyLFU(copies, copyLife)))
+		opts = append(opts, cache.WithLocal(local.NewTinyLFU(copies, copyLife(cfg))))
 	}
 	c := cache.New(opts...)
 	return &jetcache{rdb: rdb, c: c, t: cache.NewT[string, Thing](c), ttl: cfg.TTL}, nil

@@ -24,7 +24,7 @@ func openSturdyc(_ context.Context, cfg Config) (Adapter, error) {
 	storage := sturdyc.WithDistributedStorage(&sturdyStorage{rdb: rdb, ttl: cfg.TTL})
 	const shards, evicted = 10, 10
 	if cfg.Near {
-		return &sturdy{rdb: rdb, c: sturdyc.New[Thing](copies, shards, copyLife, evicted, storage)}, nil
+		return &sturdy{rdb: rdb, c: sturdyc.New[Thing](copies, shards, copyLife(cfg), evicted, storage)}, nil
 	}
 	c := sturdyc.New[Thing](100*copies, shards, time.Nanosecond, evicted, storage,
 		sturdyc.WithNoContinuousEvictions(), sturdyc.WithEvictionInterval(time.Hour)) // or it refuses the nanosecond

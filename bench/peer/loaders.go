@@ -15,24 +15,24 @@ import (
 // be another one for each), and a library that is given a go-redis client gets
 // one with go-redis' own defaults.
 var Loaders = []Loader{
-	{Name: "fetchonce", Kind: Kind{Once: true, Near: true, Hears: true}, Open: openFetchonce},
+	{Name: "fetchonce", Kind: Kind{Once: true, Near: true, Hears: true, Many: true}, Open: openFetchonce},
 
-	{Name: "floor-goredis", Kind: Kind{Floor: true}, Open: openGoRedis},
-	{Name: "floor-goredis-ap", Kind: Kind{Floor: true}, Open: openGoRedisPipelined},
-	{Name: "floor-rueidis", Kind: Kind{Floor: true}, Open: openRueidis},
+	{Name: "floor-goredis", Kind: Kind{Floor: true, Many: true}, Open: openGoRedis},
+	{Name: "floor-goredis-ap", Kind: Kind{Floor: true, Many: true}, Open: openGoRedisPipelined},
+	{Name: "floor-rueidis", Kind: Kind{Floor: true, Many: true}, Open: openRueidis},
 	{Name: "floor-otter", Kind: Kind{Floor: true, Near: true, Local: true}, Open: openOtter},
 
 	{Name: "goredis-cache", Kind: Kind{Near: true}, Open: openGoRedisCache},
-	{Name: "goredis-csc", Kind: Kind{Near: true, Hears: true, Late: true}, Open: openGoRedisCSC},
-	{Name: "jetcache", Kind: Kind{Near: true}, Open: openJetcache},
-	{Name: "sturdyc", Kind: Kind{Near: true, Late: true}, Open: openSturdyc},
+	{Name: "goredis-csc", Kind: Kind{Near: true, Hears: true, Late: true, Always: true}, Open: openGoRedisCSC},
+	{Name: "jetcache", Kind: Kind{Near: true, Many: true}, Open: openJetcache},
+	{Name: "sturdyc", Kind: Kind{Near: true, Late: true, Always: true, Many: true}, Open: openSturdyc},
 
-	{Name: "rueidisaside", Kind: Kind{Once: true, Near: true, Hears: true}, Open: openRueidisAside},
-	{Name: "rockscache-10ms", Kind: Kind{Once: true}, Open: openRockscache(10 * time.Millisecond)},
-	{Name: "rockscache-100ms", Kind: Kind{Once: true}, Open: openRockscache(100 * time.Millisecond)},
-	{Name: "redislock-sf-10ms", Kind: Kind{Once: true}, Open: openCacheAndRedislock(10 * time.Millisecond)},
-	{Name: "redislock-sf-100ms", Kind: Kind{Once: true}, Open: openCacheAndRedislock(100 * time.Millisecond)},
-	{Name: "redsync-sf", Kind: Kind{Once: true}, Open: openCacheAndRedsync},
+	{Name: "rueidisaside", Kind: Kind{Once: true, Near: true, Hears: true, Always: true}, Open: openRueidisAside},
+	{Name: "rockscache-10ms", Kind: Kind{Once: true, Many: true}, Open: openRockscache(10 * time.Millisecond)},
+	{Name: "rockscache-100ms", Kind: Kind{Once: true, Many: true}, Open: openRockscache(100 * time.Millisecond)},
+	{Name: "redislock-sf-10ms", Kind: Kind{Once: true, Locks: true}, Open: openCacheAndRedislock(10 * time.Millisecond)},
+	{Name: "redislock-sf-100ms", Kind: Kind{Once: true, Locks: true}, Open: openCacheAndRedislock(100 * time.Millisecond)},
+	{Name: "redsync-sf", Kind: Kind{Once: true, Locks: true}, Open: openCacheAndRedsync},
 }
 
 // LoaderOf returns the Loader called name.
@@ -44,10 +44,10 @@ func LoaderOf(name string) (Loader, bool) {
 	return Loaders[i], true
 }
 
-const (
-	copies   = 10_000      // kept in a process, where it keeps any
-	copyLife = time.Minute // how long a copy is used
-)
+const copies = 10_000 // kept in a process, where it keeps any
+
+// copyLife returns how long a copy is used.
+func copyLife(cfg Config) time.Duration { return min(cfg.TTL, time.Minute) }
 
 func encode(t Thing) ([]byte, error) { return msgpack.Marshal(&t) }
 

@@ -18,10 +18,10 @@ import (
 // A Plan says what to measure.
 type Plan struct {
 	Workloads []*Workload
-	Short     bool                                 // the short form of each
-	Reps      int                                  // repetitions of everything
-	For       time.Duration                        // how long each run is to measure
-	Only      func(p Params, peer string) bool     // nil is all
+	Short     bool                                  // the short form of each
+	Reps      int                                   // repetitions of everything
+	For       time.Duration                         // how long each run is to measure
+	Only      func(p Params, peer string) bool      // nil is all
 	Report    func(done, all int, line *Line) error // called after each run
 }
 

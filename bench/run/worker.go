@@ -41,9 +41,9 @@ type Job struct {
 type Part struct {
 	Ops     int64
 	Errors  int64
-	Example string        // one of the errors
-	Seconds float64       // from Begin to End
-	Usage   usage         // in that time
+	Example string  // one of the errors
+	Seconds float64 // from Begin to End
+	Usage   usage   // in that time
 	Counts  map[string]float64
 	Lists   map[string][]float64
 	Times   map[string][]byte // histograms
@@ -250,4 +250,3 @@ const (
 	kindPart  = "part"
 	kindError = "error"
 )
-
