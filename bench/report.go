@@ -12,9 +12,6 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// ours is the peer that the bars are for.
-const ours = "fetchonce"
-
 func reportCommand(args []string) error {
 	flags := flag.NewFlagSet("bench report", flag.ContinueOnError)
 	dir := flags.String("dir", "", "write report.md and a plot for each table to this `directory`, not the text to standard output")

@@ -4,6 +4,15 @@ import "github.com/fetchonce/fetchonce/bench/run"
 
 // workloads has all, in the order of the report.
 var workloads = []*run.Workload{
+	hit,
+	paced,
+	near,
+	miss,
+	stampede,
+	zipf,
+	many,
+	size,
+	drop,
 	handover,
 	overHTTP,
 }

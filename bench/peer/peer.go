@@ -52,10 +52,15 @@ type Deleter interface {
 
 // Kind says in which comparisons a Loader stands.
 type Kind struct {
-	Floor bool // a bound, not a peer
-	Once  bool // fetches once over all processes, so it locks across them
-	Near  bool // has copies in the process
-	Local bool // has nothing but those: no Redis
+	Floor  bool // a bound, not a peer
+	Once   bool // fetches once over all processes, so it locks across them
+	Locks  bool // by a lock around what is else floor-goredis
+	Many   bool // is a ManyGetter
+	Near   bool // has copies in the process
+	Hears  bool // and drops them when somebody changes the value
+	Always bool // and cannot be without: without Near it has as few as it can
+	Local  bool // has nothing but those: no Redis
+	Late   bool // a Get after a fetch may miss for a moment: stores, or hears of its own store, later
 }
 
 // A Loader is a library that can be opened.
