@@ -49,10 +49,11 @@ type settings struct {
 	peers   string
 	where   string
 	out     string
+	dir     string
 	profile string
 }
 
-func measureCommand(args []string) (err error) {
+func measureCommand(args []string) error {
 	var set settings
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.BoolVar(&set.short, "short", false, "the short form of each workload")
@@ -61,6 +62,7 @@ func measureCommand(args []string) (err error) {
 	flags.StringVar(&set.peers, "peers", "", "only these `peers`: a,b")
 	flags.StringVar(&set.where, "where", "", "only these `parameters`: goroutines=64,size=200")
 	flags.StringVar(&set.out, "out", "", "append the lines to this `file`, not to standard output")
+	flags.StringVar(&set.dir, "dir", "", "write lines.jsonl and the report to this `directory`, in the place of what is there")
 	flags.StringVar(&set.profile, "profile", "", "write a CPU profile of each process of each run to this `directory`")
 	flags.Usage = func() { usage(flags) }
 
@@ -72,9 +74,26 @@ func measureCommand(args []string) (err error) {
 	if err != nil {
 		return err
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if set.dir == "" {
+		return measure(ctx, plan, set.out, os.O_APPEND)
+	}
+	lines := filepath.Join(set.dir, "lines.jsonl")
+	if err := measure(ctx, plan, lines, os.O_TRUNC); err != nil {
+		return err
+	}
+	return reportCommand([]string{"-dir", set.dir, lines})
+}
+
+// measure runs a plan and writes its lines to a file, or to standard output.
+func measure(ctx context.Context, plan *run.Plan, file string, mode int) (err error) {
 	out := os.Stdout
-	if set.out != "" {
-		if out, err = appendTo(set.out); err != nil {
+	if file != "" {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if out, err = os.OpenFile(file, os.O_CREATE|os.O_WRONLY|mode, 0o644); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, out.Close()) }()
@@ -84,16 +103,7 @@ func measureCommand(args []string) (err error) {
 		progress(done, all, line)
 		return lines.Encode(line)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	return plan.Run(ctx)
-}
-
-func appendTo(file string) (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return nil, err
-	}
-	return os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 }
 
 // parse parses flags that may stand before and after the names of workloads.
@@ -121,6 +131,9 @@ func usage(flags *flag.FlagSet) {
 }
 
 func (set settings) plan(names []string) (*run.Plan, error) {
+	if set.reps < 1 || set.each <= 0 {
+		return nil, errors.New("-reps and -for are to be more than 0")
+	}
 	plan := &run.Plan{Short: set.short, Reps: set.reps, For: set.each, Profile: set.profile, Workloads: workloads}
 	if len(names) > 0 {
 		plan.Workloads = nil

@@ -29,7 +29,11 @@ func reportCommand(args []string) error {
 	if *dir == "" {
 		return report.Write(os.Stdout, all, verdicts, nil)
 	}
-	return writeReport(*dir, all, verdicts, lines[0].Machine)
+	if err := writeReport(*dir, all, verdicts, lines[0].Machine); err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "The report is", filepath.Join(*dir, "report.md"))
+	return report.Write(os.Stdout, nil, verdicts, nil)
 }
 
 func readAll(files []string) ([]run.Line, error) {
