@@ -43,15 +43,16 @@ func command() error {
 
 // settings are the flags of a measurement.
 type settings struct {
-	short bool
-	reps  int
-	each  time.Duration
-	peers string
-	where string
-	out   string
+	short   bool
+	reps    int
+	each    time.Duration
+	peers   string
+	where   string
+	out     string
+	profile string
 }
 
-func measureCommand(args []string) error {
+func measureCommand(args []string) (err error) {
 	var set settings
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.BoolVar(&set.short, "short", false, "the short form of each workload")
@@ -60,6 +61,7 @@ func measureCommand(args []string) error {
 	flags.StringVar(&set.peers, "peers", "", "only these `peers`: a,b")
 	flags.StringVar(&set.where, "where", "", "only these `parameters`: goroutines=64,size=200")
 	flags.StringVar(&set.out, "out", "", "append the lines to this `file`, not to standard output")
+	flags.StringVar(&set.profile, "profile", "", "write a CPU profile of each process of each run to this `directory`")
 	flags.Usage = func() { usage(flags) }
 
 	names, err := parse(flags, args)
@@ -72,10 +74,7 @@ func measureCommand(args []string) error {
 	}
 	out := os.Stdout
 	if set.out != "" {
-		if err := os.MkdirAll(filepath.Dir(set.out), 0o755); err != nil {
-			return err
-		}
-		if out, err = os.OpenFile(set.out, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644); err != nil {
+		if out, err = appendTo(set.out); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, out.Close()) }()
@@ -88,6 +87,13 @@ func measureCommand(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return plan.Run(ctx)
+}
+
+func appendTo(file string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 }
 
 // parse parses flags that may stand before and after the names of workloads.
@@ -115,7 +121,7 @@ func usage(flags *flag.FlagSet) {
 }
 
 func (set settings) plan(names []string) (*run.Plan, error) {
-	plan := &run.Plan{Short: set.short, Reps: set.reps, For: set.each, Workloads: workloads}
+	plan := &run.Plan{Short: set.short, Reps: set.reps, For: set.each, Profile: set.profile, Workloads: workloads}
 	if len(names) > 0 {
 		plan.Workloads = nil
 	}

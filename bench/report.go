@@ -1,5 +1,82 @@
 package main
 
-import "errors"
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 
-func reportCommand([]string) error { return errors.New("soon") }
+	"github.com/fetchonce/fetchonce/bench/report"
+	"github.com/fetchonce/fetchonce/bench/run"
+)
+
+func reportCommand(args []string) error {
+	flags := flag.NewFlagSet("bench report", flag.ContinueOnError)
+	dir := flags.String("dir", "", "write report.md and a plot for each table to this `directory`, not the text to standard output")
+	disturbed := flags.Float64("disturbed", report.Disturbed, "leave out runs during which others used more than this `share` of the machine")
+	files, err := parse(flags, args)
+	if err != nil {
+		return err
+	}
+	lines, err := readAll(files)
+	if err != nil {
+		return err
+	}
+	all := report.Collect(workloads, lines, *disturbed)
+	verdicts := report.Judge(bars(), all)
+	if *dir == "" {
+		return report.Write(os.Stdout, all, verdicts, nil)
+	}
+	return writeReport(*dir, all, verdicts, lines[0].Machine)
+}
+
+func readAll(files []string) ([]run.Line, error) {
+	if len(files) == 0 {
+		return nil, errors.New("report of which files?")
+	}
+	var all []run.Line
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		lines, err := report.Read(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		all = append(all, lines...)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("there are no lines")
+	}
+	return all, nil
+}
+
+func writeReport(dir string, all []*report.Results, verdicts []report.Verdict, m run.Machine) (err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, r := range all {
+		if len(r.Reps) == 0 {
+			continue
+		}
+		if err := report.Draw(r, ours, filepath.Join(dir, plotName(r))); err != nil {
+			return err
+		}
+	}
+	f, err := os.Create(filepath.Join(dir, "report.md"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	_, err = fmt.Fprintf(f, "# What was measured\n\nRedis %s, %s, %s, %d CPUs. Medians (min–max) of the repetitions; ratios are formed within each. bench/README.md says how to read this.\n\n",
+		m.Redis, m.Go, m.OS, m.CPUs)
+	return errors.Join(err, report.Write(f, all, verdicts, plotName))
+}
+
+func plotName(r *report.Results) string {
+	parts := strings.Fields(r.Load.Name + " " + r.Params.String())
+	return strings.ReplaceAll(strings.Join(parts, "-"), "=", "") + ".svg"
+}

@@ -14,4 +14,5 @@ var workloads = []*run.Workload{
 	size,
 	drop,
 	handover,
+	overHTTP,
 }

@@ -20,7 +20,7 @@ var Lockers = []Locker{
 }
 
 // NoLock runs without a lock: the bound of all of them.
-var NoLock = Locker{Name: "no-lock", Open: func(context.Context, Config) (Lock, error) { return noLock{}, nil }}
+var NoLock = Locker{Name: "floor-no-lock", Open: func(context.Context, Config) (Lock, error) { return noLock{}, nil }}
 
 type noLock struct{}
 

@@ -14,6 +14,7 @@ type Line struct {
 	Workload string        `json:"workload"`
 	Params   Params        `json:"params"`
 	Peer     string        `json:"peer"`
+	Session  string        `json:"session"` // of one plan; what is compared was measured in the same repetition of the same session
 	Rep      int           `json:"rep"`
 	When     time.Time     `json:"when"`
 	For      time.Duration `json:"for"`

@@ -3,11 +3,12 @@ package run
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"os"
 	"os/exec"
 	"runtime"
@@ -21,6 +22,7 @@ type Plan struct {
 	Short     bool                                  // the short form of each
 	Reps      int                                   // repetitions of everything
 	For       time.Duration                         // how long each run is to measure
+	Profile   string                                // a directory for CPU profiles; "" for none
 	Only      func(p Params, peer string) bool      // nil is all
 	Report    func(done, all int, line *Line) error // called after each run
 }
@@ -33,9 +35,16 @@ const patience = 90 * time.Second
 // measured once more: so that what changes in a machine over minutes is the same
 // for them.
 func (p *Plan) Run(ctx context.Context) error {
+	if p.Profile != "" {
+		if err := os.MkdirAll(p.Profile, 0o755); err != nil {
+			return err
+		}
+	}
 	all := p.runs()
+	session := rand.Text()[:8]
 	for i, r := range all {
-		line := r.run(ctx, p.For)
+		line := r.run(ctx, p.For, p.Profile)
+		line.Session = session
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -70,7 +79,7 @@ func (p *Plan) runs() []one {
 					}
 				}
 				these := all[first:]
-				rand.Shuffle(len(these), func(i, j int) { these[i], these[j] = these[j], these[i] })
+				mathrand.Shuffle(len(these), func(i, j int) { these[i], these[j] = these[j], these[i] })
 			}
 		}
 	}
@@ -78,21 +87,21 @@ func (p *Plan) runs() []one {
 }
 
 // run measures once, and returns what it gave, or why it failed.
-func (o one) run(ctx context.Context, duration time.Duration) *Line {
+func (o one) run(ctx context.Context, duration time.Duration, profile string) *Line {
 	line := &Line{
 		Workload: o.load.Name, Params: o.params, Peer: o.peer, Rep: o.rep, When: time.Now().Round(time.Second), For: duration,
 		Machine: Machine{CPUs: runtime.NumCPU(), OS: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version()},
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, duration+patience, errors.New("it took too long"))
 	defer cancel()
-	if err := o.measure(ctx, line); err != nil {
+	if err := o.measure(ctx, line, profile); err != nil {
 		line.Figures = nil
 		line.Error = err.Error()
 	}
 	return line
 }
 
-func (o one) measure(ctx context.Context, line *Line) (err error) {
+func (o one) measure(ctx context.Context, line *Line, profile string) (err error) {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err
@@ -106,8 +115,8 @@ func (o one) measure(ctx context.Context, line *Line) (err error) {
 	line.Machine.Redis = server.version
 
 	c := &crew{server: server}
-	job := Job{Workload: o.load.Name, Peer: o.peer, Params: o.params, Rep: o.rep, For: line.For, Redis: server.addr, Dir: dir}
-	if err := c.start(ctx, job); err != nil {
+	job := Job{Workload: o.load.Name, Peer: o.peer, Params: o.params, Rep: o.rep, For: line.For, Redis: server.addr, Dir: dir, Profile: profile}
+	if err := c.start(ctx, job, o.load.processes(o.params)); err != nil {
 		return err
 	}
 	result, err := c.follow()
@@ -141,9 +150,9 @@ type process struct {
 	out *json.Decoder
 }
 
-// start starts a process for each index. They end when ctx does.
-func (c *crew) start(ctx context.Context, job Job) error {
-	for job.Index = range job.Params.Processes() {
+// start starts n processes. They end when ctx does.
+func (c *crew) start(ctx context.Context, job Job, n int) error {
+	for job.Index = range n {
 		p, err := startProcess(ctx, job)
 		if err != nil {
 			return errors.Join(err, c.end())

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"runtime/pprof"
+	"strings"
 	"sync"
 	"time"
 )
@@ -17,8 +20,9 @@ type Worker struct {
 	in  *json.Decoder
 	out *json.Encoder
 
-	begun  time.Time
-	before usage
+	begun   time.Time
+	before  usage
+	profile *os.File // if there is to be one
 
 	mu    sync.Mutex // guards what follows
 	part  Part
@@ -30,11 +34,12 @@ type Job struct {
 	Workload string
 	Peer     string
 	Params   Params
-	Index    int           // of this process, from 0 to Params.Processes()-1
+	Index    int           // of this process, from 0
 	Rep      int           // the repetition, from 1
 	For      time.Duration // how long to measure
 	Redis    string        // host:port; it is empty, and this run's own
 	Dir      string        // a directory of this run, for all of its processes
+	Profile  string        // where CPU profiles go; "" for none
 }
 
 // A Part is what one process has measured.
@@ -103,6 +108,9 @@ func (w *Worker) meet(kind, note string) ([]string, error) {
 // Begin and End is measured.
 func (w *Worker) Begin() error {
 	runtime.GC() // the garbage of the preparation is not the peer's
+	if err := w.startProfile(); err != nil {
+		return err
+	}
 	if _, err := w.meet(kindBegin, ""); err != nil {
 		return err
 	}
@@ -118,7 +126,26 @@ func (w *Worker) End() error {
 		return err
 	}
 	w.part.Usage = usageNow().minus(w.before)
-	return nil
+	return w.stopProfile()
+}
+
+func (w *Worker) startProfile() (err error) {
+	if w.Profile == "" {
+		return nil
+	}
+	parts := strings.Fields(fmt.Sprint(w.Workload, " ", w.Params, " ", w.Peer, " ", w.Rep, " ", w.Index))
+	if w.profile, err = os.Create(filepath.Join(w.Profile, strings.Join(parts, "-")+".pprof")); err != nil {
+		return err
+	}
+	return pprof.StartCPUProfile(w.profile)
+}
+
+func (w *Worker) stopProfile() error {
+	if w.profile == nil {
+		return nil
+	}
+	pprof.StopCPUProfile()
+	return w.profile.Close()
 }
 
 // Begun returns when this process has passed Begin.

@@ -20,8 +20,12 @@ type Workload struct {
 	About string // a sentence or two, for the report
 
 	// Full has the parameters that it is measured with, and Short those of the
-	// short form. With "processes" it runs in so many processes, else in one.
+	// short form.
 	Full, Short []Params
+
+	// Processes is in how many processes it runs at once, or 0 for the parameter
+	// "processes", and 1 without that.
+	Processes int
 
 	// Peers returns who is measured, for some parameters.
 	Peers func(p Params) []string
@@ -81,12 +85,14 @@ func (p Params) Int(name string) int {
 	return n
 }
 
-// Processes returns how many processes there are, which is 1 if p does not say.
-func (p Params) Processes() int {
-	if p["processes"] == "" {
-		return 1
+func (load *Workload) processes(p Params) int {
+	switch {
+	case load.Processes > 0:
+		return load.Processes
+	case p["processes"] != "":
+		return p.Int("processes")
 	}
-	return p.Int("processes")
+	return 1
 }
 
 // Match reports whether p has all of some parameters.

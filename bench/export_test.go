@@ -1,0 +1,8 @@
+package main
+
+// What the tests of this program use.
+var (
+	Workloads = workloads
+	Handover  = handover
+	Bars      = bars
+)
