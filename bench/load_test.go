@@ -15,7 +15,6 @@ func TestLoadersAreMeasured(t *testing.T) {
 		want           map[string]bounds
 	}{
 		{"hit", "fetchonce", map[string]bounds{"commands_per_op": {0.9, 1.1}}},
-		{"hit", "rueidisaside", map[string]bounds{"commands_per_op": {4, 6}}}, // a read of what it has no copy of
 		{"near", "fetchonce", map[string]bounds{"commands_per_op": {0, 0.01}, "allocs_per_op": {0, 0.5}}},
 		{"miss", "floor-goredis", map[string]bounds{"commands_per_op": {1.9, 2.1}, "fetches_per_op": {1, 1}}},
 		{"stampede", "fetchonce", map[string]bounds{"fetches": {1, 1}, "after_p99_us": {1, 1e6}}},
