@@ -48,7 +48,7 @@ type dropper struct {
 	a       peer.Adapter
 	rdb     *redis.Client // another client
 	fetches atomic.Int64
-	samples *run.Samples
+	samples *run.Samples // nil while nothing is measured
 }
 
 const dropKey = "dropped"
@@ -57,10 +57,10 @@ const dropKey = "dropped"
 const dropTimeout = 5 * time.Second
 
 func (d *dropper) run(ctx context.Context) error {
-	d.samples = d.w.Samples("")
 	if err := d.round(ctx); err != nil { // to warm up
 		return err
 	}
+	d.samples = d.w.Samples("")
 	if err := d.w.Begin(); err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (d *dropper) reader(ctx context.Context) error {
 		runtime.Gosched()
 	}
 	notes, err := d.w.Meet("")
-	if err != nil {
+	if err != nil || d.samples == nil {
 		return err
 	}
 	deleted, err := strconv.ParseInt(notes[0], 10, 64)

@@ -5,4 +5,6 @@ var (
 	Workloads = workloads
 	Handover  = handover
 	Bars      = bars
+
+	NeededFetches = neededFetches
 )

@@ -120,7 +120,7 @@ func finishStampede(_ run.Params, r *run.Result, f run.Figures) error {
 		if len(ended) == 0 {
 			return fmt.Errorf("round %d: no fetch", i)
 		}
-		f["fetches"] += float64(len(ended)) / rounds
+		f["fetches"] += float64(len(ended))
 		for _, at := range returned {
 			after = append(after, max(0, at-slices.Min(ended)))
 		}
@@ -129,7 +129,8 @@ func finishStampede(_ run.Params, r *run.Result, f run.Figures) error {
 	f["after_p50_us"] = after[len(after)/2]
 	f["after_p99_us"] = after[len(after)*99/100]
 	f["after_max_us"] = after[len(after)-1]
-	f["commands"] /= rounds
-	f["client_cpu_ms"] /= rounds
+	for _, name := range []string{"fetches", "commands", "client_cpu_ms"} {
+		f[name] /= rounds
+	}
 	return nil
 }

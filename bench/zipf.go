@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"slices"
@@ -108,12 +109,7 @@ func neededFetches(key, began, ended []float64) int {
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortFunc(order, func(i, j int) int {
-		if began[i] < began[j] {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(order, func(i, j int) int { return cmp.Compare(began[i], began[j]) })
 	needed := 0
 	fresh := make(map[float64]float64) // until when, by key
 	for _, i := range order {
