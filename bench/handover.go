@@ -48,6 +48,7 @@ var handover = &run.Workload{
 		{Figure: "wait_p99_us", Title: "p99", Less: true},
 		{Figure: "wait_max_us", Title: "max", Less: true},
 		run.Commands,
+		run.Reads,
 		run.ClientCPU,
 		run.RedisCPU,
 		{Figure: "overlaps", Title: "overlaps", Less: true},

@@ -35,6 +35,7 @@ var overHTTP = &run.Workload{
 		run.P99,
 		run.Max,
 		run.Commands,
+		run.Reads,
 		{Figure: "client_cpu_us_per_op", Title: "CPU µs/request of handler and load", Less: true},
 		run.RedisCPU,
 		{Figure: "errors", Title: "not 2xx", Less: true},

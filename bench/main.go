@@ -121,12 +121,11 @@ func parse(flags *flag.FlagSet, args []string) (names []string, err error) {
 }
 
 func usage(flags *flag.FlagSet) {
-	w := flags.Output()
-	fmt.Fprintf(w, "bench [workload...] [flags]\nbench report [file...]\n\nThe workloads are:\n")
+	fmt.Fprintf(os.Stderr, "bench [workload...] [flags]\nbench report [file...]\n\nThe workloads are:\n")
 	for _, load := range workloads {
-		fmt.Fprintf(w, "  %-12s %s\n", load.Name, load.About)
+		fmt.Fprintf(os.Stderr, "  %-12s %s\n", load.Name, load.About)
 	}
-	fmt.Fprintln(w, "\nThe flags are:")
+	fmt.Fprintln(os.Stderr, "\nThe flags are:")
 	flags.PrintDefaults()
 }
 

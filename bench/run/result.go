@@ -121,6 +121,7 @@ func (r *Result) figures() Figures {
 	f["client_cpu_us_per_op"] = micros(r.client.CPU) / ops
 	f["redis_cpu_us_per_op"] = micros(r.redis.cpu) / ops
 	f["commands_per_op"] = r.redis.commands / ops
+	f["redis_reads_per_op"] = r.redis.reads / ops
 	f["redis_in_bytes_per_op"] = r.redis.in / ops
 	f["redis_out_bytes_per_op"] = r.redis.out / ops
 	return f

@@ -74,14 +74,17 @@ func (s *server) stop() error {
 type redisUsage struct {
 	cpu      time.Duration
 	commands float64 // with those that scripts call
+	reads    float64 // how often it read from a connection: a pipeline is read at once
 	in, out  float64 // bytes
 }
 
 func (u redisUsage) minus(v redisUsage) redisUsage {
 	return redisUsage{
 		cpu:      u.cpu - v.cpu,
-		commands: u.commands - v.commands - 2, // the INFO of u
-		in:       u.in - v.in, out: u.out - v.out,
+		commands: u.commands - v.commands - 2, // those that asked for u
+		reads:    u.reads - v.reads - 2,
+		in:       u.in - v.in,
+		out:      u.out - v.out,
 	}
 }
 
@@ -104,7 +107,7 @@ func (s *server) usage() (u redisUsage, err error) {
 		return n
 	}
 	u.cpu = time.Duration(float64(time.Second) * (number(cpu, "used_cpu_user") + number(cpu, "used_cpu_sys")))
-	u.commands = number(stats, "total_commands_processed")
+	u.commands, u.reads = number(stats, "total_commands_processed"), number(stats, "total_reads_processed")
 	u.in, u.out = number(stats, "total_net_input_bytes"), number(stats, "total_net_output_bytes")
 	return u, err
 }

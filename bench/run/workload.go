@@ -134,5 +134,6 @@ var (
 	ClientCPU    = Column{Figure: "client_cpu_us_per_op", Title: "client CPU µs/op", Less: true}
 	RedisCPU     = Column{Figure: "redis_cpu_us_per_op", Title: "Redis CPU µs/op", Less: true}
 	Commands     = Column{Figure: "commands_per_op", Title: "Redis commands/op, with those in scripts", Less: true}
+	Reads        = Column{Figure: "redis_reads_per_op", Title: "reads by Redis/op", Less: true}
 	Errors       = Column{Figure: "errors", Title: "errors", Less: true}
 )
