@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,7 +59,7 @@ func readAll(files []string) ([]run.Line, error) {
 	return all, nil
 }
 
-func writeReport(dir string, all []*report.Results, verdicts []report.Verdict, m run.Machine) (err error) {
+func writeReport(dir string, all []*report.Results, verdicts []report.Verdict, m run.Machine) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -66,18 +67,25 @@ func writeReport(dir string, all []*report.Results, verdicts []report.Verdict, m
 		if len(r.Reps) == 0 {
 			continue
 		}
-		if err := report.Draw(r, ours, filepath.Join(dir, plotName(r))); err != nil {
+		err := create(filepath.Join(dir, plotName(r)), func(w io.Writer) error { return report.Draw(w, r, ours) })
+		if err != nil {
 			return err
 		}
 	}
-	f, err := os.Create(filepath.Join(dir, "report.md"))
+	return create(filepath.Join(dir, "report.md"), func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "# What was measured\n\nRedis %s, %s, %s, %d CPUs. Medians (min–max) of the repetitions; ratios are formed within each. bench/README.md says how to read this.\n\n",
+			m.Redis, m.Go, m.OS, m.CPUs)
+		return errors.Join(err, report.Write(w, all, verdicts, plotName))
+	})
+}
+
+// create makes a file of what write writes.
+func create(name string, write func(w io.Writer) error) error {
+	f, err := os.Create(name)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	_, err = fmt.Fprintf(f, "# What was measured\n\nRedis %s, %s, %s, %d CPUs. Medians (min–max) of the repetitions; ratios are formed within each. bench/README.md says how to read this.\n\n",
-		m.Redis, m.Go, m.OS, m.CPUs)
-	return errors.Join(err, report.Write(f, all, verdicts, plotName))
+	return errors.Join(write(f), f.Close())
 }
 
 func plotName(r *report.Results) string {

@@ -2,6 +2,7 @@ package report
 
 import (
 	"image/color"
+	"io"
 	"slices"
 	"strings"
 
@@ -10,6 +11,7 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 var (
@@ -18,10 +20,10 @@ var (
 	grey = color.RGBA{R: 160, G: 160, B: 160, A: 255}
 )
 
-// Draw draws the first column of results into a file, whose name says its format:
-// a point for the median of each peer and a line from the least to the most. The
-// peer in question is blue, and bounds are grey.
-func Draw(r *Results, peer, file string) error {
+// Draw draws the first column of results as an SVG: a point for the median of each
+// peer, and a line from the least to the most. The peer in question is blue, and
+// floors are grey.
+func Draw(w io.Writer, r *Results, peer string) error {
 	first := r.Load.Columns[0]
 	p := plot.New()
 	p.Title.TextStyle.Font.Variant = "Sans"
@@ -41,8 +43,14 @@ func Draw(r *Results, peer, file string) error {
 		}
 	}
 	p.NominalY(ranked...)
+	p.Y.Min, p.Y.Max = -0.5, float64(len(ranked))-0.5
 	scale(p)
-	return p.Save(16*vg.Centimeter, font.Length(2+0.7*float64(len(ranked)))*vg.Centimeter, file)
+
+	canvas := vgsvg.New(16*vg.Centimeter, font.Length(2+0.7*float64(len(ranked)))*vg.Centimeter)
+	const margin = 0.2 * vg.Centimeter // gonum/plot has none
+	p.Draw(draw.Crop(draw.New(canvas), margin, -margin, 0, -margin))
+	_, err := canvas.WriteTo(w)
+	return err
 }
 
 func colorOf(name, peer string) color.Color {
@@ -77,6 +85,7 @@ func point(p *plot.Plot, y float64, s Spread, c color.Color) error {
 // scale begins the axis at zero, or makes it logarithmic where some peers would
 // be too close to zero to be told apart.
 func scale(p *plot.Plot) {
+	p.X.Max *= 1.02
 	if p.X.Min <= 0 || p.X.Max < 20*p.X.Min {
 		p.X.Min = min(0, p.X.Min)
 		return

@@ -111,10 +111,16 @@ func TestABrokenLineIsNamed(t *testing.T) {
 	}
 }
 
-func TestEveryTableHasAPlot(t *testing.T) {
+func TestThePlotOfATable(t *testing.T) {
 	for _, r := range results(t) {
-		if err := report.Draw(r, "hare", t.TempDir()+"/race.svg"); err != nil {
-			t.Error(err)
+		var svg strings.Builder
+		if err := report.Draw(&svg, r, "hare"); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"race, legs=4", "ops/s, more is better", ">hare<", ">tortoise<"} {
+			if !strings.Contains(svg.String(), want) {
+				t.Errorf("the plot says nothing of %q:\n%s", want, &svg)
+			}
 		}
 	}
 }
