@@ -39,9 +39,8 @@ type pipelined struct {
 
 func (a *pipelined) Close() error { return errors.Join(a.goRedis.Close(), a.client.Close()) }
 
-// openGoRedisCSC has go-redis' own client-side cache (experimental in v9.23, and
-// since its Options.ClientSideCacheConfig), which holds encoded replies. Its
-// documentation wants a client of its own for it, with RESP3.
+// openGoRedisCSC has go-redis' own client-side cache (experimental in v9.23), as in
+// go-redis' README. It holds encoded replies.
 //
 // It cannot be had without copies. Where none are wanted it holds one entry, so
 // that what is measured is a read of something else.
