@@ -82,20 +82,17 @@ type handovers struct {
 }
 
 func (h *handovers) run(ctx context.Context) error {
-	counts := make([]tally, h.goroutines)
-	for g := range counts {
-		counts[g].waits = h.w.Samples("wait")
+	// Once without measuring: who waits for the first time subscribes, or connects.
+	if _, err := h.w.Meet(""); err != nil {
+		return err
 	}
+	h.contend(ctx, time.Now().Add(warmUp), h.tallies("warm"))
+
+	counts := h.tallies("wait")
 	if err := h.w.Begin(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithDeadline(ctx, h.w.Begun().Add(h.w.For))
-	defer cancel()
-	var all sync.WaitGroup
-	for g := range counts {
-		all.Go(func() { h.acquire(ctx, int64(h.w.Index*h.goroutines+g+1), &counts[g]) })
-	}
-	all.Wait()
+	h.contend(ctx, h.w.Begun().Add(h.w.For), counts)
 	if err := h.w.End(); err != nil {
 		return err
 	}
@@ -103,6 +100,28 @@ func (h *handovers) run(ctx context.Context) error {
 		counts[g].report(h.w)
 	}
 	return nil
+}
+
+const warmUp = 200 * time.Millisecond
+
+// contend has all goroutines acquire the lock until a moment.
+func (h *handovers) contend(ctx context.Context, until time.Time, counts []tally) {
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	var all sync.WaitGroup
+	for g := range counts {
+		all.Go(func() { h.acquire(ctx, int64(h.w.Index*h.goroutines+g+1), &counts[g]) })
+	}
+	all.Wait()
+}
+
+// tallies returns one for each goroutine.
+func (h *handovers) tallies(waits string) []tally {
+	counts := make([]tally, h.goroutines)
+	for g := range counts {
+		counts[g].waits = h.w.Samples(waits)
+	}
+	return counts
 }
 
 // A tally is what one goroutine counts.

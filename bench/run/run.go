@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -228,15 +229,14 @@ func (c *crew) listen() ([]message, error) {
 	return said, nil
 }
 
+// soon is when all begin, after they are told so.
+const soon = 10 * time.Millisecond
+
 // meeting answers workers that have all come to the same point.
 func (c *crew) meeting(said []message) (err error) {
 	notes := make([]string, len(said))
 	for i, m := range said {
 		notes[i] = m.Note
-	}
-	answer, err := json.Marshal(notes)
-	if err != nil {
-		return err
 	}
 	switch said[0].Kind {
 	case kindBegin:
@@ -244,6 +244,7 @@ func (c *crew) meeting(said []message) (err error) {
 			return err
 		}
 		c.began, c.busy = time.Now(), machineBusy()
+		notes[0] = strconv.FormatInt(c.began.Add(soon).UnixNano(), 10)
 	case kindEnd:
 		c.result.window, c.result.busy = time.Since(c.began), machineBusy()-c.busy
 		after, err := c.server.usage()
@@ -251,6 +252,10 @@ func (c *crew) meeting(said []message) (err error) {
 			return err
 		}
 		c.result.redis = after.minus(c.before)
+	}
+	answer, err := json.Marshal(notes)
+	if err != nil {
+		return err
 	}
 	// Side by side, for the pipe to a worker that is slow to read may be full.
 	var all sync.WaitGroup

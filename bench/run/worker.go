@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -104,18 +105,25 @@ func (w *Worker) meet(kind, note string) ([]string, error) {
 	return notes, nil
 }
 
-// Begin waits until all processes of the run are ready. What happens between
-// Begin and End is measured.
+// Begin waits until all processes of the run are ready, and returns in all of them
+// at the same moment. What happens between Begin and End is measured.
 func (w *Worker) Begin() error {
 	runtime.GC() // the garbage of the preparation is not the peer's
 	if err := w.startProfile(); err != nil {
 		return err
 	}
-	if _, err := w.meet(kindBegin, ""); err != nil {
+	notes, err := w.meet(kindBegin, "")
+	if err != nil {
+		return err
+	}
+	begin, err := strconv.ParseInt(notes[0], 10, 64)
+	if err != nil {
 		return err
 	}
 	w.before = usageNow()
-	w.begun = time.Now()
+	left := time.Until(time.Unix(0, begin)) // by the wall clock, which all processes share
+	w.begun = time.Now().Add(left)
+	time.Sleep(left)
 	return nil
 }
 
@@ -148,7 +156,7 @@ func (w *Worker) stopProfile() error {
 	return w.profile.Close()
 }
 
-// Begun returns when this process has passed Begin.
+// Begun returns that moment, which may be a little before Begin returned.
 func (w *Worker) Begun() time.Time { return w.begun }
 
 // Ops counts operations. The figures per operation and per second are of them.
