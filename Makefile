@@ -59,7 +59,7 @@ vuln: ## look for known vulnerabilities in what every module calls
 # Both need redis-server, and a machine with nothing else to do.
 .PHONY: bench
 bench: ## measure fetchonce beside its peers, in short: five minutes, into bench/results/short
-	go run ./bench -short -reps 3 -for 250ms -dir bench/results/short
+	go run ./bench -short -reps 3 -for 200ms -dir bench/results/short
 
 .PHONY: bench-full
 bench-full: ## measure all of it, in less than an hour, into bench/results/full

@@ -16,7 +16,7 @@ import (
 func reportCommand(args []string) error {
 	flags := flag.NewFlagSet("bench report", flag.ContinueOnError)
 	dir := flags.String("dir", "", "write report.md and a plot for each table to this `directory`, not the text to standard output")
-	disturbed := flags.Float64("disturbed", report.Disturbed, "leave out runs during which others used more than this `share` of the machine")
+	disturbed := flags.Float64("disturbed", 1, "leave out runs during which other programs used more than this `share` of the machine")
 	files, err := parse(flags, args)
 	if err != nil {
 		return err

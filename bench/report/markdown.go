@@ -71,18 +71,22 @@ func (p *page) results(r *Results) {
 		p.row(cells...)
 	}
 	p.printf("\n")
-	if r.Disturbed > 0 {
-		runs := "runs"
-		if r.Disturbed == 1 {
-			runs = "run"
-		}
-		p.printf("Left out: %d %s, while which other programs used more of the machine than they may.\n\n", r.Disturbed, runs)
-	}
+	p.disturbance(r)
 	for _, line := range r.Broken {
 		p.printf("- %s, repetition %d, has no figures: %s\n", line.Peer, line.Rep, strings.Join(strings.Fields(line.Error), " "))
 	}
 	if len(r.Broken) > 0 {
 		p.printf("\n")
+	}
+}
+
+// disturbance says what else the machine did, if it did much.
+func (p *page) disturbance(r *Results) {
+	if n := len(r.Foreign); n > 0 && r.Foreign[n-1] > disturbed {
+		p.printf("Other programs used %.0f %% of the machine in the median of these runs, and up to %.0f %%.\n\n", 100*r.Foreign.Median(), 100*r.Foreign[n-1])
+	}
+	if r.LeftOut > 0 {
+		p.printf("Runs left out because other programs used too much of the machine: %d.\n\n", r.LeftOut)
 	}
 }
 

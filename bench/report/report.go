@@ -33,9 +33,9 @@ func Read(r io.Reader) ([]run.Line, error) {
 	}
 }
 
-// Disturbed is which share of the machine other programs may use during a run;
-// what is above says too little.
-const Disturbed = 0.1
+// disturbed is which share of the machine other programs may use during a run
+// before the report says so.
+const disturbed = 0.1
 
 // Results are the lines of one workload with one set of parameters.
 type Results struct {
@@ -43,16 +43,18 @@ type Results struct {
 	Params run.Params
 	Reps   []Rep
 
-	Broken    []run.Line // that have no figures
-	Disturbed int        // how many were left out
+	Broken  []run.Line // that have no figures
+	LeftOut int        // how many were disturbed too much
+	Foreign Spread     // which share of the machine other programs used, in each run
 }
 
 // A Rep is the figures of one repetition, by peer.
 type Rep map[string]run.Figures
 
 // Collect sorts lines by workload and parameters, both in the order in which
-// they were measured. Lines of a workload that there is no more are left out.
-func Collect(workloads []*run.Workload, lines []run.Line, disturbed float64) []*Results {
+// they were measured. Left out are lines of a workload that there is no more, and
+// those during which other programs used more of the machine than a share of it.
+func Collect(workloads []*run.Workload, lines []run.Line, most float64) []*Results {
 	var all []*Results
 	reps := make(map[string]Rep)
 	byName := make(map[string]*Results)
@@ -68,20 +70,25 @@ func Collect(workloads []*run.Workload, lines []run.Line, disturbed float64) []*
 			byName[name] = r
 			all = append(all, r)
 		}
+		foreign := line.Figures["foreign_cpu"]
 		switch {
 		case line.Figures == nil:
 			r.Broken = append(r.Broken, line)
 			continue
-		case line.Figures["foreign_cpu"] > disturbed:
-			r.Disturbed++
+		case foreign > most:
+			r.LeftOut++
 			continue
 		}
+		r.Foreign = append(r.Foreign, foreign)
 		name = fmt.Sprint(name, " ", line.Session, " ", line.Rep)
 		if reps[name] == nil {
 			reps[name] = make(Rep)
 			r.Reps = append(r.Reps, reps[name])
 		}
 		reps[name][line.Peer] = line.Figures
+	}
+	for _, r := range all {
+		slices.Sort(r.Foreign)
 	}
 	slices.SortStableFunc(all, func(a, b *Results) int {
 		return slices.Index(workloads, a.Load) - slices.Index(workloads, b.Load)
