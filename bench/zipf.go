@@ -29,7 +29,8 @@ var zipf = &run.Workload{
 		return nil
 	},
 	Columns: []run.Column{
-		{Figure: "fetches_to_minimum", Title: "fetches / needed", Less: true}, fetches,
+		{Figure: "fetches_to_minimum", Title: "fetches / needed", Less: true},
+		fetches,
 		run.P50, run.P99, run.Max, run.OpsPerSecond, run.ClientCPU, run.RedisCPU, run.Commands, run.Errors,
 	},
 	Base: "fetchonce",

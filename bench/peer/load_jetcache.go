@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/mgtv-tech/jetcache-go"
+	cache "github.com/mgtv-tech/jetcache-go"
 	"github.com/mgtv-tech/jetcache-go/encoding"
 	"github.com/mgtv-tech/jetcache-go/local"
 	"github.com/mgtv-tech/jetcache-go/remote"

@@ -2,6 +2,7 @@ package run
 
 import (
 	"fmt"
+	"maps"
 	"runtime"
 	"time"
 )
@@ -94,9 +95,7 @@ func (r *Result) figures() Figures {
 		"commands":      r.redis.commands,
 		"foreign_cpu":   r.foreignCPU(),
 	}
-	for name, n := range r.Counts {
-		f[name] = n
-	}
+	maps.Copy(f, r.Counts)
 	for name, s := range r.Times {
 		if name != "" {
 			name += "_"
