@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
@@ -64,6 +65,7 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 		}
 	}
 	_ = again.Wait() // the errors are in wanted
+	l.tellMany(ctx, wanted)
 	return l.settleMany(wanted)
 }
 
@@ -86,6 +88,8 @@ type wanted[V any] struct {
 	result Result[V]
 	err    error // of the key
 	again  bool  // what was waited for is not good for us
+	miss   miss  // if it was one
+	took   time.Duration
 }
 
 // enterMany checks the arguments and returns each key once.
@@ -201,10 +205,15 @@ func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(c
 	b := &gathering[V]{Loader: l, ctx: context.WithoutCancel(ctx), fetch: fetch, undecided: 1}
 	defer b.decided() // all have joined
 	came := l.flights.Arrive()
+	m := l.trace.missed()
 	for _, w := range all {
+		w.miss = m
 		old := w.seen.refresh || w.seen.spare
 		if w.err != nil || w.seen.found && !w.seen.refresh || old && l.pauses.active(w.k.user) {
 			w.result = w.seen.result
+			if w.seen.found || w.err == nil {
+				w.miss.old(1)
+			}
 			continue
 		}
 		part := b.part()
@@ -215,8 +224,10 @@ func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(c
 			w.err = ErrClosed
 		case w.seen.refresh:
 			w.result = w.seen.result
+			w.miss.old(1)
 		default:
 			w.wait = ticket.Wait
+			w.miss.joined(ticket.Started)
 			if w.seen.spare && l.opt.SoftTimeout > 0 {
 				_, _ = l.flights.Join(ctx, w.k.user, came, load) // it goes on without us
 			}
@@ -244,6 +255,7 @@ func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
 			until = soft
 		}
 		r, late, err := w.wait(until)
+		w.took = w.miss.took()
 		_, paused := errors.AsType[*pausedError](err)
 		switch {
 		case late || paused && !w.seen.spare:
@@ -252,6 +264,15 @@ func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
 			w.result = w.seen.result
 		default:
 			w.result, w.err = r, err
+		}
+	}
+}
+
+// tellMany tells the Trace of all keys, but for those that were told as a Load.
+func (l *Loader[V]) tellMany(ctx context.Context, all []*wanted[V]) {
+	for _, w := range all {
+		if !w.again {
+			l.trace.answered(ctx, w.k.user, w.miss, w.took, w.result.Source, w.result.Stale, outcome(w.k.user, w.err))
 		}
 	}
 }
