@@ -441,7 +441,7 @@ func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
 	m := l.trace.missed()
 	r, loaded, err := l.joinLoad(ctx, k, seen, fetch, &m)
-	l.trace.answered(ctx, k.user, m, m.took(), r.Source, r.Stale, outcome(k.user, err))
+	l.trace.answered(ctx, k.user, m, r.Source, r.Stale, outcome(k.user, err))
 	if loaded {
 		return l.settle(k, r, err)
 	}

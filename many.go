@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
@@ -88,8 +87,7 @@ type wanted[V any] struct {
 	result Result[V]
 	err    error // of the key
 	again  bool  // what was waited for is not good for us
-	miss   miss  // if it was one
-	took   time.Duration
+	miss   miss
 }
 
 // enterMany checks the arguments and returns each key once.
@@ -255,7 +253,6 @@ func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
 			until = soft
 		}
 		r, late, err := w.wait(until)
-		w.took = w.miss.took()
 		_, paused := errors.AsType[*pausedError](err)
 		switch {
 		case late || paused && !w.seen.spare:
@@ -272,7 +269,7 @@ func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
 func (l *Loader[V]) tellMany(ctx context.Context, all []*wanted[V]) {
 	for _, w := range all {
 		if !w.again {
-			l.trace.answered(ctx, w.k.user, w.miss, w.took, w.result.Source, w.result.Stale, outcome(w.k.user, w.err))
+			l.trace.answered(ctx, w.k.user, w.miss, w.result.Source, w.result.Stale, outcome(w.k.user, w.err))
 		}
 	}
 }

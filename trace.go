@@ -90,7 +90,7 @@ type TraceGet struct {
 	Kind   GetKind
 	Source Source        // where the value came from, or the word that there is none; 0 if it is not known
 	Stale  bool          // an old value was returned; see [Result.Stale]
-	Took   time.Duration // from when there was nothing to be found until now; 0 for a hit
+	Took   time.Duration // from when there was nothing to be found until it returns, a GetMany with all its keys; 0 for a hit
 	Err    error         // as the caller gets it; a [*PanicError] if Get panics with it
 }
 
@@ -255,23 +255,20 @@ func (m *miss) old(round int) {
 	}
 }
 
-// took returns how long it was under way until now.
-func (m *miss) took() time.Duration {
-	if m.began.IsZero() || m.kind == GetHit {
-		return 0
-	}
-	return time.Since(m.began)
-}
-
-func (t *tracer) answered(ctx context.Context, key string, m miss, took time.Duration, source Source, stale bool, err error) {
+// answered tells of the end of m.
+func (t *tracer) answered(ctx context.Context, key string, m miss, source Source, stale bool, err error) {
 	if t.Got == nil {
 		return
 	}
 	defer t.caught()
+	g := TraceGet{Key: key, Kind: m.kind, Source: source, Stale: stale, Err: err}
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		source = 0
+		g.Source = 0
 	}
-	t.Got(ctx, TraceGet{Key: key, Kind: m.kind, Source: source, Stale: stale, Took: took, Err: err})
+	if m.kind != GetHit {
+		g.Took = time.Since(m.began)
+	}
+	t.Got(ctx, g)
 }
 
 // A fetchTrace tells of one fetch, once: when it has ended, or has been given up.
