@@ -460,11 +460,11 @@ func (l *Loader[V]) joinLoad(ctx context.Context, k keyed, seen look[V], fetch f
 		load := l.loading(k, seen, fetch, nil)
 		switch {
 		case (seen.refresh || seen.spare) && l.pauses.active(k.user):
-			m.old(round)
+			m.old()
 			return seen.result, false, nil
 		case seen.refresh:
 			_, _ = l.flights.Join(ctx, k.user, came, load) // and never leave
-			m.old(round)
+			m.old()
 			return seen.result, false, nil
 		}
 		r, late, err := l.join(ctx, k, came, seen, load, m)

@@ -57,25 +57,29 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	for _, w := range wanted {
 		if w.again {
 			again.Go(func() error {
-				defer recoverPanic(&w.err)
-				w.result, w.err = l.Load(ctx, w.k.user, one)
+				l.loadAgain(ctx, w, one)
 				return nil
 			})
 		}
 	}
 	_ = again.Wait() // the errors are in wanted
-	l.tellMany(ctx, wanted)
+	for _, w := range wanted {
+		l.trace.answered(ctx, w.k.user, w.miss, w.result.Source, w.result.Stale, outcome(w.k.user, w.err))
+	}
 	return l.settleMany(wanted)
 }
 
 // againAtOnce bounds the goroutines of a GetMany that has to look again.
 const againAtOnce = 64
 
-// recoverPanic makes the panic of a Load on a goroutine of ours one of GetMany's.
-func recoverPanic(err *error) {
-	if p, ok := recover().(*PanicError); ok {
-		*err = p
+// loadAgain goes on as a Get does that has joined a load too late.
+func (l *Loader[V]) loadAgain(ctx context.Context, w *wanted[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) {
+	seen, err := l.look(ctx, w.k)
+	if err != nil || seen.found && !seen.refresh {
+		w.result, w.err = seen.result, err
+		return
 	}
+	w.result, w.loaded, w.err = l.joinLoad(ctx, w.k, seen, fetch, &w.miss)
 }
 
 // A wanted is one key of a GetMany.
@@ -84,9 +88,10 @@ type wanted[V any] struct {
 	ticket near.Ticket // to keep a copy of what is read
 	seen   look[V]
 	wait   func(ctx context.Context) (Result[V], bool, error) // not nil once it has joined a load
+	again  bool                                               // what was waited for is not good for us
 	result Result[V]
 	err    error // of the key
-	again  bool  // what was waited for is not good for us
+	loaded bool  // result and err are those of a load
 	miss   miss
 }
 
@@ -210,7 +215,7 @@ func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(c
 		if w.err != nil || w.seen.found && !w.seen.refresh || old && l.pauses.active(w.k.user) {
 			w.result = w.seen.result
 			if w.seen.found || w.err == nil {
-				w.miss.old(1)
+				w.miss.old()
 			}
 			continue
 		}
@@ -222,7 +227,7 @@ func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(c
 			w.err = ErrClosed
 		case w.seen.refresh:
 			w.result = w.seen.result
-			w.miss.old(1)
+			w.miss.old()
 		default:
 			w.wait = ticket.Wait
 			w.miss.joined(ticket.Started)
@@ -260,16 +265,7 @@ func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
 		case w.seen.spare && ctx.Err() == nil && isFailure(err):
 			w.result = w.seen.result
 		default:
-			w.result, w.err = r, err
-		}
-	}
-}
-
-// tellMany tells the Trace of all keys, but for those that were told as a Load.
-func (l *Loader[V]) tellMany(ctx context.Context, all []*wanted[V]) {
-	for _, w := range all {
-		if !w.again {
-			l.trace.answered(ctx, w.k.user, w.miss, w.result.Source, w.result.Stale, outcome(w.k.user, w.err))
+			w.result, w.err, w.loaded = r, err, true
 		}
 	}
 }
@@ -279,10 +275,7 @@ func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
 	values, errs := make(map[string]V, len(all)), make(map[string]error)
 	for _, w := range all {
 		r, err := w.result, w.err
-		if p, ok := errors.AsType[*PanicError](err); ok {
-			panic(p)
-		}
-		if w.wait != nil && !w.again {
+		if w.loaded {
 			r, err = l.settle(w.k, r, err)
 		}
 		switch {

@@ -248,9 +248,9 @@ func (m *miss) joined(started bool) {
 	}
 }
 
-// old notes that an old value is the answer: a hit, if it was not on its way before.
-func (m *miss) old(round int) {
-	if round == 1 {
+// old notes that what was seen is the answer: a hit, unless it has waited before.
+func (m *miss) old() {
+	if m.kind == GetRefused {
 		m.kind = GetHit
 	}
 }

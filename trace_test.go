@@ -707,18 +707,24 @@ func TestTraceDoesNotAllocate(t *testing.T) {
 	set(t, plain, "k", "v")
 	warmNear(t, r, plain, "k", "v")
 	warmNear(t, r, traced, "k", "v")
+	// Under the race detector, pools forget now and then: so a number with a fraction.
+	const runs = 2000
 	allocs := func(l loader) float64 {
-		return testing.AllocsPerRun(1000, func() { _, _ = l.Get(t.Context(), "k", nothingFetched) })
+		return testing.AllocsPerRun(1, func() {
+			for range runs {
+				_, _ = l.Get(t.Context(), "k", nothingFetched)
+			}
+		}) / runs
 	}
 	before := counting.gets.Load()
-	if with, without := allocs(traced), allocs(plain); with != 0 || without != 0 {
+	if with, without := allocs(traced), allocs(plain); with > 0.5 || without > 0.5 {
 		t.Errorf("a near hit makes %v allocations with a Trace and %v without", with, without)
 	}
-	if with, without := allocs(farTraced), allocs(far); with > without {
+	if with, without := allocs(farTraced), allocs(far); with > without+0.5 {
 		t.Errorf("a hit makes %v allocations with a Trace and %v without", with, without)
 	}
-	if told := counting.gets.Load() - before; told != 2*1001 {
-		t.Errorf("%d Gets were told, want 2002", told)
+	if told := counting.gets.Load() - before; told != 2*2*runs {
+		t.Errorf("%d Gets were told, want %d", told, 2*2*runs)
 	}
 }
 
