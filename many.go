@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
@@ -57,7 +58,14 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	for _, w := range wanted {
 		if w.again {
 			again.Go(func() error {
-				l.loadAgain(ctx, w, one)
+				// A Store may panic: that is for the caller, not for the goroutine.
+				flight.Protect(
+					func() (struct{}, error) { l.loadAgain(ctx, w, one); return struct{}{}, nil },
+					func(_ struct{}, err error) {
+						if err != nil {
+							w.err, w.loaded = err, true
+						}
+					})
 				return nil
 			})
 		}

@@ -734,3 +734,36 @@ type counted struct{ gets atomic.Int64 }
 func (c *counted) with(opt *options) {
 	opt.Trace = &fetchonce.Trace{Got: func(context.Context, fetchonce.TraceGet) { c.gets.Add(1) }}
 }
+
+// BenchmarkTrace compares hits without a Trace and with one of the least.
+func BenchmarkTrace(b *testing.B) {
+	r := redistest.Server(b).Backend()
+	for _, place := range []string{"near", "redis"} {
+		for _, traced := range []bool{false, true} {
+			opt := options{Prefix: "test"}
+			if place == "near" {
+				opt.Near.Entries = 10
+			}
+			if traced {
+				new(counted).with(&opt)
+			}
+			l, err := fetchonce.New(r.Client(), opt)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
+			r.Until("it is a hit", func() bool {
+				got, err := l.Load(b.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "v", nil })
+				return err == nil && got.Source.String() == place
+			})
+			b.Run(fmt.Sprintf("%s/traced=%v", place, traced), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := l.Get(b.Context(), "k", nothingFetched); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
