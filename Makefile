@@ -16,7 +16,7 @@ TESTFLAGS ?=
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: test
 test: ## run the tests of every module, with the race detector if there is a C compiler
@@ -55,3 +55,12 @@ vuln: ## look for known vulnerabilities in what every module calls
 	@status=0; \
 	for dir in $(MODULES); do $(GOVULNCHECK) -C "$$dir" ./... || status=1; done; \
 	exit $$status
+
+# Both need redis-server, and a machine with nothing else to do.
+.PHONY: bench
+bench: ## measure fetchonce beside its peers, in short: five minutes, into bench/results/short
+	go run ./bench -short -reps 3 -for 200ms -dir bench/results/short
+
+.PHONY: bench-full
+bench-full: ## measure all of it, in less than an hour, into bench/results/full
+	go run ./bench -reps 5 -for 2s -dir bench/results/full
