@@ -24,6 +24,10 @@ type jetcache struct {
 	ttl time.Duration
 }
 
+// tinyLFUCost is what an entry counts in jetcache-go's TinyLFU, whose size is not
+// in entries: ristretto adds 56 for itself to the 1 that it is told.
+const tinyLFUCost = 57
+
 func openJetcache(_ context.Context, cfg Config) (Adapter, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
 	opts := []cache.Option{
@@ -35,7 +39,7 @@ func openJetcache(_ context.Context, cfg Config) (Adapter, error) {
 		cache.WithSeparatorDisabled(true), // of MGet's keys
 	}
 	if cfg.Near {
-		opts = append(opts, cache.WithLocal(local.NewTinyLFU(copies, copyLife(cfg))))
+		opts = append(opts, cache.WithLocal(local.NewTinyLFU(copies*tinyLFUCost, copyLife(cfg))))
 	}
 	c := cache.New(opts...)
 	return &jetcache{rdb: rdb, c: c, t: cache.NewT[string, Thing](c), ttl: cfg.TTL}, nil
