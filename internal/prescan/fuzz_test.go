@@ -31,7 +31,7 @@ type record struct {
 // make the decoder panic, or allocate more than what its elements take.
 func FuzzChecked(f *testing.F) {
 	for _, v := range []any{
-		nil, true, -1, 1 << 40, 3.5, "text",
+		nil, true, -1, int64(1) << 40, 3.5, "text",
 		[]byte{1, 2, 3},
 		time.Unix(1, 2), time.Unix(-1, 2), sample,
 		[]int64{1, 2, 3},
