@@ -164,7 +164,7 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 		case !errors.Is(back, ErrLockLost):
 			// fn had the lock for as long as it ran, so that is no error of Do's.
 			lk.opt.Logger.LogAttrs(ctx, slog.LevelWarn, "fetchonce: a lock could not be given back; it ends with its lease",
-				slog.Any("error", back))
+				slog.Any("error", keyless(back)))
 		case err == nil:
 			err = ErrLockLost
 		default:

@@ -412,6 +412,9 @@ func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, keep time.
 		h = r.header(r.k, envelope.Value, r.freshFor(r.opt.TTL, m.ttl))
 		var err error
 		if payload, err = r.encode(m.value); err != nil {
+			if !errors.Is(err, errTooLarge) {
+				err = errors.New("the codec cannot write it") // not its error, which may quote the value
+			}
 			r.notices.warn(noticeUnstored, err)
 			return nil, 0
 		}
