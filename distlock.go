@@ -40,6 +40,7 @@ type Locker struct {
 	ns      *protocol.Namespace
 	mailbox *wake.Mailbox
 	channel string
+	unused  func() // ends that
 
 	ctx     context.Context // ends with Close
 	stop    context.CancelFunc
@@ -122,6 +123,7 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 		client: protocol.NewClient(batch.New(rdb), ns, mailbox.Process(), opt.RedisTimeout, cluster),
 		names:  make(map[string]*lockName), idle: make(chan struct{}),
 	}
+	lk.unused = mailbox.Use(lk.channel)
 	lk.ctx, lk.stop = context.WithCancel(context.Background())
 	return lk, nil
 }
@@ -282,6 +284,7 @@ func (lk *Locker) Close() error {
 		lk.stop()
 		lk.running.Wait()
 		<-lk.idle
+		lk.unused()
 		lk.mailbox.Close()
 	})
 	return nil

@@ -34,3 +34,6 @@ func Lives(opt Options[string], own time.Duration) (value, absence [2]time.Durat
 	n := l.header(keyed{}, envelope.NotFound, l.freshFor(l.opt.NotFoundTTL, own))
 	return [2]time.Duration{v.Fresh, v.Keep}, [2]time.Duration{n.Fresh, n.Keep}, nil
 }
+
+// Callers returns how many callers wait for the load of a key.
+func (l *Loader[V]) Callers(key string) int { return l.flights.Callers(key) }

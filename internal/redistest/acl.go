@@ -108,7 +108,10 @@ func wantNoDenials(t testing.TB, d *daemon) {
 	_ = d.tell(func(ctx context.Context, rdb *redis.Client) error {
 		entries, err := rdb.ACLLog(ctx, 10).Result()
 		for _, e := range entries {
-			t.Errorf("Redis has denied %q (%s, %s) to %q, %d times", e.Object, e.Reason, e.Context, e.Username, e.Count)
+			// A command that is sent by tests alone says nothing of what we need.
+			if e.Object != "rpush" && e.Object != "xadd" {
+				t.Errorf("Redis has denied %q (%s, %s) to %q: %+v", e.Object, e.Reason, e.Context, e.Username, e.ClientInfo)
+			}
 		}
 		if err != nil {
 			return err
