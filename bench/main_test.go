@@ -1,6 +1,8 @@
 package main_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,10 +21,21 @@ func TestMain(m *testing.M) {
 	if !run.IsWorker() {
 		os.Exit(m.Run())
 	}
-	if err := run.Work(bench.Workloads); err != nil {
+	if err := run.Work(append(bench.Workloads, &broken)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+// broken fails in one of its processes, when the other is ready to begin.
+var broken = run.Workload{
+	Name: "broken", Processes: 2, Short: run.Grid("by", "itself"),
+	Run: func(_ context.Context, w *run.Worker) error {
+		if w.Index == 1 {
+			return errors.New("out of order")
+		}
+		return w.Begin()
+	},
 }
 
 // measure runs a workload once, for a moment.
@@ -73,6 +86,13 @@ func TestALockThatLocksNobodyOutIsSeen(t *testing.T) {
 	line := measure(t, *bench.Handover, "floor-no-lock")
 	if line.Figures["overlaps"] == 0 {
 		t.Errorf("without a lock, there is no overlap in %v acquisitions; %s", line.Figures["ops"], line.Error)
+	}
+}
+
+func TestAProcessThatFailsEndsTheRun(t *testing.T) {
+	line := measure(t, broken, "nobody")
+	if line.Figures != nil || !strings.Contains(line.Error, "process 1: out of order") {
+		t.Errorf("error %q, want that of process 1; figures %v", line.Error, line.Figures)
 	}
 }
 

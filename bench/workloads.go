@@ -15,4 +15,7 @@ var workloads = []*run.Workload{
 	drop,
 	handover,
 	overHTTP,
+	mix,
+	told,
+	woken,
 }

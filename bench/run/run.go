@@ -43,8 +43,8 @@ func (p *Plan) Run(ctx context.Context) error {
 	}
 	all := p.runs()
 	session := rand.Text()[:8]
-	for i, r := range all {
-		line := r.run(ctx, p.For, p.Profile)
+	for i, t := range all {
+		line := t.run(ctx, p.For, p.Profile)
 		line.Session = session
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -56,16 +56,16 @@ func (p *Plan) Run(ctx context.Context) error {
 	return nil
 }
 
-// One is one run of a plan.
-type one struct {
+// A turn is one run of a plan.
+type turn struct {
 	load   *Workload
 	params Params
 	peer   string
 	rep    int
 }
 
-func (p *Plan) runs() []one {
-	var all []one
+func (p *Plan) runs() []turn {
+	var all []turn
 	for rep := range p.Reps {
 		for _, load := range p.Workloads {
 			params := load.Full
@@ -76,7 +76,7 @@ func (p *Plan) runs() []one {
 				first := len(all)
 				for _, peer := range load.Peers(ps) {
 					if p.Only == nil || p.Only(ps, peer) {
-						all = append(all, one{load: load, params: ps, peer: peer, rep: rep + 1})
+						all = append(all, turn{load: load, params: ps, peer: peer, rep: rep + 1})
 					}
 				}
 				these := all[first:]
@@ -88,21 +88,21 @@ func (p *Plan) runs() []one {
 }
 
 // run measures once, and returns what it gave, or why it failed.
-func (o one) run(ctx context.Context, duration time.Duration, profile string) *Line {
+func (t turn) run(ctx context.Context, duration time.Duration, profile string) *Line {
 	line := &Line{
-		Workload: o.load.Name, Params: o.params, Peer: o.peer, Rep: o.rep, When: time.Now().Round(time.Second), For: duration,
+		Workload: t.load.Name, Params: t.params, Peer: t.peer, Rep: t.rep, When: time.Now().Round(time.Second), For: duration,
 		Machine: Machine{CPUs: runtime.NumCPU(), OS: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version()},
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, duration+patience, errors.New("it took too long"))
 	defer cancel()
-	if err := o.measure(ctx, line, profile); err != nil {
+	if err := t.measure(ctx, line, profile); err != nil {
 		line.Figures = nil
 		line.Error = err.Error()
 	}
 	return line
 }
 
-func (o one) measure(ctx context.Context, line *Line, profile string) (err error) {
+func (t turn) measure(ctx context.Context, line *Line, profile string) (err error) {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err
@@ -116,8 +116,8 @@ func (o one) measure(ctx context.Context, line *Line, profile string) (err error
 	line.Machine.Redis = server.version
 
 	c := &crew{server: server}
-	job := Job{Workload: o.load.Name, Peer: o.peer, Params: o.params, Rep: o.rep, For: line.For, Redis: server.addr, Dir: dir, Profile: profile}
-	if err := c.start(ctx, job, o.load.processes(o.params)); err != nil {
+	job := Job{Workload: t.load.Name, Peer: t.peer, Params: t.params, Rep: t.rep, For: line.For, Redis: server.addr, Dir: dir, Profile: profile}
+	if err := c.start(ctx, job, t.load.processes(t.params)); err != nil {
 		return err
 	}
 	result, err := c.follow()
@@ -128,8 +128,8 @@ func (o one) measure(ctx context.Context, line *Line, profile string) (err error
 		return err
 	}
 	line.Figures, line.Error = result.figures(), result.example
-	if o.load.Finish != nil {
-		return o.load.Finish(o.params, result, line.Figures)
+	if t.load.Finish != nil {
+		return t.load.Finish(t.params, result, line.Figures)
 	}
 	return nil
 }

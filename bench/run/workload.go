@@ -49,28 +49,21 @@ type Workload struct {
 // Params tell apart the measurements of one workload: "goroutines" to "64".
 type Params map[string]string
 
-// Grid returns all combinations of parameters: Grid("goroutines", 1, 8) times
-// those of more.
+// Grid returns a Params with one parameter for each of its values.
 func Grid(name string, values ...any) []Params {
-	return Params{}.Grid(name, values...)
+	return Times([]Params{{}}, name, values...)
 }
 
-// Grid returns p with each of the values.
-func (p Params) Grid(name string, values ...any) []Params {
+// Times returns each of some Params with one parameter more, for each of its
+// values.
+func Times(some []Params, name string, values ...any) []Params {
 	var all []Params
-	for _, v := range values {
-		q := maps.Clone(p)
-		q[name] = fmt.Sprint(v)
-		all = append(all, q)
-	}
-	return all
-}
-
-// Times returns each of some Params with each of the values.
-func Times(ps []Params, name string, values ...any) []Params {
-	var all []Params
-	for _, p := range ps {
-		all = append(all, p.Grid(name, values...)...)
+	for _, p := range some {
+		for _, v := range values {
+			p = maps.Clone(p)
+			p[name] = fmt.Sprint(v)
+			all = append(all, p)
+		}
 	}
 	return all
 }
