@@ -48,7 +48,7 @@ func runStampede(ctx context.Context, w *run.Worker) error {
 	}
 	s := &stampeders{w: w, a: a, callers: w.Params.Int("callers")}
 	s.round(ctx, "warm", func(string, float64) {}) // connections, scripts
-	if err := s.agreeOnTime(); err != nil {
+	if s.zero, err = agreeOnTime(w); err != nil {
 		return err
 	}
 	if err := w.Begin(); err != nil {
@@ -75,12 +75,6 @@ type stampeders struct {
 	zero    time.Time // the same moment in all processes
 }
 
-func (s *stampeders) agreeOnTime() error {
-	zero, err := agreeOnTime(s.w)
-	s.zero = zero
-	return err
-}
-
 // agreeOnTime returns a moment that is the same in all processes of a run, by the
 // wall clock that they share.
 func agreeOnTime(w *run.Worker) (time.Time, error) {
@@ -92,10 +86,15 @@ func agreeOnTime(w *run.Worker) (time.Time, error) {
 	return time.Unix(0, nanos), err
 }
 
+// wallSince is by the wall clock, which is one for all processes.
+func wallSince(zero, t time.Time) time.Duration {
+	return time.Duration(t.UnixNano() - zero.UnixNano())
+}
+
 // round has all callers ask for key, and notes when each fetch ended and each
 // caller returned, in microseconds.
 func (s *stampeders) round(ctx context.Context, key string, note func(what string, at float64)) {
-	now := func() float64 { return float64(time.Now().UnixNano()-s.zero.UnixNano()) / 1000 }
+	now := func() float64 { return float64(wallSince(s.zero, time.Now())) / float64(time.Microsecond) }
 	fetch := func(_ context.Context, key string) (peer.Thing, error) {
 		time.Sleep(fetched)
 		note("ended", now())

@@ -100,9 +100,6 @@ func (l *fetchLog) add(key float64, began, ended time.Time) {
 	l.ended = append(l.ended, wallSince(l.zero, ended).Seconds())
 }
 
-// wallSince is by the wall clock, which is one for all processes.
-func wallSince(zero, t time.Time) time.Duration { return time.Duration(t.UnixNano() - zero.UnixNano()) }
-
 // neededFetches returns how many of the fetches began when neither a value was
 // fresh that a needed one had brought nor a needed one was under way.
 func neededFetches(key, began, ended []float64) int {
