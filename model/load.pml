@@ -209,10 +209,12 @@ acquire:
 		/* acquire.lua: redis.call("HSET", KEYS[2], "o", ARGV[1], "f", new) */
 		/* acquire.lua: redis.call("PEXPIRE", KEYS[2], ARGV[2]) */
 		now++; fence = now; owner = me;
-		assert(N < 2 || me == 0 || !valid[0]); assert(N < 2 || me == 1 || !valid[1]); /* one fetch */
-#if N > 2
-		assert(me == 2 || !valid[2]);
-#endif
+		i = 0;
+		do
+		:: i < N -> assert(i == me || !valid[i]); i++ /* one fetch */
+		:: else -> break
+		od;
+		i = 0;
 		/* acquire.lua: if (tonumber(ends) or 0) * 1000 > now then redis.call("HSET", KEYS[2], "u", "1") end */
 #ifndef MUTANT_UNTAINTED
 		tainted = anyMark;
@@ -470,9 +472,9 @@ update:
 	/* invalidate.lua: redis.call("HSET", KEYS[3], ARGV[5], string.format("%.0f", now + tonumber(ARGV[6]))) */
 	/* invalidate.lua: if redis.call("PTTL", KEYS[3]) < tonumber(ARGV[6]) then redis.call("PEXPIRE", KEYS[3], ARGV[6]) end */
 #ifdef MUTANT_MARK_FORGETS_NOTHING
-	atomic { marked[me] = true };
+	atomic { marked[me] = true; lapsed[me] = false };
 #else
-	atomic { marked[me] = true; invalidate(i) };
+	atomic { marked[me] = true; lapsed[me] = false; invalidate(i) };
 #endif
 marking:
 	if
@@ -522,10 +524,10 @@ end:
 #endif
 	:: atomic { owner == NONE && failed -> failed = false }
 	:: atomic { owner < N && faults > 0 -> faults--; revoke(); deleteMeta(); noWaiters(i) } /* its holder was stopped */
-	:: atomic { marked[0] && dead[0] -> markEnds(0) }
+	:: atomic { dead[0] && (marked[0] || written[0] != 0) -> markEnds(0) }
 	:: atomic { marked[0] && !dead[0] && faults > 0 -> faults--; markEnds(0) } /* so was its writer */
 #if W > 1
-	:: atomic { marked[1] && dead[1] -> markEnds(1) }
+	:: atomic { dead[1] && (marked[1] || written[1] != 0) -> markEnds(1) }
 	:: atomic { marked[1] && !dead[1] && faults > 0 -> faults--; markEnds(1) }
 #endif
 	:: atomic { faults > 0 -> faults--; deleteValue(); revoke(); deleteMeta(); noWaiters(i); /* FLUSHALL, or a failover */
