@@ -276,7 +276,12 @@ wait:
 	:: atomic { true -> goto ask }
 #endif
 	/* distlock.go: lk.forget(n.lock, r.wish.Owner, false) */
-	:: atomic { true -> place = 0; waiting0 = waiting0 && me != 0; since = NONE; goto leave } /* nobody waits any more */
+#ifdef LIVE
+	:: atomic { me != 0 ->
+#else
+	:: atomic { true ->
+#endif
+		place = 0; waiting0 = waiting0 && me != 0; since = NONE; goto leave } /* nobody waits any more */
 	:: atomic { fault; dead[me] = true; waiting0 = waiting0 && me != 0; goto end }
 	fi;
 
