@@ -18,7 +18,7 @@ searches() {
 	cat <<-'END'
 		loads           holds load -DN=2 -DGETS=2 -DW=1 -DFAULTS=1
 		writers         holds load -DN=2 -DGETS=1 -DW=2 -DFAULTS=1
-		faults          holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=3
+		faults          holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2
 		updates         holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DPASSOVER -DJOINS=1
 		late-messages   holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DMAIL=2 -DJOINS=1
 		waiting         holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DLIVE
@@ -70,7 +70,7 @@ searches() {
 search() {
 	local name=$1 wanted=$2 model=$3 said states
 	shift 3
-	local flags=(-O2 -w -DCOLLAPSE "-DMEMLIM=$memory") run=("-m$depth")
+	local flags=(-O1 -w -DCOLLAPSE "-DMEMLIM=$memory") run=("-m$depth")
 	case " $* " in
 	*" -DLIVE "*) flags+=(-DNFAIR=3) run+=(-a -f) ;;
 	*) flags+=(-DSAFETY) ;;
