@@ -65,6 +65,10 @@ fix: ## mend in every module what lint finds and a program can mend; list the re
 	$(GOLANGCI_LINT) fmt
 	$(GOLANGCI_LINT) run --fix $(MODULES:%=%/...)
 
+.PHONY: model
+model: ## check the models of the protocol, and that their mutants are caught; needs spin and a C compiler
+	model/check.sh
+
 .PHONY: vuln
 vuln: ## look for known vulnerabilities in what every module calls
 	@status=0; \
