@@ -26,10 +26,9 @@ import (
 // waits a second for an answer.
 //
 // It is miniredis, for tests and no measure of speed. It is no cluster, has no
-// Sentinel, and does not tell what changes (CLIENT TRACKING), so that
-// [fetchonce.Near] does here what it does where that is refused. What was stored
-// is not kept when memory is short: nothing is evicted. Test what depends on these
-// with a real server.
+// Sentinel, evicts nothing, and does not tell what changes (CLIENT TRACKING), so
+// that [fetchonce.Near] does here what it does where that is refused. Test what
+// depends on these with a real server.
 func Redis(t testing.TB) redis.UniversalClient {
 	t.Helper()
 	return client(t, redistest.Bubble(t))
@@ -119,7 +118,7 @@ func ExpireLease(t testing.TB, rdb redis.UniversalClient, key string) {
 	if !protocol.Expire(r, key) {
 		t.Fatalf("oncetest: ExpireLease: nobody has a lease of %q", key)
 	}
-	time.Sleep(2 * time.Millisecond) // so that the next fence is higher, in a bubble too
+	time.Sleep(2 * time.Millisecond) // until they have ended
 }
 
 // servers has the Redis of each client of a test that runs.
