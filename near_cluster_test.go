@@ -113,16 +113,24 @@ func TestNearAfterAReplicaIsPromoted(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting
 			c := redistest.Cluster(t)
 			rdb := c.Client(follow)
-			l, other := loaderOf(t, rdb, withNear), loaderOf(t, c.Client(follow))
+			writer := c.Client(follow)
+			l, other := loaderOf(t, rdb, withNear), loaderOf(t, writer)
 			r := c.Backend()
 			set(t, other, "k", "old")
 			master := nodeOf(t, rdb, c.Nodes(), "k")
 			replica := c.Join()
 			told(t, master, "config", "set", "repl-diskless-sync-delay", "0")
-			told(t, replica, "cluster", "replicate", told(t, master, "cluster", "myid"))
-			r.Until("the replica has all", func() bool {
+			id := told(t, master, "cluster", "myid")
+			told(t, replica, "cluster", "replicate", id)
+			r.Until("the replica has all, and is known", func() bool {
+				for _, node := range c.Nodes() { // they vote
+					if !strings.Contains(told(t, node, "cluster", "nodes"), "slave "+id) {
+						return false
+					}
+				}
 				return strings.Contains(told(t, replica, "info", "replication"), "master_link_status:up")
 			})
 			warmNear(t, r, l, "k", "old")
@@ -131,7 +139,10 @@ func TestNearAfterAReplicaIsPromoted(t *testing.T) {
 			r.Until("it is promoted", func() bool {
 				return strings.HasPrefix(told(t, replica, "info", "replication"), "# Replication\r\nrole:master")
 			})
-			r.Until("it takes a change", func() bool { return other.Set(t.Context(), "k", "new 0") == nil })
+			r.Until("it takes a change", func() bool {
+				writer.ReloadState(t.Context()) // go-redis itself would look after ten seconds
+				return other.Set(t.Context(), "k", "new 0") == nil
+			})
 			for i := range 5 {
 				value := "new " + strconv.Itoa(i)
 				set(t, other, "k", value)
