@@ -20,12 +20,14 @@ import (
 
 // TestMain lets this binary be one of the processes of a test.
 func TestMain(m *testing.M) {
-	if url := os.Getenv("FETCHONCE_TEST_WORKER"); url != "" {
-		if err := work(url); err != nil {
-			fmt.Println("error", err)
-			os.Exit(1)
+	for name, work := range map[string]func(address string) error{"FETCHONCE_TEST_WORKER": work, "FETCHONCE_SOAK_WORKER": soakWork} {
+		if address := os.Getenv(name); address != "" {
+			if err := work(address); err != nil {
+				fmt.Println("error", err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
 	}
 	os.Exit(m.Run())
 }

@@ -32,13 +32,15 @@
 // A value that is on its way while it changes must not become a copy
 // afterwards. So who reads a value takes a [Ticket] before it asks, and a copy is
 // made only if since then no change of that key was heard of, nor the vouch
-// ended. In a cluster it reads from the node whose vouch that is, and from no other:
-// a client that does not know yet that a slot has moved would read the value where
-// nobody may listen. To leave a node is a change of the key, and is told. What a process has changed itself it forgets before the change counts as
+// ended. What a process has changed itself it forgets before the change counts as
 // done, see [Hub.Changed].
 //
-// The room knows nothing of values, nor of where they are read. It is used by the
-// loader.
+// In a cluster, the value is read from the node whose vouch that is, and from no
+// other. A client that follows redirections would read it on a node of which
+// nobody may hear, while it does not know yet that the slot is there. That a key
+// leaves a node is a change there, and is told.
+//
+// The room knows nothing of values, and reads none. It is used by the loader.
 package near
 
 import (
