@@ -25,7 +25,7 @@ import (
 // that connection is lost no copy is used; when it hangs, or belongs to a master
 // that was replaced, no copy is used 3 seconds later at the latest. There are no
 // copies of what is on a master that has just joined a cluster until it is heard,
-// after 3 seconds at most.
+// some seconds later.
 //
 // A server that knows no CLIENT TRACKING, or does not allow it, is said so once
 // in the log. Then a process hears of the changes that are made by Loaders, and
