@@ -16,8 +16,8 @@ import (
 // follow has a client of a cluster go where its nodes send it.
 func follow(opt *redis.ClusterOptions) { opt.MaxRedirects = 8 }
 
-// told sends a node a command.
-func told(t *testing.T, node *redistest.Process, args ...any) string {
+// tell sends a node a command.
+func tell(t *testing.T, node *redistest.Process, args ...any) string {
 	t.Helper()
 	rdb := node.Client()
 	defer rdb.Close()
@@ -50,9 +50,9 @@ func move(t *testing.T, key string, from, to *redistest.Process, all []*redistes
 	rdb := from.Client()
 	defer rdb.Close()
 	slot := int(rdb.ClusterKeySlot(t.Context(), key).Val())
-	target, source := told(t, to, "cluster", "myid"), told(t, from, "cluster", "myid")
-	told(t, to, "cluster", "setslot", slot, "importing", source)
-	told(t, from, "cluster", "setslot", slot, "migrating", target)
+	target, source := tell(t, to, "cluster", "myid"), tell(t, from, "cluster", "myid")
+	tell(t, to, "cluster", "setslot", slot, "importing", source)
+	tell(t, from, "cluster", "setslot", slot, "migrating", target)
 	for _, name := range rdb.ClusterGetKeysInSlot(t.Context(), slot, 100).Val() {
 		host, port, _ := net.SplitHostPort(to.Addr())
 		if err := rdb.Migrate(t.Context(), host, port, name, 0, 10*time.Second).Err(); err != nil {
@@ -60,7 +60,7 @@ func move(t *testing.T, key string, from, to *redistest.Process, all []*redistes
 		}
 	}
 	for _, node := range append([]*redistest.Process{to, from}, all...) {
-		told(t, node, "cluster", "setslot", slot, "node", target)
+		tell(t, node, "cluster", "setslot", slot, "node", target)
 	}
 }
 
@@ -76,7 +76,7 @@ func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
 
 	nodes := c.Nodes()
 	joined := c.Join()
-	told(t, joined, "acl", "setuser", "default", "-subscribe") // it is not heard
+	tell(t, joined, "acl", "setuser", "default", "-subscribe") // it is not heard
 	move(t, "k", nodeOf(t, rdb, nodes, "k"), joined, nodes)
 	for i := range 10 {
 		value := "new " + strconv.Itoa(i)
@@ -91,7 +91,7 @@ func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
 		}
 	}
 
-	told(t, joined, "acl", "setuser", "default", "+subscribe")
+	tell(t, joined, "acl", "setuser", "default", "+subscribe")
 	warmNear(t, r, l, "k", "new 9")
 	set(t, other, "k", "newer")
 	r.Until("the copy is gone", func() bool {
@@ -105,11 +105,11 @@ func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
 func TestNearAfterAReplicaIsPromoted(t *testing.T) {
 	for name, promote := range map[string]func(t *testing.T, master, replica *redistest.Process){
 		"planned": func(t *testing.T, master, replica *redistest.Process) {
-			told(t, replica, "cluster", "failover")
+			tell(t, replica, "cluster", "failover")
 		},
 		"after a crash": func(t *testing.T, master, replica *redistest.Process) {
 			master.Kill()
-			told(t, replica, "cluster", "failover", "takeover")
+			tell(t, replica, "cluster", "failover", "takeover")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -122,22 +122,22 @@ func TestNearAfterAReplicaIsPromoted(t *testing.T) {
 			set(t, other, "k", "old")
 			master := nodeOf(t, rdb, c.Nodes(), "k")
 			replica := c.Join()
-			told(t, master, "config", "set", "repl-diskless-sync-delay", "0")
-			id := told(t, master, "cluster", "myid")
-			told(t, replica, "cluster", "replicate", id)
+			tell(t, master, "config", "set", "repl-diskless-sync-delay", "0")
+			id := tell(t, master, "cluster", "myid")
+			tell(t, replica, "cluster", "replicate", id)
 			r.Until("the replica has all, and is known", func() bool {
 				for _, node := range c.Nodes() { // they vote
-					if !strings.Contains(told(t, node, "cluster", "nodes"), "slave "+id) {
+					if !strings.Contains(tell(t, node, "cluster", "nodes"), "slave "+id) {
 						return false
 					}
 				}
-				return strings.Contains(told(t, replica, "info", "replication"), "master_link_status:up")
+				return strings.Contains(tell(t, replica, "info", "replication"), "master_link_status:up")
 			})
 			warmNear(t, r, l, "k", "old")
 
 			promote(t, master, replica)
 			r.Until("it is promoted", func() bool {
-				return strings.HasPrefix(told(t, replica, "info", "replication"), "# Replication\r\nrole:master")
+				return strings.HasPrefix(tell(t, replica, "info", "replication"), "# Replication\r\nrole:master")
 			})
 			r.Until("it takes a change", func() bool {
 				writer.ReloadState(t.Context()) // go-redis itself would look after ten seconds

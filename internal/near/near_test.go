@@ -21,7 +21,7 @@ const values, changes = "p:v:{", "p:i"
 func open(t *testing.T, rdb redis.UniversalClient) *near.Cache[string] {
 	t.Helper()
 	h := near.Open(rdb, "process")
-	c := near.New[string](h, values, changes, 100, func(bool, error) {})
+	c := near.New[string](h, values, changes, 100, func(bool, error) {}, nil)
 	t.Cleanup(func() {
 		c.Close()
 		h.Close()
@@ -143,9 +143,9 @@ func TestCachesOfAClientShareAConnection(t *testing.T) {
 	rdb := r.Client()
 	h := near.Open(rdb, "process")
 	defer h.Close()
-	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {})
+	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
 	defer a.Close()
-	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {})
+	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
 	defer b.Close()
 	keep(t, r.Backend(), a, "k")
 	keep(t, r.Backend(), b, "k")
@@ -182,7 +182,7 @@ func TestRefusal(t *testing.T) {
 		var refused atomic.Bool
 		h := near.Open(rdb, "process")
 		defer h.Close()
-		c := near.New[string](h, values, changes, 10, func(no bool, _ error) { refused.Store(refused.Load() || no) })
+		c := near.New[string](h, values, changes, 10, func(no bool, _ error) { refused.Store(refused.Load() || no) }, nil)
 		defer c.Close()
 		keep(t, r, c, "k")
 		if !refused.Load() {
@@ -246,11 +246,11 @@ func TestNewNamespaceIsNotVouchedForBeforeItIsHeard(t *testing.T) {
 	})
 	h := near.Open(rdb, "process")
 	defer h.Close()
-	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {})
+	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
 	defer a.Close()
 	keep(t, r.Backend(), a, "k")
 	refuse.Store(true) // no other connection
-	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {})
+	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
 	defer b.Close()
 	if b.Keep(b.Ask("k"), "k", "copy", time.Hour) {
 		t.Error("a copy was kept of what nobody listens to")
