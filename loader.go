@@ -391,8 +391,21 @@ func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
 		return l.lookInStore(ctx, k)
 	}
 	ticket := l.ask(k)
+	if node := ticket.Node(); node != nil {
+		got := l.redis.GetMany(ctx, l.nodes.at(node), []protocol.Key{k.names}, l.readLimit())[0]
+		return l.seeGot(ctx, k, ticket, got)
+	}
 	b, err := l.redis.Get(ctx, k.names, l.readLimit())
 	return l.see(ctx, k, ticket, b, err)
+}
+
+// seeGot is see for what was to be read from one node of a cluster: no copy is kept
+// of what another one has.
+func (l *Loader[V]) seeGot(ctx context.Context, k keyed, ticket near.Ticket, got protocol.Got) (look[V], error) {
+	if got.Again {
+		ticket = near.Ticket{}
+	}
+	return l.see(ctx, k, ticket, got.Value, got.Err)
 }
 
 // readLimit is the size of the largest value of ours.

@@ -137,7 +137,7 @@ func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
 			continue
 		}
 		w.ticket = l.ask(w.k)
-		run := l.nodes.of(ctx, w.k.names.Value)
+		run := l.nodes.of(ctx, w.k.names.Value, w.ticket.Node())
 		groups[run] = append(groups[run], w)
 	}
 	var asking sync.WaitGroup
@@ -150,7 +150,7 @@ func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
 			for i, got := range l.redis.GetMany(ctx, run, names, l.readLimit()) {
 				w := group[i]
 				if w.err == nil {
-					w.seen, w.err = l.see(ctx, w.k, w.ticket, got.Value, got.Err)
+					w.seen, w.err = l.seeGot(ctx, w.k, w.ticket, got)
 				}
 			}
 		})
@@ -309,11 +309,16 @@ type nodes struct {
 	all  *batch.Batcher // for a Redis that is one
 }
 
-func (n *nodes) of(ctx context.Context, name string) protocol.Runner {
-	var node *redis.Client
-	if cluster, ok := n.rdb.(*redis.ClusterClient); ok {
+// of returns the way to a node, or where that is nil to the one that has a name.
+func (n *nodes) of(ctx context.Context, name string, node *redis.Client) protocol.Runner {
+	if cluster, ok := n.rdb.(*redis.ClusterClient); ok && node == nil {
 		node, _ = cluster.MasterForKey(ctx, name) // without one, the cluster's client will find it, or say why not
 	}
+	return n.at(node)
+}
+
+// at returns the way to a node, or to any if that is nil.
+func (n *nodes) at(node *redis.Client) protocol.Runner {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if node == nil {

@@ -91,11 +91,13 @@ func (c *Client) failed(ctx context.Context, op string, err error) {
 type Got struct {
 	Value []byte
 	Err   error
+	Again bool // it was asked for once more, so it may be of another node
 }
 
 // GetMany is Get of many keys in one round trip of run, which may lead to the one
 // node that has them all. A key of which the node says that it has it no more, or
-// not yet, is asked for once more by itself, wherever it is.
+// not yet, is asked for once more by itself, wherever it is, as is a single key if
+// the connection ends.
 func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int) []Got {
 	got := make([]Got, len(keys))
 	cmds := make([]redis.Cmder, len(keys))
@@ -119,7 +121,8 @@ func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int)
 			got[i].Value, _ = value.Bytes()
 		case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
 			got[i].Err = ErrType
-		case err != nil && passing(err):
+		case err != nil && (passing(err) || len(keys) == 1 && cut(err)):
+			got[i].Again = true
 			got[i].Value, got[i].Err = c.Get(ctx, keys[i], limit)
 		case err != nil:
 			failure = discreet(err)
