@@ -369,7 +369,9 @@ func TestOthersAreNotHarmedByOneThatLeaves(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		// These go together in one pipeline, and two of them leave then.
 		cmd := get("k")
-		short := do(t.Context(), b, 500*time.Millisecond, get("k"))
+		little, cancelLittle := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancelLittle()
+		short := do(little, b, within, get("k"))
 		synctest.Wait()
 		canceled := do(ctx, b, within, get("k"))
 		patient := do(t.Context(), b, within, cmd)
@@ -380,7 +382,7 @@ func TestOthersAreNotHarmedByOneThatLeaves(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		wantEnded(t, "the canceled one", canceled, 0, context.Canceled)
-		wantEnded(t, "the one with little time", short, 500*time.Millisecond, batch.ErrTimeout)
+		wantEnded(t, "the one with little time", short, 500*time.Millisecond, context.DeadlineExceeded)
 		for _, ended := range first {
 			wantEnded(t, "one of the first", ended, 0, nil)
 		}
