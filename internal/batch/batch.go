@@ -24,18 +24,22 @@ import (
 
 const (
 	hands   = 4   // requests or pipelines under way at once
+	few     = 2   // of them, that go as soon as there is something to carry
 	most    = 300 // commands in a pipeline
 	overdue = 8   // hands that may be stuck with a Redis that does not answer, beside the others
-	yields  = 8   // how often a hand lets others run before it takes what they have queued
+	yields  = 4   // how often a hand lets others run before it takes what they have queued
+
+	// How long commands wait for more to go with them, see worthwhile: if others
+	// come meanwhile, and if nobody does. Only the latter needs a timer, and a
+	// finer one would ring late anyway in a process that is idle.
+	straggle = 200 * time.Microsecond
+	patience = 2 * time.Millisecond
 )
 
 // ErrTimeout says that Redis did not answer in time. It is an
 // [os.ErrDeadlineExceeded], and not a [context.DeadlineExceeded]: it was not
 // the caller's time that was over.
 var ErrTimeout = fmt.Errorf("no answer from Redis in time: %w", os.ErrDeadlineExceeded)
-
-// ErrClosed is what callers of a closed batcher get.
-var ErrClosed = errors.New("closed")
 
 // A Conn is what the batcher needs of a go-redis client.
 type Conn interface {
@@ -45,7 +49,8 @@ type Conn interface {
 
 // A Batcher sends commands. It is made by [New], and must be closed.
 type Batcher struct {
-	conn Conn
+	conn     Conn
+	straggle time.Duration
 
 	// Requests for use again. Not one pool for the whole program: a request has
 	// a channel, which belongs to the synctest bubble it was made in.
@@ -56,7 +61,7 @@ type Batcher struct {
 	flying []*batch // in the hands
 	busy   int      // hands at work and in time
 	stuck  int      // hands whose callers have given up on them
-	closed bool
+	closed error
 	idle   chan struct{} // closed when the batcher is, and busy is 0
 
 	// One clock for all requests: a timer for each would cost more than
@@ -91,6 +96,7 @@ const (
 // A batch is requests that go together. They have been given the same time, so
 // the earlier one came, the earlier its time is over.
 type batch struct {
+	came     time.Duration // when the first did, since epoch
 	within   time.Duration // that each of them was given
 	until    time.Duration // when the time of the last is over
 	requests []*request    // nil where a caller has left in the queue
@@ -123,7 +129,7 @@ func (l *limit) Err() error {
 
 // New returns a batcher over a client.
 func New(conn Conn) *Batcher {
-	b := &Batcher{conn: conn, idle: make(chan struct{})}
+	b := &Batcher{conn: conn, straggle: straggle, idle: make(chan struct{})}
 	b.alarm = time.AfterFunc(time.Hour, b.ring)
 	b.alarm.Stop()
 	return b
@@ -145,16 +151,16 @@ func (b *Batcher) request() *request {
 // Do sends commands, in their order and on one connection, and returns the
 // first error among theirs. It returns early with ctx's error when ctx ends,
 // and with [ErrTimeout] when within is over; the commands may then still be
-// executed, and must not be touched any more. On a closed batcher it returns
-// [ErrClosed].
+// executed, and must not be touched any more. On a closed batcher it returns the
+// cause given to Close.
 func (b *Batcher) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
 	if within <= 0 {
 		return ErrTimeout
 	}
 	r := b.request()
 	r.cmds, r.until, r.state = cmds, now()+within, waiting
-	if !b.enqueue(r, within) {
-		return ErrClosed
+	if err := b.enqueue(r, within); err != nil {
+		return err
 	}
 	select {
 	case <-r.done:
@@ -185,19 +191,19 @@ func firstError(cmds []redis.Cmder) error {
 	return nil
 }
 
-// enqueue reports whether it did: not if the batcher is closed.
-func (b *Batcher) enqueue(r *request, within time.Duration) bool {
+// enqueue puts a request into the queue. Its error is that the batcher is closed.
+func (b *Batcher) enqueue(r *request, within time.Duration) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed {
-		return false
+	if b.closed != nil {
+		return b.closed
 	}
 	var last *batch
 	if n := len(b.queue); n > 0 {
 		last = b.queue[n-1]
 	}
 	if last == nil || last.size >= most || last.within != within {
-		last = &batch{within: within}
+		last = &batch{came: r.until - within, within: within}
 		b.queue = append(b.queue, last)
 	}
 	r.batch, r.place = last, len(last.requests)
@@ -207,16 +213,41 @@ func (b *Batcher) enqueue(r *request, within time.Duration) bool {
 	last.size += len(r.cmds)
 	b.ringAt(r.until)
 	b.hire()
-	return true
+	return nil
 }
 
-// hire sets another hand to work if there is work and a free hand. The caller
-// holds b.mu.
+// hire sets hands to work if there is work for them. The caller holds b.mu.
 func (b *Batcher) hire() {
-	if len(b.queue) > 0 && b.busy < hands {
-		b.busy++
-		go b.work(b.next()) // ends when the queue is empty
+	for f := b.claim(); f != nil; f = b.claim() {
+		go b.work(f) // ends when the queue is empty
 	}
+}
+
+// claim returns the next batch for a free hand, or nil if there is neither, or it
+// is better to wait. The caller holds b.mu.
+func (b *Batcher) claim() *batch {
+	switch {
+	case len(b.queue) == 0 || b.busy == hands:
+		return nil
+	case !b.worthwhile():
+		b.ringAt(b.queue[0].came + patience)
+		return nil
+	}
+	b.busy++
+	return b.next()
+}
+
+// worthwhile reports whether what is queued should go now. A few who come while
+// many are on their way do better to go with those when they come again: hands
+// that carry little keep the others, and Redis, from their work. But they do not
+// wait for long, as what is on its way may be stuck, or large, or Redis far away.
+// The caller holds b.mu.
+func (b *Batcher) worthwhile() bool {
+	first := b.queue[0]
+	if b.busy == 0 || now() >= first.came+b.straggle {
+		return true
+	}
+	return b.busy < few && !slices.ContainsFunc(b.flying, func(f *batch) bool { return !f.stuck && f.size > first.size })
 }
 
 // next takes the next batch out of the queue. The caller holds b.mu, and has
@@ -283,28 +314,27 @@ func (b *Batcher) landed(f *batch) []*request {
 }
 
 // again returns the next batch for the hand that has carried f, with n callers,
-// or nil if it may rest. Those callers, or as many, may be about to ask again; they
-// are given the chance to come together. No timer is fine enough for that.
+// or nil if it may rest. Those callers are likely to ask again in a moment, and
+// are given the chance to come together.
 func (b *Batcher) again(f *batch, n int) *batch {
 	for i := 0; n > 1 && i < yields; i++ {
 		runtime.Gosched()
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case f.stuck:
+	if f.stuck {
 		b.stuck-- // its place was given to another
-	case len(b.queue) > 0:
-		return b.next()
-	default:
-		b.rest()
+		return nil
 	}
-	return nil
+	b.busy--
+	next := b.claim()
+	b.checkIdle()
+	return next
 }
 
-// rest takes a hand off those that are busy. The caller holds b.mu.
-func (b *Batcher) rest() {
-	if b.busy--; b.busy == 0 && b.closed {
+// checkIdle tells Close when it need not wait any more. The caller holds b.mu.
+func (b *Batcher) checkIdle() {
+	if b.busy == 0 && b.closed != nil {
 		close(b.idle)
 	}
 }
@@ -392,33 +422,32 @@ func (b *Batcher) giveUp(f *batch) {
 	if !f.stuck && b.stuck < overdue {
 		f.stuck = true
 		b.stuck++
-		b.rest()
+		b.busy--
+		b.checkIdle()
 		b.hire()
 	}
 }
 
-// Close sends away those who wait in the queue, with [ErrClosed], and returns
+// Close sends away those who wait in the queue, with the cause, and returns
 // when the others have their answers, or their time is over. A hand that is stuck
 // in go-redis by then ends when the client's ReadTimeout does: that is not
 // waited for.
-func (b *Batcher) Close() {
+func (b *Batcher) Close(cause error) {
 	b.mu.Lock()
-	if b.closed {
+	if b.closed != nil {
 		b.mu.Unlock()
 		return
 	}
-	b.closed = true
+	b.closed = cause
 	for _, f := range b.queue {
 		for _, r := range f.requests {
 			if r != nil {
-				r.refuse(ErrClosed)
+				r.refuse(cause)
 			}
 		}
 	}
 	b.queue = nil
-	if b.busy == 0 {
-		close(b.idle)
-	}
+	b.checkIdle()
 	b.mu.Unlock()
 	<-b.idle
 	b.alarm.Stop()
