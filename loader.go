@@ -32,6 +32,7 @@ type Loader[V any] struct {
 	nodes   *nodes
 	mailbox *wake.Mailbox
 	channel string // on which the others tell us
+	unused  func() // ends that
 	flights flight.Group[Result[V]]
 	hub     *near.Hub              // for all loaders of the client: what one changes, others have copies of
 	near    *near.Cache[nearby[V]] // nil if it is off
@@ -138,6 +139,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	}
 	l.trace = newTracer(opt.Trace, &l.notices)
 	l.channel = l.names.Channel(l.mailbox.Process())
+	l.unused = l.mailbox.Use(l.channel)
 	_, cluster := rdb.(*redis.ClusterClient)
 	l.nodes = &nodes{rdb: rdb, all: batch.New(rdb)}
 	l.redis = protocol.NewClient(l.nodes.all, l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
@@ -182,6 +184,7 @@ func (l *Loader[V]) Close() error {
 	l.stop()
 	l.background.Wait()
 	l.nodes.close() // after all that still gives leases back
+	l.unused()
 	l.mailbox.Close()
 	if l.near != nil {
 		l.near.Close()

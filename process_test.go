@@ -18,7 +18,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// TestMain lets this binary be one of the processes of a test.
+// TestMain lets this binary be one of the processes of a test. The tests are run
+// with no more rights in Redis than docs/redis.acl gives.
 func TestMain(m *testing.M) {
 	if url := os.Getenv("FETCHONCE_TEST_WORKER"); url != "" {
 		if err := work(url); err != nil {
@@ -26,6 +27,10 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		return
+	}
+	if err := redistest.Limit("docs/redis.acl", "test", "other", "crew"); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }

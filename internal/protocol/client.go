@@ -63,11 +63,11 @@ var ErrType = errors.New("the key holds another type than ours")
 func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	cmd := redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
 	started := time.Now()
-	err := c.run.Do(ctx, c.timeout, cmd)
+	err := discreet(c.run.Do(ctx, c.timeout, cmd))
 	if err != nil {
 		err = c.persist(ctx, started, err, func(within time.Duration) error {
 			cmd = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-			return c.run.Do(ctx, within, cmd)
+			return discreet(c.run.Do(ctx, within, cmd))
 		})
 	}
 	switch {
@@ -122,8 +122,8 @@ func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int)
 		case err != nil && passing(err):
 			got[i].Value, got[i].Err = c.Get(ctx, keys[i], limit)
 		case err != nil:
-			got[i].Err = err
-			failure = err
+			failure = discreet(err)
+			got[i].Err = failure
 		}
 	}
 	c.failed(ctx, "read", failure)

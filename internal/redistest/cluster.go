@@ -48,6 +48,7 @@ func Cluster(t testing.TB) *Masters {
 	}
 	m := &Masters{t: t, wire: newWire(), trio: c}
 	t.Cleanup(func() {
+		m.wantNoDenials()
 		if m.owned || !c.runs() {
 			c.end()
 			return
@@ -91,6 +92,14 @@ func (m *Masters) client(opt *redis.ClusterOptions, change []func(*redis.Cluster
 		f(opt)
 	}
 	w := m.wire.below()
+	if len(limits) > 0 {
+		opt.Username, opt.Password = user, password
+		opt.NewClient = func(opt *redis.Options) *redis.Client {
+			rdb := redis.NewClient(opt)
+			limit(m.t, rdb)
+			return rdb
+		}
+	}
 	opt.Dialer = w.dialer(redis.NewDialer(&redis.Options{DialTimeout: opt.DialTimeout, TLSConfig: opt.TLSConfig}))
 	rdb := redis.NewClusterClient(opt)
 	keep(m.t, rdb, w)
@@ -154,6 +163,7 @@ func (m *Masters) Resume() {
 // Kill ends all nodes (SIGKILL), with all data, and returns when they have
 // ended.
 func (m *Masters) Kill() {
+	m.wantNoDenials()
 	m.trio.kill()
 }
 
@@ -162,13 +172,19 @@ func (m *Masters) Kill() {
 // run.
 func (m *Masters) Restart() {
 	m.t.Helper()
-	m.trio.kill()
+	m.Kill()
 	for _, d := range m.trio.nodes {
 		if err := d.start(); err != nil { // It finds its slots and peers in its file.
 			m.t.Fatal(err)
 		}
 	}
 	m.Ready()
+}
+
+func (m *Masters) wantNoDenials() {
+	for _, d := range m.trio.nodes {
+		wantNoDenials(m.t, d)
+	}
 }
 
 // A trio has the processes of a cluster, which may outlive a test but not the
