@@ -141,9 +141,9 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.channel = l.names.Channel(l.mailbox.Process())
 	l.unused = l.mailbox.Use(l.channel)
 	_, cluster := rdb.(*redis.ClusterClient)
-	l.redis = protocol.NewClient(batch.New(rdb), l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
+	l.nodes = &nodes{rdb: rdb, all: batch.New(rdb)}
+	l.redis = protocol.NewClient(l.nodes.all, l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
 	l.redis.Failed = l.trace.redisFailed()
-	l.nodes = &nodes{rdb: rdb}
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
 	}
@@ -173,7 +173,9 @@ func checkClient(rdb redis.UniversalClient) error {
 // Close ends all loads that are under way: their fetches' contexts end with
 // [ErrClosed], their leases are given back, and their callers get ErrClosed. It
 // returns when they have ended; a fetch that does not heed its context goes on
-// alone. To close again does nothing.
+// alone. If Redis does not answer, that takes as long as RedisTimeout; what then
+// still waits inside the client ends with the client's own timeouts. To close
+// again does nothing.
 func (l *Loader[V]) Close() error {
 	if l.closed.Swap(true) {
 		return nil
@@ -181,6 +183,7 @@ func (l *Loader[V]) Close() error {
 	l.flights.Close(ErrClosed)
 	l.stop()
 	l.background.Wait()
+	l.nodes.close() // after all that still gives leases back
 	l.unused()
 	l.mailbox.Close()
 	if l.near != nil {
@@ -418,6 +421,8 @@ func (l *Loader[V]) see(ctx context.Context, k keyed, ticket near.Ticket, b []by
 		return l.unusable(nil, err), nil
 	case err != nil && ctx.Err() != nil:
 		return look[V]{}, ctx.Err()
+	case errors.Is(err, ErrClosed):
+		return look[V]{}, ErrClosed
 	case err != nil:
 		return look[V]{down: err}, l.refuse(k, "read", err)
 	case b == nil:

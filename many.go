@@ -304,9 +304,11 @@ func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
 type nodes struct {
 	rdb redis.UniversalClient
 
-	mu   sync.Mutex
-	runs map[*redis.Client]*batch.Batcher
-	all  *batch.Batcher // for a Redis that is one
+	all *batch.Batcher // for a Redis that is one, and what is not about many keys
+
+	mu     sync.Mutex
+	runs   map[*redis.Client]*batch.Batcher
+	closed bool
 }
 
 // of returns the way to a node, or where that is nil to the one that has a name.
@@ -321,10 +323,7 @@ func (n *nodes) of(ctx context.Context, name string, node *redis.Client) protoco
 func (n *nodes) at(node *redis.Client) protocol.Runner {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if node == nil {
-		if n.all == nil {
-			n.all = batch.New(n.rdb)
-		}
+	if node == nil || n.closed {
 		return n.all
 	}
 	run := n.runs[node]
@@ -342,6 +341,19 @@ func (n *nodes) at(node *redis.Client) protocol.Runner {
 }
 
 const mostNodes = 1000
+
+// close ends what goes to the nodes with ErrClosed.
+func (n *nodes) close() {
+	n.mu.Lock()
+	n.closed = true
+	runs := n.runs
+	n.runs = nil
+	n.mu.Unlock()
+	n.all.Close(ErrClosed)
+	for _, run := range runs {
+		run.Close(ErrClosed)
+	}
+}
 
 // fetchingMany is the context of a batch's fetch: it says what is fetched, as
 // that of a Get's does, for many keys.
