@@ -1,0 +1,115 @@
+//go:build unix
+
+// Command chaos does to fetchonce what must not harm it, and judges what comes of
+// it.
+//
+//	go run ./chaos -profile standalone -seed 1 -duration 20s
+//
+// It starts a Redis of a profile (standalone, sentinel or cluster), a PostgreSQL,
+// and four worker processes: this program, started again. The workers Get, Update,
+// Delete, lock, and create rows, each behind a Toxiproxy of its own. Meanwhile
+// workers are killed and stopped, at random and at named steps; so is Redis, which
+// also fails over, runs out of memory, and loses its scripts, its clients and its
+// leases; connections are reset, delayed, black-holed and cut off from their
+// replies; and fetches fail, panic, exit and hang. Phases of faults and quiet ones
+// take turns.
+//
+// Everybody writes what they do into one history, by one clock. Package history
+// judges it, which knows nothing of the library, and porcupine does so a second
+// time. The exit status is 1 if an invariant was violated, and if the run was too
+// lame to tell. The history, the logs and the seed stay in a directory.
+//
+// The tests of this module do more: writers are killed at every step, a lock is
+// broken that locked nobody out, a late holder meets a fence. They are short;
+// FETCHONCE_CHAOS=full makes them long. Whether the judges would notice anything is
+// tested too, with mistakes made in the library on purpose: see package mutant.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/redis/go-redis/v9/logging"
+	"github.com/rs/zerolog"
+
+	"github.com/fetchonce/fetchonce/chaos/history"
+)
+
+func main() {
+	if description := os.Getenv(jobVariable); description != "" {
+		if err := work(description); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	var (
+		profile = flag.String("profile", "standalone", "`kind` of Redis: standalone, sentinel or cluster")
+		seed    = flag.Uint64("seed", 0, "of the faults; 0 takes one from the clock")
+		lasts   = flag.Duration("duration", 20*time.Second, "how long it runs")
+		dir     = flag.String("dir", "", "`directory` for the history and the logs, which must not be there yet (default a new one in the temporary directory)")
+	)
+	flag.Parse()
+	if *seed == 0 {
+		*seed = uint64(time.Now().UnixNano())
+	}
+	logging.Disable()                        // of clients that lose their connections, as they should
+	zerolog.SetGlobalLevel(zerolog.Disabled) // of Toxiproxy
+	guilty, err := chaos(*profile, *seed, *lasts, *dir)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+	}
+	if guilty || err != nil {
+		os.Exit(1)
+	}
+}
+
+// chaos is one run. It reports whether something was violated; an error means
+// that the run is no evidence.
+func chaos(profile string, seed uint64, lasts time.Duration, dir string) (guilty bool, err error) {
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "chaos"); err != nil {
+			return false, err
+		}
+	} else if err := os.Mkdir(dir, 0o755); err != nil {
+		return false, err
+	}
+	fmt.Printf("profile %s, seed %d, %v; history and logs in %s\n", profile, seed, lasts, dir)
+	servers, err := os.MkdirTemp("", "chaos-servers")
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = os.RemoveAll(servers) }()
+	if err := os.Chmod(servers, 0o755); err != nil { // PostgreSQL has a user of its own
+		return false, err
+	}
+	s := &supervisor{profile: profile, seed: seed, dir: dir}
+	started := time.Now()
+	err = s.open(servers)
+	fmt.Printf("started in %v\n", time.Since(started).Round(time.Millisecond))
+	if err == nil {
+		s.run(lasts)
+		s.rest()
+	}
+	if err := errors.Join(err, s.close(), errors.Join(s.errs...)); err != nil {
+		return false, err
+	}
+	events, err := read(filepath.Join(dir, "history"))
+	if err != nil {
+		return false, err
+	}
+	return report(os.Stdout, events, s, lasts)
+}
+
+func read(file string) ([]history.Event, error) {
+	r, err := history.OpenReader(file)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = r.Close() }()
+	return r.Next()
+}
