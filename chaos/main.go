@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9/logging"
@@ -52,14 +53,23 @@ func main() {
 		seed    = flag.Uint64("seed", 0, "of the faults; 0 takes one from the clock")
 		lasts   = flag.Duration("duration", 20*time.Second, "how long it runs")
 		dir     = flag.String("dir", "", "`directory` for the history and the logs, which must not be there yet (default a new one in the temporary directory)")
+		hasty   = flag.Bool("hasty", false, "end after the first phase of faults in which something was violated")
+		mutants = flag.String("mutants", "", "`root` of the library, in which mistakes are made: each must be caught by some invariant")
 	)
 	flag.Parse()
+	if *mutants != "" {
+		if err := catch(os.Stdout, *mutants); err != nil {
+			fmt.Fprintln(os.Stderr, "chaos:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if *seed == 0 {
 		*seed = uint64(time.Now().UnixNano())
 	}
 	logging.Disable()                        // of clients that lose their connections, as they should
 	zerolog.SetGlobalLevel(zerolog.Disabled) // of Toxiproxy
-	guilty, err := chaos(*profile, *seed, *lasts, *dir)
+	guilty, err := chaos(*profile, *seed, *lasts, *dir, *hasty)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 	}
@@ -70,7 +80,7 @@ func main() {
 
 // chaos is one run. It reports whether something was violated; an error means
 // that the run is no evidence.
-func chaos(profile string, seed uint64, lasts time.Duration, dir string) (guilty bool, err error) {
+func chaos(profile string, seed uint64, lasts time.Duration, dir string, hasty bool) (guilty bool, err error) {
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "chaos"); err != nil {
 			return false, err
@@ -92,7 +102,7 @@ func chaos(profile string, seed uint64, lasts time.Duration, dir string) (guilty
 	err = s.open(servers)
 	fmt.Printf("started in %v\n", time.Since(started).Round(time.Millisecond))
 	if err == nil {
-		s.run(lasts)
+		s.run(lasts, func() bool { return hasty && s.violated() })
 		s.rest()
 	}
 	if err := errors.Join(err, s.close(), errors.Join(s.errs...)); err != nil {
@@ -103,6 +113,16 @@ func chaos(profile string, seed uint64, lasts time.Duration, dir string) (guilty
 		return false, err
 	}
 	return report(os.Stdout, events, s, lasts)
+}
+
+// violated reports whether anything was violated so far.
+func (s *supervisor) violated() bool {
+	events, err := read(filepath.Join(s.dir, "history"))
+	if err != nil {
+		s.fail(err)
+		return true
+	}
+	return slices.ContainsFunc(history.Judge(events, rules).Found, func(v history.Violation) bool { return v.Kind != history.I5 })
 }
 
 func read(file string) ([]history.Event, error) {

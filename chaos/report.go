@@ -19,7 +19,7 @@ import (
 func report(out io.Writer, events []history.Event, s *supervisor, lasts time.Duration) (guilty bool, err error) {
 	f := figuresOf(events)
 	f.print(out)
-	fmt.Fprintf(out, "workers     %d s of CPU, at most %d MB each\n", s.usage.Utime.Sec, s.usage.Maxrss>>10)
+	fmt.Fprintf(out, "workers     %.1f s of CPU, at most %d MB each\n", s.cpu.Seconds(), s.rss>>10)
 	began := time.Now()
 	verdict := history.Judge(events, rules)
 	judged := time.Since(began)

@@ -38,9 +38,10 @@ type supervisor struct {
 	log      *history.Log
 	seats    []*seat
 
-	mu    sync.Mutex
-	usage syscall.Rusage // of the workers that have ended
-	errs  []error        // of ours: then the run is no evidence
+	mu   sync.Mutex
+	cpu  time.Duration // of the workers that have ended
+	rss  int64         // of the largest, in KB
+	errs []error       // of ours: then the run is no evidence
 }
 
 // open starts everything in a directory for the servers, which may go.
@@ -127,23 +128,32 @@ func (s *supervisor) hire(at *seat) (err error) {
 }
 
 // run lets the workers work, in turn in peace and under faults. The last phase is
-// a quiet one.
-func (s *supervisor) run(lasts time.Duration) {
+// a quiet one, unless it is over after a storm.
+func (s *supervisor) run(lasts time.Duration, over func() bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var pulse sync.WaitGroup
 	pulse.Go(func() { s.pulse(ctx) })
-	quiet, storm := min(lasts*3/20, 5*time.Second), min(lasts*7/20, 10*time.Second)
+	quiet, storm := phases(lasts)
 	redisDeck, seatDeck := newDeck(s.seed, s.redisFaults()), newDeck(s.seed+1, seatFaults())
 	for end := time.Now().Add(lasts); time.Now().Before(end); {
 		s.phase("quiet")
 		time.Sleep(quiet)
 		s.phase("storm")
 		s.storm(storm, redisDeck, seatDeck)
+		if over() {
+			quiet = 0
+			break
+		}
 	}
 	s.phase("quiet")
 	time.Sleep(quiet)
 	cancel()
 	pulse.Wait()
+}
+
+// phases returns how long a quiet phase is, and a storm.
+func phases(lasts time.Duration) (quiet, storm time.Duration) {
+	return min(lasts*3/20, 5*time.Second), min(lasts*7/20, 10*time.Second)
 }
 
 func (s *supervisor) phase(name string) {
@@ -250,8 +260,8 @@ func (s *supervisor) count(p *process) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.usage.Utime.Sec += u.Utime.Sec + u.Stime.Sec
-	s.usage.Maxrss = max(s.usage.Maxrss, u.Maxrss)
+	s.cpu += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	s.rss = max(s.rss, u.Maxrss)
 }
 
 // inspect looks at every name in Redis: for leases, and for an end.

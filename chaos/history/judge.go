@@ -285,12 +285,12 @@ func (j *jury) judgeFetches(key string, all []*span) {
 	slices.SortStableFunc(leased, byFence)
 	for i := 1; i < len(leased); i++ {
 		a, b := leased[i-1], leased[i]
-		if a.err != "" || a.cut || a.died || b.At <= a.end {
+		if a.err != "" || a.cut || a.died || b.At <= a.end || j.invalidated(key, a.Began, b.At) {
 			continue
 		}
 		stored := a.end.Add(j.Recovery)
 		died, dead := j.hits.died[a.Process]
-		j.blameUnless(j.invalidated(key, a.Began, b.At) || dead && died <= stored ||
+		j.blameUnless(dead && died <= stored ||
 			j.hits.felt("", key, lost, a.At, b.At) || j.hits.felt(a.Process, key, paused|cut, a.At, stored), I3, b.Event, a.Event)
 	}
 }
@@ -304,11 +304,11 @@ func (j *jury) judgeHolders(key string, all []*span) {
 				break // fences come in the order of time, more or less
 			}
 			overlap := max(a.At, b.At)
-			if overlap >= min(a.end, b.end) || a.cut && overlap >= a.end.Add(-notice) || overlap >= a.At.Add(j.FetchTimeout-notice) && a.Op == Fetching {
+			if overlap >= min(a.end, b.end) || a.cut && overlap >= a.end.Add(-notice) || overlap >= a.At.Add(j.FetchTimeout-notice) && a.Op == Fetching ||
+				j.invalidated(key, a.Began, b.At) {
 				continue
 			}
-			j.blameUnless(j.invalidated(key, a.Began, b.At) || j.hits.felt(a.Process, key, paused, a.Began, overlap) ||
-				j.hits.felt("", key, lost, a.Began, overlap), I2, b.Event, a.Event)
+			j.blameUnless(j.hits.felt(a.Process, key, paused, a.Began, overlap) || j.hits.felt("", key, lost, a.Began, overlap), I2, b.Event, a.Event)
 		}
 	}
 }

@@ -37,7 +37,6 @@ func (s *Source) CreateTables() error {
 	return nil
 }
 
-
 // Open opens the source at a DSN.
 func Open(dsn string) (*Source, error) {
 	db, err := sql.Open("pgx", dsn)

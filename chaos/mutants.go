@@ -1,0 +1,82 @@
+//go:build unix
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fetchonce/fetchonce/chaos/mutant"
+)
+
+// mutantLasts is how long a mutant has to be caught.
+const mutantLasts = 10 * time.Second
+
+// mutantsAtOnce is how many are hunted at the same time.
+const mutantsAtOnce = 2
+
+// catch has each mutant soaked, and prints by which invariant it was caught. It
+// returns an error if one was not.
+func catch(out io.Writer, root string) error {
+	dir, err := os.MkdirTemp("", "chaos-mutants")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	var (
+		all  sync.WaitGroup
+		next = make(chan int)
+		errs = make([]error, len(mutant.Soaked))
+	)
+	for range mutantsAtOnce {
+		all.Go(func() {
+			for i := range next {
+				place := filepath.Join(dir, fmt.Sprint(i))
+				began := time.Now()
+				by, err := soak(mutant.Soaked[i], root, place)
+				errs[i] = err
+				if err != nil {
+					by = []string{"NOT CAUGHT"}
+				}
+				fmt.Fprintf(out, "%-80s %5.1f s  %s\n", mutant.Soaked[i].Name, time.Since(began).Seconds(), strings.Join(by, "; "))
+			}
+		})
+	}
+	for i := range mutant.Soaked {
+		next <- i
+	}
+	close(next)
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// violations finds the lines of a report that blame.
+var violations = regexp.MustCompile(`(?m)^ *([1-9]\d*) violations, .* excused  (.*)$`)
+
+// soak returns by which invariants a mutant is caught.
+func soak(m mutant.Mutant, root, dir string) (by []string, err error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	program := filepath.Join(dir, "chaos")
+	if err := m.Build(root, dir, program, "build"); err != nil {
+		return nil, err
+	}
+	said, err := exec.Command(program, "-seed", "1", "-duration", mutantLasts.String(), "-hasty", "-dir", filepath.Join(dir, "run")).CombinedOutput()
+	for _, line := range violations.FindAllStringSubmatch(string(said), -1) {
+		kind, _, _ := strings.Cut(line[2], ":")
+		by = append(by, line[1]+" times "+kind)
+	}
+	if len(by) == 0 {
+		return nil, fmt.Errorf("%q was not caught: %w\n%s", m.Name, errors.Join(err, errors.New("no violation")), said)
+	}
+	return by, nil
+}
