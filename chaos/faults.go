@@ -115,7 +115,7 @@ func (s *supervisor) resume(at *seat, began history.Time, rng *rand.Rand) error 
 	if err != nil {
 		return err
 	}
-	lasts := rules.Lease + rand.N(rules.Lease)
+	lasts := rules.Lease + rand.N([]time.Duration{rules.Lease / 5, rules.Lease}[rng.IntN(2)])
 	if rng.IntN(4) == 0 {
 		lasts = rand.N(rules.Lease / 2)
 	}

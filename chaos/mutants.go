@@ -21,7 +21,7 @@ import (
 const mutantLasts = 10 * time.Second
 
 // mutantsAtOnce is how many are hunted at the same time.
-const mutantsAtOnce = 2
+const mutantsAtOnce = 3
 
 // catch has each mutant soaked, and prints by which invariant it was caught. It
 // returns an error if one was not.
@@ -67,7 +67,7 @@ func soak(m mutant.Mutant, root, dir string) (by []string, err error) {
 		return nil, err
 	}
 	program := filepath.Join(dir, "chaos")
-	if err := m.Build(root, dir, program, "build"); err != nil {
+	if err := m.Build(root, dir, program, "build", "-ldflags=-s -w"); err != nil {
 		return nil, err
 	}
 	said, err := exec.Command(program, "-seed", "1", "-duration", mutantLasts.String(), "-hasty", "-dir", filepath.Join(dir, "run")).CombinedOutput()

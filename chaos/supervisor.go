@@ -165,7 +165,7 @@ func (s *supervisor) phase(name string) {
 func (s *supervisor) storm(lasts time.Duration, redisDeck, seatDeck *deck) {
 	end := time.Now().Add(lasts)
 	var all sync.WaitGroup
-	deal := func(from *deck, at *seat) {
+	deal := func(from *deck, at *seat, pause time.Duration) {
 		all.Go(func() {
 			for time.Now().Before(end) {
 				f, rng := from.draw()
@@ -173,13 +173,13 @@ func (s *supervisor) storm(lasts time.Duration, redisDeck, seatDeck *deck) {
 					s.fail(fmt.Errorf("%s: %w", f.name, err))
 					return
 				}
-				time.Sleep(rand.N(200 * time.Millisecond))
+				time.Sleep(rand.N(pause))
 			}
 		})
 	}
-	deal(redisDeck, nil)
+	deal(redisDeck, nil, lasts/7) // what all feel excuses much
 	for _, at := range s.seats {
-		deal(seatDeck, at)
+		deal(seatDeck, at, 200*time.Millisecond)
 	}
 	all.Wait()
 	if err := s.servers.well(); err != nil {

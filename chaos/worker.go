@@ -313,6 +313,9 @@ func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing,
 	}
 	w.points.pass(atFetch)
 	linger(ctx)
+	if ctx.Err() != nil && rand.N(2) == 0 {
+		panic(history.Injected + " panic after the lease") // as somebody's check for an error may
+	}
 	return thing{f.Key, version, canary}, nil
 }
 
@@ -343,9 +346,11 @@ func fail(ctx context.Context, fault history.Fault) error {
 func linger(ctx context.Context) {
 	took := rand.N(2 * time.Millisecond)
 	switch n := rand.N(100); {
-	case n < 2:
+	case n < 3:
 		took = rules.Lease + rand.N(rules.Lease/2)
-	case n < 20:
+	case n < 10:
+		took = rand.N(rules.Lease)
+	case n < 25:
 		took = rand.N(50 * time.Millisecond)
 	}
 	done := ctx.Done()
@@ -367,6 +372,7 @@ func (w *worker) update(key string) {
 	w.log.Write(e)
 	err := w.things.Update(context.Background(), key, func(ctx context.Context) error {
 		w.points.pass(atMark)
+		linger(ctx)
 		err := w.source.Next(ctx, w.log, w.Process, &e, nil)
 		w.points.pass(atWritten)
 		linger(ctx)

@@ -23,7 +23,7 @@ import (
 // returned an error, or a process that died between a commit and its Delete. What
 // a Get returns that began while a write was under way may be old or new.
 func Check(events []Event, lease time.Duration) []Violation {
-	return check(events, judge{lease: lease, failures: true, void: func(Event, Time) bool { return false }})
+	return check(events, judge{lease: lease, failures: true, void: func(promise) bool { return false }})
 }
 
 func check(events []Event, j judge) []Violation {
@@ -47,8 +47,8 @@ func check(events []Event, j judge) []Violation {
 
 type judge struct {
 	lease    time.Duration
-	failures bool                            // an error is a violation
-	void     func(why Event, from Time) bool // a fault has made this promise void
+	failures bool                 // an error is a violation
+	void     func(p promise) bool // a fault has made this promise void
 
 	keys  map[string]*key
 	found []Violation
@@ -67,6 +67,7 @@ type promise struct {
 	from    Time
 	version int64
 	why     Event
+	writer  string // who made it
 }
 
 func (j *judge) key(name string) *key {
@@ -103,9 +104,9 @@ func (j *judge) note(e Event) {
 		}
 		k.commits = append(k.commits, e)
 	case Updated:
-		j.promise(k, e.At, e.Version, e)
+		j.promise(k, promise{e.At, e.Version, e, e.Writer})
 	case Deleted:
-		j.promise(k, e.At, k.committedBy(e.Began), e)
+		j.promise(k, promise{e.At, k.committedBy(e.Began), e, e.Writer})
 	case Got, Invalidating, Fetching, Fetched, Locked, Unlocked, Refused, Created, Hit, Phase, Ended, Counted, Held, Endless, Told:
 	default:
 		j.blame(Muddled, e)
@@ -128,15 +129,15 @@ func (j *judge) bury(events []Event) {
 		for _, c := range k.commits {
 			e, dead := died[c.Process]
 			if dead && c.Update && !updated[c.Writer] {
-				j.promise(k, max(e.At.Add(j.lease), c.At), c.Version, e)
+				j.promise(k, promise{max(e.At.Add(j.lease), c.At), c.Version, e, c.Writer})
 			}
 		}
 	}
 }
 
-func (j *judge) promise(k *key, from Time, version int64, why Event) {
-	if !j.void(why, from) {
-		k.promises = append(k.promises, promise{from, version, why})
+func (j *judge) promise(k *key, p promise) {
+	if !j.void(p) {
+		k.promises = append(k.promises, p)
 	}
 }
 

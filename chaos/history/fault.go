@@ -1,6 +1,9 @@
 package history
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // A Fault is what a Hit did.
 type Fault string
@@ -63,14 +66,20 @@ type hits struct {
 	died  map[string]Time
 }
 
-// felt reports whether a process felt such an effect at any time from a to b.
-// The process "" stands for Redis alone.
+// felt reports whether a process felt such an effect on a key at any time from a
+// to b. The process "" stands for Redis alone.
 func (h *hits) felt(process, key string, what effect, a, b Time) bool {
-	for _, e := range h.all {
-		if effects[e.Fault]&what != 0 && (e.Process == Everyone || e.Process == process) && (e.Key == "" || e.Key == key) &&
-			e.Began <= b && e.At.Add(h.after) >= a {
-			return true
-		}
-	}
-	return false
+	return h.any(process, what, a.Add(-h.after), b, func(e Event) bool { return e.Key == "" || e.Key == key })
+}
+
+// feltAtOnce is felt for what was not felt any more when the fault was over, on
+// whatever key.
+func (h *hits) feltAtOnce(process string, what effect, a, b Time) bool {
+	return h.any(process, what, a, b, func(Event) bool { return true })
+}
+
+func (h *hits) any(process string, what effect, a, b Time, ok func(Event) bool) bool {
+	return slices.ContainsFunc(h.all, func(e Event) bool {
+		return effects[e.Fault]&what != 0 && (e.Process == Everyone || e.Process == process) && e.Began <= b && e.At >= a && ok(e)
+	})
 }

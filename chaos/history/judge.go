@@ -190,13 +190,20 @@ func (j *jury) invalidated(key string, a, b Time) bool {
 
 // judgeReads finds stale reads, and values from nowhere.
 func (j *jury) judgeReads(events []Event) {
-	void := func(why Event, from Time) bool {
+	updates := make(map[string]Time) // by writer, when it began
+	for _, e := range events {
+		if e.Op == Invalidating {
+			updates[e.Writer] = e.At
+		}
+	}
+	void := func(p promise) bool {
 		var excuse bool
-		if why.Op == Died {
-			before := why.At.Add(-j.Lease - 2*time.Second)
-			excuse = j.hits.felt(why.Process, "", paused|cut|lost, before, from)
+		if p.why.Op == Died {
+			// The mark was there, and renewed, unless something kept its writer from Redis.
+			began := updates[p.writer]
+			excuse = j.hits.feltAtOnce(p.why.Process, paused|cut, began, p.why.At) || j.hits.feltAtOnce("", lost, began, p.from)
 		} else {
-			excuse = j.hits.felt("", "", older, why.Began, from.Add(lag))
+			excuse = j.hits.felt("", "", older, p.why.Began, p.from.Add(lag))
 		}
 		if excuse {
 			j.excused[I1]++

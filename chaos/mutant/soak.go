@@ -21,7 +21,7 @@ var Soaked = []Mutant{
 	},
 	{
 		"no watchdog: a lease is taken for renewed and is not", "internal/lease/lease.go",
-		`ours, err := k.renew(ctx)`, `ours, err := true, error(nil)`,
+		`ours, err := k.renew(ctx)`, `ours, err := true, ctx.Err()`,
 	},
 	{
 		"a lease is given back without a look at whose it is", "internal/protocol/release.lua",
