@@ -196,7 +196,14 @@ func (s *supervisor) killRedis(_ *seat, rng *rand.Rand) error {
 }
 
 func (s *supervisor) failOver(kind history.Fault, rng *rand.Rand) error {
-	return s.hit(kind, rng, func(master *node) error { return s.servers.failOver(master, kind == history.StopOver) })
+	masters, err := s.servers.masters()
+	if err != nil {
+		return err
+	}
+	began := history.Now()
+	return s.servers.failOver(masters[rng.IntN(len(masters))], kind == history.StopOver, func() {
+		s.log.Write(history.Event{Op: history.Hit, Fault: kind, Began: began, Process: history.Everyone})
+	})
 }
 
 // flushScripts does so again and again for a while.

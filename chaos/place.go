@@ -37,7 +37,7 @@ func (p place) client(proxies map[string]string) redis.UniversalClient {
 	}
 	return redis.NewUniversalClient(&redis.UniversalOptions{
 		Addrs: p.Addrs, MasterName: map[string]string{"sentinel": masterName}[p.Profile], IsClusterMode: p.Profile == "cluster",
-		Password: password, Dialer: dial, ContextTimeoutEnabled: true,
+		Password: password, SentinelPassword: password, Dialer: dial, ContextTimeoutEnabled: true,
 		DialTimeout: 300 * time.Millisecond, ReadTimeout: redisTimeout, WriteTimeout: redisTimeout,
 	})
 }

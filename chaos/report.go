@@ -164,7 +164,8 @@ func class(err string) string {
 			return known
 		}
 	}
-	return err
+	first, _, _ := strings.Cut(err, "\n")
+	return first
 }
 
 func (f *figures) print(out io.Writer) {

@@ -249,8 +249,10 @@ func (s *servers) sentinelMaster() ([]*node, error) {
 }
 
 // failOver takes a master away, by a signal, until another has its place, and
-// brings it back as a replica.
-func (s *servers) failOver(master *node, stop bool) error {
+// brings it back as a replica. It calls over when nobody is misled any more: for
+// one that was killed, when there is another; for one that was stopped, and goes
+// on as a master at first, when it has been told.
+func (s *servers) failOver(master *node, stop bool, over func()) error {
 	before, err := s.masters()
 	if err != nil {
 		return err
@@ -261,9 +263,9 @@ func (s *servers) failOver(master *node, stop bool) error {
 	} else {
 		master.kill()
 	}
+	var now []*node
 	err = until("another is master", func() error {
-		now, err := s.masters()
-		if err != nil {
+		if now, err = s.masters(); err != nil {
 			return err
 		}
 		if len(now) < len(before) || slices.Contains(now, master) {
@@ -276,10 +278,22 @@ func (s *servers) failOver(master *node, stop bool) error {
 	}
 	if stop {
 		master.signal(syscall.SIGCONT)
-	} else if err := master.start(); err != nil {
-		return err
+	} else {
+		over()
+		if err := master.start(); err != nil {
+			return err
+		}
 	}
-	return s.well()
+	if s.place.Profile == "sentinel" { // which takes 8 s to think of that
+		if err := until("the old master is told", func() error { return master.do("REPLICAOF", "127.0.0.1", now[0].port()) }); err != nil {
+			return err
+		}
+	}
+	err = s.well()
+	if stop {
+		over()
+	}
+	return err
 }
 
 // moveSlot moves the slot of a key to another master and all its keys with it,

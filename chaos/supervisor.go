@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -164,26 +165,31 @@ func (s *supervisor) phase(name string) {
 // when the last one is over.
 func (s *supervisor) storm(lasts time.Duration, redisDeck, seatDeck *deck) {
 	end := time.Now().Add(lasts)
-	var all sync.WaitGroup
-	deal := func(from *deck, at *seat, pause time.Duration) {
-		all.Go(func() {
-			for time.Now().Before(end) {
-				f, rng := from.draw()
-				if err := f.do(s, at, rng); err != nil {
-					s.fail(fmt.Errorf("%s: %w", f.name, err))
-					return
-				}
-				time.Sleep(rand.N(pause))
-			}
-		})
-	}
-	deal(redisDeck, nil, lasts/7) // what all feel excuses much
+	var redis, seats sync.WaitGroup
+	var over atomic.Bool // what is done to Redis, which may take longer
+	redis.Go(func() {
+		s.deal(redisDeck, nil, lasts/7, func() bool { return time.Now().After(end) }) // what all feel excuses much
+	})
 	for _, at := range s.seats {
-		deal(seatDeck, at, 200*time.Millisecond)
+		seats.Go(func() { s.deal(seatDeck, at, 200*time.Millisecond, over.Load) })
 	}
-	all.Wait()
+	redis.Wait()
+	over.Store(true)
+	seats.Wait()
 	if err := s.servers.well(); err != nil {
 		s.fail(err)
+	}
+}
+
+// deal does one thing after the other.
+func (s *supervisor) deal(from *deck, at *seat, pause time.Duration, over func() bool) {
+	for !over() {
+		f, rng := from.draw()
+		if err := f.do(s, at, rng); err != nil {
+			s.fail(fmt.Errorf("%s: %w", f.name, err))
+			return
+		}
+		time.Sleep(rand.N(pause))
 	}
 }
 

@@ -293,6 +293,7 @@ func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing,
 	since, _ := ctx.Value(began{}).(history.Time)
 	e := history.Event{Op: history.Fetching, Key: f.Key, Fence: f.Fence, Began: since, Writer: w.name()}
 	w.log.Write(e)
+	start := history.Now()
 	unwatch, cut := watch(ctx)
 	err = errNoReturn
 	defer func() {
@@ -313,7 +314,7 @@ func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing,
 	}
 	w.points.pass(atFetch)
 	linger(ctx)
-	if ctx.Err() != nil && rand.N(2) == 0 {
+	if history.Now().Sub(start) > rules.Lease && ctx.Err() != nil && rand.N(2) == 0 {
 		panic(history.Injected + " panic after the lease") // as somebody's check for an error may
 	}
 	return thing{f.Key, version, canary}, nil

@@ -50,7 +50,7 @@ var effects = map[Fault]effect{
 	Stopped: paused | cut, Starved: paused | cut,
 	Reset: cut, Delay: cut, BlackHole: cut, LostReply: cut,
 	RedisStop: cut, RedisSlow: cut, ClientKill: cut, OutOfMemory: cut,
-	RedisKill: cut | lost, Failover: cut | lost | older, StopOver: cut | lost | older,
+	RedisKill: cut | lost, Failover: cut | lost, StopOver: cut | lost | older,
 	DelLease: lost, DelLock: lost,
 	// Nothing is excused by a ScriptFlush or a SlotMove. What a failing fetch does
 	// is seen by its error.
@@ -81,5 +81,20 @@ func (h *hits) feltAtOnce(process string, what effect, a, b Time) bool {
 func (h *hits) any(process string, what effect, a, b Time, ok func(Event) bool) bool {
 	return slices.ContainsFunc(h.all, func(e Event) bool {
 		return effects[e.Fault]&what != 0 && (e.Process == Everyone || e.Process == process) && e.Began <= b && e.At >= a && ok(e)
+	})
+}
+
+// forgot reports whether what Redis confirmed to a call, which lasted from a to b,
+// may have been lost with a master: it was confirmed by the old one, and shortly
+// before that was gone, or while it still answered.
+func (h *hits) forgot(a, b Time) bool {
+	return slices.ContainsFunc(h.all, func(e Event) bool {
+		switch e.Fault {
+		case Failover:
+			return a <= e.Began && b.Add(lag) >= e.Began
+		case StopOver:
+			return a <= e.At && b.Add(lag) >= e.Began
+		}
+		return false
 	})
 }

@@ -203,7 +203,7 @@ func (j *jury) judgeReads(events []Event) {
 			began := updates[p.writer]
 			excuse = j.hits.feltAtOnce(p.why.Process, paused|cut, began, p.why.At) || j.hits.feltAtOnce("", lost, began, p.from)
 		} else {
-			excuse = j.hits.felt("", "", older, p.why.Began, p.from.Add(lag))
+			excuse = j.hits.forgot(p.why.Began, p.from)
 		}
 		if excuse {
 			j.excused[I1]++

@@ -138,7 +138,7 @@ func (j *jury) registerCalls(events []Event) (reads, promises map[string][]porcu
 		case e.Op == Got && !j.hits.felt("", "", older, e.Began, e.At):
 			call.Input = registerCall{false, e.Version}
 			reads[e.Key] = append(reads[e.Key], call)
-		case (e.Op == Updated || e.Op == Deleted) && !j.hits.felt("", "", older, e.Began, e.At.Add(lag)):
+		case (e.Op == Updated || e.Op == Deleted) && !j.hits.forgot(e.Began, e.At):
 			version := e.Version
 			if e.Op == Deleted {
 				for _, c := range committed[e.Key] {
