@@ -54,11 +54,11 @@ func main() {
 		lasts   = flag.Duration("duration", 20*time.Second, "how long it runs")
 		dir     = flag.String("dir", "", "`directory` for the history and the logs, which must not be there yet (default a new one in the temporary directory)")
 		hasty   = flag.Bool("hasty", false, "end after the first phase of faults in which something was violated")
-		mutants = flag.String("mutants", "", "`root` of the library, in which mistakes are made: each must be caught by some invariant")
+		mutants = flag.String("mutants", "", "`root` of the library, in which mistakes are made: each must be caught by some invariant. An argument chooses those with it in their names")
 	)
 	flag.Parse()
 	if *mutants != "" {
-		if err := catch(os.Stdout, *mutants); err != nil {
+		if err := catch(os.Stdout, *mutants, flag.Arg(0)); err != nil {
 			fmt.Fprintln(os.Stderr, "chaos:", err)
 			os.Exit(1)
 		}

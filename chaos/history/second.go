@@ -33,9 +33,10 @@ func Second(events []Event, r Rules) []Violation {
 		j.second(lockModel, j.lockCalls(all), all[0].Event)
 	}
 	reads, promises := j.registerCalls(events)
-	for key := range reads {
-		for _, window := range windows(reads[key], promises[key]) {
-			j.second(registerModel, window, Event{Op: Got, Key: key})
+	for key, all := range promises {
+		slices.SortFunc(reads[key], func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+		for _, p := range all {
+			j.second(registerModel, around(p, reads[key]), Event{Op: Got, Key: key, Version: p.Input.(registerCall).version, At: Time(p.Return)})
 		}
 	}
 	return j.found
@@ -154,35 +155,23 @@ func (j *jury) registerCalls(events []Event) (reads, promises map[string][]porcu
 	return reads, promises
 }
 
-// windows cuts a long history into pieces of some seconds, which take less than
-// the square of the time: each has the reads that began in it, what was promised
-// meanwhile, and before it, what had been promised until then.
-func windows(reads, promises []porcupine.Operation) (all [][]porcupine.Operation) {
-	const window = int64(2 * time.Second)
-	byCall := func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) }
-	slices.SortFunc(reads, byCall)
-	for len(reads) > 0 {
-		start := reads[0].Call
-		n := 0
-		end := start
-		for ; n < len(reads) && reads[n].Call < start+window; n++ {
-			end = max(end, reads[n].Return)
+// around returns one promise with the reads of less that it could concern: those
+// that had not returned when it began, of the next seconds. One promise has
+// nothing to do with another: if there is an order for each, there is one for all,
+// with the reads as early as they can be. And all at once take for ever.
+func around(p porcupine.Operation, reads []porcupine.Operation) []porcupine.Operation {
+	const horizon = int64(10 * time.Second)
+	least := p.Input.(registerCall).version
+	from, _ := slices.BinarySearchFunc(reads, p.Call-horizon, func(r porcupine.Operation, t int64) int { return cmp.Compare(r.Call, t) })
+	calls := []porcupine.Operation{p}
+	for _, r := range reads[from:] {
+		if r.Call > p.Return+horizon {
+			break
 		}
-		calls := slices.Clone(reads[:n])
-		least := int64(0)
-		for _, p := range promises {
-			switch {
-			case p.Return < start:
-				least = max(least, p.Input.(registerCall).version)
-			case p.Call <= end:
-				calls = append(calls, p)
-			}
+		if r.Return >= p.Call && r.Input.(registerCall).version < least {
+			r.ClientId = len(calls)
+			calls = append(calls, r)
 		}
-		calls = append(calls, porcupine.Operation{Input: registerCall{true, least}, Call: start - 2, Return: start - 1})
-		for i := range calls {
-			calls[i].ClientId = i
-		}
-		all, reads = append(all, calls), reads[n:]
 	}
-	return all
+	return calls
 }
