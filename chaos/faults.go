@@ -96,11 +96,11 @@ func killAt(p point) func(*supervisor, *seat, *rand.Rand) error {
 
 func stopAt(p point) func(*supervisor, *seat, *rand.Rand) error {
 	return func(s *supervisor, at *seat, rng *rand.Rand) error {
-		began := history.Now()
 		if !at.worker.comesTo("stop", p) {
 			at.worker.signal(syscall.SIGSTOP)
 		}
-		return s.resume(at, began, rng)
+		// It may have stopped a little earlier: its own pulse tells when.
+		return s.resume(at, history.Now(), rng)
 	}
 }
 

@@ -54,6 +54,7 @@ func main() {
 		lasts   = flag.Duration("duration", 20*time.Second, "how long it runs")
 		dir     = flag.String("dir", "", "`directory` for the history and the logs, which must not be there yet (default a new one in the temporary directory)")
 		hasty   = flag.Bool("hasty", false, "end after the first phase of faults in which something was violated")
+		only    = flag.String("only", "", "deal only the faults with this in their `name`, such as \"kill at written\"; then any run is long enough")
 		mutants = flag.String("mutants", "", "`root` of the library, in which mistakes are made: each must be caught by some invariant. An argument chooses those with it in their names")
 	)
 	flag.Parse()
@@ -69,7 +70,7 @@ func main() {
 	}
 	logging.Disable()                        // of clients that lose their connections, as they should
 	zerolog.SetGlobalLevel(zerolog.Disabled) // of Toxiproxy
-	guilty, err := chaos(*profile, *seed, *lasts, *dir, *hasty)
+	guilty, err := chaos(&supervisor{profile: *profile, seed: *seed, dir: *dir, only: *only}, *lasts, *hasty)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 	}
@@ -80,15 +81,15 @@ func main() {
 
 // chaos is one run. It reports whether something was violated; an error means
 // that the run is no evidence.
-func chaos(profile string, seed uint64, lasts time.Duration, dir string, hasty bool) (guilty bool, err error) {
-	if dir == "" {
-		if dir, err = os.MkdirTemp("", "chaos"); err != nil {
+func chaos(s *supervisor, lasts time.Duration, hasty bool) (guilty bool, err error) {
+	if s.dir == "" {
+		if s.dir, err = os.MkdirTemp("", "chaos"); err != nil {
 			return false, err
 		}
-	} else if err := os.Mkdir(dir, 0o755); err != nil {
+	} else if err := os.Mkdir(s.dir, 0o755); err != nil {
 		return false, err
 	}
-	fmt.Printf("profile %s, seed %d, %v; history and logs in %s\n", profile, seed, lasts, dir)
+	fmt.Printf("profile %s, seed %d, %v; history and logs in %s\n", s.profile, s.seed, lasts, s.dir)
 	servers, err := os.MkdirTemp("", "chaos-servers")
 	if err != nil {
 		return false, err
@@ -97,7 +98,6 @@ func chaos(profile string, seed uint64, lasts time.Duration, dir string, hasty b
 	if err := os.Chmod(servers, 0o755); err != nil { // PostgreSQL has a user of its own
 		return false, err
 	}
-	s := &supervisor{profile: profile, seed: seed, dir: dir}
 	started := time.Now()
 	err = s.open(servers)
 	fmt.Printf("started in %v\n", time.Since(started).Round(time.Millisecond))
@@ -108,7 +108,7 @@ func chaos(profile string, seed uint64, lasts time.Duration, dir string, hasty b
 	if err := errors.Join(err, s.close(), errors.Join(s.errs...)); err != nil {
 		return false, err
 	}
-	events, err := read(filepath.Join(dir, "history"))
+	events, err := read(filepath.Join(s.dir, "history"))
 	if err != nil {
 		return false, err
 	}

@@ -72,7 +72,7 @@ func soak(m mutant.Mutant, root, dir string) (by []string, err error) {
 	if err := m.Build(root, dir, program, "build", "-ldflags=-s -w"); err != nil {
 		return nil, err
 	}
-	said, err := exec.Command(program, "-seed", "1", "-duration", mutantLasts.String(), "-hasty", "-dir", filepath.Join(dir, "run")).CombinedOutput()
+	said, err := exec.Command(program, "-seed", "1", "-duration", mutantLasts.String(), "-only", m.Faults, "-hasty", "-dir", filepath.Join(dir, "run")).CombinedOutput()
 	for _, line := range violations.FindAllStringSubmatch(string(said), -1) {
 		kind, _, _ := strings.Cut(line[2], ":")
 		by = append(by, line[1]+" times "+kind)

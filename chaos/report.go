@@ -50,6 +50,9 @@ func report(out io.Writer, events []history.Event, s *supervisor, lasts time.Dur
 	if len(found) > 0 {
 		return true, nil
 	}
+	if s.only != "" {
+		return false, nil
+	}
 	return false, f.enough(s.faultKinds(), lasts)
 }
 

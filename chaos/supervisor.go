@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,7 @@ type supervisor struct {
 	profile string
 	seed    uint64
 	dir     string // of the history and the logs
+	only    string // what is in the names of the faults that are dealt
 
 	servers  *servers
 	database *pgtest.Server
@@ -135,7 +137,7 @@ func (s *supervisor) run(lasts time.Duration, over func() bool) {
 	var pulse sync.WaitGroup
 	pulse.Go(func() { s.pulse(ctx) })
 	quiet, storm := phases(lasts)
-	redisDeck, seatDeck := newDeck(s.seed, s.redisFaults()), newDeck(s.seed+1, seatFaults())
+	redisDeck, seatDeck := s.newDeck(0, s.redisFaults()), s.newDeck(1, seatFaults())
 	for end := time.Now().Add(lasts); time.Now().Before(end); {
 		s.phase("quiet")
 		time.Sleep(quiet)
@@ -184,6 +186,10 @@ func (s *supervisor) storm(lasts time.Duration, redisDeck, seatDeck *deck) {
 // deal does one thing after the other.
 func (s *supervisor) deal(from *deck, at *seat, pause time.Duration, over func() bool) {
 	for !over() {
+		if len(from.faults) == 0 {
+			time.Sleep(pause)
+			continue
+		}
 		f, rng := from.draw()
 		if err := f.do(s, at, rng); err != nil {
 			s.fail(fmt.Errorf("%s: %w", f.name, err))
@@ -223,8 +229,9 @@ type deck struct {
 	next []fault
 }
 
-func newDeck(seed uint64, faults []fault) *deck {
-	return &deck{faults: faults, rng: rand.New(rand.NewPCG(seed, 1))}
+func (s *supervisor) newDeck(number uint64, faults []fault) *deck {
+	faults = slices.DeleteFunc(faults, func(f fault) bool { return !strings.Contains(f.name, s.only) })
+	return &deck{faults: faults, rng: rand.New(rand.NewPCG(s.seed, number))}
 }
 
 // draw returns the next fault, and the chance that decides how it is done.

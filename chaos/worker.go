@@ -349,9 +349,9 @@ func linger(ctx context.Context) {
 	switch n := rand.N(100); {
 	case n < 3:
 		took = rules.Lease + rand.N(rules.Lease/2)
-	case n < 10:
+	case n < 20:
 		took = rand.N(rules.Lease)
-	case n < 25:
+	case n < 40:
 		took = rand.N(50 * time.Millisecond)
 	}
 	done := ctx.Done()

@@ -188,6 +188,15 @@ func (j *jury) invalidated(key string, a, b Time) bool {
 	return slices.ContainsFunc(j.invalidations[key], func(s *span) bool { return s.At <= b && s.end >= a })
 }
 
+// granted returns a moment before a lease was granted, and, unless something
+// delayed the news, not long before.
+func (j *jury) granted(s *span) Time {
+	if j.hits.felt(s.Process, "", paused|cut, s.Began, s.At) {
+		return s.Began
+	}
+	return max(s.Began, s.At.Add(-notice))
+}
+
 // judgeReads finds stale reads, and values from nowhere.
 func (j *jury) judgeReads(events []Event) {
 	updates := make(map[string]Time) // by writer, when it began
@@ -230,7 +239,7 @@ func (j *jury) judgeCall(e Event) {
 	switch e.Op {
 	case Got, Deleted, Created, Refused, Locked:
 		if e.At.Sub(e.Began) > j.Deadline+j.Grace {
-			j.blameUnless(j.hits.felt(e.Process, "", paused, e.Began, e.At), I4, e)
+			j.blameUnless(j.hits.feltAtOnce(e.Process, paused, e.Began, e.At), I4, e)
 		}
 	}
 	switch e.Op {
@@ -292,7 +301,7 @@ func (j *jury) judgeFetches(key string, all []*span) {
 	slices.SortStableFunc(leased, byFence)
 	for i := 1; i < len(leased); i++ {
 		a, b := leased[i-1], leased[i]
-		if a.err != "" || a.cut || a.died || b.At <= a.end || j.invalidated(key, a.Began, b.At) {
+		if a.err != "" || a.cut || a.died || b.At <= a.end || j.invalidated(key, j.granted(a), b.At) {
 			continue
 		}
 		stored := a.end.Add(j.Recovery)
@@ -312,10 +321,10 @@ func (j *jury) judgeHolders(key string, all []*span) {
 			}
 			overlap := max(a.At, b.At)
 			if overlap >= min(a.end, b.end) || a.cut && overlap >= a.end.Add(-notice) || overlap >= a.At.Add(j.FetchTimeout-notice) && a.Op == Fetching ||
-				j.invalidated(key, a.Began, b.At) {
+				j.invalidated(key, j.granted(a), b.At) {
 				continue
 			}
-			j.blameUnless(j.hits.felt(a.Process, key, paused, a.Began, overlap) || j.hits.felt("", key, lost, a.Began, overlap), I2, b.Event, a.Event)
+			j.blameUnless(j.hits.feltAtOnce(a.Process, paused, j.granted(a), overlap) || j.hits.felt("", key, lost, j.granted(a), overlap), I2, b.Event, a.Event)
 		}
 	}
 }

@@ -22,6 +22,7 @@ type Mutant struct {
 	Name     string
 	File     string // below the library's root
 	Old, New string // what stands there once, and what in its place
+	Faults   string // which of a soak's faults find it out; "" for whichever
 }
 
 // Apply returns a source with the mistake.
