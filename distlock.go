@@ -37,6 +37,8 @@ import (
 type Locker struct {
 	opt     LockOptions
 	client  *protocol.Client
+	notices notices
+	trace   tracer
 	ns      *protocol.Namespace
 	mailbox *wake.Mailbox
 	channel string
@@ -88,6 +90,7 @@ type holding struct {
 	// Guarded by the locker's mu.
 	sent   time.Time // when what it lives on was sent: the request for it, or the last renewal
 	fence  int64     // of the present turn
+	handed bool      // it was handed on in this process
 	more   int       // how many turns it may still be handed on for
 	keeper *lease.Keeper
 }
@@ -122,6 +125,9 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 		client: protocol.NewClient(batch.New(rdb), ns, mailbox.Process(), opt.RedisTimeout, cluster),
 		names:  make(map[string]*lockName), idle: make(chan struct{}),
 	}
+	lk.notices = notices{logger: opt.Logger}
+	lk.trace = newTracer(opt.Trace, &lk.notices)
+	lk.client.Failed = lk.trace.redisFailed()
 	lk.ctx, lk.stop = context.WithCancel(context.Background())
 	return lk, nil
 }
@@ -181,13 +187,16 @@ func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *L
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
 	}
+	asked := lk.trace.asked()
 	for {
 		n, h, err := lk.wait(ctx, name)
 		if err != nil {
+			lk.trace.locked(ctx, asked, TraceLock{Name: name, Err: err})
 			return ctx, nil, err
 		}
 		held, ls, err := lk.begin(ctx, n, h)
 		if !errors.Is(err, ErrLockLost) {
+			lk.trace.locked(ctx, asked, TraceLock{Name: name, HandedOn: ls != nil && ls.handed, Err: err})
 			return held, ls, err
 		}
 		// This process was stopped between having the lease and using it.
@@ -200,11 +209,15 @@ func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context,
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
 	}
+	asked := lk.trace.asked()
 	n, h, err := lk.try(ctx, name)
 	if err != nil {
+		lk.trace.locked(ctx, asked, TraceLock{Name: name, Try: true, Err: err})
 		return ctx, nil, err
 	}
-	return lk.begin(ctx, n, h)
+	held, ls, err := lk.begin(ctx, n, h)
+	lk.trace.locked(ctx, asked, TraceLock{Name: name, Try: true, Err: err})
+	return held, ls, err
 }
 
 var errReentrant = errors.New("this call holds the lock already, and would wait for itself")
@@ -235,7 +248,10 @@ type Lease struct {
 	holding  *holding
 	keeper   *lease.Keeper
 	fence    int64
-	tooLong  *time.Timer // nil without a MaxHold
+	ctx      context.Context // of who took it; only for its values
+	begun    time.Time       // when it could be used; zero if it never could
+	handed   bool            // from another in this process
+	tooLong  *time.Timer     // nil without a MaxHold
 	released atomic.Bool
 	once     sync.Once
 	err      error // what Release returns
@@ -265,6 +281,7 @@ func (ls *Lease) Release() error {
 		held := ls.keeper.Held()
 		ls.keeper.Stop()
 		ls.err = ls.locker.handOn(ls.name, ls.holding, held)
+		ls.locker.trace.unlocked(ls)
 	})
 	return ls.err
 }
@@ -311,11 +328,11 @@ func (lk *Locker) shut() []*lease.Keeper {
 // begin starts a turn: from now on its lease is kept. It fails if the lease has
 // ended already, or the locker was closed.
 func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.Context, *Lease, error) {
-	ls := &Lease{locker: lk, name: n, holding: h}
+	ls := &Lease{locker: lk, name: n, holding: h, ctx: ctx}
 	begun := time.Now()
 	lk.mu.Lock()
 	sent := h.sent
-	ls.fence = h.fence
+	ls.fence, ls.handed = h.fence, h.handed
 	lk.mu.Unlock()
 	held, keeper := lease.Keep(context.WithValue(ctx, heldKey{lk, n.name}, ls), sent, lk.opt.Lease, ErrLockLost,
 		func(ctx context.Context) (bool, error) { return lk.renew(ctx, n, h, begun) })
@@ -335,6 +352,7 @@ func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.C
 	case lk.opt.MaxHold > 0:
 		ls.tooLong = time.AfterFunc(lk.opt.MaxHold, func() { keeper.End(ErrMaxHold) })
 	}
+	ls.begun = begun
 	return held, ls, nil
 }
 
@@ -532,6 +550,7 @@ func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, done bool) {
 	if held && h.more > 0 && n.waiters.Len() > 0 && time.Since(h.began) < turnsTime && !lk.closed {
 		h.more--
 		h.fence++
+		h.handed = true
 		h.keeper = nil
 		n.next(lockTurn{holding: h})
 		return false, true

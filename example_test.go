@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"expvar"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -276,6 +278,37 @@ func Example_http() {
 	mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/stats/visitors", nil))
 	fmt.Print(w.Body)
 	// Output: a heavy answer about visitors
+}
+
+// Gets by kind and source in an expvar, and fetches that take too long in the log.
+func ExampleTrace() {
+	rdb, end := newRedis()
+	defer end()
+	ctx, remote := context.Background(), &api{}
+	logger := slog.New(slog.DiscardHandler)
+
+	gets := new(expvar.Map)
+	trace := &fetchonce.Trace{
+		Got: func(_ context.Context, g fetchonce.TraceGet) {
+			gets.Add(g.Kind.String()+" "+g.Source.String(), 1)
+		},
+		Fetched: func(ctx context.Context, f fetchonce.TraceFetch) {
+			if f.Took > time.Second {
+				logger.WarnContext(ctx, "a slow fetch", "took", f.Took)
+			}
+		},
+	}
+	things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{Prefix: "things", Trace: trace})
+	if err != nil {
+		panic(err)
+	}
+	defer things.Close()
+	for range 3 {
+		_, _ = things.Get(ctx, "teapot", remote.fetch)
+	}
+
+	fmt.Println(gets)
+	// Output: {"hit redis": 2, "miss fetch": 1}
 }
 
 func openDatabase() *sql.DB { return sql.OpenDB(noDatabase{}) }

@@ -61,9 +61,11 @@ func (g *gathering[V]) decided() {
 
 // A member is a key that is to be fetched in a batch.
 type member[V any] struct {
-	key   string
-	round *round[V]
-	done  chan struct{} // closed when the rest is set
+	key    string
+	behind bool // see TraceFetch
+	blind  bool
+	round  *round[V]
+	done   chan struct{} // closed when the rest is set
 
 	value  V
 	source Source
@@ -72,14 +74,17 @@ type member[V any] struct {
 
 // A round is one fetch of a gathering.
 type round[V any] struct {
-	cancel  context.CancelCauseFunc
-	present int // members that still wait; guarded by the gathering's mu
+	cancel context.CancelCauseFunc
+
+	// Guarded by the gathering's mu.
+	present int         // members that still wait
+	trace   *fetchTrace // of the fetch, once it is about to begin
 }
 
 // get has a key fetched with the others, and waits for that.
-func (p *part[V]) get(ctx context.Context, key string) (V, Source, error) {
+func (p *part[V]) get(ctx context.Context, key string, behind, blind bool) (V, Source, error) {
 	g := p.gathering
-	m := &member[V]{key: key, done: make(chan struct{})}
+	m := &member[V]{key: key, behind: behind, blind: blind, done: make(chan struct{})}
 	g.mu.Lock()
 	g.members = append(g.members, m)
 	if g.started && len(g.members) == 1 {
@@ -95,28 +100,31 @@ func (p *part[V]) get(ctx context.Context, key string) (V, Source, error) {
 	case <-m.done:
 		return m.value, m.source, m.err
 	case <-ctx.Done():
-		g.leave(m, context.Cause(ctx))
+		g.leave(m, context.Cause(ctx)).end(ctx.Err())
 		var zero V
 		return zero, SourceFetch, ctx.Err()
 	}
 }
 
-// leave takes a member off. When all have left, the fetch's context ends.
-func (g *gathering[V]) leave(m *member[V], cause error) {
+// leave takes a member off. When all have left, the fetch's context ends, and its
+// trace, if it has one, is returned.
+func (g *gathering[V]) leave(m *member[V], cause error) *fetchTrace {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if m.round == nil { // not under way yet
 		for i, other := range g.members {
 			if other == m {
 				g.members = append(g.members[:i], g.members[i+1:]...)
-				return
+				break
 			}
 		}
-		return
+		return nil
 	}
-	if m.round.present--; m.round.present == 0 {
-		m.round.cancel(cause)
+	if m.round.present--; m.round.present > 0 {
+		return nil
 	}
+	m.round.cancel(cause)
+	return m.round.trace
 }
 
 // start starts a fetch for those who want one. The caller holds g.mu.
@@ -134,10 +142,11 @@ func (g *gathering[V]) start() {
 	// Ends by itself, or goes on alone if the fetch does not heed its context.
 	go flight.Protect(
 		func() (struct{}, error) {
-			g.serve(fetchingMany{ctx, g.Loader, keySet(members)}, members)
+			g.serve(fetchingMany{ctx, g.Loader, keySet(members)}, r, members)
 			return struct{}{}, nil
 		},
 		func(_ struct{}, err error) {
+			g.traceOf(r).end(err) // if it panicked
 			cancel(nil)
 			for _, m := range members {
 				m.end(*new(V), SourceFetch, err) // if it has not ended: the fetch panicked
@@ -156,7 +165,7 @@ func (m *member[V]) end(v V, source Source, err error) {
 }
 
 // serve looks all members up in the Store, if there is one, and fetches the rest.
-func (g *gathering[V]) serve(ctx context.Context, members []*member[V]) {
+func (g *gathering[V]) serve(ctx context.Context, r *round[V], members []*member[V]) {
 	rest := members
 	if g.opt.Store != nil {
 		rest = g.serveFromStore(ctx, members)
@@ -172,7 +181,10 @@ func (g *gathering[V]) serve(ctx context.Context, members []*member[V]) {
 		defer turn.giveBack()
 		ctx = context.WithValue(ctx, turnOf{g.Loader}, turn)
 	}
+	trace := g.fetching(ctx, r, rest)
+	trace.begin()
 	values, err := g.fetch(ctx, keysOf(rest))
+	trace.end(err)
 	if err == nil {
 		err = ErrNotFound // of what is not in the map
 	}
@@ -183,6 +195,28 @@ func (g *gathering[V]) serve(ctx context.Context, members []*member[V]) {
 			m.end(v, SourceFetch, err)
 		}
 	}
+}
+
+// fetching returns the trace of the fetch for some members.
+func (g *gathering[V]) fetching(ctx context.Context, r *round[V], members []*member[V]) *fetchTrace {
+	info := TraceFetch{Keys: len(members), Behind: true}
+	if len(members) == 1 {
+		info.Key = members[0].key
+	}
+	for _, m := range members {
+		info.Behind = info.Behind && m.behind
+		info.Blind = info.Blind || m.blind
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r.trace = g.trace.fetching(ctx, info)
+	return r.trace
+}
+
+func (g *gathering[V]) traceOf(r *round[V]) *fetchTrace {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return r.trace
 }
 
 // serveFromStore serves those that have a row, and returns the others.

@@ -1,6 +1,7 @@
 package fetchonce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,9 @@ type run[V any] struct {
 	call  *flight.Call[Result[V]]
 	fetch func(ctx context.Context, f *Fetch[V]) (V, error)
 	part  *part[V] // of a batch, which fetches for us; nil if we fetch alone
+
+	behind  bool      // it refreshes a value, and nobody waited for that when it began
+	waiting time.Time // since when it waits for another process; zero if it does not, or nobody wants to know
 
 	owner    string             // of the lease we hold or ask for
 	over     *protocol.PassOver // the value to replace; nil if there is none
@@ -48,6 +52,7 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 	// answer to the registration.
 	slot := r.mailbox.Wait(r.k.names.Value)
 	defer slot.Close()
+	defer r.waitEnds(ctx)
 	r.mailbox.Listen(ctx, r.channel)
 	for {
 		if seen, err := r.awaitTurn(ctx); err != nil || seen.found {
@@ -141,6 +146,7 @@ func (r *run[V]) endedOr(ctx context.Context, err error) error {
 
 // lostRedis goes on after an error of Redis, as the policy says.
 func (r *run[V]) lostRedis(ctx context.Context, err error) (Result[V], error) {
+	r.waitOver(ctx, false)
 	if ctx.Err() != nil {
 		return Result[V]{}, r.fail(context.Cause(ctx))
 	}
@@ -175,6 +181,7 @@ func (r *run[V]) blind(ctx context.Context) (Result[V], error) {
 // wait waits for the message of the process that holds the lease.
 func (r *run[V]) wait(ctx context.Context, a protocol.Acquired, slot *wake.Slot) (Result[V], bool, error) {
 	r.part.decide() // the batch need not wait for us
+	r.waitBegins()
 	timer := time.NewTimer(r.patience(a.Left))
 	defer timer.Stop()
 	for {
@@ -228,6 +235,24 @@ func (r *run[V]) hear(ctx context.Context, sealed []byte) (Result[V], bool, erro
 	return seen.result, true, lookErr
 }
 
+// waitBegins notes since when another process is waited for.
+func (r *run[V]) waitBegins() {
+	if r.trace.Waited != nil && r.waiting.IsZero() {
+		r.waiting = time.Now()
+	}
+}
+
+// waitEnds tells of that, at the end of the run.
+func (r *run[V]) waitEnds(ctx context.Context) { r.waitOver(ctx, ctx.Err() == nil) }
+
+// waitOver tells of it, if there was one that was not told yet.
+func (r *run[V]) waitOver(ctx context.Context, served bool) {
+	if !r.waiting.IsZero() {
+		r.trace.waited(ctx, TraceWait{Key: r.k.user, Took: time.Since(r.waiting), Served: served})
+		r.waiting = time.Time{}
+	}
+}
+
 // patience returns how long to wait for a message that may have been lost: not
 // much longer than the lease.
 func (r *run[V]) patience(left time.Duration) time.Duration {
@@ -253,6 +278,7 @@ func (r *run[V]) suspect(a protocol.Acquired) {
 // hold fetches under a lease, which was asked for at sent.
 func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) (Result[V], bool, error) {
 	defer r.giveTurn()
+	r.waitOver(ctx, false)
 	if ctx.Err() != nil {
 		r.release(ctx, a.Fence, nil)
 		return Result[V]{}, true, r.fail(context.Cause(ctx))
@@ -274,6 +300,9 @@ func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) 
 	}
 	r.call.Mark()
 	m := r.work(limited, during, a.Fence)
+	if held.Err() != nil && errors.Is(context.Cause(held), ErrLockLost) {
+		r.trace.leaseLost(ctx, TraceLease{Key: r.k.user, Held: time.Since(sent)})
+	}
 	switch {
 	case m.err == nil || errors.Is(m.err, ErrNotFound):
 		r.fill(ctx, a, m)
@@ -307,6 +336,7 @@ type made[V any] struct {
 	ttl    time.Duration // as the fetch wants it
 	err    error         // nil, an ErrNotFound, or a failure
 	cut    bool          // it failed, but not by a panic, which is its own fault
+	trace  *fetchTrace
 }
 
 func (m made[V]) result() Result[V] { return Result[V]{Value: m.value, Source: m.source} }
@@ -325,13 +355,15 @@ func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 	if r.turn != nil {
 		during = context.WithValue(during, turnOf{r.Loader}, r.turn)
 	}
+	trace := r.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Behind: r.behind, Blind: fence == 0})
 	ended := make(chan made[V], 1)
 	go func() {
-		var m made[V]
+		m := made[V]{trace: trace}
 		flight.Protect(
 			func() (V, error) { return r.make(during, fence, &m) },
 			func(v V, err error) {
 				m.value, m.err = v, err
+				m.trace.end(err) // if it panicked
 				ended <- m
 			})
 	}()
@@ -342,9 +374,22 @@ func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 		if m.cut && limited.Err() != nil && !errors.Is(m.err, ErrNotFound) {
 			m.err = r.endOf(limited)
 		}
+		r.tellFailure(m.err)
 		return m
 	case <-limited.Done():
-		return made[V]{err: r.endOf(limited), cut: true}
+		trace.end(limited.Err())
+		err := r.endOf(limited)
+		r.tellFailure(err)
+		return made[V]{err: err, cut: true}
+	}
+}
+
+// tellFailure tells the log of a fetch that failed, if there may be no caller to
+// be told.
+func (r *run[V]) tellFailure(err error) {
+	alone := r.behind || r.old != nil && r.opt.SoftTimeout > 0
+	if alone && err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrLockLost) {
+		r.notices.warn(noticeRefresh, outcome(r.k.user, err))
 	}
 }
 
@@ -361,7 +406,7 @@ func (r *run[V]) endOf(ctx context.Context) error {
 func (r *run[V]) make(ctx context.Context, fence int64, m *made[V]) (v V, err error) {
 	began := time.Now()
 	if r.part != nil {
-		v, m.source, err = r.part.get(ctx, r.k.user)
+		v, m.source, err = r.part.get(ctx, r.k.user, r.behind, fence == 0)
 	} else {
 		v, m.source, err = r.lookupOrFetch(ctx, fence, m)
 	}
@@ -380,7 +425,9 @@ func (r *run[V]) lookupOrFetch(ctx context.Context, fence int64, m *made[V]) (V,
 		}
 	}
 	f := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old}
+	m.trace.begin()
 	v, err := r.fetch(ctx, f)
+	m.trace.end(err)
 	m.ttl = f.TTL
 	return v, SourceFetch, err
 }
@@ -389,7 +436,7 @@ func (r *run[V]) lookupOrFetch(ctx context.Context, fence int64, m *made[V]) (V,
 // closed to joiners first: a Get that begins while we store, after somebody's
 // Delete, must not be given what was fetched before it.
 func (r *run[V]) fill(ctx context.Context, a protocol.Acquired, m made[V]) {
-	sealed, keep := r.seal(a, m)
+	sealed, keep, unkept := r.seal(a, m)
 	r.call.Close()
 	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.k.names, r.owner, a.Fence, sealed, keep)
 	switch {
@@ -399,27 +446,29 @@ func (r *run[V]) fill(ctx context.Context, a protocol.Acquired, m made[V]) {
 	case filled.Stored:
 		r.call.Mark() // the lease was ours until now, so it is news to all who wait
 	}
+	if err = cmp.Or(err, unkept); keep > 0 || err != nil {
+		r.trace.stored(ctx, TraceStore{Key: r.k.user, Bytes: len(sealed), Refused: err == nil && !filled.Stored, Err: err})
+	}
 }
 
 // seal puts what was fetched into an envelope. What cannot be kept is nil: then
 // those who wait are told to look for themselves.
-func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, keep time.Duration) {
+func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, keep time.Duration, err error) {
 	var (
 		h       envelope.Header
 		payload []byte
 	)
 	if m.err == nil {
 		h = r.header(r.k, envelope.Value, r.freshFor(r.opt.TTL, m.ttl))
-		var err error
 		if payload, err = r.encode(m.value); err != nil {
 			r.notices.warn(noticeUnstored, err)
-			return nil, 0
+			return nil, 0, err
 		}
 	} else {
 		h = r.header(r.k, envelope.NotFound, r.freshFor(r.opt.NotFoundTTL, m.ttl))
 	}
 	h.Cost, h.Fence = m.cost, a.Fence
-	return envelope.Seal(h, payload), h.Keep
+	return envelope.Seal(h, payload), h.Keep, nil
 }
 
 // release gives the lease back without a value, and tells those who wait the

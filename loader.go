@@ -38,6 +38,7 @@ type Loader[V any] struct {
 	turns   *semaphore.Weighted    // for MaxFetches; nil without that limit
 	ahead   atomic.Int64           // by how many ns the server's clock is ahead of ours
 	notices notices
+	trace   tracer
 	pauses  pauses
 
 	closed     atomic.Bool
@@ -135,9 +136,11 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 		mailbox: wake.Open(rdb),
 		notices: notices{logger: opt.Logger},
 	}
+	l.trace = newTracer(opt.Trace, &l.notices)
 	l.channel = l.names.Channel(l.mailbox.Process())
 	_, cluster := rdb.(*redis.ClusterClient)
 	l.redis = protocol.NewClient(batch.New(rdb), l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
+	l.redis.Failed = l.trace.redisFailed()
 	l.nodes = &nodes{rdb: rdb}
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
@@ -212,7 +215,9 @@ func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.
 func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, fetch func(ctx context.Context, arg A) (V, error)) (V, error) {
 	c, early := l.nearCopy(ctx, key)
 	if c != nil && !early && fetch != nil {
-		return l.handOut(c)
+		v, err := l.handOut(c)
+		l.trace.looked(ctx, key, true, SourceNear, err)
+		return v, err
 	}
 	k, err := l.enter(ctx, "get", key, fetch == nil)
 	if err != nil {
@@ -221,6 +226,7 @@ func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, fetch f
 	}
 	seen, err := l.lookNear(ctx, k, c, early)
 	if err != nil || seen.found && !seen.refresh {
+		l.trace.looked(ctx, key, seen.found, seen.result.Source, err)
 		return seen.result.Value, err
 	}
 	// Made only now: a hit needs no closure.
@@ -237,6 +243,7 @@ func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context
 	c, early := l.nearCopy(ctx, key)
 	seen, err := l.lookNear(ctx, k, c, early)
 	if err != nil || seen.found && !seen.refresh {
+		l.trace.looked(ctx, key, seen.found, seen.result.Source, err)
 		return seen.result, err
 	}
 	return l.load(ctx, k, seen, fetch)
@@ -430,24 +437,37 @@ func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 	return nil
 }
 
-// load joins this process's load of a key, or starts it, until there is a
-// result that is not older than the call. With an old value at hand, that may be
-// the result too.
+// load returns what this process's load of a key comes to, or an old value.
 func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
+	m := l.trace.missed()
+	r, loaded, err := l.joinLoad(ctx, k, seen, fetch, &m)
+	l.trace.answered(ctx, k.user, m, r.Source, r.Stale, outcome(k.user, err))
+	if loaded {
+		return l.settle(k, r, err)
+	}
+	return r, err
+}
+
+// joinLoad joins this process's load of a key, or starts it, until there is a
+// result that is not older than the call. With an old value at hand, that may be
+// the result too: then it is not loaded.
+func (l *Loader[V]) joinLoad(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), m *miss) (r Result[V], loaded bool, err error) {
 	if ctx.Value(fetching{l, k.user}) != nil {
-		return Result[V]{}, reentrant(k.user)
+		return Result[V]{}, false, reentrant(k.user)
 	}
 	came := l.flights.Arrive()
 	for round := 1; ; round++ {
 		load := l.loading(k, seen, fetch, nil)
 		switch {
 		case (seen.refresh || seen.spare) && l.pauses.active(k.user):
-			return seen.result, nil
+			m.old()
+			return seen.result, false, nil
 		case seen.refresh:
 			_, _ = l.flights.Join(ctx, k.user, came, load) // and never leave
-			return seen.result, nil
+			m.old()
+			return seen.result, false, nil
 		}
-		r, late, err := l.join(ctx, k, came, seen, load)
+		r, late, err := l.join(ctx, k, came, seen, load, m)
 		if _, paused := errors.AsType[*pausedError](err); late || paused && !seen.spare {
 			// We joined a load too late for what it found: that may be older than
 			// we are. The value may be stored by now; else join the next load,
@@ -455,7 +475,7 @@ func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(
 			// alone who have an old value; there, at some time we start our own.
 			seen, err = l.look(ctx, k)
 			if err != nil || seen.found && !seen.refresh {
-				return seen.result, err
+				return seen.result, false, err
 			}
 			if paused && round >= patientRounds {
 				l.flights.Forget(k.user)
@@ -463,9 +483,9 @@ func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(
 			continue
 		}
 		if seen.spare && ctx.Err() == nil && isFailure(err) {
-			return seen.result, nil
+			return seen.result, false, nil
 		}
-		return l.settle(k, r, err)
+		return r, true, err
 	}
 }
 
@@ -477,7 +497,7 @@ func reentrant(key string) error {
 // batch.
 func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), part *part[V]) func(context.Context, *flight.Call[Result[V]]) (Result[V], error) {
 	return func(ctx context.Context, call *flight.Call[Result[V]]) (Result[V], error) {
-		run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, part: part, over: seen.over}
+		run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, part: part, over: seen.over, behind: seen.refresh}
 		if seen.refresh || seen.spare {
 			run.old, run.staleFor = &seen.result, seen.staleFor
 		}
@@ -492,25 +512,27 @@ func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Contex
 
 // join waits for the flight: for the SoftTimeout at most, if there is an old
 // value. The flight then goes on without us.
-func (l *Loader[V]) join(ctx context.Context, k keyed, came flight.Arrival, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
+func (l *Loader[V]) join(ctx context.Context, k keyed, came flight.Arrival, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error), m *miss) (r Result[V], late bool, err error) {
 	if turn, ok := ctx.Value(turnOf{l}).(*turn); ok {
 		turn.lend()
 		defer turn.takeBack(ctx)
 	}
 	if !seen.spare || l.opt.SoftTimeout == 0 {
-		return l.wait(ctx, k, came, load)
+		return l.wait(ctx, k, came, load, m)
 	}
 	soft, cancel := context.WithTimeoutCause(ctx, l.opt.SoftTimeout, errSoftTimeout)
 	defer cancel()
-	_, _ = l.flights.Join(ctx, k.user, came, load) // and never leave
-	return l.wait(soft, k, came, load)
+	ticket, _ := l.flights.Join(ctx, k.user, came, load) // and never leave
+	m.joined(ticket.Started)
+	return l.wait(soft, k, came, load, m)
 }
 
-func (l *Loader[V]) wait(ctx context.Context, k keyed, came flight.Arrival, load func(context.Context, *flight.Call[Result[V]]) (Result[V], error)) (r Result[V], late bool, err error) {
+func (l *Loader[V]) wait(ctx context.Context, k keyed, came flight.Arrival, load func(context.Context, *flight.Call[Result[V]]) (Result[V], error), m *miss) (r Result[V], late bool, err error) {
 	ticket, err := l.flights.Join(ctx, k.user, came, load)
 	if err != nil {
 		return r, false, err
 	}
+	m.joined(ticket.Started)
 	return ticket.Wait(ctx)
 }
 
@@ -529,22 +551,33 @@ const patientRounds = 3
 
 // settle turns the outcome of a load into that of one caller.
 func (l *Loader[V]) settle(k keyed, r Result[V], err error) (Result[V], error) {
-	switch {
-	case err == nil:
+	if err == nil {
 		if l.opt.Clone != nil {
 			r.Value = l.opt.Clone(r.Value)
 		}
 		return r, nil
-	case errors.Is(err, flight.ErrClosed):
-		err = ErrClosed
-	case errors.Is(err, flight.ErrGoexit):
-		err = &Error{Op: "fetch", Key: k.user, Err: err}
-	default:
-		if p, ok := errors.AsType[*flight.PanicError](err); ok {
-			panic(&PanicError{Value: p.Value, Stack: p.Stack})
-		}
+	}
+	_, panicked := errors.AsType[*flight.PanicError](err)
+	if err = outcome(k.user, err); panicked {
+		panic(err)
 	}
 	return Result[V]{}, err
+}
+
+// outcome returns the error of a load, or of a fetch, as people know it.
+func outcome(key string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, flight.ErrClosed):
+		return ErrClosed
+	case errors.Is(err, flight.ErrGoexit):
+		return &Error{Op: "fetch", Key: key, Err: err}
+	}
+	if p, ok := errors.AsType[*flight.PanicError](err); ok {
+		return &PanicError{Value: p.Value, Stack: p.Stack}
+	}
+	return err
 }
 
 // jitter takes a random share off a TTL, so that what was stored together does

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
@@ -57,24 +58,36 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	for _, w := range wanted {
 		if w.again {
 			again.Go(func() error {
-				defer recoverPanic(&w.err)
-				w.result, w.err = l.Load(ctx, w.k.user, one)
+				// A Store may panic: that is for the caller, not for the goroutine.
+				flight.Protect(
+					func() (struct{}, error) { l.loadAgain(ctx, w, one); return struct{}{}, nil },
+					func(_ struct{}, err error) {
+						if err != nil {
+							w.err, w.loaded = err, true
+						}
+					})
 				return nil
 			})
 		}
 	}
 	_ = again.Wait() // the errors are in wanted
+	for _, w := range wanted {
+		l.trace.answered(ctx, w.k.user, w.miss, w.result.Source, w.result.Stale, outcome(w.k.user, w.err))
+	}
 	return l.settleMany(wanted)
 }
 
 // againAtOnce bounds the goroutines of a GetMany that has to look again.
 const againAtOnce = 64
 
-// recoverPanic makes the panic of a Load on a goroutine of ours one of GetMany's.
-func recoverPanic(err *error) {
-	if p, ok := recover().(*PanicError); ok {
-		*err = p
+// loadAgain goes on as a Get does that has joined a load too late.
+func (l *Loader[V]) loadAgain(ctx context.Context, w *wanted[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) {
+	seen, err := l.look(ctx, w.k)
+	if err != nil || seen.found && !seen.refresh {
+		w.result, w.err = seen.result, err
+		return
 	}
+	w.result, w.loaded, w.err = l.joinLoad(ctx, w.k, seen, fetch, &w.miss)
 }
 
 // A wanted is one key of a GetMany.
@@ -83,9 +96,11 @@ type wanted[V any] struct {
 	ticket near.Ticket // to keep a copy of what is read
 	seen   look[V]
 	wait   func(ctx context.Context) (Result[V], bool, error) // not nil once it has joined a load
+	again  bool                                               // what was waited for is not good for us
 	result Result[V]
 	err    error // of the key
-	again  bool  // what was waited for is not good for us
+	loaded bool  // result and err are those of a load
+	miss   miss
 }
 
 // enterMany checks the arguments and returns each key once.
@@ -201,10 +216,15 @@ func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(c
 	b := &gathering[V]{Loader: l, ctx: context.WithoutCancel(ctx), fetch: fetch, undecided: 1}
 	defer b.decided() // all have joined
 	came := l.flights.Arrive()
+	m := l.trace.missed()
 	for _, w := range all {
+		w.miss = m
 		old := w.seen.refresh || w.seen.spare
 		if w.err != nil || w.seen.found && !w.seen.refresh || old && l.pauses.active(w.k.user) {
 			w.result = w.seen.result
+			if w.seen.found || w.err == nil {
+				w.miss.old()
+			}
 			continue
 		}
 		part := b.part()
@@ -215,8 +235,10 @@ func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(c
 			w.err = ErrClosed
 		case w.seen.refresh:
 			w.result = w.seen.result
+			w.miss.old()
 		default:
 			w.wait = ticket.Wait
+			w.miss.joined(ticket.Started)
 			if w.seen.spare && l.opt.SoftTimeout > 0 {
 				_, _ = l.flights.Join(ctx, w.k.user, came, load) // it goes on without us
 			}
@@ -251,7 +273,7 @@ func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
 		case w.seen.spare && ctx.Err() == nil && isFailure(err):
 			w.result = w.seen.result
 		default:
-			w.result, w.err = r, err
+			w.result, w.err, w.loaded = r, err, true
 		}
 	}
 }
@@ -261,10 +283,7 @@ func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
 	values, errs := make(map[string]V, len(all)), make(map[string]error)
 	for _, w := range all {
 		r, err := w.result, w.err
-		if p, ok := errors.AsType[*PanicError](err); ok {
-			panic(p)
-		}
-		if w.wait != nil && !w.again {
+		if w.loaded {
 			r, err = l.settle(w.k, r, err)
 		}
 		switch {

@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/fetchonce/fetchonce"
@@ -424,3 +426,45 @@ func ExampleLoader_GetMany() {
 	fmt.Println(len(found), found["teapot"].Name, err)
 	// Output: 2 teapot <nil>
 }
+
+// A Store that panics when a GetMany, which came too late for the load that it
+// joined, looks once more: that is the caller's to know.
+func TestPanicOfAStoreThatIsAskedAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		o.ignore = true
+		s := &panicky{}
+		l := newLoader(t, r, func(opt *options) { opt.TTL, opt.Store = fetchonce.Off, s })
+		g := get(t, t.Context(), l, "k", o)
+		c := o.next()
+		many := make(chan any, 1)
+		go func() {
+			defer func() { many <- recover() }()
+			got, err := l.GetMany(t.Context(), []string{"k"}, func(context.Context, []string) (map[string]string, error) { return nil, nil })
+			t.Errorf("GetMany = %v, %v; want a panic", got, err)
+		}()
+		synctest.Wait()
+		if err := newLoader(t, r).Delete(t.Context(), "k"); err != nil { // so that what is fetched is not good for those who came later
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		s.panics.Store(true)
+		c.returns("v")
+		g.want("v")
+		if p, ok := (<-many).(*fetchonce.PanicError); !ok || p.Value != "the Store" {
+			t.Errorf("GetMany panicked with %v, want a PanicError of the Store", p)
+		}
+	})
+}
+
+// A panicky is a Store that has nothing, and may panic.
+type panicky struct{ panics atomic.Bool }
+
+func (s *panicky) Lookup(context.Context, string) (string, error) {
+	if s.panics.Load() {
+		panic("the Store")
+	}
+	return "", fetchonce.ErrNotFound
+}
+
+func (*panicky) Create(_ context.Context, _, v string) (string, error) { return v, nil }

@@ -57,7 +57,7 @@ func (l *Loader[V]) openNear() {
 		} else {
 			l.notices.warn(noticeNoNear, why)
 		}
-	})
+	}, l.trace.nearDropped())
 }
 
 // nearCopy returns this process's copy of a value, if there is one, and whether
@@ -91,9 +91,9 @@ func (l *Loader[V]) lookNear(ctx context.Context, k keyed, c *nearby[V], early b
 		return l.look(ctx, k)
 	}
 	v, err := l.handOut(c)
-	seen := look[V]{found: true, refresh: early}
+	seen := look[V]{found: true, refresh: early, result: Result[V]{Source: SourceNear}}
 	if err == nil {
-		seen.result = Result[V]{Value: v, Source: SourceNear, Age: l.age(c.header)}
+		seen.result.Value, seen.result.Age = v, l.age(c.header)
 	}
 	if early {
 		seen.over = c.over

@@ -13,6 +13,8 @@ const (
 	noticeUntracked = "fetchonce: the server does not tell what changes: near copies miss the changes of others until their TTL"
 	noticeNoNear    = "fetchonce: near copies are not used at present"
 	noticeUnstored  = "fetchonce: a fetched value could not be stored"
+	noticeRefresh   = "fetchonce: a refresh failed; the old value is used as long as it may be"
+	noticeTrace     = "fetchonce: a function of the Trace panicked"
 )
 
 // noticeEvery is how often the log is told the same thing.

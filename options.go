@@ -131,9 +131,12 @@ type Options[V any] struct {
 	// is 4 MiB, the most 512 MiB.
 	MaxBytes int
 
+	// Trace is told what the loader does, for metrics. The default is none.
+	Trace *Trace
+
 	// Logger hears what has no caller to be told: a value that could not be
-	// stored after a good fetch, data in Redis that is not usable, and that
-	// Redis is down. The default is [slog.Default].
+	// stored after a good fetch, a refresh that failed, data in Redis that is not
+	// usable, and that Redis is down. The default is [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -312,6 +315,9 @@ type LockOptions struct {
 	// Slots is how many may hold a lock at once: with 1 it is a lock, with more
 	// a semaphore. The default is 1, the most 1000.
 	Slots int
+
+	// Trace is told what the locker does, for metrics. The default is none.
+	Trace *Trace
 
 	// Logger hears what has no caller to be told: a lock that could not be given
 	// back after its work was done. The default is [slog.Default].

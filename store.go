@@ -13,7 +13,9 @@ import "context"
 // that looks up many keys at once; those without a value are not in the map.
 // [Loader.GetMany] uses it where it is there.
 //
-// Implementations are called by many goroutines at once.
+// Implementations are called by many goroutines at once, and return soon after
+// their ctx ends: it ends when the lease is lost, the fetch takes too long, or all
+// callers have left. A Loader does not wait beyond that for one that hangs.
 type Store[V any] interface {
 	// Lookup returns the value of key, or an error that is [ErrNotFound], bare
 	// or wrapped, if there is none.

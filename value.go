@@ -43,7 +43,7 @@ func (l *Loader[V]) unpack(k keyed, b []byte, source Source) (envelope.Header, l
 	case err != nil:
 		return h, l.unusable(b, err), nil
 	case h.Kind == envelope.NotFound:
-		return h, look[V]{found: true}, ErrNotFound
+		return h, look[V]{found: true, result: Result[V]{Source: source}}, ErrNotFound
 	case h.Codec != l.codec:
 		return h, l.unusable(b, errCodec), nil
 	}

@@ -143,25 +143,27 @@ func (h *Hub) sort() {
 func (h *Hub) Changed(name string) {
 	values, tag := protocol.SplitName(name)
 	h.mu.RLock()
-	defer h.mu.RUnlock()
-	for _, l := range h.byValues[values] {
+	listeners := h.byValues[values] // never changed, but replaced
+	h.mu.RUnlock()
+	for _, l := range listeners {
 		l.forget(tag)
 	}
 }
 
 func (h *Hub) forgetAll() {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	for _, l := range h.listeners {
+	for _, l := range h.all() {
 		l.forgetAll()
 	}
 }
 
-func (h *Hub) notify(refused bool, why error) {
+func (h *Hub) all() []*listener {
 	h.mu.RLock()
-	all := slices.Collect(maps.Values(h.listeners))
-	h.mu.RUnlock()
-	for _, l := range all {
+	defer h.mu.RUnlock()
+	return slices.Collect(maps.Values(h.listeners))
+}
+
+func (h *Hub) notify(refused bool, why error) {
+	for _, l := range h.all() {
 		l.notify(refused, why)
 	}
 }

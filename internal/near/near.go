@@ -51,9 +51,10 @@ import (
 // A Cache is the copies of the values of one namespace. Its keys are tags; see
 // [protocol.Tag].
 type Cache[T any] struct {
-	hub    *Hub
-	values string // how the names of its values begin
-	copies *otter.Cache[string, *made[T]]
+	hub     *Hub
+	values  string // how the names of its values begin
+	copies  *otter.Cache[string, *made[T]]
+	dropped Dropped // or nil
 
 	seed    maphash.Seed
 	stripes [256]stripe
@@ -94,15 +95,19 @@ const (
 	shortLife = time.Second
 )
 
+// A Dropped is told of copies that are not used any more: of one whose value has
+// changed, or, with reset, of all there were. It is called under no lock.
+type Dropped func(copies int, reset bool)
+
 // New returns a cache of at most so many copies over the values whose names begin
 // so. It must be closed. changes is the channel on which changes are told where
-// the server does not tell them.
-func New[T any](hub *Hub, values, changes string, entries int, notify Notify) *Cache[T] {
+// the server does not tell them. dropped may be nil.
+func New[T any](hub *Hub, values, changes string, entries int, notify Notify, dropped Dropped) *Cache[T] {
 	c := &Cache[T]{
-		hub: hub, values: values, seed: maphash.MakeSeed(),
+		hub: hub, values: values, seed: maphash.MakeSeed(), dropped: dropped,
 		copies: otter.Must(&otter.Options[string, *made[T]]{MaximumSize: entries}),
 	}
-	hub.attach(&listener{values: values, changes: changes, forget: c.forget, forgetAll: c.copies.InvalidateAll, notify: notify}, c)
+	hub.attach(&listener{values: values, changes: changes, forget: c.forget, forgetAll: c.forgetAll, notify: notify}, c)
 	return c
 }
 
@@ -171,9 +176,22 @@ func (c *Cache[T]) Keep(t Ticket, tag string, value T, life time.Duration) bool 
 func (c *Cache[T]) forget(tag string) {
 	s := c.stripe(tag)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.changes++
-	c.copies.Invalidate(tag)
+	_, had := c.copies.Invalidate(tag)
+	s.mu.Unlock()
+	if had && c.dropped != nil {
+		c.dropped(1, false)
+	}
+}
+
+// forgetAll drops what no vouch is there for any more. What is there already for
+// the next one is none the worse for being made again.
+func (c *Cache[T]) forgetAll() {
+	copies := c.copies.EstimatedSize()
+	c.copies.InvalidateAll()
+	if copies > 0 && c.dropped != nil {
+		c.dropped(copies, true)
+	}
 }
 
 func (c *Cache[T]) stripe(tag string) *stripe {

@@ -20,7 +20,7 @@ const values, changes = "p:v:{", "p:i"
 func open(t *testing.T, rdb redis.UniversalClient) *near.Cache[string] {
 	t.Helper()
 	h := near.Open(rdb, "process")
-	c := near.New[string](h, values, changes, 100, func(bool, error) {})
+	c := near.New[string](h, values, changes, 100, func(bool, error) {}, nil)
 	t.Cleanup(func() {
 		c.Close()
 		h.Close()
@@ -142,9 +142,9 @@ func TestCachesOfAClientShareAConnection(t *testing.T) {
 	rdb := r.Client()
 	h := near.Open(rdb, "process")
 	defer h.Close()
-	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {})
+	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
 	defer a.Close()
-	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {})
+	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
 	defer b.Close()
 	keep(t, r.Backend(), a, "k")
 	keep(t, r.Backend(), b, "k")
@@ -181,7 +181,7 @@ func TestRefusal(t *testing.T) {
 		var refused atomic.Bool
 		h := near.Open(rdb, "process")
 		defer h.Close()
-		c := near.New[string](h, values, changes, 10, func(no bool, _ error) { refused.Store(refused.Load() || no) })
+		c := near.New[string](h, values, changes, 10, func(no bool, _ error) { refused.Store(refused.Load() || no) }, nil)
 		defer c.Close()
 		keep(t, r, c, "k")
 		if !refused.Load() {

@@ -38,6 +38,10 @@ type Client struct {
 	process string
 	timeout time.Duration
 	tell    int
+
+	// Failed, if it is not nil, is told of each operation that fails, but for
+	// those whose context has ended. It is to be set before the first one.
+	Failed func(ctx context.Context, op string, err error)
 }
 
 // NewClient returns a client for the namespace. Every operation of it takes at
@@ -70,9 +74,17 @@ func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
 		return nil, ErrType
 	case err != nil || cmd.Val() == "":
+		c.failed(ctx, "read", err)
 		return nil, err
 	}
 	return cmd.Bytes()
+}
+
+// failed tells of an operation that has come to err.
+func (c *Client) failed(ctx context.Context, op string, err error) {
+	if err != nil && c.Failed != nil && ctx.Err() == nil {
+		c.Failed(ctx, op, err)
+	}
 }
 
 // A Got is one value of a GetMany.
@@ -94,11 +106,13 @@ func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int)
 	}
 	err := run.Do(ctx, c.timeout, cmds...)
 	if err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded)) {
+		c.failed(ctx, "read", err)
 		for i := range got { // the commands may still be on their way: they are not ours to look at
 			got[i].Err = err
 		}
 		return got
 	}
+	var failure error // of the round trip, most likely
 	for i, value := range values {
 		switch err := value.Err(); {
 		case err == nil && value.Val() != "":
@@ -107,10 +121,12 @@ func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int)
 			got[i].Err = ErrType
 		case err != nil && passing(err):
 			got[i].Value, got[i].Err = c.Get(ctx, keys[i], limit)
-		default:
+		case err != nil:
 			got[i].Err = err
+			failure = err
 		}
 	}
+	c.failed(ctx, "read", failure)
 	return got
 }
 

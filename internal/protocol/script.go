@@ -39,28 +39,28 @@ var (
 	//go:embed lock_renew.lua
 	lockRenewText string
 
-	acquire    = newScript(acquireText)
-	fill       = newScript(fillText)
-	release    = newScript(releaseText)
-	renew      = newScript(renewText)
-	invalidate = newScript(invalidateText)
-	set        = newScript(setText)
+	acquire    = newScript("acquire", acquireText)
+	fill       = newScript("fill", fillText)
+	release    = newScript("release", releaseText)
+	renew      = newScript("renew", renewText)
+	invalidate = newScript("invalidate", invalidateText)
+	set        = newScript("set", setText)
 
-	lockAcquire = newScript(lockText + lockAcquireText)
-	lockRelease = newScript(lockText + lockReleaseText)
-	lockRenew   = newScript(lockText + lockRenewText)
+	lockAcquire = newScript("lock", lockText+lockAcquireText)
+	lockRelease = newScript("unlock", lockText+lockReleaseText)
+	lockRenew   = newScript("renew lock", lockText+lockRenewText)
 )
 
 // A script has its text and the hash by which the server knows it. It is not a
 // [redis.Script], because that cannot share a pipeline with others and learn
 // there that the server has forgotten it.
 type script struct {
-	text, hash string
+	op, text, hash string
 }
 
-func newScript(text string) *script {
+func newScript(op, text string) *script {
 	sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts, not a safeguard
-	return &script{text: text, hash: hex.EncodeToString(sum[:])}
+	return &script{op: op, text: text, hash: hex.EncodeToString(sum[:])}
 }
 
 // script runs a script, and a command right before it if there is one. A
@@ -98,6 +98,7 @@ func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys
 	}
 	started := time.Now()
 	err := c.persist(ctx, started, known(c.timeout), known)
+	c.failed(ctx, s.op, err)
 	return reply, err
 }
 

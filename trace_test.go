@@ -1,0 +1,769 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// A told is what a Trace was told.
+type told struct {
+	t *testing.T
+
+	mu      sync.Mutex
+	gets    []fetchonce.TraceGet
+	fetches []fetchonce.TraceFetch
+	waits   []fetchonce.TraceWait
+	stores  []fetchonce.TraceStore
+	leases  []fetchonce.TraceLease
+	redis   map[string]int // failed operations
+	drops   []fetchonce.TraceNearDrop
+	locks   []fetchonce.TraceLock
+	unlocks []fetchonce.TraceUnlock
+}
+
+// hook returns a function of a Trace that notes what it is told.
+func hook[E any](x *told, note func(e E)) func(context.Context, E) {
+	return func(ctx context.Context, e E) {
+		if ctx == nil {
+			x.t.Errorf("%+v was told without a context", e)
+		}
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		note(e)
+	}
+}
+
+func (x *told) trace() *fetchonce.Trace {
+	x.redis = make(map[string]int)
+	return &fetchonce.Trace{
+		Got:         hook(x, func(e fetchonce.TraceGet) { x.gets = append(x.gets, e) }),
+		Fetched:     hook(x, func(e fetchonce.TraceFetch) { x.fetches = append(x.fetches, e) }),
+		Waited:      hook(x, func(e fetchonce.TraceWait) { x.waits = append(x.waits, e) }),
+		Stored:      hook(x, func(e fetchonce.TraceStore) { x.stores = append(x.stores, e) }),
+		LeaseLost:   hook(x, func(e fetchonce.TraceLease) { x.leases = append(x.leases, e) }),
+		RedisFailed: hook(x, func(e fetchonce.TraceRedisError) { x.redis[e.Op]++ }),
+		NearDropped: hook(x, func(e fetchonce.TraceNearDrop) { x.drops = append(x.drops, e) }),
+		Locked:      hook(x, func(e fetchonce.TraceLock) { x.locks = append(x.locks, e) }),
+		Unlocked:    hook(x, func(e fetchonce.TraceUnlock) { x.unlocks = append(x.unlocks, e) }),
+	}
+}
+
+// with has a loader tell x.
+func (x *told) with(opt *options) { opt.Trace = x.trace() }
+
+// kinds returns how many Gets of each kind there were.
+func (x *told) kinds() map[fetchonce.GetKind]int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	n := make(map[fetchonce.GetKind]int)
+	for _, g := range x.gets {
+		n[g.Kind]++
+	}
+	return n
+}
+
+// saved returns how many fetches were saved, as the Trace's documentation has it.
+func (x *told) saved() int {
+	n := x.kinds()
+	saved := n[fetchonce.GetMiss] + n[fetchonce.GetJoined]
+	for _, f := range x.fetches {
+		if !f.Behind {
+			saved -= f.Keys
+		}
+	}
+	return saved
+}
+
+func (x *told) wantKinds(hits, misses, joined, refused int) {
+	x.t.Helper()
+	n := x.kinds()
+	got := [4]int{n[fetchonce.GetHit], n[fetchonce.GetMiss], n[fetchonce.GetJoined], n[fetchonce.GetRefused]}
+	if want := [4]int{hits, misses, joined, refused}; got != want {
+		x.t.Errorf("hits, misses, joined, refused: %v; want %v", got, want)
+	}
+}
+
+// wantEach fails the test unless these are the events, in order. What it compares
+// is theirs but for durations of no interest and the texts of errors.
+func wantEach[E any](t *testing.T, got []E, want ...E) {
+	t.Helper()
+	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) && len(got)+len(want) > 0 {
+		t.Errorf("it was told\n%+v, want\n%+v", got, want)
+	}
+}
+
+// 50 callers in two processes ask for a key that is not there, and then for the
+// value that is.
+func TestTraceOfAColdMiss(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, here, there := newOrigin(t), &told{t: t}, &told{t: t}
+		a, b := newLoader(t, r, here.with), newLoader(t, r, there.with)
+		var all []*getter
+		for range 25 {
+			all = append(all, get(t, t.Context(), a, "k", o))
+		}
+		c := o.next()
+		for range 25 {
+			all = append(all, get(t, t.Context(), b, "k", o))
+		}
+		synctest.Wait()
+		time.Sleep(3 * time.Second)
+		c.returns("v")
+		for _, g := range all {
+			g.want("v")
+		}
+		synctest.Wait()
+
+		here.wantKinds(0, 1, 24, 0)
+		there.wantKinds(0, 1, 24, 0)
+		if saved := here.saved() + there.saved(); saved != 49 {
+			t.Errorf("%d fetches were saved, want 49", saved)
+		}
+		wantEach(t, here.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Took: 3 * time.Second})
+		wantEach(t, there.fetches)
+		wantEach(t, here.waits)
+		wantEach(t, there.waits, fetchonce.TraceWait{Key: "k", Took: 3 * time.Second, Served: true})
+		if len(here.stores) != 1 || here.stores[0].Bytes == 0 || here.stores[0].Refused || here.stores[0].Err != nil {
+			t.Errorf("stored: %+v; want one value", here.stores)
+		}
+		for _, x := range []*told{here, there} {
+			source := fetchonce.SourceFetch
+			if x == there {
+				source = fetchonce.SourcePeer
+			}
+			for _, g := range x.gets {
+				if g.Source != source || g.Took != 3*time.Second || g.Err != nil || g.Stale || g.Key != "k" {
+					t.Errorf("a Get: %+v; want it from %v after 3 s", g, source)
+				}
+			}
+			x.gets = nil
+		}
+
+		get(t, t.Context(), b, "k", o).want("v")
+		wantEach(t, there.gets, fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis})
+	})
+}
+
+// That there is nothing is found out once, and is then a hit.
+func TestTraceOfAnAbsence(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, x := newOrigin(t), &told{t: t}
+		l := newLoader(t, r, x.with)
+		g := get(t, t.Context(), l, "k", o)
+		o.next().fails(fetchonce.ErrNotFound)
+		g.wantErr(fetchonce.ErrNotFound)
+		get(t, t.Context(), l, "k", o).wantErr(fetchonce.ErrNotFound)
+		none := fetchonce.ErrNotFound
+		wantEach(t, x.gets,
+			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetMiss, Source: fetchonce.SourceFetch, Err: none},
+			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis, Err: none})
+		wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Err: none})
+	})
+}
+
+// An old value is a hit, and its refresh is a fetch for which nobody waits. If
+// that fails, the log is told, as there is nobody else.
+func TestTraceOfARefresh(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, x, log := newOrigin(t), &told{t: t}, &logged{}
+		l := newLoader(t, r, x.with, aging(func(opt *options) {
+			opt.StaleWhileRevalidate, opt.Logger = time.Hour, log.logger()
+		}))
+		set(t, l, "k", "old")
+		time.Sleep(61 * time.Second)
+		for range 3 {
+			wantResult(t, result(t, l, o), "old", true)
+		}
+		time.Sleep(time.Second)
+		boom := errors.New("boom")
+		o.next().fails(boom)
+		synctest.Wait()
+		wantResult(t, result(t, l, o), "old", true) // in the pause
+		if n := log.count("a refresh failed"); n != 1 {
+			t.Errorf("the log was told %d times that the refresh failed, want once", n)
+		}
+		stale := fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis, Stale: true}
+		wantEach(t, x.gets, stale, stale, stale, stale)
+		wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Behind: true, Took: time.Second, Err: boom})
+		if saved := x.saved(); saved != 0 {
+			t.Errorf("%d fetches were saved, want none", saved)
+		}
+	})
+}
+
+func TestPanicInARefreshIsTold(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, x, log := newOrigin(t), &told{t: t}, &logged{}
+		l := newLoader(t, r, x.with, aging(func(opt *options) {
+			opt.StaleWhileRevalidate, opt.Logger = time.Hour, log.logger()
+		}))
+		set(t, l, "k", "old")
+		time.Sleep(61 * time.Second)
+		wantResult(t, result(t, l, o), "old", true)
+		o.next().does(func() { panic("the teapot is empty") })
+		synctest.Wait()
+		if log.count("a refresh failed") != 1 || log.count("the teapot is empty") != 1 || log.count("trace_test.go") == 0 {
+			t.Errorf("the log was told %q; want the panic and where it was, once", &log.text)
+		}
+		if len(x.fetches) != 1 {
+			t.Fatalf("fetches: %+v, want one", x.fetches)
+		}
+		if p, ok := errors.AsType[*fetchonce.PanicError](x.fetches[0].Err); !ok || p.Value != "the teapot is empty" {
+			t.Errorf("the fetch's error is %v, want a PanicError", x.fetches[0].Err)
+		}
+	})
+}
+
+// A value that is of use only if the fetch fails: it fails.
+func TestTraceOfAnOldValueInThePlaceOfAnError(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, x := newOrigin(t), &told{t: t}
+		l := newLoader(t, r, x.with, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
+		set(t, l, "k", "old")
+		time.Sleep(61 * time.Second)
+		g := get(t, t.Context(), l, "k", o)
+		o.next().fails(errors.New("boom"))
+		g.want("old")
+		get(t, t.Context(), l, "k", o).want("old") // in the pause
+		wantEach(t, x.gets,
+			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetMiss, Source: fetchonce.SourceRedis, Stale: true},
+			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis, Stale: true})
+	})
+}
+
+// A key is deleted during its fetch, which heeds its context, and is fetched
+// again. Then the same with a fetch that does not.
+func TestTraceOfALostLease(t *testing.T) {
+	for _, heeds := range []bool{true, false} {
+		t.Run(fmt.Sprintf("heeds=%v", heeds), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r backend) {
+				o, x := newOrigin(t), &told{t: t}
+				o.ignore = !heeds
+				l, other := newLoader(t, r, x.with), newLoader(t, r)
+				g := get(t, t.Context(), l, "k", o)
+				c := o.next()
+				time.Sleep(time.Second)
+				if err := other.Delete(t.Context(), "k"); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if heeds {
+					c = o.next()
+				}
+				c.returns("v")
+				g.want("v")
+				wantEach(t, x.leases, fetchonce.TraceLease{Key: "k", Held: time.Second})
+				if len(x.stores) != 1 || x.stores[0].Refused == heeds {
+					t.Errorf("stored: %+v; want one, refused: %v", x.stores, !heeds)
+				}
+				if heeds {
+					wantEach(t, x.fetches,
+						fetchonce.TraceFetch{Key: "k", Keys: 1, Took: time.Second, Err: fetchonce.ErrLockLost},
+						fetchonce.TraceFetch{Key: "k", Keys: 1})
+				} else {
+					wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Took: time.Second})
+				}
+				x.wantKinds(0, 1, 0, 0)
+			})
+		})
+	}
+}
+
+// A fetch that does not heed its context is told when it is given up, and not
+// once more when it returns.
+func TestTraceOfAFetchThatIsGivenUp(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, x := newOrigin(t), &told{t: t}
+		o.ignore = true
+		l := newLoader(t, r, x.with)
+		g := get(t, t.Context(), l, "k", o)
+		late := o.next()
+		g.wantErr(fetchonce.ErrFetchTimeout)
+		ctx, cancel := context.WithCancel(t.Context())
+		g = get(t, ctx, l, "k", o)
+		left := o.next()
+		time.Sleep(time.Second)
+		cancel()
+		g.wantErr(context.Canceled)
+		synctest.Wait()
+		late.returns("late")
+		left.returns("late")
+		synctest.Wait()
+		wantEach(t, x.fetches,
+			fetchonce.TraceFetch{Key: "k", Keys: 1, Took: time.Minute, Err: fetchonce.ErrFetchTimeout},
+			fetchonce.TraceFetch{Key: "k", Keys: 1, Took: time.Second, Err: context.Canceled})
+		x.wantKinds(0, 2, 0, 0)
+	})
+}
+
+// The process that is waited for dies.
+func TestTraceOfAWaitForNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, x := newOrigin(t), &told{t: t}
+		rdb := r.Client()
+		dead, l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed)), newLoader(t, r, x.with)
+		get(t, t.Context(), dead, "k", o)
+		o.next()
+		g := get(t, t.Context(), l, "k", o)
+		awaitWaiters(t, r, "k", 1)
+		redistest.WireOf(rdb).Down()
+		o.next().returns("v")
+		g.want("v")
+		if len(x.waits) != 1 || x.waits[0].Served || x.waits[0].Took < time.Second || x.waits[0].Took > 6*time.Second {
+			t.Errorf("waits: %+v; want one, of a lease, that was not served", x.waits)
+		}
+		wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1})
+	})
+}
+
+// Redis is down.
+func TestTraceWithoutRedis(t *testing.T) {
+	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r backend) {
+				o, x := newOrigin(t), &told{t: t}
+				l := newLoader(t, r, x.with, withPolicy(policy))
+				r.Kill()
+				g := get(t, t.Context(), l, "k", o)
+				if policy == fetchonce.FailClosed {
+					wantRedisDown(t, g.outcome())
+					x.wantKinds(0, 0, 0, 1)
+				} else {
+					o.next().returns("blind")
+					g.want("blind")
+					x.wantKinds(0, 1, 0, 0)
+					wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Blind: true})
+				}
+				if err := l.Set(t.Context(), "k", "v"); err == nil {
+					t.Error("Set without Redis is said to be done")
+				}
+				if want := map[string]int{"read": 1, "set": 1}; !maps.Equal(x.redis, want) {
+					t.Errorf("failed operations: %v; want %v", x.redis, want)
+				}
+				wantEach(t, x.stores)
+			})
+		})
+	}
+}
+
+// What was fetched cannot be stored: Redis dies meanwhile, or it is too large.
+func TestTraceOfWhatIsNotStored(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, x := newOrigin(t), &told{t: t}
+		l := newLoader(t, r, x.with, withPolicy(fetchonce.FailOpen), func(opt *options) { opt.MaxBytes = 10 })
+		g := get(t, t.Context(), l, "large", o)
+		o.next().returns(strings.Repeat("x", 100))
+		g.want(strings.Repeat("x", 100))
+		g = get(t, t.Context(), l, "k", o)
+		c := o.next()
+		r.Kill()
+		c.returns("v")
+		g.want("v")
+		if len(x.stores) != 2 || x.stores[0].Err == nil || x.stores[1].Err == nil {
+			t.Errorf("stored: %+v; want two that were not", x.stores)
+		}
+	})
+}
+
+// One batch has keys of each kind.
+func TestTraceOfABatch(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, x := newOrigin(t), &told{t: t}
+		l := newLoader(t, r, x.with)
+		set(t, l, "kept", "v")
+		single := get(t, t.Context(), l, "joined", o)
+		c := o.next()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			got, err := l.GetMany(t.Context(), []string{"kept", "joined", "a", "b", "none", "a"},
+				func(_ context.Context, keys []string) (map[string]string, error) {
+					time.Sleep(time.Second)
+					return map[string]string{"a": "v", "b": "v"}, nil
+				})
+			if len(got) != 4 || err != nil {
+				t.Errorf("GetMany = %v, %v", got, err)
+			}
+		}()
+		time.Sleep(2 * time.Second)
+		c.returns("v")
+		single.want("v")
+		<-done
+		x.wantKinds(1, 1+3, 1, 0)
+		wantEach(t, x.fetches,
+			fetchonce.TraceFetch{Keys: 3, Took: time.Second},
+			fetchonce.TraceFetch{Key: "joined", Keys: 1, Took: 2 * time.Second})
+		if saved := x.saved(); saved != 1 {
+			t.Errorf("%d fetches were saved, want that of the key that was joined", saved)
+		}
+		for _, g := range x.gets {
+			if want := 2 * time.Second; g.Key != "kept" && g.Took != want {
+				t.Errorf("%s took %v, want %v: until all are there", g.Key, g.Took, want)
+			}
+			if isNone := errors.Is(g.Err, fetchonce.ErrNotFound); isNone != (g.Key == "none") {
+				t.Errorf("%s has the error %v", g.Key, g.Err)
+			}
+		}
+	})
+}
+
+// A batch that nobody waits for any more, and one that panics.
+func TestTraceOfABatchThatFails(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		x := &told{t: t}
+		l := newLoader(t, r, x.with)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		goOn := make(chan struct{})
+		_, _ = l.GetMany(ctx, []string{"a", "b"}, func(context.Context, []string) (map[string]string, error) {
+			<-goOn
+			return nil, nil
+		})
+		synctest.Wait()
+		close(goOn)
+		synctest.Wait()
+		wantEach(t, x.fetches, fetchonce.TraceFetch{Keys: 2, Took: time.Second, Err: context.Canceled})
+		x.wantKinds(0, 2, 0, 0)
+
+		x.fetches = nil
+		func() {
+			defer func() { _ = recover() }()
+			_, _ = l.GetMany(t.Context(), []string{"a", "b"}, func(context.Context, []string) (map[string]string, error) { panic("boom") })
+		}()
+		x.wantKinds(0, 4, 0, 0)
+		if len(x.fetches) != 1 {
+			t.Fatalf("fetches: %+v; want one", x.fetches)
+		}
+		if _, ok := errors.AsType[*fetchonce.PanicError](x.fetches[0].Err); !ok {
+			t.Errorf("the fetch's error is %v, want a PanicError", x.fetches[0].Err)
+		}
+	})
+}
+
+// A copy is used, its value changes, others are made, and their server hangs.
+func TestTraceOfNearCopies(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		x := &told{t: t}
+		l, other := newLoader(t, r, x.with, withNear), newLoader(t, r)
+		set(t, other, "k", "v")
+		warmNear(t, r, l, "k", "v")
+		x.gets = nil
+		for range 2 {
+			if _, err := l.Get(t.Context(), "k", nothingFetched); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, _ = source(t, l, "k")
+		hit := fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceNear}
+		wantEach(t, x.gets, hit, hit, hit)
+
+		set(t, other, "never here", "v")
+		set(t, other, "k", "new")
+		r.Settle()
+		wantEach(t, x.drops, fetchonce.TraceNearDrop{Copies: 1})
+
+		x.drops = nil
+		set(t, other, "another", "v")
+		warmNear(t, r, l, "k", "new")
+		warmNear(t, r, l, "another", "v")
+		r.Pause()
+		time.Sleep(5 * time.Second)
+		r.Resume()
+		warmNear(t, r, l, "k", "new")
+		wantEach(t, x.drops, fetchonce.TraceNearDrop{Copies: 2, Reset: true})
+	})
+}
+
+func nothingFetched(context.Context, string) (string, error) { return "fetched", nil }
+
+// Two wait in the holder's process and one gives up; then somebody tries.
+func TestTraceOfALock(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		x := &told{t: t}
+		lk := newLocker(t, r, func(opt *lockOptions) { opt.Trace = x.trace() })
+		first := taken(t, r, lk)
+		first.release(nil)
+		holder := taken(t, r, newLocker(t, r))
+		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		a := take(t.Context(), t, r, lk)
+		r.Settle()
+		b := take(t.Context(), t, r, lk)
+		r.Settle()
+		c := take(impatient, t, r, lk)
+		c.ended()
+		time.Sleep(time.Second)
+		holder.release(nil)
+		a.has()
+		if err := lk.TryDo(t.Context(), "it", nothing); !errors.Is(err, fetchonce.ErrLocked) {
+			t.Errorf("TryDo = %v, want ErrLocked", err)
+		}
+		time.Sleep(5 * time.Millisecond)
+		a.release(nil)
+		b.has()
+		b.release(nil)
+		if err := lk.TryDo(t.Context(), "other", nothing); err != nil {
+			t.Error(err)
+		}
+		wantEach(t, x.locks,
+			fetchonce.TraceLock{Name: "it"},
+			fetchonce.TraceLock{Name: "it", Waited: time.Second, Err: c.err},
+			fetchonce.TraceLock{Name: "it", Waited: 2 * time.Second},
+			fetchonce.TraceLock{Name: "it", Try: true, Err: fetchonce.ErrLocked},
+			fetchonce.TraceLock{Name: "it", Waited: 2*time.Second + 5*time.Millisecond, HandedOn: true},
+			fetchonce.TraceLock{Name: "other", Try: true})
+		wantEach(t, x.unlocks,
+			fetchonce.TraceUnlock{Name: "it"},
+			fetchonce.TraceUnlock{Name: "it", Held: 5 * time.Millisecond},
+			fetchonce.TraceUnlock{Name: "it"},
+			fetchonce.TraceUnlock{Name: "other"})
+	})
+}
+
+func TestTraceOfALostLock(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		x := &told{t: t}
+		rdb := r.Client()
+		lk := lockerOf(t, rdb, func(opt *lockOptions) { opt.Trace, opt.Lease = x.trace(), 5*time.Second })
+		a := taken(t, r, lk)
+		redistest.WireOf(rdb).Down()
+		<-a.ctx.Done()
+		time.Sleep(time.Second)
+		a.release(fetchonce.ErrLockLost)
+		if len(x.unlocks) != 1 || !errors.Is(x.unlocks[0].Err, fetchonce.ErrLockLost) || x.unlocks[0].Held < 5*time.Second {
+			t.Errorf("unlocked: %+v; want one that was lost", x.unlocks)
+		}
+		if x.redis["renew lock"] == 0 || x.redis["unlock"] != 1 || len(x.redis) != 2 {
+			t.Errorf("failed operations: %v; want renewals and one unlock", x.redis)
+		}
+		x.locks = nil
+		if _, _, err := lk.Acquire(t.Context(), "it"); err == nil {
+			t.Error("Acquire without Redis has a lock")
+		}
+		synctest.Wait()
+		if len(x.locks) != 1 || x.locks[0].Err == nil || x.redis["lock"] != 1 {
+			t.Errorf("locked: %+v, failed operations: %v; want one failure", x.locks, x.redis)
+		}
+	})
+}
+
+// Many callers in three processes, among them some who leave, with values that
+// become old, are deleted, and cannot be fetched: every Get is told once, with
+// what it returned.
+func TestTraceTotals(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		var fetched, keys, gets, failed atomic.Int64
+		x := &told{t: t}
+		trace := x.trace()
+		var all sync.WaitGroup
+		for p := range 3 {
+			l := newLoader(t, r, aging(func(opt *options) {
+				opt.Trace, opt.StaleWhileRevalidate, opt.StaleIfError, opt.SoftTimeout = trace, time.Minute, 2*time.Minute, 50*time.Millisecond
+			}))
+			fetch := func(_ context.Context, ks []string) (map[string]string, error) {
+				n := fetched.Add(1)
+				keys.Add(int64(len(ks)))
+				time.Sleep(time.Duration(n%7) * 30 * time.Millisecond)
+				if n%5 == 0 {
+					return nil, errors.New("boom")
+				}
+				found := make(map[string]string)
+				for _, k := range ks {
+					found[k] = "v"
+				}
+				return found, nil
+			}
+			one := func(ctx context.Context, k string) (string, error) {
+				found, err := fetch(ctx, []string{k})
+				return found[k], err
+			}
+			for g := range 10 {
+				all.Go(func() {
+					for i := range 40 {
+						key := fmt.Sprint((p + g + i) % 6)
+						ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+i%4)*40*time.Millisecond)
+						var err error
+						switch i % 8 {
+						case 0:
+							_ = l.Delete(t.Context(), key)
+						case 1:
+							gets.Add(4)
+							_, err = l.GetMany(ctx, []string{"0", "1", "2", key + "x"}, fetch)
+							many, _ := errors.AsType[*fetchonce.ManyError](err)
+							if err = nil; many != nil {
+								failed.Add(int64(len(many.Errs)))
+							}
+						default:
+							gets.Add(1)
+							_, err = l.Get(ctx, key, one)
+						}
+						if err != nil {
+							failed.Add(1)
+						}
+						cancel()
+						time.Sleep(time.Duration(g*i%11) * time.Second)
+					}
+				})
+			}
+		}
+		all.Wait()
+		time.Sleep(time.Minute) // for the fetches nobody waits for
+		n := x.kinds()
+		t.Logf("%v, %d fetches of %d keys, %d saved", n, fetched.Load(), keys.Load(), x.saved())
+		if sum := n[fetchonce.GetHit] + n[fetchonce.GetMiss] + n[fetchonce.GetJoined] + n[fetchonce.GetRefused]; int64(sum) != gets.Load() || sum != len(x.gets) {
+			t.Errorf("%d Gets were told, as %v; there were %d", len(x.gets), n, gets.Load())
+		}
+		var toldKeys, toldFailed int64
+		for _, f := range x.fetches {
+			toldKeys += int64(f.Keys)
+		}
+		for _, g := range x.gets {
+			if g.Err != nil {
+				toldFailed++
+			}
+		}
+		if int64(len(x.fetches)) != fetched.Load() || toldKeys != keys.Load() {
+			t.Errorf("%d fetches of %d keys were told; there were %d of %d", len(x.fetches), toldKeys, fetched.Load(), keys.Load())
+		}
+		if toldFailed != failed.Load() {
+			t.Errorf("%d failures were told; there were %d", toldFailed, failed.Load())
+		}
+	})
+}
+
+// Every function of a Trace panics: all goes on as if there were none.
+func TestPanicInATraceGoesNoFurther(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		o, log := newOrigin(t), &logged{}
+		trace := &fetchonce.Trace{
+			Got:         func(context.Context, fetchonce.TraceGet) { panic("Got") },
+			Fetched:     func(context.Context, fetchonce.TraceFetch) { panic("Fetched") },
+			Waited:      func(context.Context, fetchonce.TraceWait) { panic("Waited") },
+			Stored:      func(context.Context, fetchonce.TraceStore) { panic("Stored") },
+			LeaseLost:   func(context.Context, fetchonce.TraceLease) { panic("LeaseLost") },
+			RedisFailed: func(context.Context, fetchonce.TraceRedisError) { panic("RedisFailed") },
+			NearDropped: func(context.Context, fetchonce.TraceNearDrop) { panic("NearDropped") },
+			Locked:      func(context.Context, fetchonce.TraceLock) { panic("Locked") },
+			Unlocked:    func(context.Context, fetchonce.TraceUnlock) { panic("Unlocked") },
+		}
+		with := func(opt *options) { opt.Trace, opt.Logger = trace, log.logger() }
+		a, b := newLoader(t, r, with, withNear), newLoader(t, r, with, withNear)
+		here := get(t, t.Context(), a, "k", o)
+		c := o.next()
+		there := get(t, t.Context(), b, "k", o)
+		awaitWaiters(t, r, "k", 1)
+		if err := a.Delete(t.Context(), "k"); err != nil {
+			t.Fatal(err)
+		}
+		c = o.next()
+		c.returns("v")
+		here.want("v")
+		there.want("v")
+		warmNear(t, r, a, "k", "v")
+		set(t, b, "k", "new")
+		lk := newLocker(t, r, func(opt *lockOptions) { opt.Trace, opt.Logger = trace, log.logger() })
+		if err := lk.Do(t.Context(), "it", nothing); err != nil {
+			t.Error(err)
+		}
+		r.Kill()
+		get(t, t.Context(), a, "k", o)
+		o.next().returns("blind")
+		if log.count("a function of the Trace panicked") == 0 {
+			t.Error("the log was not told")
+		}
+	})
+}
+
+// A Trace is read when the Loader is made.
+func TestTraceIsReadOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		x := &told{t: t}
+		trace := x.trace()
+		l := newLoader(t, r, func(opt *options) { opt.Trace = trace })
+		*trace = fetchonce.Trace{}
+		_, _ = l.Get(t.Context(), "k", nothingFetched)
+		x.wantKinds(0, 1, 0, 0)
+	})
+}
+
+// A Trace makes no allocation where there was none, nor one more where there were
+// some.
+func TestTraceDoesNotAllocate(t *testing.T) {
+	r := redistest.Server(t).Backend()
+	counting := &counted{}
+	plain, traced := newLoader(t, r, withNear), newLoader(t, r, withNear, counting.with)
+	far, farTraced := newLoader(t, r), newLoader(t, r, counting.with)
+	set(t, plain, "k", "v")
+	warmNear(t, r, plain, "k", "v")
+	warmNear(t, r, traced, "k", "v")
+	// Under the race detector, pools forget now and then: so a number with a fraction.
+	const runs = 2000
+	allocs := func(l loader) float64 {
+		return testing.AllocsPerRun(1, func() {
+			for range runs {
+				_, _ = l.Get(t.Context(), "k", nothingFetched)
+			}
+		}) / runs
+	}
+	before := counting.gets.Load()
+	if with, without := allocs(traced), allocs(plain); with > 0.5 || without > 0.5 {
+		t.Errorf("a near hit makes %v allocations with a Trace and %v without", with, without)
+	}
+	if with, without := allocs(farTraced), allocs(far); with > without+0.5 {
+		t.Errorf("a hit makes %v allocations with a Trace and %v without", with, without)
+	}
+	if told := counting.gets.Load() - before; told != 2*2*runs {
+		t.Errorf("%d Gets were told, want %d", told, 2*2*runs)
+	}
+}
+
+// A counted is a Trace of the least: it counts Gets.
+type counted struct{ gets atomic.Int64 }
+
+func (c *counted) with(opt *options) {
+	opt.Trace = &fetchonce.Trace{Got: func(context.Context, fetchonce.TraceGet) { c.gets.Add(1) }}
+}
+
+// BenchmarkTrace compares hits without a Trace and with one of the least.
+func BenchmarkTrace(b *testing.B) {
+	r := redistest.Server(b).Backend()
+	for _, place := range []string{"near", "redis"} {
+		for _, traced := range []bool{false, true} {
+			opt := options{Prefix: "test"}
+			if place == "near" {
+				opt.Near.Entries = 10
+			}
+			if traced {
+				new(counted).with(&opt)
+			}
+			l, err := fetchonce.New(r.Client(), opt)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
+			r.Until("it is a hit", func() bool {
+				got, err := l.Load(b.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "v", nil })
+				return err == nil && got.Source.String() == place
+			})
+			b.Run(fmt.Sprintf("%s/traced=%v", place, traced), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := l.Get(b.Context(), "k", nothingFetched); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
