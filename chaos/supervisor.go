@@ -138,7 +138,8 @@ func (s *supervisor) run(lasts time.Duration, over func() bool) {
 	pulse.Go(func() { s.pulse(ctx) })
 	quiet, storm := phases(lasts)
 	redisDeck, seatDeck := s.newDeck(0, s.redisFaults()), s.newDeck(1, seatFaults())
-	for end := time.Now().Add(lasts); time.Now().Before(end); {
+	// A slow machine takes longer, until each fault was dealt.
+	for began := time.Now(); time.Since(began) < lasts || time.Since(began) < 2*lasts && !(redisDeck.dealt() && seatDeck.dealt()); {
 		s.phase("quiet")
 		time.Sleep(quiet)
 		s.phase("storm")
@@ -227,6 +228,14 @@ type deck struct {
 	mu   sync.Mutex
 	rng  *rand.Rand
 	next []fault
+	once bool // all were dealt
+}
+
+// dealt reports whether all faults were dealt.
+func (d *deck) dealt() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.once || len(d.faults) == 0
 }
 
 func (s *supervisor) newDeck(number uint64, faults []fault) *deck {
@@ -244,6 +253,7 @@ func (d *deck) draw() (fault, *rand.Rand) {
 	}
 	f := d.next[0]
 	d.next = d.next[1:]
+	d.once = d.once || len(d.next) == 0
 	return f, rand.New(rand.NewPCG(d.rng.Uint64(), 2))
 }
 
