@@ -54,7 +54,7 @@ func main() {
 		lasts   = flag.Duration("duration", 20*time.Second, "how long it runs")
 		dir     = flag.String("dir", "", "`directory` for the history and the logs, which must not be there yet (default a new one in the temporary directory)")
 		hasty   = flag.Bool("hasty", false, "end after the first phase of faults in which something was violated")
-		only    = flag.String("only", "", "deal only the faults with this in their `name`, such as \"kill at written\"; then any run is long enough")
+		only    = flag.String("only", "", "deal only the faults with this in their `name`, such as \"kill at written\"; and those to half of the workers; then any run is long enough")
 		mutants = flag.String("mutants", "", "`root` of the library, in which mistakes are made: each must be caught by some invariant. An argument chooses those with it in their names")
 	)
 	flag.Parse()

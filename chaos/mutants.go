@@ -19,7 +19,7 @@ import (
 )
 
 // mutantLasts is how long a mutant has to be caught.
-const mutantLasts = 10 * time.Second
+const mutantLasts = 20 * time.Second
 
 // mutantsAtOnce is how many are hunted at the same time.
 const mutantsAtOnce = 3

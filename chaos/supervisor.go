@@ -173,7 +173,11 @@ func (s *supervisor) storm(lasts time.Duration, redisDeck, seatDeck *deck) {
 	redis.Go(func() {
 		s.deal(redisDeck, nil, lasts/7, func() bool { return time.Now().After(end) }) // what all feel excuses much
 	})
-	for _, at := range s.seats {
+	harmed := s.seats
+	if s.only != "" {
+		harmed = harmed[:len(harmed)/2] // the others are there to find out
+	}
+	for _, at := range harmed {
 		seats.Go(func() { s.deal(seatDeck, at, 200*time.Millisecond, over.Load) })
 	}
 	redis.Wait()

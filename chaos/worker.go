@@ -295,7 +295,7 @@ func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing,
 	w.log.Write(e)
 	start := history.Now()
 	unwatch, cut := watch(ctx)
-	err = errNoReturn
+	err = errNoReturn // unless a return says otherwise
 	defer func() {
 		unwatch()
 		e.Op, e.Version, e.Cut, e.Err = history.Fetched, v.Version, history.Time(cut.Load()), text(err)
@@ -308,9 +308,9 @@ func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing,
 		}
 	default:
 	}
-	version, err := w.source.Version(context.WithoutCancel(ctx), f.Key)
-	if err != nil {
-		return v, err
+	version, failed := w.source.Version(context.WithoutCancel(ctx), f.Key)
+	if failed != nil {
+		return v, failed
 	}
 	w.points.pass(atFetch)
 	linger(ctx)

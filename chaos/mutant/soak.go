@@ -34,11 +34,11 @@ var Soaked = []Mutant{
 		New:  `ours, err := true, ctx.Err()`,
 	},
 	{
-		Name:   "a lease is given back without a look at whose it is",
-		File:   "internal/protocol/release.lua",
-		Old:    `if owner ~= ARGV[1] then return 0 end`,
-		New:    ``,
-		Faults: "stop at fetch",
+		Name:   "a lock is given back without a look at whose it is",
+		File:   "internal/protocol/lock_release.lua",
+		Old:    `if fences[ARGV[1]] then drop(ARGV[1])`,
+		New:    `if true then for other in pairs(fences) do drop(other) end`,
+		Faults: "stop at locked",
 	},
 	{
 		Name: "no second look for the value when the lease is given",
