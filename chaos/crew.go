@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -22,7 +21,6 @@ type seat struct {
 	number  int
 	proxies *proxies
 
-	mu     sync.Mutex // for a fault at a time
 	worker *process
 	lives  int
 }
@@ -50,7 +48,7 @@ func startProcess(j job) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer said.Close()
+	defer func() { _ = said.Close() }()
 	p := &process{name: j.Process, cmd: exec.Command(program), says: make(chan string, 100), ended: make(chan error, 1)}
 	p.cmd.Env = append(os.Environ(), jobVariable+"="+string(description))
 	p.cmd.Stderr = said
@@ -95,9 +93,9 @@ func (p *process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 
 // buried waits for the end of a process that was killed.
 func (p *process) buried() error {
-	<-p.ended
+	err := <-p.ended
 	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {
+	if err == nil || !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {
 		return fmt.Errorf("%s was not killed, but: %v", p.name, p.cmd.ProcessState)
 	}
 	return nil

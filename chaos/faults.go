@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -266,9 +267,14 @@ func (s *supervisor) del(kind history.Fault, rng *rand.Rand, what func(n int) (k
 }
 
 func (s *supervisor) moveSlot(_ *seat, rng *rand.Rand) error {
-	began := history.Now()
-	key := keyName(rng.IntN(keys))
-	err := s.servers.moveSlot(context.Background(), protocol.NewNamespace(prefix, "").Key(key).Value)
-	s.log.Write(history.Event{Op: history.Hit, Fault: history.SlotMove, Key: key, Process: history.Everyone, Began: began})
-	return err
+	for end := time.Now().Add(arming); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		began := history.Now()
+		key := keyName(rng.IntN(keys))
+		err := s.servers.moveSlot(context.Background(), protocol.NewNamespace(prefix, "").Key(key).Value)
+		if !errors.Is(err, errEmpty) {
+			s.log.Write(history.Event{Op: history.Hit, Fault: history.SlotMove, Key: key, Process: history.Everyone, Began: began})
+			return err
+		}
+	}
+	return nil
 }

@@ -32,6 +32,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9/logging"
@@ -59,7 +60,7 @@ func main() {
 	)
 	flag.Parse()
 	if *mutants != "" {
-		if err := catch(os.Stdout, *mutants, flag.Arg(0)); err != nil {
+		if err := catch(*mutants, flag.Arg(0)); err != nil {
 			fmt.Fprintln(os.Stderr, "chaos:", err)
 			os.Exit(1)
 		}
@@ -112,7 +113,10 @@ func chaos(s *supervisor, lasts time.Duration, hasty bool) (guilty bool, err err
 	if err != nil {
 		return false, err
 	}
-	return report(os.Stdout, events, s, lasts)
+	var text strings.Builder
+	guilty, err = report(&text, events, s, lasts)
+	fmt.Print(text.String())
+	return guilty, err
 }
 
 // violated reports whether anything was violated so far.

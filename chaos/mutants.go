@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +25,7 @@ const mutantsAtOnce = 3
 
 // catch has each mutant soaked whose name has only in it, and prints by which
 // invariant it was caught. It returns an error if one was not.
-func catch(out io.Writer, root, only string) error {
+func catch(root, only string) error {
 	dir, err := os.MkdirTemp("", "chaos-mutants")
 	if err != nil {
 		return err
@@ -48,7 +47,7 @@ func catch(out io.Writer, root, only string) error {
 				if err != nil {
 					by = []string{"NOT CAUGHT"}
 				}
-				fmt.Fprintf(out, "%-80s %5.1f s  %s\n", some[i].Name, time.Since(began).Seconds(), strings.Join(by, "; "))
+				fmt.Printf("%-80s %5.1f s  %s\n", some[i].Name, time.Since(began).Seconds(), strings.Join(by, "; "))
 			}
 		})
 	}

@@ -109,7 +109,7 @@ func (n *node) start() error {
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	n.cmd = exec.Command(n.program, n.args...)
 	if n.program == "redis-sentinel" {
 		n.cmd.Args = append([]string{n.program, filepath.Join(n.dir, "conf")}, n.args...)

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -16,7 +15,7 @@ import (
 
 // report judges a history and prints a line for each figure. It reports whether
 // anything was violated; an error says that the run tells nothing.
-func report(out io.Writer, events []history.Event, s *supervisor, lasts time.Duration) (guilty bool, err error) {
+func report(out *strings.Builder, events []history.Event, s *supervisor, lasts time.Duration) (guilty bool, err error) {
 	f := figuresOf(events)
 	f.print(out)
 	fmt.Fprintf(out, "workers     %.1f s of CPU, at most %d MB each\n", s.cpu.Seconds(), s.rss>>10)
@@ -171,7 +170,7 @@ func class(err string) string {
 	return first
 }
 
-func (f *figures) print(out io.Writer) {
+func (f *figures) print(out *strings.Builder) {
 	share := func(n int) float64 { return 100 * float64(n) / float64(max(len(f.gets), 1)) }
 	fmt.Fprintf(out, "events      %d in %.1f s\n", f.events, f.seconds)
 	fmt.Fprintf(out, "faults      kill of a worker %d, %s\n", f.deaths, counts(f.faults))

@@ -296,6 +296,10 @@ func (s *servers) failOver(master *node, stop bool, over func()) error {
 	return err
 }
 
+// errEmpty says that a slot has no keys at this moment, so that to move it would
+// show nothing.
+var errEmpty = errors.New("the slot is empty")
+
 // moveSlot moves the slot of a key to another master and all its keys with it,
 // one by one, as a live resharding does.
 func (s *servers) moveSlot(ctx context.Context, key string) error {
@@ -313,18 +317,16 @@ func (s *servers) moveSlot(ctx context.Context, key string) error {
 		if ids[i], err = m.rdb.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {
 			return err
 		}
-		ranges, err := m.rdb.ClusterSlots(ctx).Result()
+		count, err := m.rdb.ClusterCountKeysInSlot(ctx, int(slot)).Result()
 		if err != nil {
 			return err
 		}
-		for _, r := range ranges {
-			if int64(r.Start) <= slot && slot <= int64(r.End) && r.Nodes[0].Addr == m.addr {
-				from = i
-			}
+		if count > 0 {
+			from = i
 		}
 	}
 	if from < 0 {
-		return errors.New("nobody has the slot")
+		return errEmpty
 	}
 	to := (from + 1) % len(masters)
 	source, target := masters[from], masters[to]

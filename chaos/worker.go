@@ -193,7 +193,7 @@ func (w *worker) dump(name string) {
 	if err != nil {
 		return
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	_ = pprof.Lookup("goroutine").WriteTo(f, 2)
 }
 
