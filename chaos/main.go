@@ -1,4 +1,4 @@
-//go:build unix
+//go:build linux
 
 // Command chaos does to fetchonce what must not harm it, and judges what comes of
 // it.

@@ -1,4 +1,4 @@
-//go:build unix
+//go:build linux
 
 package main
 
@@ -23,7 +23,6 @@ const (
 	atFetch    point = "fetch"    // the source was read
 	atFill     point = "fill"     // FILL is about to be sent
 	atFilled   point = "filled"   // FILL was answered
-	atRelease  point = "release"  // a release is about to be sent
 	atMark     point = "mark"     // the key is marked, nothing written
 	atWritten  point = "written"  // an Update's write is committed
 	atLocked   point = "locked"   // a lock is held
@@ -70,9 +69,6 @@ func (p *points) around(cmds []redis.Cmder, send func() error) error {
 	}
 	if names["fill"] {
 		p.pass(atFill)
-	}
-	if names["release"] {
-		p.pass(atRelease)
 	}
 	err := send()
 	if names["acquire"] {
