@@ -103,7 +103,11 @@ func chaos(s *supervisor, lasts time.Duration, hasty bool) (guilty bool, err err
 	err = s.open(servers)
 	fmt.Printf("started in %v\n", time.Since(started).Round(time.Millisecond))
 	if err == nil {
-		s.run(lasts, func() bool { return hasty && s.violated() })
+		quiet, storm := phases(lasts)
+		if hasty {
+			quiet, storm = quiet/3, storm/2
+		}
+		s.run(lasts, quiet, storm, func() bool { return hasty && s.violated() })
 		s.rest()
 	}
 	if err := errors.Join(err, s.close(), errors.Join(s.errs...)); err != nil {

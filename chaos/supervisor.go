@@ -132,11 +132,10 @@ func (s *supervisor) hire(at *seat) (err error) {
 
 // run lets the workers work, in turn in peace and under faults. The last phase is
 // a quiet one, unless it is over after a storm.
-func (s *supervisor) run(lasts time.Duration, over func() bool) {
+func (s *supervisor) run(lasts, quiet, storm time.Duration, over func() bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var pulse sync.WaitGroup
 	pulse.Go(func() { s.pulse(ctx) })
-	quiet, storm := phases(lasts)
 	redisDeck, seatDeck := s.newDeck(0, s.redisFaults()), s.newDeck(1, seatFaults())
 	// A slow machine takes longer, until each fault was dealt.
 	for began := time.Now(); time.Since(began) < lasts || time.Since(began) < 2*lasts && !(redisDeck.dealt() && seatDeck.dealt()); {

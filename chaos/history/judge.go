@@ -103,7 +103,6 @@ type span struct {
 	err   string
 	cut   bool // its context ended before its work did
 	died  bool // its process did
-
 }
 
 func (j *jury) blame(kind Kind, e Event, why ...Event) {
