@@ -73,9 +73,10 @@ func newNode(dir, program string, args ...string) (*node, error) {
 	return n, nil
 }
 
-// newServer returns a redis-server that keeps nothing on disk.
+// newServer returns a redis-server that keeps nothing on disk, and has a replica
+// wait for nobody.
 func newServer(dir string, args ...string) (*node, error) {
-	return newNode(dir, "redis-server", append([]string{"--save", "", "--appendonly", "no", "--masterauth", password}, args...)...)
+	return newNode(dir, "redis-server", append([]string{"--save", "", "--appendonly", "no", "--masterauth", password, "--repl-diskless-sync-delay", "0"}, args...)...)
 }
 
 // freePort returns a port that is free, with the one of the cluster's bus. Both

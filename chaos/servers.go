@@ -73,7 +73,7 @@ func (s *servers) startSentinel(dir string) error {
 		return err
 	}
 	for range 2 {
-		replica, err := s.add(dir, "--repl-diskless-sync-delay", "0")
+		replica, err := s.add(dir)
 		if err != nil {
 			return err
 		}
@@ -142,7 +142,7 @@ func (s *servers) wellSentinel() error {
 func (s *servers) startCluster(dir string) error {
 	for range 6 {
 		n, err := s.add(dir, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no",
-			"--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0")
+			"--cluster-replica-validity-factor", "0")
 		if err != nil {
 			return err
 		}
