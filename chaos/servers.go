@@ -370,3 +370,12 @@ func (s *servers) stop() {
 		_ = n.rdb.Close()
 	}
 }
+
+// keepLogs copies what the nodes have said to dir.
+func (s *servers) keepLogs(dir string) {
+	for _, n := range append(slices.Clone(s.sentinels), s.nodes...) {
+		if said, err := os.ReadFile(filepath.Join(n.dir, "log")); err == nil {
+			_ = os.WriteFile(filepath.Join(dir, "server-"+filepath.Base(n.dir)), said, 0o600)
+		}
+	}
+}

@@ -393,6 +393,7 @@ func (s *supervisor) close() error {
 	}
 	if s.servers != nil {
 		s.servers.stop()
+		s.servers.keepLogs(s.dir)
 	}
 	if s.database != nil {
 		return s.database.Stop()
