@@ -201,6 +201,8 @@ func (s *supervisor) failOver(kind history.Fault, rng *rand.Rand) error {
 	if err != nil {
 		return err
 	}
+	s.planned.Store(true)
+	defer s.planned.Store(false)
 	began := history.Now()
 	return s.servers.failOver(masters[rng.IntN(len(masters))], kind == history.StopOver, func() {
 		s.log.Write(history.Event{Op: history.Hit, Fault: kind, Began: began, Process: history.Everyone})

@@ -41,6 +41,8 @@ type supervisor struct {
 	log      *history.Log
 	seats    []*seat
 
+	planned atomic.Bool // a failover of ours is under way
+
 	mu   sync.Mutex
 	cpu  time.Duration // of the workers that have ended
 	rss  int64         // of the largest, in KB
@@ -210,10 +212,28 @@ func (s *supervisor) fail(err error) {
 	s.errs = append(s.errs, err)
 }
 
-// pulse writes down when Redis did not answer in time for reasons of its own.
+// watch writes down when another node became master, and nobody had told it to: a
+// busy machine does that too. It returns the masters and when they were seen, to be
+// given to it the next time.
+func (s *supervisor) watch(before []*node, seen history.Time) ([]*node, history.Time) {
+	planned := s.planned.Load()
+	now, err := s.servers.masters()
+	if err != nil {
+		return before, seen // they do not agree yet
+	}
+	if before != nil && !slices.Equal(before, now) && !planned && !s.planned.Load() {
+		s.log.Write(history.Event{Op: history.Hit, Fault: history.StopOver, Process: history.Everyone, Began: seen.Add(-rules.Recovery), Value: "unplanned"})
+	}
+	return now, history.Now()
+}
+
+// pulse writes down when Redis did not answer in time for reasons of its own, or
+// failed over.
 func (s *supervisor) pulse(ctx context.Context) {
 	const beat, late = 20 * time.Millisecond, 100 * time.Millisecond
+	masters, seen := s.watch(nil, 0)
 	for ; ctx.Err() == nil; time.Sleep(beat) {
+		masters, seen = s.watch(masters, seen)
 		for _, n := range s.servers.nodes {
 			began := history.Now()
 			_ = n.rdb.Ping(ctx).Err()
