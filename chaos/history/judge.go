@@ -134,11 +134,22 @@ func (j *jury) read(events []Event) {
 			j.hits.died[e.Process] = e.At
 		}
 	}
+	// A process is found dead some time after it died. It was alive when it last
+	// wrote something down, and held nothing for certain after that.
+	last := make(map[string]Time)
+	for _, e := range events {
+		if died, dead := j.hits.died[e.Process]; dead && e.At < died && e.Op != Hit {
+			last[e.Process] = e.At
+		}
+	}
 	open := make(map[string]*span)
 	begin := func(in map[string][]*span, id string, e Event) {
 		s := &span{Event: e, end: j.end}
-		if t, dead := j.hits.died[e.Process]; dead {
-			s.end, s.died = t, true
+		if died, dead := j.hits.died[e.Process]; dead {
+			s.end, s.died = last[e.Process], true
+			if e.Op == Invalidating {
+				s.end = died
+			}
 		}
 		in[e.Key] = append(in[e.Key], s)
 		open[id] = s

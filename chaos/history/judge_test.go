@@ -84,6 +84,9 @@ var judged = []struct {
 	{"one holder after the other", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1\n205 b locked l since 110 fence 6 by b1\n 400 b unlocked l since 350 by b1", ""},
 	{"I2: the lock was lost in time, but not heeded", "100 a locked l since 90 fence 5 by a1\n 900 a unlocked l since 800 by a1 cut 700 err lost\n" +
 		"600 b locked l since 110 fence 6 by b1\n 1000 b unlocked l since 950 by b1\n 500 a hit since 110 fault reset", "I2"},
+	{"the older holder was found dead late", "100 a locked l since 90 fence 5 by a1\n700 b locked l since 110 fence 6 by b1\n 800 b unlocked l since 750 by b1\n900 a died", ""},
+	{"I2: the older holder died, but it was alive", first + "100 a locked l since 90 fence 5 by a1\n650 b locked l since 110 fence 6 by b1\n 800 b unlocked l since 750 by b1\n" +
+		"700 a got k since 690 v 1\n900 a died", "I2"},
 	{"the lock was deleted", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1\n150 b locked l since 110 fence 6 by b1\n 400 b unlocked l since 350 by b1\n" +
 		"120 * hit l since 115 fault del_of_a_lock", ""},
 
