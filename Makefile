@@ -16,7 +16,7 @@ TESTFLAGS ?=
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: test
 test: ## run the tests of every module, with the race detector if there is a C compiler
@@ -24,19 +24,34 @@ test: ## run the tests of every module, with the race detector if there is a C c
 	[ -n "$$race" ] || echo "testing without -race, which needs cgo and a C compiler"; \
 	go test $$race -shuffle=on $(TESTFLAGS) work
 
+# go test -fuzz takes one target at a time. They are looked for, as a list kept by
+# hand would forget the next one; go test -list would build every package for it.
+FUZZTIME ?= 5s
+.PHONY: fuzz
+fuzz: ## run each fuzz target of every module for FUZZTIME, which is 5s
+	@status=0; \
+	targets=$$(grep -Ero --include='*_test.go' '^func Fuzz\w+' . | sed 's/func //') && [ -n "$$targets" ] || exit; \
+	for found in $$targets; do \
+		dir=$$(dirname "$$found") target=$${found#*:}; echo "$$dir $$target"; \
+		said=$$(go -C "$$dir" test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) . 2>&1) || { echo "$$said"; status=1; }; \
+	done; \
+	exit $$status
+
 .PHONY: cover
 cover: ## run the tests of every module for their coverage, function by function
 	go test -shuffle=on $(TESTFLAGS) -coverpkg=work -coverprofile=cover.out work
 	go tool cover -func=cover.out
 
 # All steps run, also after one that fails. The formatters are part of
-# golangci-lint run. A key that .golangci.yml misspells would be passed over in
-# silence if it were not verified.
+# golangci-lint run. On 386 an int has 32 bits. A key that .golangci.yml
+# misspells would be passed over in silence if it were not verified.
 .PHONY: lint
 lint: ## look for mistakes in every module: vet, golangci-lint, formatting, go.mod
 	@status=0; \
 	step() { echo "$$*"; "$$@" || status=1; }; \
 	step go vet work; \
+	step env CGO_ENABLED=0 GOARCH=386 go vet ./...; \
+	step env CGO_ENABLED=0 GOARCH=386 go build ./...; \
 	step go fix -diff work; \
 	for dir in $(MODULES); do step go -C "$$dir" mod tidy -diff; done; \
 	step $(GOLANGCI_LINT) config verify; \
@@ -49,6 +64,10 @@ fix: ## mend in every module what lint finds and a program can mend; list the re
 	go fix work
 	$(GOLANGCI_LINT) fmt
 	$(GOLANGCI_LINT) run --fix $(MODULES:%=%/...)
+
+.PHONY: model
+model: ## check the models of the protocol, and that their mutants are caught; needs spin and a C compiler
+	model/check.sh
 
 .PHONY: vuln
 vuln: ## look for known vulnerabilities in what every module calls
@@ -73,3 +92,12 @@ soak: ## the same for 3 x 10 minutes, with seeds from the clock
 .PHONY: mutants
 mutants: ## make mistakes in the library, each of which a soak must catch
 	go run ./chaos -mutants .
+
+# Both need redis-server, and a machine with nothing else to do.
+.PHONY: bench
+bench: ## measure fetchonce beside its peers, in short: five minutes, into bench/results/short
+	go run ./bench -short -reps 3 -for 200ms -dir bench/results/short
+
+.PHONY: bench-full
+bench-full: ## measure all of it, in less than an hour, into bench/results/full
+	go run ./bench -reps 5 -for 2s -dir bench/results/full

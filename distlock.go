@@ -42,6 +42,7 @@ type Locker struct {
 	ns      *protocol.Namespace
 	mailbox *wake.Mailbox
 	channel string
+	unused  func() // ends that
 
 	ctx     context.Context // ends with Close
 	stop    context.CancelFunc
@@ -125,6 +126,7 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 		client: protocol.NewClient(batch.New(rdb), ns, mailbox.Process(), opt.RedisTimeout, cluster),
 		names:  make(map[string]*lockName), idle: make(chan struct{}),
 	}
+	lk.unused = mailbox.Use(lk.channel)
 	lk.notices = notices{logger: opt.Logger}
 	lk.trace = newTracer(opt.Trace, &lk.notices)
 	lk.client.Failed = lk.trace.redisFailed()
@@ -170,7 +172,7 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 		case !errors.Is(back, ErrLockLost):
 			// fn had the lock for as long as it ran, so that is no error of Do's.
 			lk.opt.Logger.LogAttrs(ctx, slog.LevelWarn, "fetchonce: a lock could not be given back; it ends with its lease",
-				slog.Any("error", back))
+				slog.Any("error", keyless(back)))
 		case err == nil:
 			err = ErrLockLost
 		default:
@@ -299,6 +301,7 @@ func (lk *Locker) Close() error {
 		lk.stop()
 		lk.running.Wait()
 		<-lk.idle
+		lk.unused()
 		lk.mailbox.Close()
 	})
 	return nil

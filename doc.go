@@ -46,6 +46,10 @@
 // Messages make waiting quick, not right: they may be lost, and a waiter then
 // finds the value by its timer, within a second or when the lease ends.
 //
+// With [Options.Near], a process keeps copies of values, and a Get of one costs no
+// round trip. The server tells the process what changes, by whomever; a copy is
+// used only while it is proven that this is heard, see [Near].
+//
 // # What is promised
 //
 //   - While a lease is valid, one process fetches a key; in it, one goroutine.
@@ -59,6 +63,9 @@
 //     and is not remembered unless [Options.ErrorTTL] says so.
 //   - A process that dies in an Update leaves no value from before its write for
 //     longer than a lease.
+//   - A [Loader.Delete], [Loader.Set] or [Loader.Update] that has returned is seen
+//     past the copies of [Options.Near] by the same process at once, and by others
+//     as soon as they hear of it.
 //   - With a [Store] that keeps one row for each key, all callers get what is in
 //     the row, whatever becomes of leases.
 //   - Nothing waits for ever: neither for a dead process, nor for a fetch that

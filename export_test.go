@@ -1,5 +1,11 @@
 package fetchonce
 
+import (
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/envelope"
+)
+
 // Waiting returns how many goroutines wait for a lock in this locker.
 func (lk *Locker) Waiting(name string) int {
 	lk.mu.Lock()
@@ -16,3 +22,18 @@ func (lk *Locker) Names() int {
 	defer lk.mu.Unlock()
 	return len(lk.names)
 }
+
+// Lives returns for how long a value and an absence are fresh and kept in Redis,
+// as the options say and the fetch wants; 0 is not at all.
+func Lives(opt Options[string], own time.Duration) (value, absence [2]time.Duration, err error) {
+	if err := opt.check(); err != nil {
+		return value, absence, err
+	}
+	l := &Loader[string]{opt: opt.withDefaults()}
+	v := l.header(keyed{}, envelope.Value, l.freshFor(l.opt.TTL, own))
+	n := l.header(keyed{}, envelope.NotFound, l.freshFor(l.opt.NotFoundTTL, own))
+	return [2]time.Duration{v.Fresh, v.Keep}, [2]time.Duration{n.Fresh, n.Keep}, nil
+}
+
+// Callers returns how many callers wait for the load of a key.
+func (l *Loader[V]) Callers(key string) int { return l.flights.Callers(key) }

@@ -272,10 +272,15 @@ func TestHostileDataAtEveryKey(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		do := func(args ...any) {
+			if err := admin.Do(t.Context(), args...).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
 		hostile := map[string]func(key string){
-			"a list":           func(key string) { admin.RPush(t.Context(), key, "x") },
-			"a hash":           func(key string) { admin.HSet(t.Context(), key, "o", "x", "f", "nonsense", "wnobody", "1") },
-			"a stream":         func(key string) { admin.XAdd(t.Context(), &redis.XAddArgs{Stream: key, Values: []string{"a", "b"}}) },
+			"a list":           func(key string) { do("RPUSH", key, "x") },
+			"a hash":           func(key string) { do("HSET", key, "o", "x", "f", "nonsense", "wnobody", "1") },
+			"a stream":         func(key string) { do("XADD", key, "*", "a", "b") },
 			"garbage":          func(key string) { put(key, []byte("garbage")) },
 			"the magic alone":  func(key string) { put(key, []byte("fo")) },
 			"random bytes":     func(key string) { put(key, randomBytes(5000)) },

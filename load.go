@@ -389,7 +389,7 @@ func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 func (r *run[V]) tellFailure(err error) {
 	alone := r.behind || r.old != nil && r.opt.SoftTimeout > 0
 	if alone && err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrLockLost) {
-		r.notices.warn(noticeRefresh, outcome(r.k.user, err))
+		r.notices.warn(noticeRefresh, keyless(outcome(r.k.user, err)))
 	}
 }
 
@@ -461,6 +461,9 @@ func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, keep time.
 	if m.err == nil {
 		h = r.header(r.k, envelope.Value, r.freshFor(r.opt.TTL, m.ttl))
 		if payload, err = r.encode(m.value); err != nil {
+			if !errors.Is(err, errTooLarge) {
+				err = errors.New("the codec cannot write it") // not its error, which may quote the value
+			}
 			r.notices.warn(noticeUnstored, err)
 			return nil, 0, err
 		}

@@ -32,6 +32,7 @@ type Loader[V any] struct {
 	nodes   *nodes
 	mailbox *wake.Mailbox
 	channel string // on which the others tell us
+	unused  func() // ends that
 	flights flight.Group[Result[V]]
 	hub     *near.Hub              // for all loaders of the client: what one changes, others have copies of
 	near    *near.Cache[nearby[V]] // nil if it is off
@@ -138,10 +139,11 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	}
 	l.trace = newTracer(opt.Trace, &l.notices)
 	l.channel = l.names.Channel(l.mailbox.Process())
+	l.unused = l.mailbox.Use(l.channel)
 	_, cluster := rdb.(*redis.ClusterClient)
-	l.redis = protocol.NewClient(batch.New(rdb), l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
+	l.nodes = &nodes{rdb: rdb, all: batch.New(rdb)}
+	l.redis = protocol.NewClient(l.nodes.all, l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
 	l.redis.Failed = l.trace.redisFailed()
-	l.nodes = &nodes{rdb: rdb}
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
 	}
@@ -171,7 +173,9 @@ func checkClient(rdb redis.UniversalClient) error {
 // Close ends all loads that are under way: their fetches' contexts end with
 // [ErrClosed], their leases are given back, and their callers get ErrClosed. It
 // returns when they have ended; a fetch that does not heed its context goes on
-// alone. To close again does nothing.
+// alone. If Redis does not answer, that takes as long as RedisTimeout; what then
+// still waits inside the client ends with the client's own timeouts. To close
+// again does nothing.
 func (l *Loader[V]) Close() error {
 	if l.closed.Swap(true) {
 		return nil
@@ -179,6 +183,8 @@ func (l *Loader[V]) Close() error {
 	l.flights.Close(ErrClosed)
 	l.stop()
 	l.background.Wait()
+	l.nodes.close() // after all that still gives leases back
+	l.unused()
 	l.mailbox.Close()
 	if l.near != nil {
 		l.near.Close()
@@ -388,8 +394,21 @@ func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
 		return l.lookInStore(ctx, k)
 	}
 	ticket := l.ask(k)
+	if node := ticket.Node(); node != nil {
+		got := l.redis.GetMany(ctx, l.nodes.at(node), []protocol.Key{k.names}, l.readLimit())[0]
+		return l.seeGot(ctx, k, ticket, got)
+	}
 	b, err := l.redis.Get(ctx, k.names, l.readLimit())
 	return l.see(ctx, k, ticket, b, err)
+}
+
+// seeGot is see for what was to be read from one node of a cluster: no copy is kept
+// of what another one has.
+func (l *Loader[V]) seeGot(ctx context.Context, k keyed, ticket near.Ticket, got protocol.Got) (look[V], error) {
+	if got.Again {
+		ticket = near.Ticket{}
+	}
+	return l.see(ctx, k, ticket, got.Value, got.Err)
 }
 
 // readLimit is the size of the largest value of ours.
@@ -402,6 +421,8 @@ func (l *Loader[V]) see(ctx context.Context, k keyed, ticket near.Ticket, b []by
 		return l.unusable(nil, err), nil
 	case err != nil && ctx.Err() != nil:
 		return look[V]{}, ctx.Err()
+	case errors.Is(err, ErrClosed):
+		return look[V]{}, ErrClosed
 	case err != nil:
 		return look[V]{down: err}, l.refuse(k, "read", err)
 	case b == nil:

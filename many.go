@@ -137,7 +137,7 @@ func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
 			continue
 		}
 		w.ticket = l.ask(w.k)
-		run := l.nodes.of(ctx, w.k.names.Value)
+		run := l.nodes.of(ctx, w.k.names.Value, w.ticket.Node())
 		groups[run] = append(groups[run], w)
 	}
 	var asking sync.WaitGroup
@@ -150,7 +150,7 @@ func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
 			for i, got := range l.redis.GetMany(ctx, run, names, l.readLimit()) {
 				w := group[i]
 				if w.err == nil {
-					w.seen, w.err = l.see(ctx, w.k, w.ticket, got.Value, got.Err)
+					w.seen, w.err = l.seeGot(ctx, w.k, w.ticket, got)
 				}
 			}
 		})
@@ -304,22 +304,26 @@ func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
 type nodes struct {
 	rdb redis.UniversalClient
 
-	mu   sync.Mutex
-	runs map[*redis.Client]*batch.Batcher
-	all  *batch.Batcher // for a Redis that is one
+	all *batch.Batcher // for a Redis that is one, and what is not about many keys
+
+	mu     sync.Mutex
+	runs   map[*redis.Client]*batch.Batcher
+	closed bool
 }
 
-func (n *nodes) of(ctx context.Context, name string) protocol.Runner {
-	var node *redis.Client
-	if cluster, ok := n.rdb.(*redis.ClusterClient); ok {
+// of returns the way to a node, or where that is nil to the one that has a name.
+func (n *nodes) of(ctx context.Context, name string, node *redis.Client) protocol.Runner {
+	if cluster, ok := n.rdb.(*redis.ClusterClient); ok && node == nil {
 		node, _ = cluster.MasterForKey(ctx, name) // without one, the cluster's client will find it, or say why not
 	}
+	return n.at(node)
+}
+
+// at returns the way to a node, or to any if that is nil.
+func (n *nodes) at(node *redis.Client) protocol.Runner {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if node == nil {
-		if n.all == nil {
-			n.all = batch.New(n.rdb)
-		}
+	if node == nil || n.closed {
 		return n.all
 	}
 	run := n.runs[node]
@@ -337,6 +341,19 @@ func (n *nodes) of(ctx context.Context, name string) protocol.Runner {
 }
 
 const mostNodes = 1000
+
+// close ends what goes to the nodes with ErrClosed.
+func (n *nodes) close() {
+	n.mu.Lock()
+	n.closed = true
+	runs := n.runs
+	n.runs = nil
+	n.mu.Unlock()
+	n.all.Close(ErrClosed)
+	for _, run := range runs {
+		run.Close(ErrClosed)
+	}
+}
 
 // fetchingMany is the context of a batch's fetch: it says what is fetched, as
 // that of a Get's does, for many keys.

@@ -316,6 +316,27 @@ func TestGetManyWithANodeDown(t *testing.T) {
 	}
 }
 
+// The same where some of the keys are near: no copy of the lost node's keys is used.
+func TestGetManyNearWithANodeDown(t *testing.T) {
+	c := redistest.Cluster(t)
+	l := loaderOf(t, c.Client(), withNear, withPolicy(fetchonce.FailClosed))
+	keys := numbered(0, 100)
+	wantMany(t, l, keys, &bulk{})
+	warmMany(t, c.Backend(), l, keys)
+	c.Nodes()[0].Kill()
+	c.Backend().Until("the loss is seen", func() bool {
+		_, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch)
+		return err != nil
+	})
+	for range 3 {
+		got, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch)
+		many, ok := errors.AsType[*fetchonce.ManyError](err)
+		if !ok || len(got) < 30 || len(got)+len(many.Errs) != len(keys) {
+			t.Errorf("GetMany = %d values, %v", len(got), err)
+		}
+	}
+}
+
 func TestGetManyWithAStore(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		s.rows["key1"] = "v of key1"

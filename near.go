@@ -17,13 +17,15 @@ import (
 // process, a program in another language, DEL in redis-cli, the end of its TTL,
 // eviction, FLUSHALL. A [Loader.Set], [Loader.Delete] or [Loader.Update] that has
 // returned is seen at once by every Get of the same process, over the same Redis
-// client, and by other processes as soon as they hear of it, which is well below
-// a millisecond after it on a quiet network.
+// client, and by other processes as soon as they hear of it: about one way of the
+// network after it, on machines that have time for it.
 //
 // For that a process has one more connection to Redis, to each master of a
 // cluster, on which the server itself tells what changes (CLIENT TRACKING). When
 // that connection is lost no copy is used; when it hangs, or belongs to a master
-// that was replaced, no copy is used 3 seconds later at the latest.
+// that was replaced, no copy is used 3 seconds later at the latest. There are no
+// copies of what is on a master that has just joined a cluster until it is heard,
+// some seconds later.
 //
 // A server that knows no CLIENT TRACKING, or does not allow it, is said so once
 // in the log. Then a process hears of the changes that are made by Loaders, and

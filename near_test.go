@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -353,4 +354,85 @@ func TestNothingNearIsUsedAfterItsConnectionIsLost(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A user who may not have CLIENT TRACKING is no error: Loaders tell of what they
+// change, and the log is told once, however often the connection is made anew.
+func TestNearOfAUserWithoutTracking(t *testing.T) {
+	r := redistest.Server(t)
+	admin := r.Client()
+	if err := admin.Do(t.Context(), "acl", "setuser", "limited", "on", ">secret", "~*", "&*", "+@all", "-client|tracking").Err(); err != nil {
+		t.Fatal(err)
+	}
+	log := &logged{}
+	limited := r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "limited", "secret" })
+	l := loaderOf(t, limited, withNear, func(opt *options) { opt.Logger = log.logger() })
+	other := newLoader(t, r.Backend())
+	for i := range 5 {
+		value := strconv.Itoa(i)
+		set(t, other, "k", value)
+		r.Backend().Until("the change is seen", func() bool {
+			got, err := l.Peek(t.Context(), "k")
+			return err == nil && got.Value == value
+		})
+		warmNear(t, r.Backend(), l, "k", value)
+		if err := admin.Do(t.Context(), "client", "kill", "type", "pubsub").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := log.count("does not tell what changes"); n != 1 {
+		t.Errorf("the log was told %d times that the server refuses", n)
+	}
+}
+
+// A user who may not even subscribe has no copies, and everything else.
+func TestNearOfAUserWhoHearsNothing(t *testing.T) {
+	r := redistest.Server(t)
+	if err := r.Client().Do(t.Context(), "acl", "setuser", "deaf", "on", ">secret", "~*", "&*", "+@all", "-client|tracking", "-subscribe").Err(); err != nil {
+		t.Fatal(err)
+	}
+	log := &logged{}
+	deaf := r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "deaf", "secret" })
+	l := loaderOf(t, deaf, withNear, func(opt *options) { opt.Logger = log.logger() })
+	other := newLoader(t, r.Backend())
+	set(t, l, "k", "old")
+	r.Backend().Until("the log is told", func() bool {
+		wantSource(t, l, "old", fetchonce.SourceRedis)
+		return log.count("near copies are not used at present") > 0
+	})
+	set(t, other, "k", "new")
+	wantSource(t, l, "new", fetchonce.SourceRedis)
+}
+
+// A client that speaks RESP2, in which the server would tell nothing, has its
+// copies all the same: what listens speaks RESP3.
+func TestNearOfARESP2Client(t *testing.T) {
+	t.Run("server", func(t *testing.T) {
+		r := redistest.Server(t)
+		nearByTracking(t, r.Backend(), r.Client(func(opt *redis.Options) { opt.Protocol = 2 }))
+	})
+	t.Run("cluster", func(t *testing.T) {
+		r := redistest.Cluster(t)
+		nearByTracking(t, r.Backend(), r.Client(func(opt *redis.ClusterOptions) { opt.Protocol = 2 }))
+	})
+}
+
+// nearByTracking checks that the server tells the client's process of a change that
+// nobody else tells of.
+func nearByTracking(t *testing.T, r backend, rdb redis.UniversalClient) {
+	t.Helper()
+	log := &logged{}
+	l := loaderOf(t, rdb, withNear, func(opt *options) { opt.Logger = log.logger() })
+	set(t, newLoader(t, r), "k", "old")
+	warmNear(t, r, l, "k", "old")
+	if err := r.Client().Del(t.Context(), "test:v:{k}").Err(); err != nil {
+		t.Fatal(err)
+	}
+	r.Until("the copy is gone", func() bool {
+		_, err := l.Peek(t.Context(), "k")
+		return err == fetchonce.ErrNotFound
+	})
+	if n := log.count("near copies"); n != 0 {
+		t.Errorf("the log was told %d times that something is wrong with near copies", n)
+	}
 }

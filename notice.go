@@ -1,6 +1,7 @@
 package fetchonce
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -40,6 +41,15 @@ func (n *notices) warn(what string, why error) {
 	if unsaid := n.count(what); unsaid > 0 {
 		n.logger.Warn(what, "error", why, "times", unsaid)
 	}
+}
+
+// keyless returns what the log may be told of an error for a caller, which names
+// the caller's key.
+func keyless(err error) error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Err
+	}
+	return err
 }
 
 // once tells the log something that does not change.

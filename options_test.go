@@ -38,6 +38,38 @@ func TestNewNamesTheOptionItCannotUse(t *testing.T) {
 	}
 }
 
+// FuzzDurations has options with any durations be refused, or be kept in Redis
+// for at least the millisecond that is its unit, and not beyond what a number of
+// nanoseconds can be. internal/protocol's fuzz test goes on from there.
+func FuzzDurations(f *testing.F) {
+	const ms, year = int64(time.Millisecond), int64(365 * 24 * time.Hour)
+	f.Add(int64(0), int64(0), int64(0), int64(0), int64(0), 0.0)
+	f.Add(ms, ms, ms, ms, ms, 0.999)
+	f.Add(ms+1, ms-1, int64(0), int64(0), ms+1, 0.5)
+	f.Add(100*year, 100*year, 100*year, 100*year, 100*year, -1.0)
+	f.Add(9*ms, int64(0), int64(0), int64(0), int64(-1), math.NaN())
+	f.Add(int64(math.MaxInt64), int64(math.MinInt64), int64(1), int64(-1), int64(math.MaxInt64), math.Inf(-1))
+	f.Fuzz(func(t *testing.T, ttl, notFound, whileRevalidate, ifError, own int64, jitter float64) {
+		opt := options{
+			Prefix: "p", TTL: time.Duration(ttl), NotFoundTTL: time.Duration(notFound), Jitter: jitter, Store: &table{},
+			StaleWhileRevalidate: time.Duration(whileRevalidate), StaleIfError: time.Duration(ifError),
+		}
+		value, absence, err := fetchonce.Lives(opt, time.Duration(own))
+		if err != nil {
+			return
+		}
+		for _, life := range [][2]time.Duration{value, absence} {
+			fresh, kept := life[0], life[1]
+			if kept < fresh || fresh == 0 && kept != 0 || fresh != 0 && fresh < time.Millisecond || kept > 200*time.Duration(year) {
+				t.Errorf("%+v and a fetch's %v: fresh for %v, kept for %v", opt, time.Duration(own), fresh, kept)
+			}
+		}
+		if off := opt.TTL < 0 || own < 0 || own > 0 && own < ms || own > 100*year; (value[0] == 0) != off {
+			t.Errorf("%+v and a fetch's %v: fresh for %v", opt, time.Duration(own), value[0])
+		}
+	})
+}
+
 func TestNewRefusesClientsThatBreakThePromises(t *testing.T) {
 	ring := redis.NewRing(&redis.RingOptions{})
 	defer ring.Close()

@@ -18,14 +18,21 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// TestMain lets this binary be one of the processes of a test.
+// TestMain lets this binary be one of the processes of a test. The tests are run
+// with no more rights in Redis than docs/redis.acl gives.
 func TestMain(m *testing.M) {
-	if url := os.Getenv("FETCHONCE_TEST_WORKER"); url != "" {
-		if err := work(url); err != nil {
-			fmt.Println("error", err)
-			os.Exit(1)
+	for name, work := range map[string]func(address string) error{"FETCHONCE_TEST_WORKER": work, "FETCHONCE_SOAK_WORKER": soakWork} {
+		if address := os.Getenv(name); address != "" {
+			if err := work(address); err != nil {
+				fmt.Println("error", err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
+	}
+	if err := redistest.Limit("docs/redis.acl", "test", "other", "crew"); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }

@@ -14,6 +14,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,8 +24,16 @@ import (
 
 const (
 	hands   = 4   // requests or pipelines under way at once
+	few     = 2   // of them, that go as soon as there is something to carry
 	most    = 300 // commands in a pipeline
 	overdue = 8   // hands that may be stuck with a Redis that does not answer, beside the others
+	yields  = 4   // how often a hand lets others run before it takes what they have queued
+
+	// How long commands wait for more to go with them, see worthwhile: if others
+	// come meanwhile, and if nobody does. Only the latter needs a timer, and a
+	// finer one would ring late anyway in a process that is idle.
+	straggle = 200 * time.Microsecond
+	patience = 2 * time.Millisecond
 )
 
 // ErrTimeout says that Redis did not answer in time. It is an
@@ -37,90 +47,142 @@ type Conn interface {
 	Pipeline() redis.Pipeliner
 }
 
-// A Batcher sends commands. Its zero value is not ready; see [New].
+// A Batcher sends commands. It is made by [New], and must be closed.
 type Batcher struct {
-	conn Conn
+	conn     Conn
+	straggle time.Duration
 
 	// Requests for use again. Not one pool for the whole program: a request has
-	// a channel and a timer, which belong to the synctest bubble they were made in.
+	// a channel, which belongs to the synctest bubble it was made in.
 	free sync.Pool
 
-	mu    sync.Mutex
-	queue []*request // in order; nil where the caller has left
-	first uint64     // number of queue[0]
-	live  int        // how many of queue are not nil
-	busy  int        // hands at work and in time
-	stuck int        // hands whose callers have given up on them
+	mu     sync.Mutex
+	queue  []*batch // in order, none of them empty; the last may still be joined
+	flying []*batch // in the hands
+	busy   int      // hands at work and in time
+	stuck  int      // hands whose callers have given up on them
+	closed error
+	idle   chan struct{} // closed when the batcher is, and busy is 0
+
+	// One clock for all requests: a timer for each would cost more than
+	// everything else here. It rings for the first whose time is over.
+	alarm *time.Timer
+	rings time.Duration // when, since epoch; 0: it is off
 }
 
 // A request is one caller's commands.
 type request struct {
-	cmds   []redis.Cmder
-	within time.Duration
-	done   chan struct{} // receives once the commands are answered
-	timer  *time.Timer
+	cmds  []redis.Cmder
+	until time.Duration // when its time is over, since epoch
+	done  chan struct{} // receives when it has an outcome
 
 	// Guarded by the batcher's mu.
-	number uint64 // its place in the queue
-	hand   *hand  // that carries it; nil while it is queued
+	state state
+	err   error // if it is refused
+	batch *batch
+	place int // among the batch's requests
 }
 
-// A hand is one pipeline at work.
-type hand struct {
-	stuck bool // guarded by the batcher's mu
+// A state is how far a request has come.
+type state byte
+
+const (
+	waiting  state = iota
+	answered       // the commands have their replies
+	refused        // for the reason in err
+	left           // its caller did
+)
+
+// A batch is requests that go together. They have been given the same time, so
+// the earlier one came, the earlier its time is over.
+type batch struct {
+	came     time.Duration // when the first did, since epoch
+	within   time.Duration // that each of them was given
+	until    time.Duration // when the time of the last is over
+	requests []*request    // nil where a caller has left in the queue
+	live     int           // how many are not nil
+	size     int           // commands
+	overdue  int           // how many of the requests, from the first, have had their time
+	stuck    bool          // its hand is
+	limit    limit
+}
+
+// A limit is the context of a batch that is sent. The callers' own stay with
+// them: one that leaves must not cut off the connection on which others wait.
+type limit struct {
+	until time.Time
+	over  chan struct{} // closed once the time is over
+}
+
+func (l *limit) Deadline() (time.Time, bool) { return l.until, true }
+func (l *limit) Done() <-chan struct{}       { return l.over }
+func (l *limit) Value(any) any               { return nil }
+
+func (l *limit) Err() error {
+	select {
+	case <-l.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
 }
 
 // New returns a batcher over a client.
-func New(conn Conn) *Batcher { return &Batcher{conn: conn} }
+func New(conn Conn) *Batcher {
+	b := &Batcher{conn: conn, straggle: straggle, idle: make(chan struct{})}
+	b.alarm = time.AfterFunc(time.Hour, b.ring)
+	b.alarm.Stop()
+	return b
+}
+
+// epoch is where this room's time begins: it is monotonic, and is read in one
+// step.
+var epoch = time.Now()
+
+func now() time.Duration { return time.Since(epoch) }
 
 func (b *Batcher) request() *request {
 	if r, ok := b.free.Get().(*request); ok {
 		return r
 	}
-	timer := time.NewTimer(time.Hour)
-	timer.Stop()
-	return &request{done: make(chan struct{}, 1), timer: timer}
+	return &request{done: make(chan struct{}, 1)}
 }
 
 // Do sends commands, in their order and on one connection, and returns the
 // first error among theirs. It returns early with ctx's error when ctx ends,
 // and with [ErrTimeout] when within is over; the commands may then still be
-// executed, and must not be touched any more.
+// executed, and must not be touched any more. On a closed batcher it returns the
+// cause given to Close.
 func (b *Batcher) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
 	if within <= 0 {
 		return ErrTimeout
 	}
 	r := b.request()
-	r.cmds, r.within, r.hand = cmds, within, nil
-	r.timer.Reset(within)
-	b.enqueue(r)
+	r.cmds, r.until, r.state = cmds, now()+within, waiting
+	if err := b.enqueue(r, within); err != nil {
+		return err
+	}
 	select {
 	case <-r.done:
-		r.timer.Stop()
-		r.cmds = nil
-		b.free.Put(r)
-		return firstError(cmds)
 	case <-ctx.Done():
-		r.timer.Stop()
-		if b.leave(r) {
-			// Somebody must notice if Redis does not answer in time.
-			time.AfterFunc(within, func() { b.giveUp(r) })
-		}
+		b.leave(r)
 		return ctx.Err()
-	case <-r.timer.C:
-		if b.leave(r) {
-			b.giveUp(r)
-		}
-		return ErrTimeout
 	}
+	if r.state == refused {
+		return r.err
+	}
+	r.cmds, r.batch = nil, nil
+	b.free.Put(r)
+	return firstError(cmds)
 }
 
 func firstError(cmds []redis.Cmder) error {
 	for _, cmd := range cmds {
 		switch err := cmd.Err(); {
 		case err == nil:
-		case errors.Is(err, context.DeadlineExceeded):
-			// The hand's own time was over, a moment before or after the caller's.
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+			// The hand's own time was over, a moment before or after the caller's, or
+			// the client's ReadTimeout.
 			return fmt.Errorf("%w: %v", ErrTimeout, err) //nolint:errorlint // it is not the caller's deadline, see ErrTimeout
 		default:
 			return err
@@ -129,119 +191,264 @@ func firstError(cmds []redis.Cmder) error {
 	return nil
 }
 
-func (b *Batcher) enqueue(r *request) {
+// enqueue puts a request into the queue. Its error is that the batcher is closed.
+func (b *Batcher) enqueue(r *request, within time.Duration) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r.number = b.first + uint64(len(b.queue))
-	b.queue = append(b.queue, r)
-	b.live++
+	if b.closed != nil {
+		return b.closed
+	}
+	var last *batch
+	if n := len(b.queue); n > 0 {
+		last = b.queue[n-1]
+	}
+	if last == nil || last.size >= most || last.within != within {
+		last = &batch{came: r.until - within, within: within}
+		b.queue = append(b.queue, last)
+	}
+	r.batch, r.place = last, len(last.requests)
+	last.requests = append(last.requests, r)
+	last.until = r.until
+	last.live++
+	last.size += len(r.cmds)
+	b.ringAt(r.until)
+	b.hire()
+	return nil
+}
+
+// hire sets hands to work if there is work for them. The caller holds b.mu.
+func (b *Batcher) hire() {
+	for f := b.claim(); f != nil; f = b.claim() {
+		go b.work(f) // ends when the queue is empty
+	}
+}
+
+// claim returns the next batch for a free hand, or nil if there is neither, or it
+// is better to wait. The caller holds b.mu.
+func (b *Batcher) claim() *batch {
+	switch {
+	case len(b.queue) == 0 || b.busy == hands:
+		return nil
+	case !b.worthwhile():
+		b.ringAt(b.queue[0].came + patience)
+		return nil
+	}
+	b.busy++
+	return b.next()
+}
+
+// worthwhile reports whether what is queued should go now. A few who come while
+// many are on their way do better to go with those when they come again: hands
+// that carry little keep the others, and Redis, from their work. But they do not
+// wait for long, as what is on its way may be stuck, or large, or Redis far away.
+// The caller holds b.mu.
+func (b *Batcher) worthwhile() bool {
+	first := b.queue[0]
+	if b.busy == 0 || now() >= first.came+b.straggle {
+		return true
+	}
+	return b.busy < few && !slices.ContainsFunc(b.flying, func(f *batch) bool { return !f.stuck && f.size > first.size })
+}
+
+// next takes the next batch out of the queue. The caller holds b.mu, and has
+// seen that there is one.
+func (b *Batcher) next() *batch {
+	f := b.queue[0]
+	b.queue = slices.Delete(b.queue, 0, 1)
+	f.limit = limit{until: epoch.Add(f.until), over: make(chan struct{})}
+	b.flying = append(b.flying, f)
+	return f
+}
+
+// leave notes that the caller of a request has left. What is still in the queue
+// will not be sent.
+func (b *Batcher) leave(r *request) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if r.state == waiting {
+		r.state = left
+		b.unqueue(r)
+	}
+}
+
+// unqueue takes a request out of the queue, if it is in it. The caller holds b.mu.
+func (b *Batcher) unqueue(r *request) {
+	f := r.batch
+	if f.limit.over != nil { // it is on its way
+		return
+	}
+	f.requests[r.place] = nil
+	if f.live--; f.live == 0 {
+		i := slices.Index(b.queue, f)
+		b.queue = slices.Delete(b.queue, i, i+1)
+	}
+}
+
+// work carries batches until there are none.
+func (b *Batcher) work(f *batch) {
+	for f != nil {
+		b.send(f)
+		n := f.live
+		for _, r := range b.landed(f) {
+			r.done <- struct{}{} // never blocks: there is room for one
+		}
+		f = b.again(f, n)
+	}
+}
+
+// landed notes that a batch is answered, and returns the requests whose callers
+// wait for that.
+func (b *Batcher) landed(f *batch) []*request {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.Index(b.flying, f)
+	b.flying = slices.Delete(b.flying, i, i+1)
+	still := f.requests[:0]
+	for _, r := range f.requests {
+		if r != nil && r.state == waiting {
+			r.state = answered
+			still = append(still, r)
+		}
+	}
+	return still
+}
+
+// again returns the next batch for the hand that has carried f, with n callers,
+// or nil if it may rest. Those callers are likely to ask again in a moment, and
+// are given the chance to come together.
+func (b *Batcher) again(f *batch, n int) *batch {
+	for i := 0; n > 1 && i < yields; i++ {
+		runtime.Gosched()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if f.stuck {
+		b.stuck-- // its place was given to another
+		return nil
+	}
+	b.busy--
+	next := b.claim()
+	b.checkIdle()
+	return next
+}
+
+// checkIdle tells Close when it need not wait any more. The caller holds b.mu.
+func (b *Batcher) checkIdle() {
+	if b.busy == 0 && b.closed != nil {
+		close(b.idle)
+	}
+}
+
+func (b *Batcher) send(f *batch) {
+	ctx := &f.limit
+	if len(f.requests) == 1 && len(f.requests[0].cmds) == 1 {
+		_ = b.conn.Process(ctx, f.requests[0].cmds[0]) // its error is the command's
+		return
+	}
+	pipeline := b.conn.Pipeline()
+	for _, r := range f.requests {
+		if r != nil {
+			_ = pipeline.BatchProcess(ctx, r.cmds...) // only queues them
+		}
+	}
+	_, _ = pipeline.Exec(ctx) // the errors are the commands'
+}
+
+// ringAt sets the alarm, if it would ring later. The caller holds b.mu.
+func (b *Batcher) ringAt(t time.Duration) {
+	if b.rings == 0 || t < b.rings {
+		b.rings = t
+		b.alarm.Reset(t - now())
+	}
+}
+
+// ring sends those away whose time is over, and sets the alarm for the next.
+func (b *Batcher) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rings = 0
+	t := now()
+	for _, f := range slices.Clone(b.queue) { // some may go
+		b.expire(f, t)
+	}
+	for _, f := range b.flying {
+		b.expire(f, t)
+	}
 	b.hire()
 }
 
-// hire sets another hand to work if there is work and a free hand. The caller
+// expire sends the callers of one batch away whose time is over. The caller
 // holds b.mu.
-func (b *Batcher) hire() {
-	if b.live > 0 && b.busy < hands {
-		b.busy++
-		go b.work(&hand{}) // ends when the queue is empty
+func (b *Batcher) expire(f *batch, t time.Duration) {
+	for ; f.overdue < len(f.requests); f.overdue++ {
+		r := f.requests[f.overdue]
+		switch {
+		case r == nil:
+			continue
+		case r.until > t:
+			b.ringAt(r.until)
+			return
+		case f.limit.over != nil:
+			b.giveUp(f)
+		}
+		if r.state == waiting {
+			b.unqueue(r)
+			r.refuse(ErrTimeout)
+		}
+	}
+	if f.limit.over != nil {
+		f.limit.end()
 	}
 }
 
-// leave takes a request that its caller gave up on out of the queue. It reports
-// whether it was too late for that: the request is on its way.
-func (b *Batcher) leave(r *request) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if r.hand != nil {
-		return true
-	}
-	b.queue[r.number-b.first] = nil
-	if b.live--; b.live == 0 {
-		b.first += uint64(len(b.queue))
-		b.queue = nil
-	}
-	return false
+// refuse gives a request that waits an error for its outcome. The caller holds
+// the batcher's mu.
+func (r *request) refuse(err error) {
+	r.state, r.err = refused, err
+	r.done <- struct{}{} // never blocks: there is room for one
 }
 
-// giveUp no longer counts on the hand that carries a request, if that is still
-// not answered: it may be stuck for as long as the client's own timeouts and
-// retries allow, and nobody else must be stuck behind it once Redis answers
-// again.
-func (b *Batcher) giveUp(r *request) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(r.done) == 0 && !r.hand.stuck && b.stuck < overdue {
-		r.hand.stuck = true
+// end ends the context. The caller holds the batcher's mu.
+func (l *limit) end() {
+	if l.Err() == nil {
+		close(l.over)
+	}
+}
+
+// giveUp no longer counts on the hand that carries a batch: it may be stuck for
+// as long as the client's own timeouts and retries allow, and nobody else must be
+// stuck behind it once Redis answers again. The caller holds b.mu.
+func (b *Batcher) giveUp(f *batch) {
+	if !f.stuck && b.stuck < overdue {
+		f.stuck = true
 		b.stuck++
 		b.busy--
+		b.checkIdle()
 		b.hire()
 	}
 }
 
-// work carries requests until there are none.
-func (b *Batcher) work(h *hand) {
-	for {
-		batch := b.take(h)
-		if batch == nil {
-			return
-		}
-		b.send(batch)
-		for _, r := range batch {
-			r.done <- struct{}{} // never blocks: there is room for one
-		}
-	}
-}
-
-// take returns the next requests to send together, or nil if the hand may rest.
-func (b *Batcher) take(h *hand) []*request {
+// Close sends away those who wait in the queue, with the cause, and returns
+// when the others have their answers, or their time is over. A hand that is stuck
+// in go-redis by then ends when the client's ReadTimeout does: that is not
+// waited for.
+func (b *Batcher) Close(cause error) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if h.stuck {
-		b.stuck-- // its place was given to another
-		return nil
-	}
-	if b.live == 0 {
-		b.busy--
-		return nil
-	}
-	var batch []*request
-	n, taken := 0, 0
-	for taken < len(b.queue) && n < most {
-		if r := b.queue[taken]; r != nil {
-			r.hand = h
-			batch = append(batch, r)
-			n += len(r.cmds)
-		}
-		taken++
-	}
-	b.live -= len(batch)
-	b.first += uint64(taken)
-	b.queue = b.queue[taken:]
-	if b.live == 0 {
-		b.first += uint64(len(b.queue))
-		b.queue = nil
-	}
-	return batch
-}
-
-func (b *Batcher) send(batch []*request) {
-	within := batch[0].within
-	for _, r := range batch[1:] {
-		within = max(within, r.within)
-	}
-	// The callers' own contexts stay with them: one that leaves must not cut
-	// off the connection on which the others wait.
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	if len(batch) == 1 && len(batch[0].cmds) == 1 {
-		_ = b.conn.Process(ctx, batch[0].cmds[0]) // its error is the command's
+	if b.closed != nil {
+		b.mu.Unlock()
 		return
 	}
-	pipeline := b.conn.Pipeline()
-	for _, r := range batch {
-		for _, cmd := range r.cmds {
-			_ = pipeline.Process(ctx, cmd) // only queues it
+	b.closed = cause
+	for _, f := range b.queue {
+		for _, r := range f.requests {
+			if r != nil {
+				r.refuse(cause)
+			}
 		}
 	}
-	_, _ = pipeline.Exec(ctx) // the errors are the commands'
+	b.queue = nil
+	b.checkIdle()
+	b.mu.Unlock()
+	<-b.idle
+	b.alarm.Stop()
 }

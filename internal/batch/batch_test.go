@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -100,7 +101,7 @@ func TestOneAloneIsAPlainCommand(t *testing.T) {
 		rdb := r.Client()
 		var c counter
 		rdb.AddHook(&c)
-		b := batch.New(rdb)
+		b := batch.NewEager(rdb)
 		for i := range 5 {
 			cmd := set("k", fmt.Sprint(i))
 			if err := b.Do(t.Context(), within, cmd); err != nil || cmd.Val() != "OK" {
@@ -119,7 +120,7 @@ func TestOneAloneIsAPlainCommand(t *testing.T) {
 func TestCommandsOfOneCallerShareATripAndKeepTheirOrder(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
-		b := batch.New(rdb)
+		b := batch.NewEager(rdb)
 		var cmds []redis.Cmder
 		for i := range 20 {
 			cmds = append(cmds, redis.NewIntCmd(t.Context(), "rpush", "list", i))
@@ -162,7 +163,7 @@ func TestManyShareFewTrips(t *testing.T) {
 		rdb := r.Client()
 		var c counter
 		rdb.AddHook(&c)
-		b := batch.New(rdb)
+		b := batch.NewEager(rdb)
 		r.Pause()
 		first := busy(t, b, t.Context(), within)
 		var rest []<-chan outcome
@@ -205,7 +206,7 @@ func TestCallersCommandsAreNotTornApart(t *testing.T) {
 		rdb := r.Client()
 		var c counter
 		rdb.AddHook(&c)
-		b := batch.New(rdb)
+		b := batch.NewEager(rdb)
 		r.Pause()
 		first := busy(t, b, t.Context(), within)
 		var rest []<-chan outcome
@@ -231,7 +232,7 @@ func TestCallersCommandsAreNotTornApart(t *testing.T) {
 func TestCancelReturnsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		r.Pause()
 		ctx, cancel := context.WithCancel(t.Context())
 		sent := busy(t, b, ctx, within)
@@ -255,7 +256,7 @@ func TestCancelReturnsAtOnce(t *testing.T) {
 func TestTimeIsOverWhileRedisHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		r.Pause()
 		sent := busy(t, b, t.Context(), 200*time.Millisecond)
 		queued := do(t.Context(), b, 100*time.Millisecond, get("k"))
@@ -275,7 +276,7 @@ func TestClientIsToldHowMuchTimeThereIs(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
 		var h deadlines
 		rdb.AddHook(&h)
-		b := batch.New(rdb)
+		b := batch.NewEager(rdb)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // stays with its caller
 		defer cancel()
 		if err := b.Do(ctx, 3*time.Second, get("k")); err != redis.Nil {
@@ -312,14 +313,14 @@ func TestTimeoutIsNotTheCallersDeadline(t *testing.T) {
 		r := redistest.Bubble(t)
 		r.Pause()
 		for range 50 { // both happen in the same moment
-			b := batch.New(r.Client())
+			b := batch.NewEager(r.Client())
 			err := b.Do(t.Context(), 100*time.Millisecond, get("k"))
 			if !errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 				t.Fatalf("Do = %v; want an os.ErrDeadlineExceeded and no context.DeadlineExceeded", err)
 			}
 		}
 		// The client gives up alone: it waits for a connection to be free.
-		b := batch.New(failing{context.DeadlineExceeded})
+		b := batch.NewEager(failing{context.DeadlineExceeded})
 		if err := b.Do(t.Context(), within, get("k")); !errors.Is(err, batch.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Do = %v; want %v and no context.DeadlineExceeded", err, batch.ErrTimeout)
 		}
@@ -339,7 +340,7 @@ func (failing) Pipeline() redis.Pipeliner { panic("not for one command") }
 func TestWithoutTimeNothingIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		for i := range 2000 {
 			go func() {
 				if err := b.Do(t.Context(), -time.Duration(i%2), set("k", "v")); err != batch.ErrTimeout {
@@ -360,7 +361,7 @@ func TestOthersAreNotHarmedByOneThatLeaves(t *testing.T) {
 		rdb := r.Client()
 		g := gate{open: make(chan struct{})}
 		rdb.AddHook(g)
-		b := batch.New(rdb)
+		b := batch.NewEager(rdb)
 		if err := r.Set("k", "v"); err != nil {
 			t.Fatal(err)
 		}
@@ -369,7 +370,9 @@ func TestOthersAreNotHarmedByOneThatLeaves(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		// These go together in one pipeline, and two of them leave then.
 		cmd := get("k")
-		short := do(t.Context(), b, 500*time.Millisecond, get("k"))
+		little, cancelLittle := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancelLittle()
+		short := do(little, b, within, get("k"))
 		synctest.Wait()
 		canceled := do(ctx, b, within, get("k"))
 		patient := do(t.Context(), b, within, cmd)
@@ -380,7 +383,7 @@ func TestOthersAreNotHarmedByOneThatLeaves(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		wantEnded(t, "the canceled one", canceled, 0, context.Canceled)
-		wantEnded(t, "the one with little time", short, 500*time.Millisecond, batch.ErrTimeout)
+		wantEnded(t, "the one with little time", short, 500*time.Millisecond, context.DeadlineExceeded)
 		for _, ended := range first {
 			wantEnded(t, "one of the first", ended, 0, nil)
 		}
@@ -410,7 +413,7 @@ func (g gate) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 func TestCallerThatLeftInTheQueueIsNeverSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		r.Pause()
 		busy(t, b, t.Context(), within)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -441,7 +444,7 @@ func TestLeavingALongQueueTakesOutTheRightOne(t *testing.T) {
 		rdb := r.Client()
 		g := gate{open: make(chan struct{})}
 		rdb.AddHook(g)
-		b := batch.New(rdb)
+		b := batch.NewEager(rdb)
 		r.Pause()
 		busy(t, b, t.Context(), within)
 		for i := range 4 * 300 {
@@ -472,7 +475,7 @@ func TestLeavingALongQueueTakesOutTheRightOne(t *testing.T) {
 func TestQueueFromWhichAllHaveLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		r.Pause()
 		busy(t, b, t.Context(), within)
 		for range 3 {
@@ -510,7 +513,7 @@ func newTarpit(t *testing.T) (*tarpit, *batch.Batcher) {
 	p.on.Store(true)
 	rdb := redistest.Bubble(t).Client()
 	rdb.AddHook(p)
-	return p, batch.New(rdb)
+	return p, batch.NewEager(rdb)
 }
 
 func (p *tarpit) take() {
@@ -640,10 +643,95 @@ func TestHandThatWasSlowOnceIsNotGivenUpLater(t *testing.T) {
 	})
 }
 
+// A few who come while many are on their way wait for those, but not for long.
+func TestFewWaitForMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &tarpit{drain: make(chan struct{})}
+		p.on.Store(true)
+		rdb := redistest.Bubble(t).Client()
+		rdb.AddHook(p)
+		b := batch.New(rdb)
+		underway := func(want int32, when string) {
+			t.Helper()
+			synctest.Wait()
+			if n := p.taken.Load(); n != want {
+				t.Fatalf("%d commands and pipelines are under way %s, want %d", n, when, want)
+			}
+		}
+		do(t.Context(), b, within, set("a", "v"), set("b", "v"), set("c", "v"), set("d", "v"))
+		underway(1, "after the four")
+		for range 3 {
+			do(t.Context(), b, within, get("k"))
+		}
+		underway(1, "while three wait to go with the four")
+		do(t.Context(), b, within, get("k"))
+		underway(2, "when there are as many as those on their way")
+
+		do(t.Context(), b, within, get("k"))
+		time.Sleep(200 * time.Microsecond)
+		underway(2, "while the next waits, alone")
+		do(t.Context(), b, within, get("k"))
+		underway(3, "when another comes, and it has waited enough")
+
+		do(t.Context(), b, within, get("k"))
+		underway(3, "while nobody else comes")
+		time.Sleep(2 * time.Millisecond)
+		underway(4, "when it has waited for 2 ms")
+		close(p.drain)
+	})
+}
+
+// Those in the queue are sent away; those on their way get their answers.
+func TestClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		b := batch.NewEager(r.Client())
+		r.Pause()
+		sent := busy(t, b, t.Context(), within)
+		queued := do(t.Context(), b, within, get("k"))
+		synctest.Wait()
+		closed := make(chan struct{})
+		go func() { b.Close(io.EOF); b.Close(io.EOF); close(closed) }()
+		synctest.Wait()
+		wantEnded(t, "the queued one", queued, 0, io.EOF)
+		if err := b.Do(t.Context(), within, get("k")); err != io.EOF {
+			t.Errorf("Do after Close = %v, want %v", err, io.EOF)
+		}
+		select {
+		case <-closed:
+			t.Error("Close returned before those on their way were answered")
+		default:
+		}
+		r.Resume()
+		synctest.Wait()
+		for _, ended := range sent {
+			wantEnded(t, "one on its way", ended, 0, nil)
+		}
+		<-closed
+	})
+}
+
+// Close waits for nobody whose time is over.
+func TestCloseWhileRedisHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, b := newTarpit(t)
+		sent := do(t.Context(), b, time.Second, get("k"))
+		synctest.Wait()
+		start := time.Now()
+		b.Close(io.EOF)
+		if took := time.Since(start); took != time.Second {
+			t.Errorf("Close took %v, want the 1s that the command was given", took)
+		}
+		synctest.Wait()
+		wantEnded(t, "the one on its way", sent, time.Second, batch.ErrTimeout)
+		close(p.drain)
+	})
+}
+
 func TestErrorOfOneHurtsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		if _, err := r.Push("list", "x"); err != nil {
 			t.Fatal(err)
 		}
@@ -679,7 +767,7 @@ func TestErrorOfOneHurtsNoOther(t *testing.T) {
 
 func TestFirstErrorIsReturned(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		cmds := []redis.Cmder{
 			set("k", "v"),
 			get("{k}nothing"),
@@ -700,7 +788,7 @@ func TestFirstErrorIsReturned(t *testing.T) {
 
 func TestCutConnectionFailsThoseOnItAndNobodyLater(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		r.Wire().LoseReplies(1)
 		err := b.Do(t.Context(), within, set("k", "v"), get("k"))
 		if err == nil || errors.Is(err, batch.ErrTimeout) {
@@ -715,7 +803,7 @@ func TestCutConnectionFailsThoseOnItAndNobodyLater(t *testing.T) {
 
 func TestRedisThatIsDownSaysSoAtOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		b := batch.New(r.Client())
+		b := batch.NewEager(r.Client())
 		if err := b.Do(t.Context(), within, set("k", "v")); err != nil {
 			t.Fatal(err)
 		}
@@ -733,7 +821,7 @@ func TestRedisThatIsDownSaysSoAtOnce(t *testing.T) {
 func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
-		b := batch.New(rdb)
+		b := batch.NewEager(rdb)
 		var callers sync.WaitGroup
 		var answered, gone atomic.Int32
 		for i := range 32 {

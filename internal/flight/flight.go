@@ -153,6 +153,16 @@ func (t Ticket[V]) Wait(ctx context.Context) (v V, late bool, err error) {
 	return c.v, false, c.err
 }
 
+// Callers returns how many callers wait for the load of a key.
+func (g *Group[V]) Callers(key string) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c := g.calls[key]; c != nil {
+		return c.present
+	}
+	return 0
+}
+
 // start begins a load. The caller holds g.mu.
 func (g *Group[V]) start(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) *Call[V] {
 	// Its own end: the load belongs to all callers, and the first one must be

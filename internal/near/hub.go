@@ -186,33 +186,31 @@ func (h *Hub) names() (values, changes []string) {
 	return values, changes
 }
 
-// vouchFor returns what vouches for copies of a value that is read now: nil if
-// nothing does.
-func (h *Hub) vouchFor(name string) *vouch {
+// vouchFor returns what vouches for copies of a value that is read now, from that
+// node if this is a cluster: nil if nothing does.
+func (h *Hub) vouchFor(name string) (*vouch, *redis.Client) {
 	h.once.Do(func() { h.running.Go(h.run) }) // ends with h.ctx
 	links := *h.links.Load()
 	if len(links) == 0 {
-		return nil
+		return nil, nil
 	}
-	node := ""
-	if h.cluster != nil {
-		master, err := h.cluster.MasterForKey(h.ctx, name) // no round trip: the client has just listed the masters
-		if err != nil {
-			return nil
-		}
-		node = nodeOf(master)
+	if h.cluster == nil {
+		return links[""].vouch.Load(), nil
 	}
-	if k := links[node]; k != nil {
-		return k.vouch.Load()
+	master, err := h.cluster.MasterForKey(h.ctx, name) // no round trip: the client has just listed the masters
+	if err != nil {
+		return nil, nil
 	}
-	return nil
+	if k := links[nodeOf(master)]; k != nil {
+		return k.vouch.Load(), master
+	}
+	return nil, nil
 }
 
 func nodeOf(c *redis.Client) string { return c.Options().Addr }
 
-// relist is how often a cluster is asked for its masters. It bounds how long a
-// node that has just taken slots over may go unheard: until then a copy of a value
-// of such a slot may be made under the vouch of the node that had the slot before.
+// relist is how often a cluster is asked for its masters. It bounds how long there
+// are no copies of what a node has that has just joined.
 const relist = 2 * time.Second
 
 // run keeps a link to each master.

@@ -81,12 +81,14 @@ func (k *link) run() {
 // errAgain is why a session ends that another is to follow at once.
 var errAgain = errors.New("there is more to listen to")
 
-// again ends the session, for another one.
+// again ends the session, for another one. Its vouch ends before again returns: it
+// is not for what the other one will listen to.
 func (k *link) again() {
 	k.mu.Lock()
 	s := k.session
 	k.mu.Unlock()
 	if s != nil {
+		k.end()
 		s.cancel(errAgain)
 	}
 }

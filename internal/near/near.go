@@ -35,8 +35,12 @@
 // ended. What a process has changed itself it forgets before the change counts as
 // done, see [Hub.Changed].
 //
-// The room knows nothing of values, nor of where they are read. It is used by the
-// loader.
+// In a cluster, the value is read from the node whose vouch that is, and from no
+// other. A client that follows redirections would read it on a node of which
+// nobody may hear, while it does not know yet that the slot is there. That a key
+// leaves a node is a change there, and is told.
+//
+// The room knows nothing of values, and reads none. It is used by the loader.
 package near
 
 import (
@@ -46,6 +50,7 @@ import (
 	"time"
 
 	"github.com/maypok86/otter/v2"
+	"github.com/redis/go-redis/v9"
 )
 
 // A Cache is the copies of the values of one namespace. Its keys are tags; see
@@ -137,19 +142,25 @@ func (c *Cache[T]) Get(tag string) (*T, bool) {
 // value is none.
 type Ticket struct {
 	vouch   *vouch
+	node    *redis.Client
 	changes uint64
 }
 
+// Node returns the node of a cluster that the value must be read from, directly:
+// it is the one whose changes are heard of. If that does not have the key, and
+// only says who has, the ticket is of no use. It is nil for what is no cluster.
+func (t Ticket) Node() *redis.Client { return t.node }
+
 // Ask returns a ticket. It is to be called before the value is asked for.
 func (c *Cache[T]) Ask(tag string) Ticket {
-	v := c.hub.vouchFor(c.values + tag + "}")
+	v, node := c.hub.vouchFor(c.values + tag + "}")
 	if v == nil || now() >= v.until.Load() {
 		return Ticket{}
 	}
 	s := c.stripe(tag)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Ticket{v, s.changes}
+	return Ticket{v, node, s.changes}
 }
 
 // Keep makes a copy, which is used for as long as life, and reports whether it

@@ -2,6 +2,7 @@ package near_test
 
 import (
 	"context"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -227,4 +228,35 @@ func TestCopyHasALife(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A cache that joins a hub is of a namespace that nobody listens to yet. Nothing
+// vouches for its copies until that is so.
+func TestNewNamespaceIsNotVouchedForBeforeItIsHeard(t *testing.T) {
+	var refuse atomic.Bool
+	r := redistest.Server(t)
+	rdb := r.Client(func(opt *redis.Options) {
+		dial := redis.NewDialer(opt)
+		opt.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if refuse.Load() {
+				return nil, net.ErrClosed
+			}
+			return dial(ctx, network, addr)
+		}
+	})
+	h := near.Open(rdb, "process")
+	defer h.Close()
+	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
+	defer a.Close()
+	keep(t, r.Backend(), a, "k")
+	refuse.Store(true) // no other connection
+	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
+	defer b.Close()
+	if b.Keep(b.Ask("k"), "k", "copy", time.Hour) {
+		t.Error("a copy was kept of what nobody listens to")
+	}
+	refuse.Store(false)
+	keep(t, r.Backend(), b, "k")
+	do(t, rdb.Set(t.Context(), "b:v:{k}", "new", 0))
+	r.Backend().Until("the change is heard of", func() bool { return !has(b, "k") })
 }

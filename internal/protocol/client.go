@@ -63,11 +63,11 @@ var ErrType = errors.New("the key holds another type than ours")
 func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	cmd := redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
 	started := time.Now()
-	err := c.run.Do(ctx, c.timeout, cmd)
+	err := discreet(c.run.Do(ctx, c.timeout, cmd))
 	if err != nil {
 		err = c.persist(ctx, started, err, func(within time.Duration) error {
 			cmd = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-			return c.run.Do(ctx, within, cmd)
+			return discreet(c.run.Do(ctx, within, cmd))
 		})
 	}
 	switch {
@@ -91,11 +91,13 @@ func (c *Client) failed(ctx context.Context, op string, err error) {
 type Got struct {
 	Value []byte
 	Err   error
+	Again bool // it was asked for once more, so it may be of another node
 }
 
 // GetMany is Get of many keys in one round trip of run, which may lead to the one
 // node that has them all. A key of which the node says that it has it no more, or
-// not yet, is asked for once more by itself, wherever it is.
+// not yet, is asked for once more by itself, wherever it is, as is a single key if
+// the connection ends.
 func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int) []Got {
 	got := make([]Got, len(keys))
 	cmds := make([]redis.Cmder, len(keys))
@@ -119,11 +121,12 @@ func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int)
 			got[i].Value, _ = value.Bytes()
 		case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
 			got[i].Err = ErrType
-		case err != nil && passing(err):
+		case err != nil && (passing(err) || len(keys) == 1 && cut(err)):
+			got[i].Again = true
 			got[i].Value, got[i].Err = c.Get(ctx, keys[i], limit)
 		case err != nil:
-			got[i].Err = err
-			failure = err
+			failure = discreet(err)
+			got[i].Err = failure
 		}
 	}
 	c.failed(ctx, "read", failure)

@@ -6,6 +6,8 @@ var (
 	MessageHead   = messageHead
 	ParseAcquired = parseAcquired
 	ParseFilled   = parseFilled
+
+	ParseLockAnswer = parseLockAnswer
 )
 
 const (

@@ -109,6 +109,11 @@ func Beats(changes, process string) string {
 	return strings.TrimSuffix(changes, ":i") + ":h:" + process + ":"
 }
 
+// IsBeats reports whether a channel is one of beats; see [Beats].
+func IsBeats(channel string) bool {
+	return strings.HasSuffix(channel, ":") && strings.Contains(channel, ":h:")
+}
+
 // Tag returns what stands for the user's key in all its names; see [Tag].
 func (k Key) Tag() string { return k.Value[k.head : len(k.Value)-1] }
 

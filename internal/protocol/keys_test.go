@@ -141,6 +141,22 @@ func FuzzNames(f *testing.F) {
 				}
 			}
 		}
+		lock := protocol.NewNamespace(prefix1, schema1).Lock(key1).Names() // no schema is in it
+		for i, a := range lock {
+			if slot(a) != slot(lock[0]) {
+				t.Errorf("%q and %q are in different slots", a, lock[0])
+			}
+			for _, b := range names(prefix2, schema2, key2) {
+				if a == b {
+					t.Errorf("lock %q %q and key %q %q %q have the name %q", prefix1, key1, prefix2, schema2, key2, a)
+				}
+			}
+			for j, b := range protocol.NewNamespace(prefix2, schema2).Lock(key2).Names() {
+				if (a == b) != (prefix1 == prefix2 && key1 == key2 && i == j) {
+					t.Errorf("locks %q %q %d and %q %q %d: names %q and %q", prefix1, key1, i, prefix2, key2, j, a, b)
+				}
+			}
+		}
 		if one, other := protocol.NewNamespace(prefix1, schema1).Channel("p"), protocol.NewNamespace(prefix2, schema2).Channel("p"); (one == other) != (prefix1 == prefix2) {
 			t.Errorf("prefixes %q and %q have the channels %q and %q", prefix1, prefix2, one, other)
 		}

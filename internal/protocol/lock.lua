@@ -37,6 +37,7 @@ for i = 1, #fields, 2 do
 end
 
 local function hold(owner, length)
+  if ends[owner] == now + length then return end -- since this moment
   ends[owner] = now + length
   redis.call("HSET", KEYS[1], owner, fences[owner] .. " " .. string.format("%.0f", ends[owner]))
 end
@@ -47,11 +48,8 @@ local function grant(owner, length)
   last = fence + tonumber(ARGV[6]) - 1
   fences[owner] = string.format("%.0f", fence) -- tostring would write 1.795e+15
   holders = holders + 1
-  if not born then
-    born = fences[owner]
-    redis.call("HSET", KEYS[1], "b", born)
-  end
-  redis.call("HSET", KEYS[1], "f", string.format("%.0f", last))
+  born = born or fences[owner]
+  redis.call("HSET", KEYS[1], "b", born, "f", string.format("%.0f", last))
   hold(owner, length)
 end
 

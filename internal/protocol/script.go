@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -81,7 +82,7 @@ func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys
 		if before != nil {
 			cmds = []redis.Cmder{before, cmd}
 		}
-		err := c.run.Do(ctx, within, cmds...)
+		err := discreet(c.run.Do(ctx, within, cmds...))
 		if err == nil { // else the command may still be on its way, and is not ours to look at
 			reply = cmd.Val()
 		}
@@ -131,6 +132,26 @@ func (c *Client) persist(ctx context.Context, started time.Time, err error, send
 	}
 	return nil
 }
+
+// discreet returns an error without what the server quotes in it: to a command
+// that it does not know, because somebody has renamed that, or a proxy has no such
+// command, it says with what it came, which may be a key and a value.
+func discreet(err error) error {
+	said, ok := errors.AsType[redis.Error](err)
+	if !ok {
+		return err
+	}
+	if text, _, quotes := strings.Cut(said.Error(), ", with args beginning with"); quotes {
+		return answeredError(text)
+	}
+	return err
+}
+
+// An answeredError is a [redis.Error].
+type answeredError string
+
+func (e answeredError) Error() string { return string(e) }
+func (answeredError) RedisError()     {}
 
 // passing reports whether an error is a state of the server that ends soon: a
 // slot on its way to another node, a failover, a restart.

@@ -48,6 +48,7 @@ func Cluster(t testing.TB) *Masters {
 	}
 	m := &Masters{t: t, wire: newWire(), trio: c}
 	t.Cleanup(func() {
+		m.wantNoDenials()
 		if m.owned || !c.runs() {
 			c.end()
 			return
@@ -91,6 +92,14 @@ func (m *Masters) client(opt *redis.ClusterOptions, change []func(*redis.Cluster
 		f(opt)
 	}
 	w := m.wire.below()
+	if len(limits) > 0 {
+		opt.Username, opt.Password = user, password
+		opt.NewClient = func(opt *redis.Options) *redis.Client {
+			rdb := redis.NewClient(opt)
+			limit(m.t, rdb)
+			return rdb
+		}
+	}
 	opt.Dialer = w.dialer(redis.NewDialer(&redis.Options{DialTimeout: opt.DialTimeout, TLSConfig: opt.TLSConfig}))
 	rdb := redis.NewClusterClient(opt)
 	keep(m.t, rdb, w)
@@ -127,6 +136,30 @@ func (m *Masters) processes() []*Process {
 	return nodes
 }
 
+// Join starts another node, a master without slots, and returns it when the others
+// know it. The cluster then ends with the test.
+func (m *Masters) Join() *Process {
+	m.t.Helper()
+	m.owned = true
+	c := m.trio
+	bin := c.nodes[0].args[0]
+	d, err := startDaemon(func() (*daemon, error) { return nodeDaemon(bin, c.dir) })
+	if err == nil {
+		first := c.nodes[0].port()
+		c.nodes = append(c.nodes, d)
+		err = d.tell(func(ctx context.Context, rdb *redis.Client) error {
+			return rdb.Do(ctx, "CLUSTER", "MEET", "127.0.0.1", first).Err()
+		})
+	}
+	if err == nil {
+		err = c.await()
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return &Process{t: m.t, wire: m.wire, d: d}
+}
+
 // Ready waits until every node says that all is well with the whole cluster.
 func (m *Masters) Ready() {
 	m.t.Helper()
@@ -154,6 +187,7 @@ func (m *Masters) Resume() {
 // Kill ends all nodes (SIGKILL), with all data, and returns when they have
 // ended.
 func (m *Masters) Kill() {
+	m.wantNoDenials()
 	m.trio.kill()
 }
 
@@ -162,13 +196,19 @@ func (m *Masters) Kill() {
 // run.
 func (m *Masters) Restart() {
 	m.t.Helper()
-	m.trio.kill()
+	m.Kill()
 	for _, d := range m.trio.nodes {
 		if err := d.start(); err != nil { // It finds its slots and peers in its file.
 			m.t.Fatal(err)
 		}
 	}
 	m.Ready()
+}
+
+func (m *Masters) wantNoDenials() {
+	for _, d := range m.trio.nodes {
+		wantNoDenials(m.t, d)
+	}
 }
 
 // A trio has the processes of a cluster, which may outlive a test but not the
@@ -292,7 +332,8 @@ func (c *trio) well() error {
 			return err
 		}
 		lines := strings.Split(info, "\r\n")
-		for _, want := range []string{"cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3", "cluster_size:3"} {
+		known := fmt.Sprintf("cluster_known_nodes:%d", len(c.nodes))
+		for _, want := range []string{"cluster_state:ok", "cluster_slots_ok:16384", known, "cluster_size:3"} {
 			if !slices.Contains(lines, want) {
 				return fmt.Errorf("the cluster is not ready: not %s in\n%s", want, info)
 			}

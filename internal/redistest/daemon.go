@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,7 +59,7 @@ func tcpDaemon(bin, dir string, port int, args ...string) *daemon {
 }
 
 func newDaemon(bin, dir, network, addr string, args []string) *daemon {
-	args = append([]string{bin, "--dir", dir, "--save", "", "--appendonly", "no", "--daemonize", "no"}, args...)
+	args = append([]string{bin, "--dir", dir, "--save", "", "--appendonly", "no", "--daemonize", "no"}, slices.Concat(limits, args)...)
 	return &daemon{network: network, addr: addr, dir: dir, args: args}
 }
 

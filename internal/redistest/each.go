@@ -97,6 +97,9 @@ func (s single) Until(what string, ok func() bool) {
 	until(s.t, what, ok)
 }
 
+// Backend returns m as a Backend.
+func (m *Masters) Backend() Backend { return cluster{m} }
+
 type cluster struct{ *Masters }
 
 func (c cluster) Client() redis.UniversalClient { return c.Masters.Client() }

@@ -55,7 +55,7 @@ func startServer(t testing.TB, make func(dir string) (*daemon, error)) *Process 
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(p.d.kill)
+	t.Cleanup(p.Kill)
 	return p
 }
 
@@ -90,7 +90,10 @@ func (p *Process) Plain(change ...func(*redis.Options)) *redis.Client {
 func (p *Process) client(opt *redis.Options, change []func(*redis.Options)) *redis.Client {
 	p.t.Helper()
 	opt.Network, opt.Addr = p.d.network, p.d.addr
-	return newClient(p.t, p.wire, opt, change, nil)
+	limited(opt)
+	rdb := newClient(p.t, p.wire, opt, change, nil)
+	limit(p.t, rdb)
+	return rdb
 }
 
 // Wire returns the Wire of all clients of p.
@@ -102,10 +105,14 @@ func (p *Process) Addr() string { return p.d.addr }
 // URL returns the address in the form of [redis.ParseURL], for programs that
 // the test starts.
 func (p *Process) URL() string {
-	if p.d.network == "unix" {
-		return "unix://" + p.d.addr
+	who := ""
+	if len(limits) > 0 {
+		who = user + ":" + password + "@"
 	}
-	return "redis://" + p.d.addr
+	if p.d.network == "unix" {
+		return "unix://" + who + p.d.addr
+	}
+	return "redis://" + who + p.d.addr
 }
 
 // Pid returns the process id.
@@ -144,13 +151,16 @@ func (p *Process) signal(sig os.Signal) {
 }
 
 // Kill ends the process (SIGKILL), with all data, and returns when it has ended.
-func (p *Process) Kill() { p.d.kill() }
+func (p *Process) Kill() {
+	wantNoDenials(p.t, p.d)
+	p.d.kill()
+}
 
 // Restart starts the server again, empty, at the same address. It kills the
 // process if that still runs.
 func (p *Process) Restart() {
 	p.t.Helper()
-	p.d.kill()
+	p.Kill()
 	if err := p.d.start(); err != nil {
 		p.t.Fatal(err)
 	}

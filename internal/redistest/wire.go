@@ -51,12 +51,12 @@ type hub struct {
 // A rule says how many of the next things a fault befalls.
 type rule struct {
 	left int
-	only []string // of these names; without any, whatever is counted
+	only func(name string) bool // of these names; nil for whatever is counted
 }
 
 func (r *rule) befalls(counted bool, names ...string) bool {
-	if len(r.only) > 0 {
-		counted = slices.ContainsFunc(names, func(name string) bool { return slices.Contains(r.only, name) })
+	if r.only != nil {
+		counted = slices.ContainsFunc(names, r.only)
 	}
 	if r.left == 0 || !counted {
 		return false
@@ -150,21 +150,27 @@ func (w *Wire) Delay(d time.Duration) { w.set(func() { w.delay = d }) }
 // loading the dataset in memory": those of the given names, or else all that
 // Commands counts. The server does not see them.
 func (w *Wire) Fail(n int, text string, names ...string) {
-	w.set(func() { w.fail, w.failure = rule{n, upper(names)}, text })
+	w.set(func() { w.fail, w.failure = rule{n, among(upper(names))}, text })
 }
 
 // LoseReplies loses the replies of the next n commands, of the given names or
 // else of those that Commands counts: the server executes the command, and then
 // the connection is cut.
 func (w *Wire) LoseReplies(n int, names ...string) {
-	w.set(func() { w.lose = rule{n, upper(names)} })
+	w.set(func() { w.lose = rule{n, among(upper(names))} })
 }
 
 // DropMessages drops the next n messages on subscribed connections: of the
 // given channels or patterns, or else all. An invalidation of a tracked key is
 // a message on "__redis__:invalidate".
 func (w *Wire) DropMessages(n int, channels ...string) {
-	w.set(func() { w.drop = rule{n, channels} })
+	w.set(func() { w.drop = rule{n, among(channels)} })
+}
+
+// DropMessagesWhere is like [Wire.DropMessages], of the channels or patterns for
+// which where holds.
+func (w *Wire) DropMessagesWhere(n int, where func(channel string) bool) {
+	w.set(func() { w.drop = rule{n, where} })
 }
 
 // Heal ends all faults. What it cut stays cut.
@@ -178,6 +184,13 @@ func (w *Wire) Heal() {
 
 // end ends all connections for good.
 func (w *Wire) end() { w.Down() }
+
+func among(names []string) func(name string) bool {
+	if len(names) == 0 {
+		return nil
+	}
+	return func(name string) bool { return slices.Contains(names, name) }
+}
 
 func upper(names []string) []string {
 	names = slices.Clone(names)
@@ -312,6 +325,9 @@ type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error
 // dialer returns a dial whose connections are of this Wire.
 func (w *Wire) dialer(dial dialFunc) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if err := ctx.Err(); err != nil {
+			return nil, err // a dial in memory would not notice
+		}
 		real, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err

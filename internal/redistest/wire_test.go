@@ -429,6 +429,18 @@ func TestDelayedMessagesComeOneAfterTheOther(t *testing.T) {
 	})
 }
 
+// As on a network, nobody is connected whose context has ended.
+func TestDialHeedsItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rdb := redistest.Bubble(t).Client()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if c, err := rdb.Options().Dialer(ctx, "tcp", "127.0.0.1:0"); !errors.Is(err, context.Canceled) {
+			t.Errorf("dial = %v, %v; want %v", c, err, context.Canceled)
+		}
+	})
+}
+
 func TestCutConnectionsAreMadeAnew(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		a, w := warm(t, r, "k")

@@ -48,6 +48,7 @@ type Mailbox struct {
 	users    int
 	conn     *redis.PubSub   // that is connected, if there is one
 	channels map[string]*ear // that we want
+	uses     map[string]int  // of channels, by users that have not stopped
 	slots    map[string][]*Slot
 	holds    map[string]func() // by owner
 	probing  bool
@@ -84,7 +85,7 @@ func Open(client Client) *Mailbox {
 	_, _ = rand.Read(name) // never fails
 	m := &Mailbox{
 		client: client, process: hex.EncodeToString(name), users: 1,
-		channels: make(map[string]*ear), slots: make(map[string][]*Slot), holds: make(map[string]func()),
+		channels: make(map[string]*ear), uses: make(map[string]int), slots: make(map[string][]*Slot), holds: make(map[string]func()),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if shared {
@@ -113,6 +114,35 @@ func (m *Mailbox) Close() {
 		_ = conn.Close()
 	}
 	m.running.Wait()
+}
+
+// Use says that a user may Listen to a channel. When all who do have called stop,
+// it is not listened to any more, while the mailbox stays for others; but for the
+// last channel of a mailbox, as a connection needs one.
+func (m *Mailbox) Use(channel string) (stop func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.uses[channel]++
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.uses[channel]--; m.uses[channel] == 0 {
+			delete(m.uses, channel)
+		}
+		for channel := range m.channels {
+			if m.uses[channel] == 0 && len(m.channels) > 1 {
+				m.unsubscribe(channel)
+			}
+		}
+	}
+}
+
+// unsubscribe gives up a channel. The caller holds m.mu.
+func (m *Mailbox) unsubscribe(channel string) {
+	delete(m.channels, channel)
+	if conn := m.conn; conn != nil && m.ctx.Err() == nil {
+		m.running.Go(func() { _ = conn.Unsubscribe(ended, channel) }) // a failure shows as a broken connection
+	}
 }
 
 // Process returns the name under which the others know this process: 128 random
@@ -275,7 +305,11 @@ func (m *Mailbox) deaf() {
 func (m *Mailbox) handle(got any) {
 	switch got := got.(type) {
 	case *redis.Subscription:
-		m.confirmed(got.Channel)
+		if got.Kind == "unsubscribe" {
+			m.unsubscribed(got.Channel)
+		} else {
+			m.confirmed(got.Channel)
+		}
 	case *redis.Message:
 		if message, err := protocol.ParseMessage(got.Payload); err == nil {
 			m.deliver(message)
@@ -296,6 +330,17 @@ func (m *Mailbox) confirmed(channel string) {
 		for _, s := range slots {
 			s.nudge()
 		}
+	}
+}
+
+// unsubscribed notes that a channel is not heard any more. If somebody has asked
+// for it again meanwhile, that request may have been sent first.
+func (m *Mailbox) unsubscribed(channel string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e := m.channels[channel]; e != nil && m.conn != nil && m.ctx.Err() == nil {
+		e.hears = false
+		m.subscribe(m.conn, channel)
 	}
 }
 

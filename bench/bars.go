@@ -1,0 +1,72 @@
+package main
+
+import (
+	"slices"
+
+	"github.com/fetchonce/fetchonce/bench/peer"
+	"github.com/fetchonce/fetchonce/bench/report"
+	"github.com/fetchonce/fetchonce/bench/run"
+)
+
+// bars are what fetchonce should reach: most of them beside its peers in the same
+// repetition.
+func bars() []report.Bar {
+	all := slices.Concat(hitBars, loadBars, lockBars)
+	for i := range all {
+		all[i].Peer = ours
+	}
+	return all
+}
+
+// ours is the peer that the bars are for.
+const ours = "fetchonce"
+
+var hitBars = []report.Bar{
+	{What: "a near hit beside a bare otter", Workload: near.Name, Figure: "ns_per_op", Against: peers("floor-otter"), Most: 2},
+	{What: "a near hit beside client-side caches", Workload: near.Name, Figure: "ns_per_op", Against: peers("rueidisaside", "goredis-csc"), Most: 0.1},
+	{What: "allocations of a near hit", Workload: near.Name, Figure: "allocs_per_op", Most: 0.01}, // those of the loop around it
+	{What: "a hit beside a bare GET, alone", Workload: hit.Name, Where: one, Figure: "ops_per_s", Against: peers("floor-goredis"), Least: 1 / 1.10},
+	{What: "hits beside the best peer", Workload: hit.Name, Where: run.Params{"goroutines": "64"}, Figure: "ops_per_s", Against: others(hit, anyPeer), Least: 1},
+	{What: "hits beside the best peer", Workload: hit.Name, Where: run.Params{"goroutines": "256"}, Figure: "ops_per_s", Against: others(hit, anyPeer), Least: 1},
+	{What: "hits beside the best bare client", Workload: hit.Name, Where: run.Params{"goroutines": "64"}, Figure: "ops_per_s", Against: peers("floor-goredis-ap", "floor-rueidis"), Least: 0.95},
+	{What: "hits beside the best bare client", Workload: hit.Name, Where: run.Params{"goroutines": "256"}, Figure: "ops_per_s", Against: peers("floor-goredis-ap", "floor-rueidis"), Least: 0.95},
+}
+
+var one = run.Params{"goroutines": "1"}
+
+var loadBars = []report.Bar{
+	{What: "a miss beside the best peer that fetches once", Workload: miss.Name, Figure: "us_per_op", Against: others(miss, fetchesOnce), Most: 1},
+	{What: "fetches of a value that all want", Workload: stampede.Name, Figure: fetches.Figure, Most: 1},
+	{What: "p99 after the fetch's end beside the best peer that fetches once", Workload: stampede.Name, Figure: afterP99.Figure, Against: others(stampede, fetchesOnce), Most: 1},
+	{What: "Redis commands beside the best peer that fetches once", Workload: stampede.Name, Figure: "commands", Against: others(stampede, fetchesOnce), Most: 1},
+	{What: "fetches to those that were needed", Workload: zipf.Name, Figure: "fetches_to_minimum", Most: 1.02},
+}
+
+var lockBars = []report.Bar{
+	{What: "hand-overs beside the best peer", Workload: handover.Name, Figure: handoversPerSecond.Figure, Against: otherLockers, Least: 2},
+	{What: "acquisitions of the goroutine that has fewest to those of the one that has most", Workload: handover.Name, Figure: "fairness", Least: 0.9},
+	{What: "p99 of the wait to its mean", Workload: handover.Name, Figure: "wait_p99_to_mean", Most: 10},
+	{What: "two who hold the lock at once", Workload: handover.Name, Figure: "overlaps", Most: 0},
+	{What: "requests under a lock that nobody else wants, beside the best peer", Workload: overHTTP.Name, Where: run.Params{"key": uniqueKey}, Figure: "ops_per_s", Against: otherLockers, Least: 1},
+}
+
+func peers(names ...string) func(run.Params) []string {
+	return func(run.Params) []string { return names }
+}
+
+// others returns the peers of a workload but ours and the bounds.
+func others(load *run.Workload, of func(peer.Kind) bool) func(run.Params) []string {
+	return func(p run.Params) []string {
+		return slices.DeleteFunc(slices.Clone(load.Peers(p)), func(name string) bool {
+			l, _ := peer.LoaderOf(name)
+			return name == ours || l.Kind.Floor || !of(l.Kind)
+		})
+	}
+}
+
+func anyPeer(peer.Kind) bool       { return true }
+func fetchesOnce(k peer.Kind) bool { return k.Once }
+
+func otherLockers(p run.Params) []string {
+	return slices.DeleteFunc(lockerNames(p), func(name string) bool { return name == ours })
+}

@@ -1,0 +1,94 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/bsm/redislock"
+	"github.com/go-redsync/redsync/v4"
+	redsyncpool "github.com/go-redsync/redsync/v4/redis/goredis/v9"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/singleflight"
+)
+
+// cacheAndLock is what is built from a lock library and a plain cache: look,
+// and after a miss lock, look again, fetch, store, unlock. A process sends one of
+// its callers to the lock and the others wait for it (singleflight), as without
+// that the callers of a busy key wait for seconds.
+type cacheAndLock struct {
+	goRedis
+	alone singleflight.Group
+	lock  func(ctx context.Context, name string) (unlock func() error, err error)
+}
+
+func (a *cacheAndLock) Get(ctx context.Context, key string, fetch Fetch) (Thing, error) {
+	t, err := a.look(ctx, key)
+	if !errors.Is(err, redis.Nil) {
+		return t, err
+	}
+	v, err, _ := a.alone.Do(key, func() (any, error) { return a.load(ctx, key, fetch) })
+	if err != nil {
+		return Thing{}, err
+	}
+	return v.(Thing), nil
+}
+
+func (a *cacheAndLock) load(ctx context.Context, key string, fetch Fetch) (t Thing, err error) {
+	unlock, err := a.lock(ctx, "lock:"+key)
+	if err != nil {
+		return Thing{}, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	return a.goRedis.Get(ctx, key, fetch)
+}
+
+const lockLife = 8 * time.Second // redsync's default
+
+func lockLifeOf(cfg Config) time.Duration {
+	if cfg.Lease > 0 {
+		return cfg.Lease
+	}
+	return lockLife
+}
+
+// openCacheAndRedislock has bsm/redislock ask again in a fixed rhythm, for as long
+// as it takes: 100ms is what its documentation has in its example of a backoff,
+// 10ms is for those in a hurry.
+func openCacheAndRedislock(backoff time.Duration) func(context.Context, Config) (Adapter, error) {
+	return func(_ context.Context, cfg Config) (Adapter, error) {
+		rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
+		locks, life := redislock.New(rdb), lockLifeOf(cfg)
+		opt := &redislock.Options{RetryStrategy: redislock.LinearBackoff(backoff)}
+		a := &cacheAndLock{goRedis: goRedis{rdb: rdb, ttl: cfg.TTL}}
+		a.lock = func(ctx context.Context, name string) (func() error, error) {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute) // without one it gives up after life
+			defer cancel()
+			l, err := locks.Obtain(ctx, name, life, opt)
+			if err != nil {
+				return nil, err
+			}
+			return func() error { return l.Release(context.WithoutCancel(ctx)) }, nil
+		}
+		return a, nil
+	}
+}
+
+// openCacheAndRedsync has redsync with its defaults: it asks again after 50 to
+// 250ms, 32 times.
+func openCacheAndRedsync(_ context.Context, cfg Config) (Adapter, error) {
+	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
+	locks, life := redsync.New(redsyncpool.NewPool(rdb)), lockLifeOf(cfg)
+	a := &cacheAndLock{goRedis: goRedis{rdb: rdb, ttl: cfg.TTL}}
+	a.lock = func(ctx context.Context, name string) (func() error, error) {
+		m := locks.NewMutex(name, redsync.WithExpiry(life))
+		if err := m.LockContext(ctx); err != nil {
+			return nil, err
+		}
+		return func() error {
+			_, err := m.UnlockContext(context.WithoutCancel(ctx))
+			return err
+		}, nil
+	}
+	return a, nil
+}

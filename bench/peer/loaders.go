@@ -1,0 +1,57 @@
+package peer
+
+import (
+	"slices"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// Loaders are all that can load a value. Versions stand in go.mod.
+//
+// What is the same for all, so that the libraries are compared and not their
+// defaults: values are msgpack without compression wherever the library lets its
+// user choose (sturdyc does not), lives have no jitter (or the end of a TTL would
+// be another one for each), and a library that is given a go-redis client gets
+// one with go-redis' own defaults.
+var Loaders = []Loader{
+	{Name: "fetchonce", Kind: Kind{Once: true, Near: true, Hears: true, Many: true}, Open: openFetchonce},
+
+	{Name: "floor-goredis", Kind: Kind{Floor: true, Many: true}, Open: openGoRedis},
+	{Name: "floor-goredis-ap", Kind: Kind{Floor: true, Many: true}, Open: openGoRedisPipelined},
+	{Name: "floor-rueidis", Kind: Kind{Floor: true, Many: true}, Open: openRueidis},
+	{Name: "floor-otter", Kind: Kind{Floor: true, Near: true, Local: true}, Open: openOtter},
+
+	{Name: "goredis-cache", Kind: Kind{Near: true}, Open: openGoRedisCache},
+	{Name: "goredis-csc", Kind: Kind{Near: true, Hears: true, Late: true, Always: true}, Open: openGoRedisCSC},
+	{Name: "jetcache", Kind: Kind{Near: true, Many: true}, Open: openJetcache},
+	{Name: "sturdyc", Kind: Kind{Near: true, Late: true, Always: true, Many: true}, Open: openSturdyc},
+
+	{Name: "rueidisaside", Kind: Kind{Once: true, Near: true, Hears: true, Always: true}, Open: openRueidisAside},
+	{Name: "rockscache-10ms", Kind: Kind{Once: true, Many: true}, Open: openRockscache(10 * time.Millisecond)},
+	{Name: "rockscache-100ms", Kind: Kind{Once: true, Many: true}, Open: openRockscache(100 * time.Millisecond)},
+	{Name: "redislock-sf-10ms", Kind: Kind{Once: true, Locks: true}, Open: openCacheAndRedislock(10 * time.Millisecond)},
+	{Name: "redislock-sf-100ms", Kind: Kind{Once: true, Locks: true}, Open: openCacheAndRedislock(100 * time.Millisecond)},
+	{Name: "redsync-sf", Kind: Kind{Once: true, Locks: true}, Open: openCacheAndRedsync},
+}
+
+// LoaderOf returns the Loader called name.
+func LoaderOf(name string) (Loader, bool) {
+	i := slices.IndexFunc(Loaders, func(l Loader) bool { return l.Name == name })
+	if i < 0 {
+		return Loader{}, false
+	}
+	return Loaders[i], true
+}
+
+const copies = 10_000 // kept in a process, where it keeps any
+
+// copyLife returns how long a copy is used.
+func copyLife(cfg Config) time.Duration { return min(cfg.TTL, time.Minute) }
+
+func encode(t Thing) ([]byte, error) { return msgpack.Marshal(&t) }
+
+func decode(b []byte) (t Thing, err error) {
+	err = msgpack.Unmarshal(b, &t)
+	return t, err
+}

@@ -1,0 +1,229 @@
+package fetchonce_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// What nobody is to read in a log or an error.
+const (
+	canaryKey      = "key-c4n4ry"
+	canaryValue    = "value-c4n4ry"
+	canaryPassword = "password-c4n4ry"
+	canaryURL      = "://user-c4n4ry"
+)
+
+// A listener has all that was said, to the log and to callers.
+type listener struct {
+	t *testing.T
+
+	mu   sync.Mutex
+	log  bytes.Buffer
+	errs int
+}
+
+func (s *listener) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.Write(p)
+}
+
+func (s *listener) logged() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.String()
+}
+
+// told looks at an error of a caller who gave canaryKey: it may be quoted.
+func (s *listener) told(err error) {
+	s.t.Helper()
+	if err == nil {
+		return
+	}
+	s.errs++
+	text := strings.ReplaceAll(err.Error(), `"`+canaryKey+`"`, "")
+	for _, secret := range []string{canaryKey, canaryValue, canaryPassword, canaryURL} {
+		if strings.Contains(text, secret) {
+			s.t.Errorf("an error tells %q: %v", secret, err)
+		}
+	}
+}
+
+// A secretive is a value whose codec quotes it in its errors, as many do.
+type secretive struct {
+	Text   string
+	Cannot bool
+}
+
+func (v secretive) MarshalJSON() ([]byte, error) {
+	if v.Cannot {
+		return nil, errors.New("cannot write " + v.Text)
+	}
+	return []byte(`{"Text":"` + v.Text + `"}`), nil
+}
+
+func (v *secretive) UnmarshalJSON(data []byte) error {
+	if bytes.Contains(data, []byte("bad")) {
+		return errors.New("cannot read " + string(data))
+	}
+	v.Text = canaryValue
+	return nil
+}
+
+// A canary is a process with secrets, and what befalls it.
+type canary struct {
+	*testing.T
+	*listener
+	r     redistest.Redis
+	rdb   *redis.Client
+	l     *fetchonce.Loader[secretive]
+	locks *fetchonce.Locker
+}
+
+func newCanary(t *testing.T, policy fetchonce.Policy) *canary {
+	t.Helper()
+	c := &canary{T: t, listener: &listener{t: t}, r: redistest.Bubble(t)}
+	opt, err := redis.ParseURL("redis" + canaryURL + ":" + canaryPassword + "@127.0.0.1/0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.r.RequireUserAuth(opt.Username, opt.Password)
+	c.rdb = c.r.Client(func(o *redis.Options) { o.Username, o.Password = opt.Username, opt.Password })
+	logger := slog.New(slog.NewJSONHandler(c.listener, &slog.HandlerOptions{Level: slog.LevelDebug, AddSource: true}))
+	c.l, err = fetchonce.New(c.rdb, fetchonce.Options[secretive]{
+		Prefix: "test", Codec: fetchonce.JSON, OnRedisDown: policy, Logger: logger, StaleIfError: time.Hour,
+		Near: fetchonce.Near{Entries: 10}, MaxBytes: 1000,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.l.Close() })
+	if c.locks, err = fetchonce.NewLocker(c.rdb, fetchonce.LockOptions{Prefix: "test", Logger: logger}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.locks.Close() })
+	return c
+}
+
+var errHarmless = errors.New("the origin fails")
+
+// everything calls all there is, with a fetch that returns a value that can be
+// written, and one that cannot.
+func (c *canary) everything() {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), time.Minute)
+	defer cancel()
+	for _, v := range []secretive{{Text: canaryValue}, {Text: canaryValue, Cannot: true}, {Text: strings.Repeat(canaryValue, 1000)}} {
+		_, err := c.l.Get(ctx, canaryKey, func(context.Context, string) (secretive, error) { return v, nil })
+		c.told(err)
+		c.told(c.l.Delete(ctx, canaryKey))
+		_, err = c.l.GetMany(ctx, []string{canaryKey}, func(context.Context, []string) (map[string]secretive, error) {
+			return map[string]secretive{canaryKey: v}, nil
+		})
+		c.told(err)
+		if !v.Cannot { // else Set returns what the caller's own codec says
+			c.told(c.l.Set(ctx, canaryKey, v))
+		}
+	}
+	_, err := c.l.Peek(ctx, canaryKey)
+	c.told(err)
+	c.told(c.l.Update(ctx, canaryKey, func(context.Context) error { return nil }))
+	_, err = c.l.Get(ctx, canaryKey, func(context.Context, string) (secretive, error) { return secretive{}, errHarmless })
+	c.told(err)
+	func() {
+		defer func() {
+			if err, ok := recover().(error); ok {
+				c.told(err)
+			}
+		}()
+		_, err := c.l.Get(ctx, canaryKey, func(context.Context, string) (secretive, error) { panic("harmless") })
+		c.told(err)
+	}()
+	c.told(c.locks.Do(ctx, canaryKey, func(context.Context) error {
+		c.told(c.locks.TryDo(ctx, canaryKey, func(context.Context) error { return nil }))
+		return nil
+	}))
+}
+
+// The log hears of no key, value, password or URL, and an error of a caller has no
+// more than the key it gave, whatever goes wrong.
+func TestNothingIsGivenAway(t *testing.T) {
+	name := "test:v:{" + canaryKey + "}"
+	unknown := "ERR unknown command, with args beginning with: '" + name + "' '" + canaryValue + "'"
+	befalls := map[string]func(c *canary){
+		"nothing": func(*canary) {},
+		"is down": func(c *canary) { c.r.Wire().Down() },
+		"hangs":   func(c *canary) { c.r.Pause() },
+		"wrong type": func(c *canary) {
+			_, _ = c.r.Lpush(name, canaryValue)
+			_, _ = c.r.Lpush("test:l:{"+canaryKey+"}", canaryValue)
+		},
+		"foreign": func(c *canary) { _ = c.r.Set(name, canaryValue) },
+		"undecodable": func(c *canary) {
+			l, err := fetchonce.New(c.rdb, options{Prefix: "test", Codec: fetchonce.JSON})
+			if err != nil {
+				c.Fatal(err)
+			}
+			defer l.Close()
+			c.told(l.Set(c.Context(), canaryKey, "bad "+canaryValue))
+		},
+		"another password": func(c *canary) {
+			c.r.RequireUserAuth("user-c4n4ry", "another")
+			c.r.Wire().Cut()
+		},
+		"knows no GETRANGE": func(c *canary) { c.r.Wire().Fail(redistest.All, unknown, "GETRANGE") },
+		"knows no EVALSHA":  func(c *canary) { c.r.Wire().Fail(redistest.All, unknown, "EVALSHA") },
+		"loses scripts":     func(c *canary) { c.r.Wire().Fail(redistest.All, "NOSCRIPT", "EVALSHA", "EVAL") },
+		"out of memory":     func(c *canary) { c.r.SetError("OOM command not allowed when used memory > 'maxmemory'.") },
+	}
+	for _, policy := range []fetchonce.Policy{fetchonce.FailOpen, fetchonce.FailClosed} {
+		for what, befall := range befalls {
+			t.Run(what, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c := newCanary(t, policy)
+					befall(c)
+					c.everything()
+					c.r.Wire().Heal()
+					for _, secret := range []string{canaryKey, canaryValue, canaryPassword, canaryURL} {
+						if log := c.logged(); strings.Contains(log, secret) {
+							t.Errorf("the log tells %q:\n%s", secret, log)
+						}
+					}
+					if c.errs < 2 { // a fetch fails, and a lock is taken
+						t.Errorf("%d errors were told: that shows little", c.errs)
+					}
+					if what != "nothing" && policy == fetchonce.FailOpen && !strings.Contains(c.logged(), "fetchonce:") {
+						t.Error("nothing was logged: that shows little")
+					}
+				})
+			})
+		}
+	}
+}
+
+// Of a lock that could not be given back the log hears, and not of its name.
+func TestLockThatIsNotGivenBackIsNotNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCanary(t, fetchonce.FailOpen)
+		c.told(c.locks.Do(t.Context(), canaryKey, func(context.Context) error {
+			c.r.Wire().Fail(redistest.All, "ERR trouble", "EVALSHA")
+			return nil
+		}))
+		c.r.Wire().Heal()
+		if log := c.logged(); !strings.Contains(log, "ERR trouble") || strings.Contains(log, canaryKey) {
+			t.Errorf("the log: %s", log)
+		}
+	})
+}

@@ -1,0 +1,408 @@
+/*
+ * lock.pml: a lock, or with SLOTS a semaphore: acquire, hand-over, confirmation,
+ * the queue, release, and turns inside a process.
+ *
+ * As in load.pml a script is one atomic step, what has an end may end at any
+ * moment, and FAULTS bounds how often something goes wrong. A renewal only puts
+ * the end of a lease off, and there is no time here, so it has no step of its own.
+ *
+ *   one holder   no more than SLOTS are at work whose leases are valid
+ *   fences rise  each turn's is higher than all before; a semaphore's, than all given out before
+ *   no barging   nobody is granted what somebody alive in the queue has waited for
+ *   no false     who gave a lease back is not told that it was lost, if the answer
+ *   alarm        did not come and he asked once more
+ *   no wait      (LIVE) who waits does not wait for ever
+ */
+#ifndef P
+#define P 2 /* processes */
+#endif
+#ifndef R
+#define R 2 /* requests of each, one after another */
+#endif
+#ifndef SLOTS
+#define SLOTS 1
+#endif
+#ifndef FAULTS
+#define FAULTS 2
+#endif
+#if SLOTS == 1
+#define FENCES 2 /* turns of a lease inside a process */
+#else
+#define FENCES 1
+#endif
+
+#define O (P * R) /* owners: each request has a name of its own */
+#define NONE 255
+#define fault faults > 0 -> faults--
+
+/* The lock: redis key l. */
+bool hash = false;    /* it is there */
+byte born = 0;        /* b */
+byte last = 0;        /* f */
+bool held[O];         /* by owner, and the first of its fences */
+byte first[O];
+bool confirmed[O];    /* its lease ends like any other, and not after the grace */
+byte holders = 0;
+
+/* The queue: redis keys q and w. */
+byte ticket[O];       /* 0 if it is not in it */
+bool alive[O];
+byte tail = 0;
+
+byte clock = 1;       /* may stand still, and is what fences begin with */
+bool told[O];         /* the message "granted" is on its way */
+bool dead[P];
+byte faults = FAULTS;
+
+bool valid[O];        /* has a lease, until it gave it back or it ended by itself */
+bool lost[O];         /* its lease has ended by itself */
+bool working[O];
+byte given = 0;       /* the highest fence given out */
+byte used = 0;        /* and the highest of a turn */
+bool waiting0 = false;
+
+/* lock.lua: local fence = math.max(clock, last + 1) */
+inline grant(o, sure) {
+#ifdef MUTANT_CLOCK_ALONE
+	first[o] = clock;
+#else
+	first[o] = (clock > last + 1 -> clock : last + 1);
+#endif
+	assert(first[o] > given); /* fences rise */
+	given = first[o] + FENCES - 1;
+	/* lock.lua: last = fence + tonumber(ARGV[6]) - 1 */
+#ifdef MUTANT_ONE_FENCE
+	last = first[o];
+#else
+	last = given;
+#endif
+	if
+	/* lock.lua: redis.call("HSET", KEYS[1], "b", born) */
+	:: !hash -> hash = true; born++
+	:: else
+	fi;
+	/* lock.lua: redis.call("HSET", KEYS[1], "f", string.format("%.0f", last)) */
+	/* lock.lua: redis.call("HSET", KEYS[1], owner, fences[owner] .. " " .. string.format("%.0f", ends[owner])) */
+	held[o] = true; confirmed[o] = sure; holders++;
+	valid[o] = true; lost[o] = false
+}
+
+/* The head of the queue, or O. */
+inline findHead(o) {
+	o = O; k = 0;
+	do
+	:: k < O ->
+		if
+		:: ticket[k] != 0 && (o == O || ticket[k] < ticket[o]) -> o = k
+		:: else
+		fi;
+		k++
+	:: else -> break
+	od;
+	k = 0
+}
+
+/* lock.lua: while holders < slots do */
+inline settle(o) {
+	do
+	:: holders < SLOTS ->
+		/* lock.lua: local head = redis.call("ZRANGE", KEYS[2], 0, 0)[1] */
+		findHead(head);
+		if
+		:: head == O -> break
+		:: else
+		fi;
+		/* lock.lua: redis.call("ZREM", KEYS[2], head) */
+		/* lock.lua: redis.call("HDEL", KEYS[3], head) */
+		ticket[head] = 0;
+		if
+		/* lock.lua: if alive and tonumber(alive) > now then */
+		:: alive[head] ->
+			/* lock.lua: grant(head, tonumber(ARGV[5])) */
+			grant(head, false);
+			if
+			/* lock.lua: redis.pcall("PUBLISH", ARGV[3] .. string.match(head, "^[^.]*"), ARGV[4] .. string.char(#head) .. head) */
+			:: head != o -> told[head] = true
+			:: true /* lost */
+			fi
+		:: else
+		fi;
+		alive[head] = false
+	:: else -> break
+	od;
+	head = 0
+}
+
+/* lock.lua: redis.call("HDEL", KEYS[1], owner) */
+inline drop(o) {
+	if
+	:: held[o] -> held[o] = false; holders--; confirmed[o] = false; first[o] = 0
+	:: else
+	fi
+}
+
+inline noBarging(o) {
+	k = 0;
+	do
+	:: k < O -> assert(k == o || ticket[k] == 0 || !alive[k]); k++
+	:: else -> break
+	od;
+	k = 0
+}
+
+/* A turn begins. */
+inline begin(o, fence) {
+	working[o] = true;
+	n = 0; k = 0;
+	do
+	:: k < O -> n = n + (working[k] && valid[k]); k++
+	:: else -> break
+	od;
+	k = 0;
+	assert(n <= SLOTS); /* one holder */
+	n = 0;
+#if SLOTS == 1
+	assert(!valid[o] || fence > used); /* fences rise */
+	used = (fence > used -> fence : used)
+#endif
+}
+
+/* A lease that was given back, or was lost before. */
+inline givenBack(o) {
+#ifdef MUTANT_NO_BORN
+	assert(held[o] || lost[o]);
+#else
+	/* lock_release.lua: if fences[ARGV[1]] or (born and born == ARGV[9]) then ours = 1 end */
+	/* lock_acquire.lua: if fences[ARGV[12]] or (born and born == ARGV[13]) then returned = 1 end */
+	assert(held[o] || (hash && born == since) || lost[o]); /* no false alarm */
+#endif
+	valid[o] = false;
+	drop(o)
+}
+
+proctype Process(byte me) {
+	byte request = 0, o = 0, back = NONE, since = 0, place = 0, fence = 0;
+	byte head = 0, k = 0, n = 0;
+	bool trying = false;
+
+next:
+	skip; /* any time later */
+ready:
+	atomic {
+		if
+		:: request == R && back == NONE -> goto end
+		:: request < R -> o = me * R + request; request++
+		fi;
+		place = 0;
+		if
+		:: trying = false; waiting0 = waiting0 || me == 0
+		:: back == NONE -> trying = true
+		fi
+	};
+
+ask:
+	atomic {
+		/* lock_acquire.lua: drop(ARGV[12]) */
+		if
+		:: back != NONE -> givenBack(back)
+		:: else
+		fi;
+		findHead(head);
+		if
+		/* lock_acquire.lua: if fences[owner] then */
+		:: held[o]
+		:: !held[o] && trying ->
+			/* lock_acquire.lua: settle() -- those who wait come first */
+#ifndef MUTANT_TRY_OVERTAKES
+			settle(o);
+#endif
+			/* lock_acquire.lua: if holders < slots then grant(owner, lease) end */
+			if
+			:: holders < SLOTS -> noBarging(o); grant(o, true)
+			:: else
+			fi
+		/* lock_acquire.lua: elseif holders < slots and redis.call("EXISTS", KEYS[2]) == 0 then */
+#ifdef MUTANT_OVERTAKE
+		:: !held[o] && !trying && holders < SLOTS -> noBarging(o); grant(o, true)
+		:: !held[o] && !trying && holders >= SLOTS ->
+#else
+		:: !held[o] && !trying && holders < SLOTS && head == O -> noBarging(o); grant(o, true)
+		:: !held[o] && !trying && (holders >= SLOTS || head != O) ->
+#endif
+			/* lock_acquire.lua: ticket = tonumber(redis.call("ZSCORE", KEYS[2], owner) or ARGV[11]) */
+			if
+			:: ticket[o] == 0 && place != 0 -> ticket[o] = place
+			:: ticket[o] == 0 && place == 0 -> tail++; ticket[o] = tail
+			:: else
+			fi;
+			/* lock_acquire.lua: redis.call("ZADD", KEYS[2], string.format("%.0f", ticket), owner) */
+			/* lock_acquire.lua: redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + tonumber(ARGV[10]))) */
+			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[2], ARGV[10]) */
+			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[3], ARGV[10]) */
+			alive[o] = true; place = ticket[o]
+		fi;
+		head = 0;
+		settle(o);
+		/* lock_acquire.lua: if fences[owner] then hold(owner, lease) end */
+		confirmed[o] = held[o];
+		if
+		:: fault; /* the answer is lost: it is sent again */
+			if
+			:: place = 0
+			:: true
+			fi;
+			goto ask
+		:: true
+		fi;
+		back = NONE; told[o] = false;
+		if
+		/* lock_acquire.lua: if fences[owner] then return {"leased", returned, fences[owner], born, handed} end */
+		:: held[o] -> fence = first[o]; since = born; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto work
+		:: !held[o] && trying -> trying = false; waiting0 = waiting0 && me != 0; goto next
+		:: else
+		fi
+	};
+
+wait:
+	if
+#ifdef MUTANT_UNCONFIRMED
+	:: atomic { told[o] -> told[o] = false; assert(valid[o]); fence = first[o]; since = born; begin(o, fence); goto work }
+#else
+	/* distlock.go: case <-r.slot.Ready(): */
+	:: atomic { told[o] -> told[o] = false; goto ask }
+#endif
+#ifndef MUTANT_NO_TIMER
+	/* distlock.go: case <-timer.C: */
+	:: atomic { true -> goto ask }
+#endif
+	/* distlock.go: lk.forget(n.lock, r.wish.Owner, false) */
+#ifdef LIVE
+	:: atomic { me != 0 ->
+#else
+	:: atomic { true ->
+#endif
+		place = 0; waiting0 = waiting0 && me != 0; since = NONE; goto leave } /* nobody waits any more */
+	:: atomic { fault; dead[me] = true; waiting0 = waiting0 && me != 0; goto end }
+	fi;
+
+work:
+	if
+	:: atomic { fault; dead[me] = true; working[o] = false; goto end }
+#if SLOTS == 1
+	/* distlock.go: h.fence++ */
+	:: atomic { fence == first[o] && held[o] -> fence++; begin(o, fence); goto work }
+#endif
+	:: atomic { true -> working[o] = false; goto release }
+	/* distlock.go: r.wish.Return, r.wish.ReturnSince = h.owner, h.since */
+	:: atomic { request < R -> working[o] = false; back = o; goto ready }
+	fi;
+
+release:
+	atomic {
+		givenBack(o);
+		settle(o);
+		if
+		:: fault; goto release
+		:: true
+		fi;
+		goto next
+	};
+
+leave:
+	atomic {
+		if
+#ifdef MUTANT_RELEASE_ANY
+		:: true -> k = 0;
+			do
+			:: k < O -> drop(k); k++
+			:: else -> break
+			od;
+			k = 0
+#else
+		/* lock_release.lua: drop(ARGV[1]) */
+		:: held[o] -> valid[o] = false; drop(o)
+		:: else
+#endif
+		fi;
+		/* lock_release.lua: redis.call("ZREM", KEYS[2], ARGV[1]) */
+		/* lock_release.lua: redis.call("HDEL", KEYS[3], ARGV[1]) */
+		ticket[o] = 0; alive[o] = false; told[o] = false;
+		settle(o);
+		goto next
+	};
+
+end:
+	skip
+}
+
+inline ends(o) {
+	drop(o); valid[o] = false; lost[o] = true
+}
+
+inline forgetLock() {
+	o = 0;
+	do
+	:: o < O ->
+		if
+		:: held[o] -> ends(o)
+		:: else -> lost[o] = true
+		fi;
+		o++
+	:: else -> break
+	od;
+	o = 0; hash = false;
+	clock = (clock > last + 1 -> clock : last + 1); last = 0 /* that takes longer than a row of fences */
+}
+
+#ifdef MUTANT_NO_END
+#define mayEnd(o) (!dead[o / R] && faults > 0)
+#else
+#define mayEnd(o) (dead[o / R] || faults > 0)
+#endif
+
+/* A lease ends: its holder is dead, was stopped, or was late to confirm it. Or a
+ * waiter is taken for dead: he is, or was stopped, or could not ask. */
+#define endsOf(o) \
+	atomic { held[o] && mayEnd(o) -> faults = faults - !dead[o / R]; ends(o) } \
+	:: atomic { alive[o] && (dead[o / R] || faults > 0) -> faults = faults - !dead[o / R]; alive[o] = false }
+
+/* What ends by itself, and what is lost. An end is found by whoever asks next. */
+proctype Clock() {
+	byte o = 0;
+end:
+	do
+	:: endsOf(0)
+	:: endsOf(1)
+#if P * R > 2
+	:: endsOf(2)
+#endif
+#if P * R > 3
+	:: endsOf(3)
+#endif
+	/* lock.lua: redis.call("PEXPIRE", KEYS[1], longest - now + tonumber(ARGV[7])) */
+	:: atomic { hash && holders == 0 -> forgetLock() }
+	:: atomic { hash && faults > 0 -> faults--; forgetLock() } /* DEL */
+	:: atomic { faults > 0 -> faults--; forgetLock(); /* FLUSHALL, or a failover */
+		o = 0;
+		do
+		:: o < O -> ticket[o] = 0; alive[o] = false; o++
+		:: else -> break
+		od;
+		o = 0 }
+	od
+}
+
+init {
+	atomic {
+		byte i = 0;
+		do
+		:: i < P -> run Process(i); i++
+		:: else -> break
+		od;
+		run Clock()
+	}
+}
+
+#ifdef LIVE
+ltl noWait { [] (waiting0 -> <> !waiting0) }
+#endif

@@ -1,0 +1,105 @@
+/*
+ * store.pml: loads with a Store, whose leases may be lost at any time, so that any
+ * number of processes create the same key at once.
+ *
+ * The table has the last word: one row, which everybody returns, and no error.
+ * Somebody may delete the row meanwhile, once; then the next one is the row.
+ */
+#ifndef N
+#define N 3
+#endif
+#ifndef DELETES
+#define DELETES 1
+#endif
+#define NONE 255
+
+byte row = 0;  /* its value; 0 if there is none */
+byte rows = 0;
+byte owner = NONE;
+bool duplicate = false; /* the database has refused a row */
+byte deletes = DELETES;
+byte ever = 0; /* bit set of the values that were the row */
+
+proctype Process(byte me) {
+	byte seen = 0, version = 0;
+
+	/* loader.go: v, err := l.opt.Store.Lookup(ctx, k.user) */
+	seen = row;
+	if
+	:: seen != 0 -> goto done
+	:: else
+	fi;
+
+acquire:
+	if
+	:: atomic { owner == NONE -> owner = me }
+	:: atomic { owner != NONE && owner != me -> seen = row }; /* told, or by a timer */
+		if
+		:: seen != 0 -> goto done
+		:: else -> goto acquire
+		fi
+	:: true /* without a lease: Redis is down */
+	fi;
+
+	/* load.go: v, err := r.opt.Store.Lookup(ctx, r.k.user) */
+	seen = row;
+	if
+	:: seen != 0 -> goto release
+	:: else
+	fi;
+	version = me + 1; /* the fetch */
+
+create:
+	/* load.go: return r.opt.Store.Create(ctx, r.k.user, v) */
+	/* oncesql/dialect.go: insert += " ON CONFLICT (" + d.quote(key) + ") DO NOTHING" + */
+	atomic {
+		if
+		:: row == 0 -> row = version; rows++; ever = ever | (1 << version)
+#ifdef MUTANT_PLAIN_INSERT
+		:: else -> duplicate = true
+#else
+		:: else
+#endif
+		fi
+	};
+#ifdef MUTANT_RETURNS_ITS_OWN
+	seen = version;
+#else
+	seen = row;
+	if
+	:: seen == 0 -> goto create /* it was deleted in between */
+	:: else
+	fi;
+#endif
+
+release:
+	atomic {
+		if
+		:: owner == me -> owner = NONE
+		:: else
+		fi
+	};
+done:
+	assert(seen != 0 && (ever & (1 << seen)));
+	assert(rows <= 1 && !duplicate);
+	assert(deletes < DELETES || seen == row)
+}
+
+proctype Clock() {
+end:
+	do
+	:: atomic { owner != NONE -> owner = NONE } /* the lease is lost */
+	:: atomic { deletes > 0 && row != 0 -> deletes--; row = 0; rows-- }
+	od
+}
+
+init {
+	atomic {
+		byte i = 0;
+		do
+		:: i < N -> run Process(i); i++
+		:: else -> break
+		od;
+		run Clock()
+	}
+}

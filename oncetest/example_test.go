@@ -1,0 +1,95 @@
+package oncetest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/oncetest"
+)
+
+// Two processes ask for one thing. In a test of yours, t is the test's, and most
+// tests are better off in a bubble: testing/synctest.
+func ExampleRedis() {
+	t := newT()
+	defer t.end()
+
+	r := oncetest.Redis(t)
+	var calls atomic.Int64
+	fetch := func(_ context.Context, name string) (string, error) {
+		calls.Add(1)
+		return "a " + name, nil
+	}
+	opt := fetchonce.Options[string]{Prefix: "things"}
+	one, err := fetchonce.New(r, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer one.Close()
+	other, err := fetchonce.New(oncetest.NewClient(t, r), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+
+	first, _ := one.Get(t.Context(), "teapot", fetch)
+	second, _ := other.Get(t.Context(), "teapot", fetch)
+	fmt.Println(first, second, calls.Load())
+	// Output: a teapot a teapot 1
+}
+
+// A service that would rather refuse than send its callers to the origin at once
+// is tested for that.
+func ExampleFailNext() {
+	t := newT()
+	defer t.end()
+
+	r := oncetest.Redis(t)
+	l, err := fetchonce.New(r, fetchonce.Options[string]{Prefix: "things", OnRedisDown: fetchonce.FailClosed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+
+	oncetest.FailNext(t, r, 3, "ERR internal error")
+	fetch := func(context.Context, string) (string, error) { return "a teapot", nil }
+	for range 4 {
+		got, err := l.Get(t.Context(), "teapot", fetch)
+		if ours, ok := errors.AsType[*fetchonce.Error](err); ok {
+			fmt.Println("refused:", ours.Op)
+			continue
+		}
+		fmt.Println(got, err)
+	}
+	// Output:
+	// refused: read
+	// refused: read
+	// refused: read
+	// a teapot <nil>
+}
+
+// exampleT is what an example has in the place of a test.
+type exampleT struct {
+	testing.TB // has what is not here
+	cleanups   []func()
+}
+
+func newT() *exampleT { return new(exampleT) }
+
+func (t *exampleT) Helper()                  {}
+func (t *exampleT) Context() context.Context { return context.Background() }
+func (t *exampleT) Cleanup(f func())         { t.cleanups = append(t.cleanups, f) }
+func (t *exampleT) Fatal(args ...any)        { panic(fmt.Sprint(args...)) }
+
+// end does what the end of a test does.
+func (t *exampleT) end() {
+	for len(t.cleanups) > 0 {
+		last := len(t.cleanups) - 1
+		f := t.cleanups[last]
+		t.cleanups = t.cleanups[:last]
+		f()
+	}
+}

@@ -1,0 +1,184 @@
+package fetchonce_test
+
+import (
+	"context"
+	"flag"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// How much is made of what may pile up. The defaults take seconds without -race;
+// to the full: go test -run 'Callers|Cycles' -callers 100000 -cycles 10000 .
+var (
+	manyCallers = flag.Int("callers", 20_000, "callers at once of one key")
+	manyCycles  = flag.Int("cycles", 1000, "locks taken and given back; a tenth of that, Loaders made and closed")
+)
+
+// Very many callers of one process ask for one key at once: there is one fetch,
+// and each of them costs its goroutine and little more.
+func TestManyCallersOfOneKey(t *testing.T) {
+	const most = 6 << 10
+	l := newLoader(t, redistest.Server(t).Backend(), func(opt *options) { opt.RedisTimeout = time.Minute })
+	o := newOrigin(t)
+	var running sync.WaitGroup
+	ask := func() {
+		running.Go(func() {
+			if v, err := l.Get(t.Context(), "k", o.fetch); v != "v" || err != nil {
+				t.Errorf("Get = %q, %v", v, err)
+			}
+		})
+	}
+	ask() // what is made once is not theirs
+	c := o.next()
+	before := inUse()
+	for range *manyCallers {
+		ask()
+	}
+	for l.Callers("k") <= *manyCallers {
+		time.Sleep(time.Millisecond)
+	}
+	each := int(inUse()-before) / *manyCallers
+	c.returns("v")
+	running.Wait()
+	o.want(1)
+	t.Logf("%d callers, %d bytes each", *manyCallers, each)
+	if !raceDetector() && each > most {
+		t.Errorf("each of %d callers takes %d bytes, want at most %d", *manyCallers, each, most)
+	}
+}
+
+// inUse returns the bytes of the heap that are in use, and of the stacks.
+func inUse() uint64 {
+	runtime.GC()
+	runtime.GC() // the first one may have been under way, and leaves what pools hold
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
+}
+
+func raceDetector() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// Locks are taken and given back, Loaders are made, used and closed, all over one
+// client on which others live: no goroutine stays, no connection, no subscription.
+func TestCyclesLeaveNothing(t *testing.T) {
+	server := redistest.Server(t)
+	rdb := server.Client()
+	lives := loaderOf(t, rdb)
+	locks, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "test", RedisTimeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer locks.Close()
+	cycle := func(i int) {
+		err := locks.Do(t.Context(), strconv.Itoa(i%10), func(context.Context) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%10 > 0 {
+			return
+		}
+		name := strconv.Itoa(i)
+		l := loaderOf(t, rdb, func(opt *options) { opt.Prefix, opt.Near.Entries = "test:"+name, 10 })
+		fetch := func(context.Context, string) (string, error) { return name, nil }
+		if v, err := l.Get(t.Context(), "k", fetch); v != name || err != nil {
+			t.Fatalf("Get = %q, %v", v, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := lives.Get(t.Context(), "k", func(context.Context, string) (string, error) { return "v", nil }); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		cycle(i)
+	}
+	goroutines, connections := runtime.NumGoroutine(), len(clientList(t, server))
+	for i := range *manyCycles {
+		cycle(i)
+	}
+	r := server.Backend()
+	r.Until("no goroutine is left behind", func() bool { return runtime.NumGoroutine() <= goroutines })
+	r.Until("no connection is left behind", func() bool { return len(clientList(t, server)) <= connections })
+	r.Until("no subscription is left behind", func() bool {
+		for _, c := range clientList(t, server) {
+			if strings.Contains(c, " sub=") && !strings.Contains(c, " sub=0 ") && !strings.Contains(c, " sub=1 ") {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func clientList(t *testing.T, server *redistest.Process) []string {
+	t.Helper()
+	admin := redis.NewClient(&redis.Options{Network: "unix", Addr: server.Addr(), DisableIdentity: true})
+	defer admin.Close()
+	list, err := admin.ClientList(t.Context()).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSpace(list), "\n")
+}
+
+// Who waits waits on a message: in ten minutes a process with a hundred callers
+// looks a second time about once a second, whether the message was lost, and does
+// nothing else.
+func TestWaitersAreIdle(t *testing.T) {
+	for name, wait := range map[string]func(t *testing.T, r backend) (waiting *redis.Client, end func()){
+		"for a value": func(t *testing.T, r backend) (*redis.Client, func()) {
+			long := func(opt *options) { opt.FetchTimeout = fetchonce.Off }
+			rdb := r.Client()
+			holder, waiter, o := newLoader(t, r, long), loaderOf(t, rdb, long), newOrigin(t)
+			get(t, t.Context(), holder, "k", o)
+			c := o.next()
+			for range 100 {
+				get(t, t.Context(), waiter, "k", o)
+			}
+			return rdb.(*redis.Client), func() { c.returns("v") }
+		},
+		"for a lock": func(t *testing.T, r backend) (*redis.Client, func()) {
+			rdb := r.Client()
+			holder, waiter := newLocker(t, r), lockerOf(t, rdb)
+			_, ls, err := holder.Acquire(t.Context(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 100 {
+				go waiter.Do(t.Context(), "k", func(context.Context) error { return nil })
+			}
+			return rdb.(*redis.Client), func() { _ = ls.Release() }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := redistest.Bubble(t).Backend()
+				rdb, end := wait(t, r)
+				time.Sleep(time.Second)
+				wire := redistest.WireOf(rdb)
+				wire.Reset()
+				time.Sleep(10 * time.Minute)
+				if n := len(wire.Commands()); n < 60 || n > 900 {
+					t.Errorf("%d commands in ten minutes: %v ...", n, wire.Commands()[:min(n, 10)])
+				}
+				end()
+				synctest.Wait()
+			})
+		})
+	}
+}

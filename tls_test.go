@@ -1,0 +1,202 @@
+package fetchonce_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// An authority makes certificates.
+type authority struct {
+	t    *testing.T
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t}
+	made := a.sign(&x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign})
+	a.cert, a.key = made.Leaf, made.PrivateKey.(*ecdsa.PrivateKey)
+	return a
+}
+
+// sign returns a certificate and its key. The first one is the authority's own.
+func (a *authority) sign(c *x509.Certificate) tls.Certificate {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	c.SerialNumber = big.NewInt(time.Now().UnixNano())
+	c.Subject = pkix.Name{CommonName: "fetchonce test " + c.SerialNumber.String()} // else it seems to have signed itself
+	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	parent, signer := a.cert, a.key
+	if parent == nil {
+		parent, signer = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, signer)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+func (a *authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// write writes PEM into a new file and returns its name.
+func (a *authority) write(kind string, der []byte) string {
+	a.t.Helper()
+	name := filepath.Join(a.t.TempDir(), "pem")
+	if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+	return name
+}
+
+// tlsServer starts a server that also listens with TLS, and returns that address.
+func (a *authority) tlsServer(authClients string) (server *redistest.Process, addr string) {
+	a.t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	addr = free.Addr().String()
+	_ = free.Close()
+	cert := a.sign(&x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(addr)
+	return redistest.TCPServer(a.t, "--tls-port", port, "--tls-auth-clients", authClients,
+		"--tls-ca-cert-file", a.write("CERTIFICATE", a.cert.Raw),
+		"--tls-cert-file", a.write("CERTIFICATE", cert.Certificate[0]),
+		"--tls-key-file", a.write("PRIVATE KEY", key)), addr
+}
+
+// tlsClient returns a client such as a user makes it.
+func tlsClient(t *testing.T, server *redistest.Process, addr string, config *tls.Config) *redis.Client {
+	t.Helper()
+	opt, err := redis.ParseURL(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt.Addr, opt.TLSConfig, opt.MaxRetries, opt.DialerRetries = addr, config, -1, 1
+	rdb := redis.NewClient(opt)
+	t.Cleanup(func() { _ = rdb.Close() })
+	return rdb
+}
+
+// What the client is given for TLS holds for every connection that is made on its
+// behalf: for commands, for messages and for what changes near copies.
+func TestTLS(t *testing.T) {
+	ours, others := newAuthority(t), newAuthority(t)
+	certified := []tls.Certificate{ours.sign(&x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})}
+	for _, test := range []struct {
+		name, authClients string
+		certificates      []tls.Certificate
+		refused           map[string]*tls.Config
+	}{
+		{"the server has a certificate", "no", nil, map[string]*tls.Config{
+			"another authority":      {RootCAs: others.pool()},
+			"the system's authority": {},
+		}},
+		{"the client has one too", "yes", certified, map[string]*tls.Config{
+			"no certificate":                {RootCAs: ours.pool()},
+			"one of another authority's":    {RootCAs: ours.pool(), Certificates: []tls.Certificate{others.sign(&x509.Certificate{})}},
+			"a server of another's":         {RootCAs: others.pool(), Certificates: certified},
+			"none, and another authority's": {RootCAs: others.pool()},
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			server, addr := ours.tlsServer(test.authClients)
+			config := &tls.Config{RootCAs: ours.pool(), Certificates: test.certificates}
+			near := func(opt *options) { opt.Near.Entries = 10 }
+			failClosed := func(opt *options) { opt.OnRedisDown = fetchonce.FailClosed }
+			r := server.Backend()
+			holder := loaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
+			waiter := loaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
+			o := newOrigin(t)
+			here := get(t, t.Context(), holder, "k", o)
+			c := o.next()
+			there := get(t, t.Context(), waiter, "k", o)
+			awaitWaiters(t, r, "k", 1)
+			c.returns("v")
+			here.want("v")
+			there.want("v")
+			o.want(1)
+			r.Until("there is a near copy", func() bool {
+				seen, err := waiter.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "lost", nil })
+				return err == nil && seen.Source == fetchonce.SourceNear
+			})
+			if err := holder.Set(t.Context(), "k", "new"); err != nil {
+				t.Fatal(err)
+			}
+			r.Until("the change is heard of", func() bool {
+				seen, err := waiter.Peek(t.Context(), "k")
+				return err == nil && seen.Value == "new"
+			})
+			wantConnections(t, server, addr)
+
+			for name, config := range test.refused {
+				l := loaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
+				_, err := l.Get(t.Context(), "k", o.fetch)
+				if e, ok := errors.AsType[*fetchonce.Error](err); !ok || e.Op != "read" {
+					t.Errorf("with %s: Get = %v, want an *Error", name, err)
+				}
+			}
+			o.want(1)
+		})
+	}
+}
+
+// wantConnections has all connections of the limited user be to addr, those that
+// listen too.
+func wantConnections(t *testing.T, server *redistest.Process, addr string) {
+	t.Helper()
+	messages, tracking := 0, 0
+	for line := range strings.Lines(server.Client().ClientList(t.Context()).Val()) {
+		if !strings.Contains(line, " user=app ") {
+			continue
+		}
+		if !strings.Contains(line, " laddr="+addr+" ") {
+			t.Errorf("a connection without TLS: %s", line)
+		}
+		switch {
+		case strings.Contains(line, " redir=0 "):
+			tracking++
+		case strings.Contains(line, " sub=1 "):
+			messages++
+		}
+	}
+	if messages != 2 || tracking != 2 {
+		t.Errorf("%d connections listen to messages and %d to changes, want 2 and 2", messages, tracking)
+	}
+}
