@@ -74,7 +74,7 @@ var Soaked = []Mutant{
 	{
 		Name: "Close leaves the subscription",
 		File: "loader.go",
-		Old:  `l.background.Wait() l.mailbox.Close()`,
-		New:  `l.background.Wait()`,
+		Old:  `l.mailbox.Close() if l.near != nil {`,
+		New:  `if l.near != nil {`,
 	},
 }
