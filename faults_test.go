@@ -451,24 +451,29 @@ func forge(b []byte, codec byte) {
 	binary.BigEndian.PutUint32(b[4:], crcUpdate(sum, b[32:]))
 }
 
-// Without Redis, each process goes on by itself, but single-flighted.
+// Without Redis, each process goes on by itself, but single-flighted: callers
+// share one fetch, and those who came after that had begun share the next.
 func TestWithoutRedisOneFetchAtATime(t *testing.T) {
+	const callers = 100
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r)
 		r.Kill()
-		var running, most, fetches atomic.Int64
+		var running, most, fetches, returned atomic.Int64
 		fetch := func(context.Context, string) (string, error) {
 			fetches.Add(1)
 			if n := running.Add(1); n > most.Load() {
 				most.Store(n)
 			}
 			defer running.Add(-1)
-			time.Sleep(50 * time.Millisecond)
+			for int(returned.Load())+l.Callers("k") < callers { // until all the others wait for this one
+				time.Sleep(time.Millisecond)
+			}
 			return "v", nil
 		}
 		var all sync.WaitGroup
-		for range 100 {
+		for range callers {
 			all.Go(func() {
+				defer returned.Add(1)
 				if got, err := l.Get(t.Context(), "k", fetch); got != "v" || err != nil {
 					t.Errorf("Get = %q, %v", got, err)
 				}

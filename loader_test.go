@@ -2,6 +2,7 @@ package fetchonce_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"runtime"
 	"strings"
@@ -161,6 +162,9 @@ func TestFailureIsSharedAndNotRemembered(t *testing.T) {
 		o := newOrigin(t)
 		boom := errors.New("boom: the origin is down")
 		clients := []loader{newLoader(t, r), newLoader(t, r), newLoader(t, r), newLoader(t, r)}
+		for _, l := range clients {
+			warm(t, r, l) // who does not hear of a failure fetches himself
+		}
 		ours := get(t, t.Context(), clients[0], "k", o)
 		c := o.next()
 		var all []*getter
@@ -169,7 +173,13 @@ func TestFailureIsSharedAndNotRemembered(t *testing.T) {
 				all = append(all, get(t, t.Context(), l, "k", o))
 			}
 		}
-		r.Until("all have looked", func() bool { return gets(r) >= 21 })
+		for i, l := range clients {
+			want := 5
+			if i == 0 {
+				want = 6
+			}
+			r.Until("all callers wait", func() bool { return l.Callers("k") == want })
+		}
 		awaitWaiters(t, r, "k", 3)
 		r.Settle()
 		c.fails(boom)
@@ -476,8 +486,8 @@ func warm(t *testing.T, r backend, l loader) {
 	t.Helper()
 	o := newOrigin(t)
 	other := newLoader(t, r)
-	for i := 0; ; i++ {
-		key := "warm" + strings.Repeat("x", i)
+	for {
+		key := "warm" + rand.Text() // one that nobody has loaded
 		holder := get(t, t.Context(), other, key, o)
 		c := o.next()
 		waiter := make(chan fetchonce.Source, 1)

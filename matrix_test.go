@@ -1,0 +1,195 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// Rows of docs/reliability.md that belong to no other story.
+
+// Redis is slow, and one fetch is still enough, however long it takes: a lease
+// outlasts its renewals, and who waits is told.
+func TestSlowRedis(t *testing.T) {
+	for _, delay := range []time.Duration{50 * time.Millisecond, 150 * time.Millisecond} {
+		t.Run(delay.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := redistest.Bubble(t).Backend()
+				slow := func(opt *options) {
+					opt.Lease, opt.RedisTimeout, opt.FetchTimeout = 3*time.Second, time.Second, fetchonce.Off
+				}
+				holder, other := newLoader(t, r, slow), newLoader(t, r, slow)
+				r.Wire().Delay(delay)
+				o := newOrigin(t)
+				here := get(t, t.Context(), holder, "k", o)
+				c := o.next()
+				there := get(t, t.Context(), other, "k", o)
+				time.Sleep(10 * time.Second) // three leases
+				if c.ctx.Err() != nil {
+					t.Error("the fetch has lost its lease:", context.Cause(c.ctx))
+				}
+				c.returns("v")
+				here.want("v")
+				there.want("v")
+				wantKept(t, other, "v")
+				o.want(1)
+			})
+		})
+	}
+}
+
+// A lease is evicted, as a server does that is out of memory. Its holder learns of
+// it, another process takes over, and what the first one finds is not stored.
+func TestEvictedLease(t *testing.T) {
+	r := redistest.Server(t, "--maxmemory-policy", "allkeys-lru").Backend()
+	admin := r.Plain()
+	holder, other := newLoader(t, r, shortLease(r)), newLoader(t, r, shortLease(r))
+	o := newOrigin(t)
+	o.ignore = true
+	early := get(t, t.Context(), holder, "k", o)
+	old := o.next()
+	setMaxMemory(t, admin, "1")
+	r.Until("the lease is evicted", func() bool {
+		admin.Set(t.Context(), "test:x", "x", time.Minute) // a write evicts; itself it fails
+		return admin.Exists(t.Context(), "test:m:{k}").Val() == 0
+	})
+	setMaxMemory(t, admin, "0")
+	late := get(t, t.Context(), other, "k", o)
+	next := o.next()
+	<-old.ctx.Done()
+	if !errors.Is(context.Cause(old.ctx), fetchonce.ErrLockLost) {
+		t.Error("the context of the fetch ended with", context.Cause(old.ctx))
+	}
+	old.returns("old")
+	early.want("old")
+	next.returns("new")
+	late.want("new")
+	wantKept(t, holder, "new")
+	o.want(2)
+}
+
+func setMaxMemory(t *testing.T, admin redis.UniversalClient, bytes string) {
+	t.Helper()
+	if err := admin.ConfigSet(t.Context(), "maxmemory", bytes).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Others use up the client's pool. That is as if Redis did not answer, for so long
+// as it lasts: nobody waits longer than he must.
+func TestPoolThatOthersUseUp(t *testing.T) {
+	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := redistest.Bubble(t)
+				rdb := r.Client(func(opt *redis.Options) { opt.PoolSize, opt.PoolTimeout = 2, time.Minute })
+				l := loaderOf(t, rdb, withPolicy(policy))
+				var free []func()
+				for range 2 {
+					conn := rdb.Conn()
+					if err := conn.Ping(t.Context()).Err(); err != nil {
+						t.Fatal(err)
+					}
+					free = append(free, func() { _ = conn.Close() })
+				}
+				o := newOrigin(t)
+				began := time.Now()
+				g := get(t, t.Context(), l, "k", o)
+				if policy == fetchonce.FailClosed {
+					wantRedisDown(t, g.outcome())
+				} else {
+					o.next().returns("blind")
+					g.want("blind")
+				}
+				if took := time.Since(began); took > time.Second { // a read and an ACQUIRE of 200 ms each, and some slack
+					t.Errorf("a caller waited %v for a connection", took)
+				}
+				for _, f := range free {
+					f()
+				}
+				wantWorking(t, r.Backend(), l, newLoader(t, r.Backend()))
+			})
+		})
+	}
+}
+
+// The server's clock jumps forward while a process fetches: to the server the lease
+// has ended. Another process takes over, and what the first one finds is not stored.
+func TestServersClockJumpsForward(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		holder, other := newLoader(t, r.Backend()), newLoader(t, r.Backend())
+		o := newOrigin(t)
+		o.ignore = true
+		early := get(t, t.Context(), holder, "k", o)
+		old := o.next()
+		r.SetTime(time.Now().Add(time.Hour))
+		late := get(t, t.Context(), other, "k", o)
+		next := o.next()
+		<-old.ctx.Done()
+		if !errors.Is(context.Cause(old.ctx), fetchonce.ErrLockLost) {
+			t.Error("the context of the fetch ended with", context.Cause(old.ctx))
+		}
+		old.returns("old")
+		early.want("old")
+		next.returns("new")
+		late.want("new")
+		wantKept(t, holder, "new")
+		o.want(2)
+	})
+}
+
+// An old and a new build run at once, with values of two shapes. With a Schema
+// each, neither sees the other's, and each key is fetched once by each.
+func TestTwoBuildsAtOnce(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		schema := func(name string) func(*options) { return func(opt *options) { opt.Schema = name } }
+		o := newOrigin(t)
+		before, after := newLoader(t, r, schema("1")), newLoader(t, r, schema("2"))
+		alsoBefore, alsoAfter := newLoader(t, r, schema("1")), newLoader(t, r, schema("2"))
+		here := get(t, t.Context(), before, "k", o)
+		c := o.next()
+		there := get(t, t.Context(), after, "k", o)
+		o.next().returns("new shape") // it does not wait for the other
+		there.want("new shape")
+		c.returns("old shape")
+		here.want("old shape")
+		for range 3 { // and they do not overwrite each other
+			get(t, t.Context(), alsoBefore, "k", o).want("old shape")
+			get(t, t.Context(), alsoAfter, "k", o).want("new shape")
+		}
+		o.want(2)
+	})
+}
+
+// A newer build's values, in an envelope of a version that this one does not know,
+// are a miss, and replaced once.
+func TestValueOfANewerVersion(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		l, other, admin := newLoader(t, r), newLoader(t, r), r.Client()
+		if err := l.Set(t.Context(), "k", "value"); err != nil {
+			t.Fatal(err)
+		}
+		b, err := admin.Get(t.Context(), "test:v:{k}").Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[2] += 0x10 // the version
+		forge(b, b[3])
+		admin.Set(t.Context(), "test:v:{k}", b, time.Minute)
+		o := newOrigin(t)
+		here, there := get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o)
+		o.next().returns("v")
+		here.want("v")
+		there.want("v")
+		get(t, t.Context(), l, "k", o).want("v")
+		o.want(1)
+	})
+}
