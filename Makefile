@@ -75,6 +75,24 @@ vuln: ## look for known vulnerabilities in what every module calls
 	for dir in $(MODULES); do $(GOVULNCHECK) -C "$$dir" ./... || status=1; done; \
 	exit $$status
 
+# The seeds are fixed, so that a run can be had again; what the processes do
+# meanwhile is theirs. Longer, with other seeds: go run ./chaos -duration 2h
+.PHONY: chaos
+chaos: ## do harm to processes, networks and Redis for 3 x 20 s, and judge the history
+	go run ./chaos -profile standalone -seed 1 -duration 20s
+	go run ./chaos -profile sentinel -seed 2 -duration 20s
+	go run ./chaos -profile cluster -seed 3 -duration 20s
+
+.PHONY: soak
+soak: ## the same for 3 x 10 minutes, with seeds from the clock
+	go run ./chaos -profile standalone -duration 10m
+	go run ./chaos -profile sentinel -duration 10m
+	go run ./chaos -profile cluster -duration 10m
+
+.PHONY: mutants
+mutants: ## make mistakes in the library, each of which a soak must catch
+	go run ./chaos -mutants .
+
 # Both need redis-server, and a machine with nothing else to do.
 .PHONY: bench
 bench: ## measure fetchonce beside its peers, in short: five minutes, into bench/results/short

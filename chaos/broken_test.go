@@ -1,6 +1,6 @@
 //go:build unix
 
-package chaos_test
+package main_test
 
 import (
 	"bufio"

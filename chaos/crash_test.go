@@ -1,6 +1,6 @@
 //go:build unix
 
-package chaos_test
+package main_test
 
 import (
 	"bufio"
@@ -19,6 +19,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/chaos/history"
+	"github.com/fetchonce/fetchonce/chaos/origin"
 )
 
 // A step is a place in an Update where its process dies.
@@ -141,9 +142,9 @@ func write(ctx context.Context, j job, _ *bufio.Scanner) error {
 	}
 	key := j.Keys[0]
 	began := history.Now()
-	e := history.Event{Key: key, Writer: writer(j.Process, 1, true), Update: true}
+	e := history.Event{Key: key, Writer: origin.Writer(j.Process, 1, true), Update: true}
 	err = a.loader.Update(ctx, key, func(ctx context.Context) error {
-		return a.source.next(ctx, a.log, j.Process, &e, func(commit func() error) error {
+		return a.source.Next(ctx, a.log, j.Process, &e, func(commit func() error) error {
 			other.get(ctx, key)
 			switch j.Step {
 			case inWrite:
@@ -247,7 +248,7 @@ func (m *matrix) round(n int) {
 	for i, w := range dying {
 		w.killed()
 		m.bury(w)
-		version, err := m.source.version(m.t.Context(), keys[i])
+		version, err := m.source.Version(m.t.Context(), keys[i])
 		if err != nil {
 			m.t.Fatal(err)
 		}

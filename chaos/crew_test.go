@@ -1,6 +1,6 @@
 //go:build unix
 
-package chaos_test
+package main_test
 
 import (
 	"bufio"
@@ -19,6 +19,7 @@ import (
 	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/fetchonce/fetchonce/chaos/history"
+	"github.com/fetchonce/fetchonce/chaos/origin"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
@@ -207,7 +208,7 @@ type scene struct {
 	t      testing.TB
 	binary string // of the workers
 	job    job    // what is the same for all workers
-	source *source
+	source *origin.Source
 	log    *history.Log // the test's own
 	reader *history.Reader
 	events []history.Event // that were read so far
@@ -270,7 +271,7 @@ func (s *scene) read() {
 func (s *scene) create(keys ...string) {
 	s.t.Helper()
 	for _, key := range keys {
-		if err := s.source.create(s.t.Context(), key); err != nil {
+		if err := s.source.Create(s.t.Context(), key); err != nil {
 			s.t.Fatal(err)
 		}
 		first := history.Event{Key: key, Version: 1, Writer: "supervisor"}
@@ -284,7 +285,7 @@ func (s *scene) create(keys ...string) {
 func (s *scene) bury(w *worker) {
 	s.t.Helper()
 	s.log.Write(history.Event{Process: w.name, Op: history.Died})
-	commits, err := s.source.left(s.t.Context(), w.name)
+	commits, err := s.source.Left(s.t.Context(), w.name)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package chaos_test
+package main_test
 
 import (
 	"bufio"
@@ -21,6 +21,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/chaos/history"
+	"github.com/fetchonce/fetchonce/chaos/origin"
 )
 
 const (
@@ -34,7 +35,7 @@ type actor struct {
 	job
 	rdb    *redis.Client
 	loader *fetchonce.Loader[thing]
-	source *source
+	source *origin.Source
 	log    *history.Log
 	writes atomic.Int64
 }
@@ -67,7 +68,7 @@ func newActor(j job) (*actor, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.source, err = openSource(j.DSN); err != nil {
+	if a.source, err = origin.Open(j.DSN); err != nil {
 		return nil, err
 	}
 	a.log, err = history.OpenLog(j.History, j.Process)
@@ -87,7 +88,7 @@ func (c lateConn) Read(b []byte) (int, error) {
 }
 
 func (a *actor) close() error {
-	return errors.Join(a.loader.Close(), a.rdb.Close(), a.source.db.Close(), a.log.Close())
+	return errors.Join(a.loader.Close(), a.rdb.Close(), a.source.DB.Close(), a.log.Close())
 }
 
 // get Gets a key, and writes down what it got.
@@ -108,7 +109,7 @@ func (a *actor) get(ctx context.Context, key string) {
 // fetch reads the source. What it found is sometimes old before it returns it,
 // and it does not heed its context then.
 func (a *actor) fetch(ctx context.Context, key string) (thing, error) {
-	version, err := a.source.version(context.WithoutCancel(ctx), key)
+	version, err := a.source.Version(context.WithoutCancel(ctx), key)
 	linger()
 	return thing{key, version}, err
 }
@@ -126,9 +127,9 @@ func linger() {
 // update writes the next version of a key in an Update.
 func (a *actor) update(ctx context.Context, key string) {
 	began := history.Now()
-	e := history.Event{Key: key, Writer: writer(a.Process, a.writes.Add(1), true), Update: true}
+	e := history.Event{Key: key, Writer: origin.Writer(a.Process, a.writes.Add(1), true), Update: true}
 	err := a.loader.Update(ctx, key, func(ctx context.Context) error {
-		err := a.source.next(ctx, a.log, a.Process, &e, nil)
+		err := a.source.Next(ctx, a.log, a.Process, &e, nil)
 		linger()
 		return err
 	})
@@ -138,8 +139,8 @@ func (a *actor) update(ctx context.Context, key string) {
 
 // writeAndDelete writes the next version of a key, and then Deletes it.
 func (a *actor) writeAndDelete(ctx context.Context, key string) {
-	e := history.Event{Key: key, Writer: writer(a.Process, a.writes.Add(1), false)}
-	err := a.source.next(ctx, a.log, a.Process, &e, nil)
+	e := history.Event{Key: key, Writer: origin.Writer(a.Process, a.writes.Add(1), false)}
+	err := a.source.Next(ctx, a.log, a.Process, &e, nil)
 	e = history.Event{Op: history.Deleted, Key: key, Began: history.Now()}
 	if err == nil {
 		err = a.loader.Delete(ctx, key)

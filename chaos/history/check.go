@@ -23,7 +23,11 @@ import (
 // returned an error, or a process that died between a commit and its Delete. What
 // a Get returns that began while a write was under way may be old or new.
 func Check(events []Event, lease time.Duration) []Violation {
-	j := judge{lease: lease, keys: make(map[string]*key)}
+	return check(events, judge{lease: lease, failures: true, void: func(promise) bool { return false }})
+}
+
+func check(events []Event, j judge) []Violation {
+	j.keys = make(map[string]*key)
 	events = slices.SortedStableFunc(slices.Values(events), byTime)
 	for _, e := range events {
 		j.note(e)
@@ -42,7 +46,10 @@ func Check(events []Event, lease time.Duration) []Violation {
 }
 
 type judge struct {
-	lease time.Duration
+	lease    time.Duration
+	failures bool                 // an error is a violation
+	void     func(p promise) bool // a fault has made this promise void
+
 	keys  map[string]*key
 	found []Violation
 }
@@ -60,6 +67,7 @@ type promise struct {
 	from    Time
 	version int64
 	why     Event
+	writer  string // who made it
 }
 
 func (j *judge) key(name string) *key {
@@ -80,7 +88,9 @@ func (j *judge) note(e Event) {
 	}
 	k := j.key(e.Key)
 	if e.Err != "" {
-		j.blame(Failed, e)
+		if j.failures {
+			j.blame(Failed, e)
+		}
 		return
 	}
 	switch e.Op {
@@ -94,10 +104,10 @@ func (j *judge) note(e Event) {
 		}
 		k.commits = append(k.commits, e)
 	case Updated:
-		k.promise(e.At, e.Version, e)
+		j.promise(k, promise{e.At, e.Version, e, e.Writer})
 	case Deleted:
-		k.promise(e.At, k.committedBy(e.Began), e)
-	case Got:
+		j.promise(k, promise{e.At, k.committedBy(e.Began), e, e.Writer})
+	case Got, Invalidating, Fetching, Fetched, Locked, Unlocked, Refused, Created, Hit, Phase, Ended, Counted, Held, Endless, Told:
 	default:
 		j.blame(Muddled, e)
 	}
@@ -119,14 +129,16 @@ func (j *judge) bury(events []Event) {
 		for _, c := range k.commits {
 			e, dead := died[c.Process]
 			if dead && c.Update && !updated[c.Writer] {
-				k.promise(max(e.At.Add(j.lease), c.At), c.Version, e)
+				j.promise(k, promise{max(e.At.Add(j.lease), c.At), c.Version, e, c.Writer})
 			}
 		}
 	}
 }
 
-func (k *key) promise(from Time, version int64, why Event) {
-	k.promises = append(k.promises, promise{from, version, why})
+func (j *judge) promise(k *key, p promise) {
+	if !j.void(p) {
+		k.promises = append(k.promises, p)
+	}
 }
 
 // committedBy returns the newest version that is known to have been there at t.

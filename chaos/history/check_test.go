@@ -15,7 +15,8 @@ const lease = 400
 
 // parse reads a history that is written in short, one event a line: when it
 // happened, by which process, what, of which key, and then, in any order, "v" and
-// the version, "since" and when it began, "by" and the writer, "update", "err".
+// the version, "since" and when it began, "by" and the writer, "update", "err" and
+// so on. An underscore stands for a space.
 func parse(t *testing.T, text string) []history.Event {
 	t.Helper()
 	var events []history.Event
@@ -34,7 +35,7 @@ func parse(t *testing.T, text string) []history.Event {
 		scan(words[0], &e.At)
 		e.Process, e.Op = words[1], history.Op(words[2])
 		words = words[3:]
-		if e.Op != history.Died {
+		if e.Op != history.Died && e.Op != history.Ended && (e.Op != history.Hit || words[0] != "since") {
 			e.Key, words = words[0], words[1:]
 		}
 		for len(words) > 0 {
@@ -49,7 +50,19 @@ func parse(t *testing.T, text string) []history.Event {
 			case "by":
 				e.Writer = words[1]
 			case "err":
-				e.Err = words[1]
+				e.Err = strings.ReplaceAll(words[1], "_", " ")
+			case "fence":
+				scan(words[1], &e.Fence)
+			case "cut":
+				scan(words[1], &e.Cut)
+			case "value":
+				e.Value = words[1]
+			case "fault":
+				e.Fault = history.Fault(strings.ReplaceAll(words[1], "_", " "))
+			case "calls":
+				scan(words[1], &e.Calls)
+			case "count":
+				scan(words[1], &e.Count)
 			default:
 				t.Fatalf("%q: what is %q?", line, words[0])
 			}

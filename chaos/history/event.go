@@ -47,6 +47,45 @@ const (
 
 	// Died: Process has ended, without a chance to do anything about it.
 	Died Op = "died"
+
+	// Invalidating: the Update or the Delete of this Writer has begun.
+	Invalidating Op = "invalidating"
+
+	// Fetching: a fetch has begun, under a lease with that Fence, or without one
+	// if it is 0, for a Get that began at Began. Fetched: it has ended.
+	Fetching Op = "fetching"
+	Fetched  Op = "fetched"
+
+	// Locked: an Acquire that began at Began has returned a lease with that Fence.
+	// Unlocked: its Release, which began at Began, has returned. Refused: an
+	// Acquire has returned an error.
+	Locked   Op = "locked"
+	Unlocked Op = "unlocked"
+	Refused  Op = "refused"
+
+	// Created: a Get of a Key that is created once has returned Value.
+	Created Op = "created"
+
+	// Hit: from Began to At something was done to Process, or to Everyone: see the
+	// Faults.
+	Hit Op = "hit"
+
+	// Phase: from now on there are faults, or none, as Value says.
+	Phase Op = "phase"
+
+	// Ended: Process has ended in peace, with so many calls that did not return
+	// and goroutines that did not end.
+	Ended Op = "ended"
+
+	// Counted: in the end the source had Version for a counter, and Count rows of
+	// those who counted.
+	Counted Op = "counted"
+
+	// Held, Endless: in the end Redis still had a lease, and a name that does not
+	// end by itself. Told: a log has something that nobody may be told.
+	Held    Op = "held"
+	Endless Op = "endless"
+	Told    Op = "told"
 )
 
 // An Event is a line of a history.
@@ -60,6 +99,13 @@ type Event struct {
 	Writer  string `json:"writer,omitempty"`  // one write, of all writes of all processes
 	Update  bool   `json:"update,omitempty"`  // that write is an Update's
 	Err     string `json:"err,omitempty"`     // what Updated, Deleted or Got returned
+	Fence   int64  `json:"fence,omitempty"`
+	Cut     Time   `json:"cut,omitempty"`   // when the context of Fetched or Unlocked was seen to have ended, if before the work
+	Value   string `json:"value,omitempty"` // what Created returned
+	Source  string `json:"source,omitempty"`
+	Fault   Fault  `json:"fault,omitempty"`
+	Calls   int    `json:"calls,omitempty"`
+	Count   int    `json:"count,omitempty"` // of goroutines, or of rows
 }
 
 func (e Event) String() string {

@@ -1,0 +1,172 @@
+package history_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fetchonce/fetchonce/chaos/history"
+)
+
+// In the histories of these tests a moment is a millisecond.
+var milli = history.Rules{
+	Lease: 500 * time.Millisecond, FetchTimeout: 1500 * time.Millisecond, Deadline: 4 * time.Second,
+	Grace: 250 * time.Millisecond, Recovery: time.Second,
+}
+
+// inMillis reads a history as parse does.
+func inMillis(t *testing.T, text string) []history.Event {
+	t.Helper()
+	events := parse(t, text)
+	for i := range events {
+		for _, moment := range []*history.Time{&events[i].At, &events[i].Began, &events[i].Cut} {
+			*moment *= history.Time(time.Millisecond)
+		}
+	}
+	return events
+}
+
+// Two fetches of k: by a from 1000 to 1200, and by b.
+const byA = `
+	1000 a fetching k since 990 fence 5 by a1
+	1200 a fetched k fence 5 by a1
+	1201 a got k since 990 v 1
+`
+
+// The Update of a in second and in died.
+const begun = "119 a invalidating k by a1\n"
+
+// Each of these breaks one rule, or would if something did not explain it.
+var judged = []struct {
+	name, history string
+	want          string // the invariants that are violated
+}{
+	{"nothing", "", ""},
+	{"a fetch", first + byA, ""},
+
+	{"I0: an error without a fault", first + "100 a got k since 50 err timeout", "I0"},
+	{"an error, cut off from Redis", first + "100 a got k since 50 err timeout\n 200 a hit since 60 fault reset", ""},
+	{"I0: an error, another was cut off", first + "100 a got k since 50 err timeout\n 200 b hit since 60 fault reset", "I0"},
+	{"an error soon after a fault", first + "900 a got k since 850 err timeout\n 200 a hit since 60 fault reset", ""},
+	{"I0: an error long after a fault", first + "1900 a got k since 1850 err timeout\n 200 a hit since 60 fault reset", "I0"},
+	{"I0: an error by a script flush", first + "100 a got k since 50 err NOSCRIPT\n 70 * hit since 60 fault script_flush", "I0"},
+	{"an error on purpose", first + "100 a got k since 50 err injected", ""},
+	{"an error of who waited for the dead", first + "20 b fetching k since 10 fence 5 by b1\n 30 b died\n 4100 a got k since 50 err deadline", ""},
+
+	{"I1: stale after an Update", begun + second + "250 r got k since 201 v 1", "I1"},
+	{"stale, but the master that knew has died", begun + second + "250 r got k since 201 v 1\n 900 * hit since 210 fault failover", ""},
+	{"I1: stale, and the master died long after", begun + second + "250 r got k since 201 v 1\n 9000 * hit since 8000 fault failover", "I1"},
+	{"I1: stale, Redis was empty between", begun + second + "250 r got k since 201 v 1\n 205 * hit since 202 fault redis_kill", "I1"},
+	{"I1: stale after a death in an Update", begun + died + "700 r got k since 660 v 1", "I1"},
+	{"stale after a death, and Redis had lost the mark", begun + died + "200 * hit since 160 fault redis_kill\n700 r got k since 660 v 1", ""},
+	{"I1: stale after a death, and Redis was lost before", begun + died + "90 * hit since 60 fault redis_kill\n700 r got k since 660 v 1", "I1"},
+
+	{"I2: two fetches at once", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1050 v 1", "I2"},
+	{"I2: the older one is cut off, and goes on all the same", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1210 b fetched k fence 6 by b1\n" +
+		"1211 b got k since 1050 v 1\n1150 a hit since 1010 fault black_hole", "I2"},
+	{"two fetches, the older one was stopped", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1210 b fetched k fence 6 by b1\n" +
+		"1211 b got k since 1050 v 1\n1150 a hit since 1010 fault stop", ""},
+	{"I2: two fetches, the younger one was stopped", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1210 b fetched k fence 6 by b1\n" +
+		"1211 b got k since 1050 v 1\n1150 b hit since 1010 fault stop", "I2"},
+	{"two fetches, the key was deleted between", first + byA + "1050 c invalidating k by c1\n1060 c deleted k since 1050 by c1\n" +
+		"1100 b fetching k since 1070 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1070 v 1", ""},
+	{"I2: two fetches, the key was deleted long before", first + byA + "850 c invalidating k by c1\n860 c deleted k since 850 by c1\n" +
+		"1100 b fetching k since 1070 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1070 v 1", "I2"},
+	{"two fetches, the older one knows", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 cut 1080 err lost\n1201 a got k since 990 v 1\n" +
+		"1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1050 v 1", ""},
+	{"two fetches, Redis was empty between", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n" +
+		"1301 b got k since 1050 v 1\n1040 * hit since 1030 fault redis_kill", ""},
+	{"I2: without a lease, and no fault", first + "1000 a fetching k since 990 by a1\n1200 a fetched k by a1\n1201 a got k since 990 v 1", "I2"},
+	{"without a lease, Redis was stopped", first + "1000 a fetching k since 990 by a1\n1200 a fetched k by a1\n1201 a got k since 990 v 1\n1100 * hit since 980 fault redis_stop", ""},
+	{"I2: two holders of a lock", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1\n150 b locked l since 110 fence 6 by b1\n 400 b unlocked l since 350 by b1", "I2, second"},
+	{"one holder after the other", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1\n205 b locked l since 110 fence 6 by b1\n 400 b unlocked l since 350 by b1", ""},
+	{"I2: the lock was lost in time, but not heeded", "100 a locked l since 90 fence 5 by a1\n 900 a unlocked l since 800 by a1 cut 700 err lost\n" +
+		"600 b locked l since 110 fence 6 by b1\n 1000 b unlocked l since 950 by b1\n 500 a hit since 110 fault reset", "I2"},
+	{"the older holder was found dead late", "100 a locked l since 90 fence 5 by a1\n700 b locked l since 110 fence 6 by b1\n 800 b unlocked l since 750 by b1\n900 a died", ""},
+	{"I2: the older holder died, but it was alive", first + "100 a locked l since 90 fence 5 by a1\n650 b locked l since 110 fence 6 by b1\n 800 b unlocked l since 750 by b1\n" +
+		"700 a got k since 690 v 1\n900 a died", "I2"},
+	{"the lock was deleted", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1\n150 b locked l since 110 fence 6 by b1\n 400 b unlocked l since 350 by b1\n" +
+		"120 * hit l since 115 fault del_of_a_lock", ""},
+
+	{"I3: fetched twice, one after the other", first + byA + "1300 b fetching k since 1250 fence 6 by b1\n1400 b fetched k fence 6 by b1\n1401 b got k since 1250 v 1", "I3"},
+	{"fetched twice, Redis was full", first + byA + "1300 b fetching k since 1250 fence 6 by b1\n1400 b fetched k fence 6 by b1\n1401 b got k since 1250 v 1\n" +
+		"1210 * hit since 1190 fault out_of_memory", ""},
+	{"fetched twice, the first time in vain", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 err injected\n1201 a got k since 990 err injected\n" +
+		"1300 b fetching k since 1250 fence 6 by b1\n1400 b fetched k fence 6 by b1\n1401 b got k since 1250 v 1", ""},
+
+	{"I4: too late", first + "5000 a got k since 700 v 1", "I4"},
+	{"I4: too late, cut off from Redis", first + "5000 a got k since 700 v 1\n 4900 a hit since 800 fault black_hole", "I4"},
+	{"too late, but stopped", first + "5000 a got k since 700 v 1\n 4900 a hit since 800 fault stop", ""},
+
+	{"I5: did not return", first + "10 c got k since 5 v 1\n 900 c ended calls 1", "I5"},
+	{"I5: did not end", first + "10 z got k since 5 v 1", "I5"},
+	{"I6: left goroutines", first + "10 c got k since 5 v 1\n 900 c ended count 3", "I6"},
+
+	{"I7: the fence of a lock falls", "100 a locked l since 90 fence 6 by a1\n 300 a unlocked l since 200 by a1\n" +
+		"400 b locked l since 350 fence 5 by b1\n 600 b unlocked l since 500 by b1\n 320 * hit since 310 fault redis_kill", "I7, second"},
+	{"I7: the same fence twice", "100 a locked l since 90 fence 6 by a1\n 300 a unlocked l since 200 by a1\n" +
+		"400 b locked l since 95 fence 6 by b1\n 600 b unlocked l since 500 by b1", "I7, second"},
+	{"I7: the fence of a fetch falls", first + byA + "1300 b fetching k since 1250 fence 4 by b1\n1400 b fetched k fence 4 by b1\n1401 b got k since 1250 v 1\n" +
+		"1240 * hit since 1230 fault redis_kill", "I7"},
+
+	{"I8: two values of what is created once", "100 a created n since 90 value x\n 110 b created n since 90 value y", "I8"},
+	{"I8: a write was lost", "900 s counted l v 7 count 8", "I8"},
+	{"all were counted", "900 s counted l v 8 count 8", ""},
+	{"I9: a lease left", "900 s held l", "I9"},
+	{"I10: a value from nowhere", first + "100 a got k since 90 v 2", "I10"},
+	{"I10: another key's value", first + "100 a got k since 90 v 1 err wrong_value", "I10"},
+	{"I11: a secret in a log", "900 s told l", "I11"},
+	{"I12: a name without an end", "900 s endless l", "I12"},
+}
+
+// Whatever is wrong is found, and nothing else. A judge that cannot find fault
+// is none.
+func TestJudge(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, c := range judged {
+		t.Run(c.name, func(t *testing.T) {
+			events := inMillis(t, c.history)
+			for _, process := range []string{"a", "b", "r"} {
+				if !strings.Contains(c.history, process+" died") {
+					events = append(events, history.Event{At: history.Time(20 * time.Second), Process: process, Op: history.Ended})
+				}
+			}
+			var got []string
+			verdict := history.Judge(events, milli)
+			for _, v := range verdict.Found {
+				kind, _, _ := strings.Cut(string(v.Kind), ":")
+				got = append(got, kind)
+				seen[kind] = true
+			}
+			// The second judge finds what it can: for locks, and for stale reads.
+			for _, v := range history.Second(events, milli) {
+				if v.Kind == history.Unordered && !slices.Contains(got, "I1") {
+					got = append(got, "second")
+				}
+			}
+			if got := strings.Join(slices.Compact(got), ", "); got != c.want {
+				t.Errorf("found %q, want %q\n%v", got, c.want, verdict.Found)
+			}
+		})
+	}
+	for i := range history.Invariants {
+		if !seen[fmt.Sprint("I", i)] {
+			t.Errorf("no history violates I%d", i)
+		}
+	}
+}
+
+// The second judge sees a stale read by itself.
+func TestSecondFindsAStaleRead(t *testing.T) {
+	for _, c := range []struct {
+		read string
+		want int
+	}{{"250 r got k since 201 v 1", 1}, {"250 r got k since 199 v 1", 0}, {"250 r got k since 201 v 2", 0}} {
+		events := inMillis(t, begun+second+c.read)
+		if found := history.Second(events, milli); len(found) != c.want {
+			t.Errorf("with %q, it found %v, want %d", c.read, found, c.want)
+		}
+	}
+}

@@ -1,0 +1,177 @@
+package history
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// What the second judge finds, an independent checker of linearizability: see
+// Second.
+const (
+	Unordered Kind = "second judge: locks or invalidations in no possible order"
+	Unsure    Kind = "second judge: gave up, which is no acquittal"
+)
+
+// Second has a history judged by porcupine, which searches for an order of all
+// calls in which each happens at one moment between its beginning and its end:
+//
+//   - A lock is free or held. An Acquire takes a free one, with a fence above the
+//     last; a Release frees it. A lease that was lost ends at some time before the
+//     next one begins.
+//   - A key has a least version. An invalidation raises it; a Get returns no less.
+//
+// What Judge finds void or excused is no part of that history.
+func Second(events []Event, r Rules) []Violation {
+	events = slices.SortedStableFunc(slices.Values(events), byTime)
+	j := &jury{Rules: r, hits: hits{after: r.Recovery, died: make(map[string]Time)}, excused: make(map[Kind]int)}
+	j.read(events)
+	for _, all := range j.locks {
+		j.second(lockModel, j.lockCalls(all), all[0].Event)
+	}
+	reads, promises := j.registerCalls(events)
+	for key, all := range promises {
+		slices.SortFunc(reads[key], func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+		for _, p := range all {
+			j.second(registerModel, around(p, reads[key]), Event{Op: Got, Key: key, Version: p.Input.(registerCall).version, At: Time(p.Return)})
+		}
+	}
+	return j.found
+}
+
+// patience is how long an order is searched for.
+const patience = 10 * time.Second
+
+func (j *jury) second(model porcupine.Model, calls []porcupine.Operation, about Event) {
+	switch porcupine.CheckOperationsTimeout(model, calls, patience) {
+	case porcupine.Illegal:
+		j.blame(Unordered, about)
+	case porcupine.Unknown:
+		j.blame(Unsure, about)
+	}
+}
+
+// A lockCall acquires or releases the lease with a fence.
+type lockCall struct {
+	release bool
+	fence   int64
+}
+
+type lockState struct{ held, last int64 }
+
+var lockModel = porcupine.Model{
+	Init: func() any { return lockState{} },
+	Step: func(state, input, _ any) (bool, any) {
+		s, call := state.(lockState), input.(lockCall)
+		if call.release {
+			return s.held == call.fence, lockState{0, s.last}
+		}
+		return s.held == 0 && call.fence > s.last, lockState{call.fence, call.fence}
+	},
+	Equal: func(a, b any) bool { return a == b },
+	DescribeOperation: func(input, _ any) string {
+		call := input.(lockCall)
+		return fmt.Sprint(map[bool]string{false: "acquire ", true: "release "}[call.release], call.fence)
+	},
+}
+
+func (j *jury) lockCalls(all []*span) []porcupine.Operation {
+	slices.SortStableFunc(all, byFence)
+	var calls []porcupine.Operation
+	for i, s := range all {
+		next := j.end + 1
+		if i+1 < len(all) {
+			next = max(all[i+1].At, s.At)
+		}
+		calls = append(calls, porcupine.Operation{
+			ClientId: 2 * i, Input: lockCall{fence: s.Fence}, Call: int64(s.Began), Return: int64(s.At),
+		})
+		// It ends when it is released; when it was lost, at some time after it was given.
+		from, to := s.end, next
+		if s.cut || s.died || s.err != "" || j.hits.felt(s.Process, s.Key, paused|lost, s.Began, s.end) {
+			from = s.Began
+		}
+		calls = append(calls, porcupine.Operation{
+			ClientId: 2*i + 1, Input: lockCall{true, s.Fence}, Call: int64(from), Return: int64(max(from, to)),
+		})
+	}
+	return calls
+}
+
+// A registerCall reads a version, or promises that none below it is read.
+type registerCall struct {
+	promise bool
+	version int64
+}
+
+var registerModel = porcupine.Model{
+	Init: func() any { return int64(0) },
+	Step: func(state, input, _ any) (bool, any) {
+		least, call := state.(int64), input.(registerCall)
+		if call.promise {
+			return true, max(least, call.version)
+		}
+		return call.version >= least, least
+	},
+	Equal: func(a, b any) bool { return a == b },
+	DescribeOperation: func(input, _ any) string {
+		call := input.(registerCall)
+		return fmt.Sprint(map[bool]string{false: "get ", true: "invalidate "}[call.promise], call.version)
+	},
+}
+
+// registerCalls returns the reads and the invalidations of each key.
+func (j *jury) registerCalls(events []Event) (reads, promises map[string][]porcupine.Operation) {
+	reads, promises = make(map[string][]porcupine.Operation), make(map[string][]porcupine.Operation)
+	committed := make(map[string][]Event)
+	for _, e := range events {
+		if e.Op == Committed {
+			committed[e.Key] = append(committed[e.Key], e)
+		}
+	}
+	for _, e := range events {
+		call := porcupine.Operation{Call: int64(e.Began), Return: int64(e.At)}
+		switch {
+		case e.Err != "":
+		case e.Op == Got && !j.hits.felt("", "", older, e.Began, e.At):
+			call.Input = registerCall{false, e.Version}
+			reads[e.Key] = append(reads[e.Key], call)
+		case (e.Op == Updated || e.Op == Deleted) && !j.hits.forgot(e.Began, e.At):
+			version := e.Version
+			if e.Op == Deleted {
+				for _, c := range committed[e.Key] {
+					if c.At <= e.Began {
+						version = max(version, c.Version)
+					}
+				}
+			}
+			call.Input = registerCall{true, version}
+			promises[e.Key] = append(promises[e.Key], call)
+		}
+	}
+	return reads, promises
+}
+
+// around returns one promise with the reads of less that it could concern: those
+// that had not returned when it began, of the next seconds. One promise has
+// nothing to do with another: if there is an order for each, there is one for all,
+// with the reads as early as they can be. And all at once take for ever.
+func around(p porcupine.Operation, reads []porcupine.Operation) []porcupine.Operation {
+	const horizon = int64(10 * time.Second)
+	least := p.Input.(registerCall).version
+	from, _ := slices.BinarySearchFunc(reads, p.Call-horizon, func(r porcupine.Operation, t int64) int { return cmp.Compare(r.Call, t) })
+	calls := []porcupine.Operation{p}
+	for _, r := range reads[from:] {
+		if r.Call > p.Return+horizon {
+			break
+		}
+		if r.Return >= p.Call && r.Input.(registerCall).version < least {
+			r.ClientId = len(calls)
+			calls = append(calls, r)
+		}
+	}
+	return calls
+}

@@ -1,0 +1,80 @@
+package mutant
+
+// Soaked are the mutants that a soak must catch. The first seven are those of
+// every lock and cache that has gone wrong before.
+var Soaked = []Mutant{
+	{
+		Name: "a value is stored without a look at whose lease it is",
+		File: "internal/protocol/fill.lua",
+		Old:  `if owner ~= ARGV[1] then`,
+		New:  `if owner == "nobody" then`,
+	},
+	{
+		Name: "an invalidation leaves the lease, so a value from before is stored",
+		File: "internal/protocol/invalidate.lua",
+		Old:  `redis.call("DEL", KEYS[2])`,
+		New:  ``,
+	},
+	{
+		Name: "a value whose store was refused is returned to all",
+		File: "load.go",
+		Old:  `r.call.Close() filled, err :=`,
+		New:  "r.call.Close()\n\tr.call.Mark()\n\tfilled, err :=",
+	},
+	{
+		Name: "a load can be joined while it is stored, and its value is returned to those too",
+		File: "load.go",
+		Old:  `r.call.Close() filled, err := r.redis.Fill(`,
+		New:  "defer r.call.Close()\n\tdefer r.call.Mark()\n\tfilled, err := r.redis.Fill(",
+	},
+	{
+		Name: "no watchdog: a lease is taken for renewed and is not",
+		File: "internal/lease/lease.go",
+		Old:  `ours, err := k.renew(ctx)`,
+		New:  `ours, err := true, ctx.Err()`,
+	},
+	{
+		Name:   "a lock is given back without a look at whose it is",
+		File:   "internal/protocol/lock_release.lua",
+		Old:    `if fences[ARGV[1]] then drop(ARGV[1])`,
+		New:    `if true then for other in pairs(fences) do drop(other) end`,
+		Faults: "stop at locked",
+	},
+	{
+		Name: "no second look for the value when the lease is given",
+		File: "internal/protocol/acquire.lua",
+		Old:  `if not force then local length`,
+		New:  `if false then local length`,
+	},
+	{
+		Name: "a lock has one holder too many",
+		File: "internal/protocol/lock.lua",
+		Old:  `while holders < slots do`,
+		New:  `while holders <= slots do`,
+	},
+	{
+		Name: "fences are counted, and begin again with an empty Redis",
+		File: "internal/protocol/lock.lua",
+		Old:  `math.max(clock, last + 1)`,
+		New:  `last + 1`,
+	},
+	{
+		Name:   "a fetch does not see that somebody writes",
+		File:   "internal/protocol/acquire.lua",
+		Old:    `redis.call("HSET", KEYS[2], "u", "1")`,
+		New:    `local _ = 0`,
+		Faults: "kill at written",
+	},
+	{
+		Name: "a value is kept for ever",
+		File: "internal/protocol/fill.lua",
+		Old:  `redis.call("SET", KEYS[1], ARGV[3], "PX", ttl)`,
+		New:  `redis.call("SET", KEYS[1], ARGV[3])`,
+	},
+	{
+		Name: "Close leaves the subscription",
+		File: "loader.go",
+		Old:  `l.mailbox.Close() if l.near != nil {`,
+		New:  `if l.near != nil {`,
+	},
+}

@@ -1,0 +1,43 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A place says where a Redis is.
+type place struct {
+	Profile string   // standalone, sentinel or cluster
+	Addrs   []string // of the server, of the Sentinels, or of the cluster's nodes
+}
+
+const (
+	masterName = "chaos"
+	password   = canary + "-password"
+)
+
+// client returns a client that dials, in place of each address, its proxy. Without
+// proxies it dials Redis itself.
+func (p place) client(proxies map[string]string) redis.UniversalClient {
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if proxies != nil {
+			proxy, ok := proxies[addr]
+			if !ok {
+				return nil, fmt.Errorf("%s has no proxy", addr)
+			}
+			addr = proxy
+		}
+		return (&net.Dialer{Timeout: 300 * time.Millisecond}).DialContext(ctx, network, addr)
+	}
+	return redis.NewUniversalClient(&redis.UniversalOptions{
+		Addrs: p.Addrs, MasterName: map[string]string{"sentinel": masterName}[p.Profile], IsClusterMode: p.Profile == "cluster",
+		Password: password, SentinelPassword: password, Dialer: dial, ContextTimeoutEnabled: true,
+		DialTimeout: 300 * time.Millisecond, ReadTimeout: redisTimeout, WriteTimeout: redisTimeout,
+	})
+}

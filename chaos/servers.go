@@ -1,0 +1,381 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// servers are all the nodes of a Redis.
+type servers struct {
+	place     place
+	nodes     []*node
+	sentinels []*node
+	all       redis.UniversalClient // as a user has it, without a proxy
+}
+
+// startServers starts a Redis of a profile.
+func startServers(profile, dir string) (s *servers, err error) {
+	s = &servers{place: place{Profile: profile}}
+	defer func() {
+		if err != nil {
+			s.stop()
+		}
+	}()
+	switch profile {
+	case "standalone":
+		err = s.startStandalone(dir)
+	case "sentinel":
+		err = s.startSentinel(dir)
+	case "cluster":
+		err = s.startCluster(dir)
+	default:
+		err = fmt.Errorf("there is no profile %q", profile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.all = s.place.client(nil)
+	return s, nil
+}
+
+func (s *servers) add(dir string, args ...string) (*node, error) {
+	n, err := newServer(dir, args...)
+	if err != nil {
+		return nil, err
+	}
+	s.nodes = append(s.nodes, n)
+	return n, n.start()
+}
+
+func (s *servers) startStandalone(dir string) error {
+	n, err := s.add(dir)
+	if err == nil {
+		s.place.Addrs = []string{n.addr}
+	}
+	return err
+}
+
+// startSentinel starts a master with two replicas, and three Sentinels.
+func (s *servers) startSentinel(dir string) error {
+	master, err := s.add(dir)
+	if err != nil {
+		return err
+	}
+	for range 2 {
+		replica, err := s.add(dir)
+		if err != nil {
+			return err
+		}
+		if err := replica.do("REPLICAOF", "127.0.0.1", master.port()); err != nil {
+			return err
+		}
+	}
+	if err := s.online(master); err != nil {
+		return err
+	}
+	for range 3 {
+		n, err := newNode(dir, "redis-sentinel", "--sentinel", "resolve-hostnames", "no")
+		if err != nil {
+			return err
+		}
+		conf := strings.Join([]string{
+			"sentinel monitor " + masterName + " 127.0.0.1 " + master.port() + " 2",
+			"sentinel auth-pass " + masterName + " " + password,
+			"sentinel sentinel-pass " + password,
+			"sentinel down-after-milliseconds " + masterName + " 1000",
+			"sentinel failover-timeout " + masterName + " 3000",
+			"sentinel parallel-syncs " + masterName + " 2",
+		}, "\n")
+		if err := os.WriteFile(filepath.Join(n.dir, "conf"), []byte(conf+"\n"), 0o600); err != nil {
+			return err
+		}
+		s.sentinels = append(s.sentinels, n)
+		if err := n.start(); err != nil {
+			return err
+		}
+		s.place.Addrs = append(s.place.Addrs, n.addr)
+	}
+	return s.wellSentinel()
+}
+
+// online waits until a master has two replicas that are up to date.
+func (s *servers) online(master *node) error {
+	return until("two replicas are online", func() error {
+		info, err := master.rdb.Info(context.Background(), "replication").Result()
+		if err == nil && strings.Count(info, "state=online") < 2 {
+			err = errors.New(info)
+		}
+		return err
+	})
+}
+
+// wellSentinel waits until each Sentinel knows two others, and two replicas that
+// it could promote.
+func (s *servers) wellSentinel() error {
+	for _, n := range s.sentinels {
+		err := until("the Sentinels know each other", func() error {
+			known, err := redis.NewSentinelClient(n.rdb.Options()).Master(context.Background(), masterName).Result()
+			if err == nil && (known["num-other-sentinels"] != "2" || known["num-slaves"] != "2" || known["flags"] != "master") {
+				err = fmt.Errorf("%v", known)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startCluster starts three masters, each with a replica.
+func (s *servers) startCluster(dir string) error {
+	for range 6 {
+		n, err := s.add(dir, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no",
+			"--cluster-replica-validity-factor", "0")
+		if err != nil {
+			return err
+		}
+		s.place.Addrs = append(s.place.Addrs, n.addr)
+	}
+	for i, n := range s.nodes {
+		if i < 3 {
+			if err := n.do("CLUSTER", "ADDSLOTSRANGE", 16384*i/3, 16384*(i+1)/3-1); err != nil {
+				return err
+			}
+		}
+		if err := errors.Join(n.do("CLUSTER", "SET-CONFIG-EPOCH", i+1), n.do("CLUSTER", "MEET", "127.0.0.1", s.nodes[0].port())); err != nil {
+			return err
+		}
+	}
+	for i, n := range s.nodes[3:] {
+		id, err := s.nodes[i].rdb.Do(context.Background(), "CLUSTER", "MYID").Text()
+		if err != nil {
+			return err
+		}
+		if err := until("a replica knows its master", func() error { return n.do("CLUSTER", "REPLICATE", id) }); err != nil {
+			return err
+		}
+	}
+	return s.wellCluster()
+}
+
+// wellCluster waits until all nodes agree that all is well, and each master has
+// its replica.
+func (s *servers) wellCluster() error {
+	return until("the cluster is well", func() error {
+		for _, n := range s.nodes {
+			info, err := n.rdb.ClusterInfo(context.Background()).Result()
+			if err != nil {
+				return err
+			}
+			for _, want := range []string{"cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:6", "cluster_size:3"} {
+				if !strings.Contains(info, want) {
+					return fmt.Errorf("not %s in %s", want, info)
+				}
+			}
+			replication, err := n.rdb.Info(context.Background(), "replication").Result()
+			if err != nil {
+				return err
+			}
+			if !strings.Contains(replication, "state=online") && !strings.Contains(replication, "master_link_status:up") {
+				return errors.New("a node without a partner")
+			}
+		}
+		return nil
+	})
+}
+
+// well waits until all is as it was in the beginning, but for who is master.
+func (s *servers) well() error {
+	switch s.place.Profile {
+	case "sentinel":
+		if err := s.wellSentinel(); err != nil {
+			return err
+		}
+		masters, err := s.masters()
+		if err != nil {
+			return err
+		}
+		return s.online(masters[0])
+	case "cluster":
+		return s.wellCluster()
+	}
+	return nil
+}
+
+// masters returns the masters of the moment.
+func (s *servers) masters() (masters []*node, err error) {
+	if s.place.Profile == "sentinel" {
+		return s.sentinelMaster()
+	}
+	for _, n := range s.nodes {
+		info, err := n.rdb.Info(context.Background(), "replication").Result()
+		if err == nil && strings.Contains(info, "role:master") {
+			masters = append(masters, n)
+		}
+	}
+	if len(masters) == 0 {
+		err = errors.New("there is no master")
+	}
+	return masters, err
+}
+
+// sentinelMaster returns the master that all Sentinels agree on.
+func (s *servers) sentinelMaster() ([]*node, error) {
+	var master *node
+	for _, sentinel := range s.sentinels {
+		addr, err := redis.NewSentinelClient(sentinel.rdb.Options()).GetMasterAddrByName(context.Background(), masterName).Result()
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(s.nodes, func(n *node) bool { return n.port() == addr[1] })
+		if i < 0 || master != nil && master != s.nodes[i] {
+			return nil, errors.New("the Sentinels do not agree")
+		}
+		master = s.nodes[i]
+	}
+	return []*node{master}, nil
+}
+
+// failOver takes a master away, by a signal, until another has its place, and
+// brings it back as a replica. It calls over when nobody is misled any more: for
+// one that was killed, when there is another; for one that was stopped, and goes
+// on as a master at first, when it has been told.
+func (s *servers) failOver(master *node, stop bool, over func()) error {
+	before, err := s.masters()
+	if err != nil {
+		return err
+	}
+	if stop {
+		master.signal(syscall.SIGSTOP)
+		defer master.signal(syscall.SIGCONT)
+	} else {
+		master.kill()
+	}
+	var now []*node
+	err = until("another is master", func() error {
+		if now, err = s.masters(); err != nil {
+			return err
+		}
+		if len(now) < len(before) || slices.Contains(now, master) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if stop {
+		master.signal(syscall.SIGCONT)
+	} else {
+		over()
+		if err := master.start(); err != nil {
+			return err
+		}
+	}
+	if s.place.Profile == "sentinel" { // which takes 8 s to think of that
+		if err := until("the old master is told", func() error { return master.do("REPLICAOF", "127.0.0.1", now[0].port()) }); err != nil {
+			return err
+		}
+	}
+	err = s.well()
+	if stop {
+		over()
+	}
+	return err
+}
+
+// errEmpty says that a slot has no keys at this moment, so that to move it would
+// show nothing.
+var errEmpty = errors.New("the slot is empty")
+
+// moveSlot moves the slot of a key to another master and all its keys with it,
+// one by one, as a live resharding does.
+func (s *servers) moveSlot(ctx context.Context, key string) error {
+	slot, err := s.all.ClusterKeySlot(ctx, key).Result()
+	if err != nil {
+		return err
+	}
+	masters, err := s.masters()
+	if err != nil {
+		return err
+	}
+	ids := make([]string, len(masters))
+	from := -1
+	for i, m := range masters {
+		if ids[i], err = m.rdb.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {
+			return err
+		}
+		count, err := m.rdb.ClusterCountKeysInSlot(ctx, int(slot)).Result()
+		if err != nil {
+			return err
+		}
+		if count > 0 {
+			from = i
+		}
+	}
+	if from < 0 {
+		return errEmpty
+	}
+	to := (from + 1) % len(masters)
+	source, target := masters[from], masters[to]
+	if err := errors.Join(
+		target.do("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[from]),
+		source.do("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[to]),
+	); err != nil {
+		return err
+	}
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		names, err := source.rdb.ClusterGetKeysInSlot(ctx, int(slot), 1).Result()
+		if err != nil {
+			return err
+		}
+		if len(names) == 0 {
+			break
+		}
+		if err := source.do("MIGRATE", "127.0.0.1", target.port(), names[0], 0, 1000, "REPLACE", "AUTH", password); err != nil {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond) // some of the slot's keys are here, some there
+	}
+	for _, n := range []*node{target, source} {
+		if err := n.do("CLUSTER", "SETSLOT", slot, "NODE", ids[to]); err != nil {
+			return err
+		}
+	}
+	for _, n := range s.nodes {
+		_ = n.do("CLUSTER", "SETSLOT", slot, "NODE", ids[to]) // replicas refuse, and hear of it
+	}
+	return nil
+}
+
+// stop ends all nodes.
+func (s *servers) stop() {
+	if s.all != nil {
+		_ = s.all.Close()
+	}
+	for _, n := range append(slices.Clone(s.sentinels), s.nodes...) {
+		n.kill()
+		_ = n.rdb.Close()
+	}
+}
+
+// keepLogs copies what the nodes have said to dir.
+func (s *servers) keepLogs(dir string) {
+	for _, n := range append(slices.Clone(s.sentinels), s.nodes...) {
+		if said, err := os.ReadFile(filepath.Join(n.dir, "log")); err == nil {
+			_ = os.WriteFile(filepath.Join(dir, "server-"+filepath.Base(n.dir)), said, 0o600)
+		}
+	}
+}
