@@ -13,9 +13,9 @@ import (
 
 // A Codec turns values into bytes and back. It is called by many goroutines
 // at once. Unmarshal must treat data as hostile, as anybody who can write to
-// Redis could have put it there, and must not keep data. It is given data that
-// the same type of codec wrote, so a change of format needs a new type, or a
-// new [Options.Schema].
+// Redis could have put it there, and must neither keep nor change data, which
+// others may be reading. It is given data that the same type of codec wrote, so a
+// change of format needs a new type, or a new [Options.Schema].
 type Codec interface {
 	Marshal(v any) ([]byte, error)
 	Unmarshal(data []byte, v any) error

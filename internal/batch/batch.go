@@ -73,6 +73,7 @@ type Batcher struct {
 // A request is one caller's commands.
 type request struct {
 	cmds  []redis.Cmder
+	read  bool          // it is one that may share the reply of an equal one
 	until time.Duration // when its time is over, since epoch
 	done  chan struct{} // receives when it has an outcome
 
@@ -102,6 +103,7 @@ type batch struct {
 	requests []*request    // nil where a caller has left in the queue
 	live     int           // how many are not nil
 	size     int           // commands
+	key      string        // that all of them read, or ""
 	overdue  int           // how many of the requests, from the first, have had their time
 	stuck    bool          // its hand is
 	limit    limit
@@ -154,11 +156,24 @@ func (b *Batcher) request() *request {
 // executed, and must not be touched any more. On a closed batcher it returns the
 // cause given to Close.
 func (b *Batcher) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
+	return b.do(ctx, within, false, cmds)
+}
+
+// Read is Do of one command that only reads, from the key that it is given
+// first. If others ask for the same while it waits in the queue, it is sent once,
+// and all have the same reply: its bytes are not to be changed. What has been sent
+// is shared with nobody who comes later, as what it reads may have been deleted
+// since.
+func (b *Batcher) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
+	return b.do(ctx, within, true, []redis.Cmder{cmd})
+}
+
+func (b *Batcher) do(ctx context.Context, within time.Duration, read bool, cmds []redis.Cmder) error {
 	if within <= 0 {
 		return ErrTimeout
 	}
 	r := b.request()
-	r.cmds, r.until, r.state = cmds, now()+within, waiting
+	r.cmds, r.read, r.until, r.state = cmds, read, now()+within, waiting
 	if err := b.enqueue(r, within); err != nil {
 		return err
 	}
@@ -206,6 +221,11 @@ func (b *Batcher) enqueue(r *request, within time.Duration) error {
 		last = &batch{came: r.until - within, within: within}
 		b.queue = append(b.queue, last)
 	}
+	if key := r.reads(); last.live == 0 {
+		last.key = key
+	} else if last.key != key {
+		last.key = ""
+	}
 	r.batch, r.place = last, len(last.requests)
 	last.requests = append(last.requests, r)
 	last.until = r.until
@@ -239,15 +259,27 @@ func (b *Batcher) claim() *batch {
 
 // worthwhile reports whether what is queued should go now. A few who come while
 // many are on their way do better to go with those when they come again: hands
-// that carry little keep the others, and Redis, from their work. But they do not
-// wait for long, as what is on its way may be stuck, or large, or Redis far away.
+// that carry little keep the others, and Redis, from their work. The same holds for
+// many who ask for one key while it is being read: they are one command, and may be
+// more when that is answered. But they do not wait for long, as what is on its way may be stuck, or large, or Redis far away.
 // The caller holds b.mu.
 func (b *Batcher) worthwhile() bool {
 	first := b.queue[0]
 	if b.busy == 0 || now() >= first.came+b.straggle {
 		return true
 	}
-	return b.busy < few && !slices.ContainsFunc(b.flying, func(f *batch) bool { return !f.stuck && f.size > first.size })
+	return b.busy < few && !slices.ContainsFunc(b.flying, func(f *batch) bool {
+		return !f.stuck && (f.size > first.size || f.key != "" && f.key == first.key)
+	})
+}
+
+// reads returns the key that a request reads, if it may share the reply.
+func (r *request) reads() string {
+	if !r.read {
+		return ""
+	}
+	key, _ := r.cmds[0].Args()[1].(string)
+	return key
 }
 
 // next takes the next batch out of the queue. The caller holds b.mu, and has
@@ -345,13 +377,50 @@ func (b *Batcher) send(f *batch) {
 		_ = b.conn.Process(ctx, f.requests[0].cmds[0]) // its error is the command's
 		return
 	}
-	pipeline := b.conn.Pipeline()
-	for _, r := range f.requests {
-		if r != nil {
-			_ = pipeline.BatchProcess(ctx, r.cmds...) // only queues them
-		}
+	cmds, copies := f.commands()
+	if len(cmds) == 1 {
+		_ = b.conn.Process(ctx, cmds[0])
+	} else {
+		pipeline := b.conn.Pipeline()
+		_ = pipeline.BatchProcess(ctx, cmds...) // only queues them
+		_, _ = pipeline.Exec(ctx)               // the errors are the commands'
 	}
-	_, _ = pipeline.Exec(ctx) // the errors are the commands'
+	for _, c := range copies {
+		c.to.SetVal(c.from.Val())
+		c.to.SetErr(c.from.Err())
+	}
+}
+
+// A reply is to be copied from one command to another.
+type reply struct{ from, to *redis.StringCmd }
+
+// firsts has maps for use again; see commands.
+var firsts = sync.Pool{New: func() any { return make(map[string]*redis.StringCmd) }}
+
+// commands returns what a batch sends: of equal reads only the first. The others
+// have its reply.
+func (f *batch) commands() (cmds []redis.Cmder, copies []reply) {
+	first := firsts.Get().(map[string]*redis.StringCmd)
+	defer firsts.Put(first)
+	defer clear(first)
+	cmds = make([]redis.Cmder, 0, f.size)
+	for _, r := range f.requests {
+		if r == nil {
+			continue
+		}
+		if r.read {
+			cmd := r.cmds[0].(*redis.StringCmd)
+			switch same := first[r.reads()]; {
+			case same == nil:
+				first[r.reads()] = cmd
+			case slices.Equal(same.Args(), cmd.Args()):
+				copies = append(copies, reply{same, cmd})
+				continue
+			}
+		}
+		cmds = append(cmds, r.cmds...)
+	}
+	return cmds, copies
 }
 
 // ringAt sets the alarm, if it would ring later. The caller holds b.mu.

@@ -6,3 +6,13 @@ func NewEager(conn Conn) *Batcher {
 	b.straggle = 0
 	return b
 }
+
+// Queued returns how many callers wait for a hand.
+func (b *Batcher) Queued() (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, f := range b.queue {
+		n += f.live
+	}
+	return n
+}

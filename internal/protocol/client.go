@@ -27,8 +27,12 @@ const (
 // A Runner sends commands to Redis, in their order, on one connection, and
 // returns when they are answered, when ctx ends, or when the time is over.
 // Each command then has its reply or its error.
+//
+// Read is Do of one command that reads the key it is given first. It may have the
+// reply of an equal one that was sent after it was called.
 type Runner interface {
 	Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error
+	Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error
 }
 
 // A Client speaks the protocol in one namespace for one process.
@@ -63,11 +67,11 @@ var ErrType = errors.New("the key holds another type than ours")
 func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	cmd := redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
 	started := time.Now()
-	err := discreet(c.run.Do(ctx, c.timeout, cmd))
+	err := discreet(c.run.Read(ctx, c.timeout, cmd))
 	if err != nil {
 		err = c.persist(ctx, started, err, func(within time.Duration) error {
 			cmd = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-			return discreet(c.run.Do(ctx, within, cmd))
+			return discreet(c.run.Read(ctx, within, cmd))
 		})
 	}
 	switch {
@@ -106,7 +110,12 @@ func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int)
 		values[i] = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
 		cmds[i] = values[i]
 	}
-	err := run.Do(ctx, c.timeout, cmds...)
+	var err error
+	if len(keys) == 1 {
+		err = run.Read(ctx, c.timeout, values[0]) // a Get of one node's
+	} else {
+		err = run.Do(ctx, c.timeout, cmds...)
+	}
 	if err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded)) {
 		c.failed(ctx, "read", err)
 		for i := range got { // the commands may still be on their way: they are not ours to look at

@@ -93,6 +93,10 @@ func wantNotTold(t *testing.T, err error) {
 // A lister notes what is sent, and answers nothing of use.
 type lister struct{ sent [][]any }
 
+func (l *lister) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
+	return l.Do(ctx, within, cmd)
+}
+
 func (l *lister) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) error {
 	for _, cmd := range cmds {
 		l.sent = append(l.sent, cmd.Args())

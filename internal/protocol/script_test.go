@@ -312,6 +312,10 @@ type failing struct {
 	runs int
 }
 
+func (f *failing) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
+	return f.Do(ctx, within, cmd)
+}
+
 func (f *failing) Do(context.Context, time.Duration, ...redis.Cmder) error {
 	f.runs++
 	return f.err
@@ -345,6 +349,10 @@ func TestWhatIsTriedAgain(t *testing.T) {
 
 // What somebody else's command, or a proxy, answers in the place of a script.
 type answers struct{ reply any }
+
+func (a answers) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
+	return a.Do(ctx, within, cmd)
+}
 
 func (a answers) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) error {
 	for _, cmd := range cmds {
