@@ -77,11 +77,10 @@ inline grant(o, sure) {
 	last = given;
 #endif
 	if
-	/* lock.lua: redis.call("HSET", KEYS[1], "b", born) */
+	/* lock.lua: redis.call("HSET", KEYS[1], "b", born, "f", string.format("%.0f", last)) */
 	:: !hash -> hash = true; born++
 	:: else
 	fi;
-	/* lock.lua: redis.call("HSET", KEYS[1], "f", string.format("%.0f", last)) */
 	/* lock.lua: redis.call("HSET", KEYS[1], owner, fences[owner] .. " " .. string.format("%.0f", ends[owner])) */
 	held[o] = true; confirmed[o] = sure; holders++;
 	valid[o] = true; lost[o] = false

@@ -124,7 +124,7 @@ end:
 		assert(copy == source || now < replaced[copy] + LASTS); /* for so long */
 		assert(copy == source || silent || nempty(said)); /* gone */
 		assert(copy >= own) } /* own change */
-	/* internal/near/near.go: return Ticket{v, s.changes} */
+	/* internal/near/near.go: return Ticket{v, node, s.changes} */
 	:: atomic { vouched && now < until -> ticket = changes; ticketVouch = vouch; goto get }
 	/* loader.go: l.hub.Changed(k.names.Value) */
 	:: atomic { writesOwn > 0 -> writesOwn--; write(); version = source };
