@@ -99,7 +99,7 @@ func turn(b *testing.B, goroutines int, c contender) (perOp, mallocs float64) {
 	start := time.Now()
 	for g := range goroutines {
 		group.Go(func() {
-			ctx, cancel := context.WithCancel(context.Background()) // a caller's own, as that of an HTTP request
+			ctx, cancel := context.WithCancel(b.Context()) // a caller's own, as that of an HTTP request
 			defer cancel()
 			n := 0
 			for ; !over.Load(); n++ {

@@ -163,7 +163,7 @@ func TestWaitersAreIdle(t *testing.T) {
 				t.Fatal(err)
 			}
 			for range 100 {
-				go waiter.Do(t.Context(), "k", func(context.Context) error { return nil })
+				go func() { _ = waiter.Do(t.Context(), "k", func(context.Context) error { return nil }) }()
 			}
 			return rdb.(*redis.Client), func() { _ = ls.Release() }
 		},

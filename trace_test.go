@@ -660,13 +660,13 @@ func TestPanicInATraceGoesNoFurther(t *testing.T) {
 		with := func(opt *options) { opt.Trace, opt.Logger = trace, log.logger() }
 		a, b := newLoader(t, r, with, withNear), newLoader(t, r, with, withNear)
 		here := get(t, t.Context(), a, "k", o)
-		c := o.next()
+		o.next()
 		there := get(t, t.Context(), b, "k", o)
 		awaitWaiters(t, r, "k", 1)
 		if err := a.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		c = o.next()
+		c := o.next()
 		c.returns("v")
 		here.want("v")
 		there.want("v")

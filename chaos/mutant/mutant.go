@@ -28,7 +28,7 @@ type Mutant struct {
 // Apply returns a source with the mistake.
 func (m Mutant) Apply(source string) (string, error) {
 	var words []string
-	for _, word := range strings.Fields(m.Old) {
+	for word := range strings.FieldsSeq(m.Old) {
 		words = append(words, regexp.QuoteMeta(word))
 	}
 	old, err := regexp.Compile(strings.Join(words, `\s+`))

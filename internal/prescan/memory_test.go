@@ -57,6 +57,7 @@ func limitMemory(t *testing.T) {
 }
 
 func decodeHostile(t *testing.T) {
+	t.Helper()
 	many := func(element string, n int) string {
 		return string([]byte{0xdd, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}) + strings.Repeat(element, n)
 	}

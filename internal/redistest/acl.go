@@ -56,6 +56,7 @@ func limited(opt *redis.Options) {
 }
 
 func limit(t testing.TB, rdb *redis.Client) {
+	t.Helper()
 	if rdb.Options().Username != user {
 		return
 	}
@@ -104,6 +105,7 @@ func (a asAdmin) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 // it denies to users whom a test has made is that test's affair. A daemon that does
 // not answer has nothing to say.
 func wantNoDenials(t testing.TB, d *daemon) {
+	t.Helper()
 	if len(limits) == 0 {
 		return
 	}
