@@ -77,11 +77,14 @@ vuln: ## look for known vulnerabilities in what every module calls
 
 # The seeds are fixed, so that a run can be had again; what the processes do
 # meanwhile is theirs. Longer, with other seeds: go run ./chaos -duration 2h
+PROFILES ?= standalone sentinel cluster
+
 .PHONY: chaos
 chaos: ## do harm to processes, networks and Redis for 3 x 20 s, and judge the history
-	go run ./chaos -profile standalone -seed 1 -duration 20s
-	go run ./chaos -profile sentinel -seed 2 -duration 20s
-	go run ./chaos -profile cluster -seed 3 -duration 20s
+	@seed=0; for profile in $(PROFILES); do \
+		seed=$$((seed + 1)); \
+		go run ./chaos -profile $$profile -seed $$seed -duration 20s || exit; \
+	done
 
 .PHONY: soak
 soak: ## the same for 3 x 10 minutes, with seeds from the clock
