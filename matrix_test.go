@@ -82,44 +82,6 @@ func setMaxMemory(t *testing.T, admin redis.UniversalClient, bytes string) {
 	}
 }
 
-// Others use up the client's pool. That is as if Redis did not answer, for so long
-// as it lasts: nobody waits longer than he must.
-func TestPoolThatOthersUseUp(t *testing.T) {
-	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := redistest.Bubble(t)
-				rdb := r.Client(func(opt *redis.Options) { opt.PoolSize, opt.PoolTimeout = 2, time.Minute })
-				l := loaderOf(t, rdb, withPolicy(policy))
-				var free []func()
-				for range 2 {
-					conn := rdb.Conn()
-					if err := conn.Ping(t.Context()).Err(); err != nil {
-						t.Fatal(err)
-					}
-					free = append(free, func() { _ = conn.Close() })
-				}
-				o := newOrigin(t)
-				began := time.Now()
-				g := get(t, t.Context(), l, "k", o)
-				if policy == fetchonce.FailClosed {
-					wantRedisDown(t, g.outcome())
-				} else {
-					o.next().returns("blind")
-					g.want("blind")
-				}
-				if took := time.Since(began); took > time.Second { // a read and an ACQUIRE of 200 ms each, and some slack
-					t.Errorf("a caller waited %v for a connection", took)
-				}
-				for _, f := range free {
-					f()
-				}
-				wantWorking(t, r.Backend(), l, newLoader(t, r.Backend()))
-			})
-		})
-	}
-}
-
 // The server's clock jumps forward while a process fetches: to the server the lease
 // has ended. Another process takes over, and what the first one finds is not stored.
 func TestServersClockJumpsForward(t *testing.T) {
