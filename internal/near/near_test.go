@@ -3,9 +3,9 @@ package near_test
 import (
 	"context"
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
-	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
