@@ -1,6 +1,7 @@
 package fetchonce
 
 import (
+	"context"
 	"time"
 
 	"github.com/fetchonce/fetchonce/internal/envelope"
@@ -37,3 +38,12 @@ func Lives(opt Options[string], own time.Duration) (value, absence [2]time.Durat
 
 // Callers returns how many callers wait for the load of a key.
 func (l *Loader[V]) Callers(key string) int { return l.flights.Callers(key) }
+
+// Listen makes the loader hear what others say to it, as its first miss does, and
+// reports whether it does so already.
+func (l *Loader[V]) Listen() bool {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	l.mailbox.Listen(ended, l.channel)
+	return l.mailbox.Hears(l.channel)
+}

@@ -22,10 +22,19 @@ type (
 	loader  = *fetchonce.Loader[string]
 )
 
-// newLoader returns the loader of a new process.
+// newLoader returns the loader of a new process. If its Redis answers, the process
+// hears what others say: a busy machine may take longer for that than a first miss
+// waits, and what is said meanwhile would be missed.
 func newLoader(t *testing.T, r backend, change ...func(*options)) loader {
 	t.Helper()
-	return loaderOf(t, r.Client(), change...)
+	l := loaderOf(t, r.Client(), change...)
+	if r.Fake() {
+		return l
+	}
+	for end := time.Now().Add(2 * time.Second); !l.Listen() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	return l
 }
 
 // loaderOf returns a loader over a client. What it has to say to its log is said

@@ -68,15 +68,18 @@ func move(t *testing.T, key string, from, to *redistest.Process, all []*redistes
 // hear anything yet. It keeps no copies of what that node has until it does.
 func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
 	c := redistest.Cluster(t)
-	rdb := c.Client(follow)
+	nodes := c.Nodes()
+	for _, node := range nodes {
+		tell(t, node, "acl", "setuser", "listener", "on", ">secret", "~*", "&*", "+@all")
+	}
+	rdb := c.Client(follow, func(opt *redis.ClusterOptions) { opt.Username, opt.Password = "listener", "secret" })
 	l, other := loaderOf(t, rdb, withNear), loaderOf(t, c.Client(follow))
 	r := c.Backend()
 	set(t, other, "k", "old")
 	warmNear(t, r, l, "k", "old")
 
-	nodes := c.Nodes()
 	joined := c.Join()
-	tell(t, joined, "acl", "setuser", "default", "-subscribe") // it is not heard
+	tell(t, joined, "acl", "setuser", "listener", "on", ">secret", "~*", "&*", "+@all", "-subscribe") // it is not heard
 	move(t, "k", nodeOf(t, rdb, nodes, "k"), joined, nodes)
 	for i := range 10 {
 		value := "new " + strconv.Itoa(i)
@@ -91,7 +94,7 @@ func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
 		}
 	}
 
-	tell(t, joined, "acl", "setuser", "default", "+subscribe")
+	tell(t, joined, "acl", "setuser", "listener", "+subscribe")
 	warmNear(t, r, l, "k", "new 9")
 	set(t, other, "k", "newer")
 	r.Until("the copy is gone", func() bool {

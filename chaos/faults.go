@@ -201,10 +201,15 @@ func (s *supervisor) failOver(kind history.Fault, rng *rand.Rand) error {
 	if err != nil {
 		return err
 	}
+	s.successor.Store(nil)
 	s.planned.Store(true)
 	defer s.planned.Store(false)
 	began := history.Now()
-	return s.servers.failOver(masters[rng.IntN(len(masters))], kind == history.StopOver, func() {
+	return s.servers.failOver(masters[rng.IntN(len(masters))], kind == history.StopOver, func(now []*node) {
+		if s.profile == "sentinel" {
+			s.successor.Store(now[0])
+		}
+	}, func() {
 		s.log.Write(history.Event{Op: history.Hit, Fault: kind, Began: began, Process: history.Everyone})
 	})
 }

@@ -142,6 +142,19 @@ func (n *node) signal(s syscall.Signal) { _ = n.cmd.Process.Signal(s) }
 
 func (n *node) do(args ...any) error { return n.rdb.Do(context.Background(), args...).Err() }
 
+// demote makes the node a replica, in the way a Sentinel does: who is connected to it
+// is sent away, to ask who is the master now.
+func (n *node) demote(master *node) error {
+	ctx := context.Background()
+	_, err := n.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+		tx.Do(ctx, "REPLICAOF", "127.0.0.1", master.port())
+		tx.Do(ctx, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+		tx.Do(ctx, "CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes")
+		return nil
+	})
+	return err
+}
+
 // until waits for something to go well.
 func until(what string, ok func() error) error {
 	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {

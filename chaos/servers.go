@@ -249,10 +249,11 @@ func (s *servers) sentinelMaster() ([]*node, error) {
 }
 
 // failOver takes a master away, by a signal, until another has its place, and
-// brings it back as a replica. It calls over when nobody is misled any more: for
-// one that was killed, when there is another; for one that was stopped, and goes
-// on as a master at first, when it has been told.
-func (s *servers) failOver(master *node, stop bool, over func()) error {
+// brings it back as a replica. It calls found with the masters there are then, and
+// over when nobody is misled any more: for one that was killed, when there is
+// another; for one that was stopped, and goes on as a master at first, when it has
+// been told.
+func (s *servers) failOver(master *node, stop bool, found func([]*node), over func()) error {
 	before, err := s.masters()
 	if err != nil {
 		return err
@@ -276,6 +277,7 @@ func (s *servers) failOver(master *node, stop bool, over func()) error {
 	if err != nil {
 		return err
 	}
+	found(now)
 	if stop {
 		master.signal(syscall.SIGCONT)
 	} else {
@@ -285,7 +287,7 @@ func (s *servers) failOver(master *node, stop bool, over func()) error {
 		}
 	}
 	if s.place.Profile == "sentinel" { // which takes 8 s to think of that
-		if err := until("the old master is told", func() error { return master.do("REPLICAOF", "127.0.0.1", now[0].port()) }); err != nil {
+		if err := until("the old master is told", func() error { return master.demote(now[0]) }); err != nil {
 			return err
 		}
 	}

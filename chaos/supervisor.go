@@ -41,7 +41,8 @@ type supervisor struct {
 	log      *history.Log
 	seats    []*seat
 
-	planned atomic.Bool // a failover of ours is under way
+	planned   atomic.Bool           // a failover of ours is under way
+	successor atomic.Pointer[node] // and has made this node the master, under Sentinel
 
 	mu   sync.Mutex
 	cpu  time.Duration // of the workers that have ended
@@ -212,16 +213,28 @@ func (s *supervisor) fail(err error) {
 	s.errs = append(s.errs, err)
 }
 
-// watch writes down when another node became master, and nobody had told it to: a
-// busy machine does that too. It returns the masters and when they were seen, to be
-// given to it the next time.
+// watch writes down which nodes are masters, and when another became one that nobody
+// had told to: a busy machine does that too. It returns the masters and when they
+// were seen, to be given to it the next time.
 func (s *supervisor) watch(before []*node, seen history.Time) ([]*node, history.Time) {
 	planned := s.planned.Load()
 	now, err := s.servers.masters()
 	if err != nil {
 		return before, seen // they do not agree yet
 	}
-	if before != nil && !slices.Equal(before, now) && !planned && !s.planned.Load() {
+	if slices.Equal(before, now) {
+		return now, history.Now()
+	}
+	var names []string
+	for _, n := range now {
+		names = append(names, n.addr)
+	}
+	s.log.Write(history.Event{Op: history.Masters, Value: strings.Join(names, " ")})
+	planned = planned || s.planned.Load()
+	if first := s.successor.Load(); first != nil && now[0] != first {
+		planned = false // it has come and gone
+	}
+	if before != nil && !planned {
 		s.log.Write(history.Event{Op: history.Hit, Fault: history.StopOver, Process: history.Everyone, Began: seen.Add(-rules.Recovery), Value: "unplanned"})
 	}
 	return now, history.Now()

@@ -107,7 +107,7 @@ func (j *judge) note(e Event) {
 		j.promise(k, promise{e.At, e.Version, e, e.Writer})
 	case Deleted:
 		j.promise(k, promise{e.At, k.committedBy(e.Began), e, e.Writer})
-	case Got, Invalidating, Fetching, Fetched, Locked, Unlocked, Refused, Created, Hit, Phase, Ended, Counted, Held, Endless, Told:
+	case Got, Invalidating, Fetching, Fetched, Locked, Unlocked, Refused, Created, Hit, Phase, Masters, Ended, Counted, Held, Endless, Told:
 	default:
 		j.blame(Muddled, e)
 	}

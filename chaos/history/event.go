@@ -73,6 +73,9 @@ const (
 	// Phase: from now on there are faults, or none, as Value says.
 	Phase Op = "phase"
 
+	// Masters: from now on these nodes of Redis are the masters.
+	Masters Op = "masters"
+
 	// Ended: Process has ended in peace, with so many calls that did not return
 	// and goroutines that did not end.
 	Ended Op = "ended"

@@ -92,7 +92,7 @@ func (m *Masters) client(opt *redis.ClusterOptions, change []func(*redis.Cluster
 		f(opt)
 	}
 	w := m.wire.below()
-	if len(limits) > 0 {
+	if len(limits) > 0 && opt.Username == "" && opt.Password == "" {
 		opt.Username, opt.Password = user, password
 		opt.NewClient = func(opt *redis.Options) *redis.Client {
 			rdb := redis.NewClient(opt)
