@@ -100,7 +100,7 @@ const (
 	// How long a process goes on by itself while others may be waiting. Handing
 	// on inside the process costs next to nothing, so turns that are short are
 	// bundled; for long ones, asking the others costs next to nothing.
-	mostTurns = 16
+	mostTurns = protocol.LockFences
 	turnsTime = 10 * time.Millisecond
 
 	lookAgain      = time.Second            // a waiter looks this often whether a message was lost, or after a lease if that is shorter
@@ -616,7 +616,7 @@ func (lk *Locker) request(n *lockName) *lockRequest {
 }
 
 func (lk *Locker) wish(owner string) protocol.LockWish {
-	return protocol.LockWish{Owner: owner, Lease: lk.opt.Lease, Slots: lk.opt.Slots, Fences: lk.fences()}
+	return protocol.LockWish{Owner: owner, Lease: lk.opt.Lease, Slots: lk.opt.Slots}
 }
 
 func (r *lockRequest) send(lk *Locker) (protocol.LockAnswer, error) {

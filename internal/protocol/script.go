@@ -18,6 +18,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+// lockStateText is how the quick ways begin, for a script without one.
+const lockStateText = `local state = redis.call("GET", KEYS[1])
+`
+
 var (
 	//go:embed acquire.lua
 	acquireText string
@@ -31,6 +35,10 @@ var (
 	invalidateText string
 	//go:embed set.lua
 	setText string
+	//go:embed lock_free.lua
+	lockFreeText string
+	//go:embed lock_only.lua
+	lockOnlyText string
 	//go:embed lock.lua
 	lockText string
 	//go:embed lock_acquire.lua
@@ -47,9 +55,9 @@ var (
 	invalidate = newScript("invalidate", invalidateText)
 	set        = newScript("set", setText)
 
-	lockAcquire = newScript("lock", lockText+lockAcquireText)
-	lockRelease = newScript("unlock", lockText+lockReleaseText)
-	lockRenew   = newScript("renew lock", lockText+lockRenewText)
+	lockAcquire = newScript("lock", lockFreeText+lockText+lockAcquireText)
+	lockRelease = newScript("unlock", lockOnlyText+lockText+lockReleaseText)
+	lockRenew   = newScript("renew lock", lockStateText+lockText+lockRenewText)
 )
 
 // A script has its text and the hash by which the server knows it. It is not a
@@ -230,5 +238,9 @@ func (a *answer) err() error {
 	if !a.bad {
 		return nil
 	}
-	return fmt.Errorf("a script answered in a shape that is not ours (%T)", a.reply) // not its text, which may be a value
+	return errShape(a.reply)
+}
+
+func errShape(reply any) error {
+	return fmt.Errorf("a script answered in a shape that is not ours (%T)", reply) // not its text, which may be a value
 }
