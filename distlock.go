@@ -225,18 +225,18 @@ func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context,
 
 var errReentrant = errors.New("this call holds the lock already, and would wait for itself")
 
-// heldKey is the key of a context's value that says which lease it works under.
-type heldKey struct {
-	locker *Locker
-	name   string
-}
+// heldKey is the key of a context's value that says which lease of a locker it
+// works under; that lease's own context may say another.
+type heldKey struct{ locker *Locker }
 
 func (lk *Locker) check(ctx context.Context, name string) error {
 	if ctx == nil {
 		return &Error{Op: "lock", Key: name, Err: errors.New("the context is nil")}
 	}
-	if ls, ok := ctx.Value(heldKey{lk, name}).(*Lease); ok && !ls.released.Load() {
-		return &Error{Op: "lock", Key: name, Err: errReentrant}
+	for ls, _ := ctx.Value(heldKey{lk}).(*Lease); ls != nil; ls, _ = ls.ctx.Value(heldKey{lk}).(*Lease) {
+		if ls.name.name == name && !ls.released.Load() {
+			return &Error{Op: "lock", Key: name, Err: errReentrant}
+		}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -338,7 +338,7 @@ func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.C
 	sent := h.sent
 	ls.fence, ls.handed = h.fence, h.handed
 	lk.mu.Unlock()
-	held, keeper := lease.Keep(context.WithValue(ctx, heldKey{lk, n.name}, ls), sent, lk.opt.Lease, ErrLockLost,
+	held, keeper := lease.Keep(context.WithValue(ctx, heldKey{lk}, ls), sent, lk.opt.Lease, ErrLockLost,
 		func(ctx context.Context) (bool, error) { return lk.renew(ctx, n, h, begun) })
 	ls.keeper = keeper
 	lk.mu.Lock()

@@ -119,6 +119,9 @@ func (c *Client) RenewLock(ctx context.Context, l Lock, w LockWish) (bool, error
 }
 
 func (c *Client) lockScript(ctx context.Context, s *script, l Lock, w LockWish, argv ...any) (any, error) {
-	args := append(make([]any, 0, 8), w.Owner, (w.Lease + linger).Milliseconds(), w.Slots)
-	return c.script(ctx, s, nil, l.keys[:], append(args, argv...)...)
+	args := make([]any, 0, 13)
+	args = append(args, "evalsha", s.hash, len(l.keys))
+	args = append(args, l.keys[:]...)
+	args = append(args, w.Owner, (w.Lease + linger).Milliseconds(), w.Slots)
+	return c.evalsha(ctx, s, nil, append(args, argv...))
 }

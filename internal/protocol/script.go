@@ -75,13 +75,15 @@ func newScript(op, text string) *script {
 // script runs a script, and a command right before it if there is one. A
 // server that does not know the script is sent its text, once.
 func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys []string, argv ...any) (any, error) {
-	args := make([]any, 0, 3+len(keys)+len(argv))
-	args = append(args, "evalsha", s.hash, len(keys))
+	args := append(make([]any, 0, 3+len(keys)+len(argv)), "evalsha", s.hash, len(keys))
 	for _, k := range keys {
 		args = append(args, k)
 	}
-	args = append(args, argv...)
+	return c.evalsha(ctx, s, before, append(args, argv...))
+}
 
+// evalsha is script with the arguments of the command EVALSHA.
+func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, args []any) (any, error) {
 	var reply any
 	send := func(within time.Duration) error {
 		cmd := redis.NewCmd(ctx, args...)
