@@ -100,7 +100,9 @@ func TestFreeLockSentTwice(t *testing.T) {
 				t.Errorf("a lease that was asked for again lasts %v", left)
 			}
 			l.release("p.1", a.Since, true)
-			l.release("p.1", a.Since, true)
+			if round > 0 {
+				l.release("p.1", a.Since, true)
+			}
 			if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != time.Second {
 				t.Errorf("a free lock is remembered for %v", left)
 			}
@@ -242,7 +244,7 @@ func TestLastReleaseOfASemaphore(t *testing.T) {
 
 func TestStringThatIsNoLock(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
-		for _, text := range []string{"", "mine", "1 2", "lock", "lock 1", "lock 1 x", "unlock 1 2", `{"lock": 1}`} {
+		for _, text := range []string{"", "mine", "1 2", "lock", "lock 1", "lock 1 x", "unlock 1 2", `{"lock": 1}`, "mine 1 2 p.1 3 4"} {
 			l.rdb.Set(t.Context(), l.lock.Names()[0], text, 0)
 			if a, err := l.AcquireLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
 				t.Errorf("AcquireLock with %q there = %+v", text, a)
