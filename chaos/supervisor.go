@@ -41,7 +41,7 @@ type supervisor struct {
 	log      *history.Log
 	seats    []*seat
 
-	planned   atomic.Bool           // a failover of ours is under way
+	planned   atomic.Bool          // a failover of ours is under way
 	successor atomic.Pointer[node] // and has made this node the master, under Sentinel
 
 	mu   sync.Mutex
