@@ -21,8 +21,8 @@ import (
 type luck struct{ misses atomic.Int32 }
 
 const (
-	badLuck   = 16 // from here on it is not looked
-	worstLuck = 24
+	badLuck   = 24 // from here on it is not looked
+	worstLuck = 32
 	hitCounts = 8
 )
 
