@@ -56,7 +56,7 @@ const invitation = 10 * time.Millisecond
 // lookLucky is lookNear for one who will load what is not there. Where to look is
 // most likely no use, it does not.
 func (l *Loader[V]) lookLucky(ctx context.Context, k keyed, c *nearby[V], early bool) (look[V], error) {
-	if c == nil && l.opt.TTL > 0 && (l.flights.Inviting() || l.skipsLook()) {
+	if c == nil && l.opt.TTL > 0 && (l.skipsLook() || l.flights.Invites(k.user)) {
 		return look[V]{skipped: true}, nil
 	}
 	seen, err := l.lookNear(ctx, k, c, early)

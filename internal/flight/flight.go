@@ -149,6 +149,17 @@ func (c *Call[V]) join(came Arrival, started bool) Ticket[V] {
 // Inviting reports whether there may be a load that invites callers.
 func (g *Group[V]) Inviting() bool { return g.inviting.Load() > 0 }
 
+// Invites reports whether the load of a key invites callers now.
+func (g *Group[V]) Invites(key string) bool {
+	if !g.Inviting() {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.calls[key]
+	return c != nil && c.invited()
+}
+
 // JoinInvited is Join for a caller that has not looked whether there is anything
 // to load: it joins a load that invites such callers. If there is no load at all,
 // it starts one, unless load is nil. It is not ok if the caller has to look first.
