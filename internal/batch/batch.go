@@ -277,7 +277,7 @@ func (b *Batcher) enqueue(ctx context.Context, r *request, within time.Duration)
 	switch {
 	case f == nil:
 		return nil, nil
-	case b.aloneIn(f) && ctx.Err() == nil:
+	case b.isAlone(r, f) && ctx.Err() == nil:
 		b.entrust(ctx, f)
 		return f, nil
 	}
@@ -286,11 +286,11 @@ func (b *Batcher) enqueue(ctx context.Context, r *request, within time.Duration)
 	return nil, nil
 }
 
-// aloneIn reports whether the caller of the only request in a batch, which has
-// just come and is to be sent, may send it himself: if he can be sure of an answer
-// in time, and it is likely that it comes soon. The caller holds b.mu.
-func (b *Batcher) aloneIn(f *batch) bool {
-	return b.prompt && b.direct != nil && len(f.requests) == 1 &&
+// isAlone reports whether the caller of a request may send the next batch himself:
+// if it is his alone, he can be sure of an answer in time, and it is likely that it
+// comes soon. The caller holds b.mu.
+func (b *Batcher) isAlone(r *request, f *batch) bool {
+	return b.prompt && b.direct != nil && len(f.requests) == 1 && f.requests[0] == r &&
 		!slices.ContainsFunc(b.flying, func(other *batch) bool { return f.sent-other.sent > soon })
 }
 
