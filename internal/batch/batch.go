@@ -6,7 +6,7 @@
 // notices neither a cancellation nor, by default, a deadline while it waits for
 // an answer, so the callers wait here, and leave when they must. Only one who is
 // alone, in front of a Redis that has just answered others at once, sends himself,
-// on a way where deadlines hold: he notices a cancellation with the answer, or
+// if the client heeds deadlines: he notices a cancellation with the answer, or
 // when his time is over.
 //
 // It knows nothing of what the commands mean. It is used by internal/protocol.
@@ -57,7 +57,7 @@ type Conn interface {
 // A Batcher sends commands. It is made by [New], and must be closed.
 type Batcher struct {
 	conn     Conn
-	direct   func() Conn // for callers who send themselves; nil if there is no such way
+	punctual bool // conn is: callers may send themselves
 	straggle time.Duration
 
 	// Requests for use again. Not one pool for the whole program: a request has
@@ -145,7 +145,7 @@ func (l *limit) Err() error {
 
 // New returns a batcher over a client.
 func New(conn Conn) *Batcher {
-	b := &Batcher{conn: conn, direct: direct(conn), straggle: straggle, idle: make(chan struct{})}
+	b := &Batcher{conn: conn, punctual: isPunctual(conn), straggle: straggle, idle: make(chan struct{})}
 	b.alarm = time.AfterFunc(time.Hour, b.ring)
 	b.alarm.Stop()
 	return b
@@ -290,7 +290,7 @@ func (b *Batcher) enqueue(ctx context.Context, r *request, within time.Duration)
 // if it is his alone, he can be sure of an answer in time, and it is likely that it
 // comes soon. The caller holds b.mu.
 func (b *Batcher) isAlone(r *request, f *batch) bool {
-	return b.prompt && b.direct != nil && len(f.requests) == 1 && f.requests[0] == r &&
+	return b.punctual && b.prompt && len(f.requests) == 1 && f.requests[0] == r &&
 		!slices.ContainsFunc(b.flying, func(other *batch) bool { return f.sent-other.sent > soon })
 }
 
@@ -311,7 +311,7 @@ func (b *Batcher) entrust(ctx context.Context, f *batch) {
 func (b *Batcher) carry(f *batch) {
 	ok := false
 	defer func() { b.handOver(f, ok) }() // also if a hook panics
-	ok = f.send(b.direct())
+	ok = f.send(b.conn)
 }
 
 // handOver notes that a batch that its caller has carried has landed.
