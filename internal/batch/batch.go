@@ -613,7 +613,7 @@ func (l *limit) end() {
 // stuck behind it once Redis answers again. The caller holds b.mu.
 func (b *Batcher) giveUp(f *batch) {
 	if !f.stuck && b.stuck < overdue {
-		f.stuck, b.prompt = true, false
+		f.stuck = true
 		b.stuck++
 		b.busy--
 		b.checkIdle()
