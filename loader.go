@@ -118,8 +118,8 @@ type Fetch[V any] struct {
 //
 // Give the client timeouts: go-redis' own are 5 seconds and several retries, and
 // although no caller waits for them, a connection does. With its
-// ContextTimeoutEnabled, a caller who is alone needs no second goroutine, and has
-// his answer from a Redis nearby in half to two thirds of the time.
+// ContextTimeoutEnabled, a caller who is alone needs no second goroutine, which
+// with a Redis nearby is a good part of what a hit costs.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
 	if err == nil {
