@@ -119,7 +119,9 @@ type Fetch[V any] struct {
 // reads from replicas.
 //
 // Give the client timeouts: go-redis' own are 5 seconds and several retries, and
-// although no caller waits for them, a connection does.
+// although no caller waits for them, a connection does. With its
+// ContextTimeoutEnabled, a caller who is alone needs no second goroutine, which
+// with a Redis nearby is a good part of what a hit costs.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
 	if err == nil {
@@ -203,7 +205,9 @@ func (l *Loader[V]) Close() error {
 // callers, and an end of its own: it ends when all callers have left, when the
 // lease is lost ([ErrLockLost]) or the fetch takes too long ([ErrFetchTimeout]),
 // and when the Loader is closed ([ErrClosed]); [context.Cause] says which. A
-// caller waits as long as its own ctx allows, and leaves with ctx.Err().
+// caller waits as long as its own ctx allows, and leaves with ctx.Err(). Only where
+// the client has ContextTimeoutEnabled, and Redis stops to answer, one or two callers
+// may notice that their ctx was cancelled as late as [Options.RedisTimeout] allows.
 //
 // What fetch returns is returned to all who waited for it. Its error comes back
 // as it is in this process, and as an [*Error] with its text in others. An error
