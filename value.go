@@ -17,12 +17,8 @@ var (
 	errCodec    = errors.New("written with another codec")
 )
 
-// open reads a value that came from Redis, and judges whether it is fresh.
-func (l *Loader[V]) open(k keyed, b []byte) (look[V], error) {
-	return l.openAndKeep(near.Ticket{}, k, b)
-}
-
-// openAndKeep is open, and with a ticket keeps a copy of what is fresh.
+// openAndKeep reads a value that came from Redis, and judges whether it is fresh.
+// With a ticket it keeps a copy of what is.
 func (l *Loader[V]) openAndKeep(t near.Ticket, k keyed, b []byte) (look[V], error) {
 	h, seen, err := l.unpack(k, b, SourceRedis)
 	if err == nil && seen.found {
