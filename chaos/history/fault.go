@@ -23,6 +23,7 @@ const (
 	RedisKill   Fault = "redis kill" // and restarted, empty
 	Failover    Fault = "failover"   // of a master that was killed
 	StopOver    Fault = "failover of a stopped master"
+	TwoMasters  Fault = "two masters" // of the same keys, as was seen
 	ClientKill  Fault = "client kill"
 	OutOfMemory Fault = "out of memory"
 	ScriptFlush Fault = "script flush"
@@ -50,7 +51,7 @@ var effects = map[Fault]effect{
 	Stopped: paused | cut, Starved: paused | cut,
 	Reset: cut, Delay: cut, BlackHole: cut, LostReply: cut,
 	RedisStop: cut, RedisSlow: cut, ClientKill: cut, OutOfMemory: cut,
-	RedisKill: cut | lost, Failover: cut | lost, StopOver: cut | lost | older,
+	RedisKill: cut | lost, Failover: cut | lost, StopOver: cut | lost | older, TwoMasters: cut | lost | older,
 	DelLease: lost, DelLock: lost,
 	// Nothing is excused by a ScriptFlush or a SlotMove. What a failing fetch does
 	// is seen by its error.
@@ -92,7 +93,7 @@ func (h *hits) forgot(a, b Time) bool {
 		switch e.Fault {
 		case Failover:
 			return a <= e.Began && b.Add(lag) >= e.Began
-		case StopOver:
+		case StopOver, TwoMasters:
 			return a <= e.At && b.Add(lag) >= e.Began
 		}
 		return false

@@ -57,6 +57,9 @@ var judged = []struct {
 
 	{"I1: stale after an Update", begun + second + "250 r got k since 201 v 1", "I1"},
 	{"stale, but the master that knew has died", begun + second + "250 r got k since 201 v 1\n 900 * hit since 210 fault failover", ""},
+	{"stale, while a master that was replaced still answers", begun + second + "8000 r got k since 7990 v 1\n 8100 * hit since 1300 fault two_masters", ""},
+	{"I1: stale, long after it was told", begun + second + "9200 r got k since 9150 v 1\n 8100 * hit since 1300 fault two_masters", "I1"},
+	{"stale, and the master that was replaced had confirmed it", begun + second + "9200 r got k since 9150 v 1\n 8100 * hit since 150 fault two_masters", ""},
 	{"I1: stale, and the master died long after", begun + second + "250 r got k since 201 v 1\n 9000 * hit since 8000 fault failover", "I1"},
 	{"I1: stale, Redis was empty between", begun + second + "250 r got k since 201 v 1\n 205 * hit since 202 fault redis_kill", "I1"},
 	{"I1: stale after a death in an Update", begun + died + "700 r got k since 660 v 1", "I1"},
