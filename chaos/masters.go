@@ -16,7 +16,7 @@ import (
 // pulse writes down what befalls Redis by itself: when it did not answer in time, and
 // when it has other masters, or too many.
 func (s *supervisor) pulse(ctx context.Context) {
-	const beat, late = 20 * time.Millisecond, 100 * time.Millisecond
+	const beat = 20 * time.Millisecond
 	masters, seen := s.watch(nil, 0)
 	c := census{allowed: len(masters), were: make(map[*node]bool)}
 	for ; ctx.Err() == nil; time.Sleep(beat) {
@@ -26,7 +26,7 @@ func (s *supervisor) pulse(ctx context.Context) {
 			began := history.Now()
 			master, err := n.isMaster(ctx)
 			c.note(n, master, err)
-			if history.Now().Sub(began) > late {
+			if history.Now().Sub(began) > slow {
 				s.log.Write(history.Event{Op: history.Hit, Fault: history.RedisSlow, Process: history.Everyone, Began: began})
 			}
 		}

@@ -30,6 +30,7 @@ const (
 	SlotMove    Fault = "slot move"
 	DelLease    Fault = "del of a lease" // of Key
 	DelLock     Fault = "del of a lock"  // of Key
+	SourceSlow  Fault = "source slow"    // by itself: the machine is busy
 
 	FetchError  Fault = "fetch error"
 	FetchPanic  Fault = "fetch panic"
@@ -45,6 +46,7 @@ const (
 	cut                       // a process could not reach Redis: errors, and fetches without a lease
 	lost                      // Redis lost leases and marks
 	older                     // Redis may have gone back to older data
+	late                      // a fetch may have taken too long
 )
 
 var effects = map[Fault]effect{
@@ -52,7 +54,7 @@ var effects = map[Fault]effect{
 	Reset: cut, Delay: cut, BlackHole: cut, LostReply: cut,
 	RedisStop: cut, RedisSlow: cut, ClientKill: cut, OutOfMemory: cut,
 	RedisKill: cut | lost, Failover: cut | lost, StopOver: cut | lost | older, TwoMasters: cut | lost | older,
-	DelLease: lost, DelLock: lost,
+	DelLease: lost, DelLock: lost, SourceSlow: late,
 	// Nothing is excused by a ScriptFlush or a SlotMove. What a failing fetch does
 	// is seen by its error.
 }

@@ -52,6 +52,7 @@ var judged = []struct {
 	{"an error soon after a fault", first + "900 a got k since 850 err timeout\n 200 a hit since 60 fault reset", ""},
 	{"I0: an error long after a fault", first + "1900 a got k since 1850 err timeout\n 200 a hit since 60 fault reset", "I0"},
 	{"I0: an error by a script flush", first + "100 a got k since 50 err NOSCRIPT\n 70 * hit since 60 fault script_flush", "I0"},
+	{"an error while the source was slow", first + "1700 a created k since 50 err fetch_timeout\n 1710 * hit since 150 fault source_slow", ""},
 	{"an error on purpose", first + "100 a got k since 50 err injected", ""},
 	{"an error of who waited for the dead", first + "20 b fetching k since 10 fence 5 by b1\n 30 b died\n 4100 a got k since 50 err deadline", ""},
 
@@ -60,6 +61,7 @@ var judged = []struct {
 	{"stale, while a master that was replaced still answers", begun + second + "8000 r got k since 7990 v 1\n 8100 * hit since 1300 fault two_masters", ""},
 	{"I1: stale, long after it was told", begun + second + "9200 r got k since 9150 v 1\n 8100 * hit since 1300 fault two_masters", "I1"},
 	{"stale, and the master that was replaced had confirmed it", begun + second + "9200 r got k since 9150 v 1\n 8100 * hit since 150 fault two_masters", ""},
+	{"I1: stale, however slow the source was", begun + second + "250 r got k since 201 v 1\n 900 * hit since 150 fault source_slow", "I1"},
 	{"I1: stale, and the master died long after", begun + second + "250 r got k since 201 v 1\n 9000 * hit since 8000 fault failover", "I1"},
 	{"I1: stale, Redis was empty between", begun + second + "250 r got k since 201 v 1\n 205 * hit since 202 fault redis_kill", "I1"},
 	{"I1: stale after a death in an Update", begun + died + "700 r got k since 660 v 1", "I1"},
