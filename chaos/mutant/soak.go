@@ -22,10 +22,11 @@ var Soaked = []Mutant{
 		New:  "r.call.Close()\n\tr.call.Mark()\n\tfilled, err :=",
 	},
 	{
-		Name: "a load can be joined while it is stored, and its value is returned to those too",
-		File: "load.go",
-		Old:  `r.call.Close() filled, err := r.redis.Fill(`,
-		New:  "defer r.call.Close()\n\tdefer r.call.Mark()\n\tfilled, err := r.redis.Fill(",
+		Name:   "a load can be joined while it is stored, and its value is returned to those too",
+		File:   "load.go",
+		Old:    `r.call.Close() filled, err := r.redis.Fill(`,
+		New:    "defer r.call.Close()\n\tdefer r.call.Mark()\n\tfilled, err := r.redis.Fill(",
+		Faults: "delay",
 	},
 	{
 		Name: "no watchdog: a lease is taken for renewed and is not",
