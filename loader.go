@@ -214,12 +214,16 @@ func (l *Loader[V]) Close() error {
 // it cannot be stored. A fetch that Gets the same key of the same Loader with
 // the context it was given gets an *Error, as it would wait for itself.
 func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
-	return get(ctx, l, key, key, fetch)
+	c, early := l.nearCopy(ctx, key)
+	if c != nil && c.plain && fetch != nil {
+		return c.value, nil // from here, as each function between costs another move of a large V
+	}
+	return get(ctx, l, key, key, c, early, fetch)
 }
 
-// get is Get for a fetch that is given something else than the key.
-func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, fetch func(ctx context.Context, arg A) (V, error)) (V, error) {
-	c, early := l.nearCopy(ctx, key)
+// get goes on with a Get that has found no plain copy, with a fetch that may be
+// given something else than the key.
+func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, c *nearby[V], early bool, fetch func(ctx context.Context, arg A) (V, error)) (V, error) {
 	if c != nil && !early && fetch != nil {
 		v, err := l.handOut(c)
 		l.trace.looked(ctx, key, true, SourceNear, err)

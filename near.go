@@ -45,6 +45,7 @@ var errNearClient = errors.New("Options.Near needs a *redis.Client or a *redis.C
 type nearby[V any] struct {
 	value  V
 	absent bool // a remembered ErrNotFound
+	plain  bool // to be handed out as it is, with nothing to do or to tell besides
 	header envelope.Header
 	over   *protocol.PassOver // for an early refresh
 }
@@ -69,7 +70,7 @@ func (l *Loader[V]) nearCopy(ctx context.Context, key string) (c *nearby[V], ear
 	if l.near == nil || ctx == nil || l.closed.Load() || ctx.Err() != nil {
 		return nil, false
 	}
-	c, ok := l.near.Get(protocol.Tag(key))
+	c, ok := l.near.Get(protocol.Handle(key))
 	if !ok {
 		return nil, false
 	}
@@ -108,7 +109,7 @@ func (l *Loader[V]) ask(k keyed) near.Ticket {
 	if l.near == nil {
 		return near.Ticket{}
 	}
-	return l.near.Ask(k.names.Tag())
+	return l.near.Ask(protocol.Handle(k.user), k.names.Value)
 }
 
 // keepNear keeps a copy of what was read, if it is fresh.
@@ -117,12 +118,13 @@ func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lo
 		return
 	}
 	c := nearby[V]{value: seen.result.Value, absent: h.Kind == envelope.NotFound, header: h}
+	c.plain = !c.absent && l.opt.Clone == nil && l.opt.EarlyRefresh <= 0 && l.trace.Got == nil
 	if l.opt.EarlyRefresh > 0 {
 		c.over = passOver(b)
 		c.over.Stale = true
 	}
 	life := min(l.opt.Near.TTL, h.Fresh-l.age(h))
-	if l.near.Keep(t, k.names.Tag(), c, life) && l.opt.Clone != nil && !c.absent {
+	if l.near.Keep(t, protocol.Handle(k.user), c, life) && l.opt.Clone != nil && !c.absent {
 		seen.result.Value = l.opt.Clone(seen.result.Value) // from now on it is shared
 	}
 }

@@ -97,6 +97,26 @@ func TestNearCopyGoesWhenItsValueChanges(t *testing.T) {
 	}
 }
 
+// Keys whose names in Redis are not the keys themselves, because of their bytes or
+// of their length.
+func TestNearCopyOfAKeyThatIsWrittenOtherwise(t *testing.T) {
+	r := redistest.Server(t)
+	l, other := nearPair(t, r.Backend())
+	for _, key := range []string{"", "{k}", "100 % of {all}", "\x00\xff", strings.Repeat("{k}", 22), strings.Repeat("k", 66), strings.Repeat("k", 300)} {
+		set(t, other, key, "old")
+		warmNear(t, r.Backend(), l, key, "old")
+		set(t, other, key, "new")
+		r.Backend().Until("the copy is gone", func() bool {
+			got, err := l.Peek(t.Context(), key)
+			return err == nil && got.Value == "new"
+		})
+		set(t, l, key, "newer")
+		if got, _ := source(t, l, key); got != "newer" {
+			t.Errorf("%q: the process has %q after its own change to %q", key, got, "newer")
+		}
+	}
+}
+
 // A logged is what the log was told.
 type logged struct {
 	mu   sync.Mutex

@@ -18,7 +18,8 @@ import (
 // returned, with or without an error, the key is invalidated as by
 // [Loader.Delete] and the mark is taken off. So a process that dies at any point
 // leaves at most a mark, which ends after [Options.Lease], and never a value from
-// before the write. Updates of one key may run at the same time: each has a mark
+// before the write: only a fetch that began before that, and goes on when the mark
+// has ended, is told, with what it found, to who waits for it. Updates of one key may run at the same time: each has a mark
 // of its own. They are not serialised; where write needs that, use a lock, or
 // the database's.
 //

@@ -47,7 +47,8 @@ func (f Func[A, V]) Get(ctx context.Context, arg A) (V, error) {
 		var zero V
 		return zero, err
 	}
-	return get(ctx, f.loader, key, arg, f.fetch)
+	c, early := f.loader.nearCopy(ctx, key)
+	return get(ctx, f.loader, key, arg, c, early, f.fetch)
 }
 
 // Delete is [Loader.Delete] of the key of arg.

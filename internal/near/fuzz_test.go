@@ -24,7 +24,7 @@ func FuzzChanges(f *testing.F) {
 		if all {
 			t.Errorf("everything was forgotten for %q", name)
 		}
-		if len(tags) == 0 || tags[len(tags)-1] != k.Tag() || len(tags) > 2 {
+		if len(tags) == 0 || tags[len(tags)-1] != protocol.Tag(key) || len(tags) > 2 {
 			t.Fatalf("the changes of %q and %q drop the copies of %q", name, k.Value, tags)
 		}
 		if rest, ours := strings.CutPrefix(name, ns.Values()); len(tags) == 2 && (!ours || tags[0]+"}" != rest) {

@@ -51,10 +51,12 @@ import (
 
 	"github.com/maypok86/otter/v2"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// A Cache is the copies of the values of one namespace. Its keys are tags; see
-// [protocol.Tag].
+// A Cache is the copies of the values of one namespace. Its keys are handles; see
+// [protocol.Handle].
 type Cache[T any] struct {
 	hub     *Hub
 	values  string // how the names of its values begin
@@ -123,8 +125,8 @@ func (c *Cache[T]) Close() {
 }
 
 // Get returns the copy of a value, if there is one that can be vouched for.
-func (c *Cache[T]) Get(tag string) (*T, bool) {
-	m, ok := c.copies.GetIfPresent(tag)
+func (c *Cache[T]) Get(handle string) (*T, bool) {
+	m, ok := c.copies.GetIfPresent(handle)
 	if !ok {
 		return nil, false
 	}
@@ -151,13 +153,14 @@ type Ticket struct {
 // only says who has, the ticket is of no use. It is nil for what is no cluster.
 func (t Ticket) Node() *redis.Client { return t.node }
 
-// Ask returns a ticket. It is to be called before the value is asked for.
-func (c *Cache[T]) Ask(tag string) Ticket {
-	v, node := c.hub.vouchFor(c.values + tag + "}")
+// Ask returns a ticket for the value of that name. It is to be called before the
+// value is asked for.
+func (c *Cache[T]) Ask(handle, name string) Ticket {
+	v, node := c.hub.vouchFor(name)
 	if v == nil || now() >= v.until.Load() {
 		return Ticket{}
 	}
-	s := c.stripe(tag)
+	s := c.stripe(handle)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return Ticket{v, node, s.changes}
@@ -165,7 +168,7 @@ func (c *Cache[T]) Ask(tag string) Ticket {
 
 // Keep makes a copy, which is used for as long as life, and reports whether it
 // did: not if the value may have changed since the ticket was taken.
-func (c *Cache[T]) Keep(t Ticket, tag string, value T, life time.Duration) bool {
+func (c *Cache[T]) Keep(t Ticket, handle string, value T, life time.Duration) bool {
 	if t.vouch == nil || life <= 0 {
 		return false
 	}
@@ -173,22 +176,23 @@ func (c *Cache[T]) Keep(t Ticket, tag string, value T, life time.Duration) bool 
 	if !m.short {
 		m.until -= int64(tick)
 	}
-	s := c.stripe(tag)
+	s := c.stripe(handle)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.changes != t.changes || now() >= t.vouch.until.Load() {
 		return false
 	}
-	c.copies.Set(tag, m)
+	c.copies.Set(handle, m)
 	return true
 }
 
-// forget notes that a value has changed.
+// forget notes that the value of a tag has changed.
 func (c *Cache[T]) forget(tag string) {
-	s := c.stripe(tag)
+	handle := protocol.HandleOf(tag)
+	s := c.stripe(handle)
 	s.mu.Lock()
 	s.changes++
-	_, had := c.copies.Invalidate(tag)
+	_, had := c.copies.Invalidate(handle)
 	s.mu.Unlock()
 	if had && c.dropped != nil {
 		c.dropped(1, false)
@@ -205,6 +209,6 @@ func (c *Cache[T]) forgetAll() {
 	}
 }
 
-func (c *Cache[T]) stripe(tag string) *stripe {
-	return &c.stripes[maphash.String(c.seed, tag)%uint64(len(c.stripes))]
+func (c *Cache[T]) stripe(handle string) *stripe {
+	return &c.stripes[maphash.String(c.seed, handle)%uint64(len(c.stripes))]
 }

@@ -33,8 +33,10 @@ func open(t *testing.T, rdb redis.UniversalClient) *near.Cache[string] {
 // keep has the cache keep a copy, as soon as it may.
 func keep(t *testing.T, r redistest.Backend, c *near.Cache[string], tag string) {
 	t.Helper()
-	r.Until("a copy may be kept", func() bool { return c.Keep(c.Ask(tag), tag, "copy", time.Hour) })
+	r.Until("a copy may be kept", func() bool { return c.Keep(ask(c, tag), tag, "copy", time.Hour) })
 }
+
+func ask(c *near.Cache[string], key string) near.Ticket { return c.Ask(key, values+key+"}") }
 
 func has(c *near.Cache[string], tag string) bool {
 	_, ok := c.Get(tag)
@@ -55,13 +57,13 @@ func TestChangeAfterAskForbidsTheCopy(t *testing.T) {
 		rdb := r.Client()
 		c := open(t, rdb)
 		keep(t, r, c, "k")
-		ticket := c.Ask("k")
+		ticket := ask(c, "k")
 		do(t, rdb.Set(t.Context(), values+"k}", "new", 0))
 		r.Until("the change is heard of", func() bool { return !has(c, "k") })
 		if c.Keep(ticket, "k", "old", time.Hour) || has(c, "k") {
 			t.Error("an old value was kept after its change was heard of")
 		}
-		if !c.Keep(c.Ask("k"), "k", "new", time.Hour) || !has(c, "k") {
+		if !c.Keep(ask(c, "k"), "k", "new", time.Hour) || !has(c, "k") {
 			t.Error("the new value was not kept")
 		}
 	})
@@ -73,7 +75,7 @@ func TestFlushAfterAskForbidsTheCopy(t *testing.T) {
 		rdb := r.Client()
 		c := open(t, rdb)
 		keep(t, r, c, "k")
-		ticket := c.Ask("k")
+		ticket := ask(c, "k")
 		if cluster, ok := rdb.(*redis.ClusterClient); ok {
 			if err := cluster.ForEachMaster(t.Context(), func(ctx context.Context, c *redis.Client) error { return c.FlushAll(ctx).Err() }); err != nil {
 				t.Fatal(err)
@@ -111,7 +113,7 @@ func TestCopiesEndWithTheServer(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r redistest.Backend) {
 		c := open(t, r.Client())
 		keep(t, r, c, "k")
-		ticket := c.Ask("k")
+		ticket := ask(c, "k")
 		r.Kill()
 		r.Until("the loss is seen", func() bool { return !has(c, "k") })
 		r.Restart()
@@ -216,7 +218,7 @@ func TestCopyHasALife(t *testing.T) {
 		c := open(t, r.Client())
 		for _, life := range []time.Duration{10 * time.Millisecond, 500 * time.Millisecond, 10 * time.Second} {
 			keep(t, r, c, "k")
-			if !c.Keep(c.Ask("k"), "k", "copy", life) {
+			if !c.Keep(ask(c, "k"), "k", "copy", life) {
 				t.Fatal("not kept")
 			}
 			time.Sleep(life - min(life/2, 200*time.Millisecond))
@@ -253,7 +255,7 @@ func TestNewNamespaceIsNotVouchedForBeforeItIsHeard(t *testing.T) {
 	refuse.Store(true) // no other connection
 	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
 	defer b.Close()
-	if b.Keep(b.Ask("k"), "k", "copy", time.Hour) {
+	if b.Keep(ask(b, "k"), "k", "copy", time.Hour) {
 		t.Error("a copy was kept of what nobody listens to")
 	}
 	refuse.Store(false)

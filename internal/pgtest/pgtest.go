@@ -16,8 +16,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/fetchonce/fetchonce/internal/daemon"
@@ -34,22 +32,7 @@ type Server struct {
 	daemon *daemon.Daemon
 }
 
-var (
-	// shared is the server of Start. Nobody stops it: it ends, and its files
-	// go, when this process ends.
-	shared = sync.OnceValues(func() (*Server, error) {
-		dir, err := os.MkdirTemp(daemon.TempDir(), "pgtest")
-		if err != nil {
-			return nil, err
-		}
-		s, err := start(dir, true)
-		if err != nil {
-			_ = os.RemoveAll(dir)
-		}
-		return s, err
-	})
-	databases atomic.Int64 // made in shared
-)
+var shared = daemon.Share("pgtest", func(dir string) (*Server, error) { return start(dir, true) })
 
 // Start returns the DSN of an empty database, which is dropped when the test
 // ends, whoever is still connected. The first Start in a test binary starts a
@@ -59,24 +42,7 @@ var (
 // FETCHONCE_REQUIRE_SERVERS is 1. Start does not belong in a bubble.
 func Start(tb testing.TB) (dsn string) {
 	tb.Helper()
-	s, err := shared()
-	if errors.Is(err, ErrNotInstalled) && os.Getenv("FETCHONCE_REQUIRE_SERVERS") != "1" {
-		tb.Skip(err)
-	}
-	if err != nil {
-		tb.Fatal(err)
-	}
-	name := fmt.Sprintf("test%d", databases.Add(1))
-	dsn, err = s.CreateDatabase(name)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		if err := s.DropDatabase(name); err != nil {
-			tb.Error(err)
-		}
-	})
-	return dsn
+	return shared.Database(tb, ErrNotInstalled)
 }
 
 // Run starts a server whose files are in dir, which must be empty, and returns

@@ -8,8 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
+	"github.com/fetchonce/fetchonce/internal/daemon"
 	"github.com/fetchonce/fetchonce/internal/pgtest"
 )
 
@@ -89,63 +89,14 @@ func TestServerThatCannotStartSaysWhy(t *testing.T) {
 	}
 }
 
-// The process that started a server is killed, and can clean up nothing. The
-// server, its children and the script hold a pipe of ours open, so when we see
-// its end, all of them have ended.
 func TestServerEndsWithItsProcess(t *testing.T) {
-	const helper = "PGTEST_HELPER" // set in the process that is killed
-	dsn := pgtest.Start(t)
-	if os.Getenv(helper) != "" {
-		if _, err := io.WriteString(os.NewFile(3, "life"), dsn); err != nil {
-			t.Fatal(err)
+	daemon.DiesWithProcess(t, func(tb testing.TB) string {
+		u, err := url.Parse(pgtest.Start(tb))
+		if err != nil {
+			tb.Fatal(err)
 		}
-		select {}
-	}
-
-	life, end, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = life.Close() }()
-	defer func() { _ = end.Close() }()
-
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestServerEndsWithItsProcess$")
-	cmd.Env = append(os.Environ(), helper+"=1")
-	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{end}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := end.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := life.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
-	text := make([]byte, 1024)
-	n, err := life.Read(text) // the server is up
-	if err != nil {
-		t.Fatal(err)
-	}
-	u, err := url.Parse(string(text[:n]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := u.Query().Get("host")
-	if _, err := os.Stat(dir); err != nil {
-		t.Fatal(err)
-	}
-
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Wait()
-	if _, err := life.Read(text); !errors.Is(err, io.EOF) {
-		t.Fatalf("waiting for the server's end: %v", err)
-	}
-	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the server has ended, and %s is still there: %v", dir, err)
-	}
+		return u.Query().Get("host")
+	})
 }
 
 // psqlCommand returns a command that sends statements one after the other.

@@ -3,6 +3,7 @@ package protocol
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"net/url"
 	"strings"
 )
 
@@ -72,6 +73,30 @@ func Tag(user string) string {
 	return tag
 }
 
+// handles is the length in bytes from which on a handle is a tag: no key that is
+// shorter becomes a hash, and no hash is that short.
+const handles = 2 + 2*sha256.Size
+
+// Handle returns what stands for a user's key inside a process, where no two keys
+// have the same. For most it is the key itself, without a look at its bytes.
+func Handle(user string) string {
+	if len(user) < handles {
+		return user
+	}
+	return Tag(user)
+}
+
+// HandleOf returns the handle of the key that a tag stands for.
+func HandleOf(tag string) string {
+	if !strings.Contains(tag, "%") || len(tag) == handles && tag[1] == '#' {
+		return tag
+	}
+	if user, ok := unescape(tag); ok && len(user) < handles {
+		return user
+	}
+	return tag
+}
+
 // A Lock is one lock of a user's under its names in Redis.
 type Lock struct {
 	keys [3]string // lock, queue, alive
@@ -113,9 +138,6 @@ func Beats(changes, process string) string {
 func IsBeats(channel string) bool {
 	return strings.HasSuffix(channel, ":") && strings.Contains(channel, ":h:")
 }
-
-// Tag returns what stands for the user's key in all its names; see [Tag].
-func (k Key) Tag() string { return k.Value[k.head : len(k.Value)-1] }
 
 func (k Key) meta() string { return k.ns.meta + k.Value[k.head:] }
 
@@ -163,4 +185,13 @@ func escape(s, also string) string {
 		}
 	}
 	return b.String()
+}
+
+// unescape takes back what escape did to a key. It cannot with what no escape made.
+func unescape(tag string) (user string, ok bool) {
+	if tag == "%" {
+		return "", true
+	}
+	user, err := url.PathUnescape(tag)
+	return user, err == nil
 }

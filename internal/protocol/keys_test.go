@@ -87,6 +87,32 @@ func checkNames(t *testing.T, prefix, schema, key string) {
 	}
 }
 
+// Inside a process a key has a handle that is no other key's, and which a change
+// that is heard of by the key's name leads to.
+func checkHandles(t *testing.T, one, other string) {
+	t.Helper()
+	if a, b := protocol.Handle(one), protocol.Handle(other); (a == b) != (one == other) {
+		t.Errorf("keys %q and %q have the handles %q and %q", one, other, a, b)
+	}
+	if h, want := protocol.HandleOf(protocol.Tag(one)), protocol.Handle(one); h != want {
+		t.Errorf("%q has the handle %q, and by its name %q", one, want, h)
+	}
+}
+
+func TestHandlesAreInjective(t *testing.T) {
+	hashed := protocol.Tag(strings.Repeat("k", 500))
+	keys := []string{
+		"", "%", "k", "%6B", "%7B", "{", "a b+c", "\xff%", "%#", "%zz", hashed, hashed[:65], hashed + "k",
+		strings.Repeat("{", 65), strings.Repeat("{", 66), strings.Repeat("{", 67), strings.Repeat("{", 68), strings.Repeat("k", 500),
+		strings.Repeat("k", 65), strings.Repeat("k", 66), strings.Repeat("%7B", 22), strings.Repeat("%", 66), protocol.Tag(strings.Repeat("{", 22)),
+	}
+	for _, one := range keys {
+		for _, other := range keys {
+			checkHandles(t, one, other)
+		}
+	}
+}
+
 // No two different (prefix, schema, key, kind) have the same name. The strings
 // are made of what is special in one.
 func TestNamesAreInjective(t *testing.T) {
@@ -133,6 +159,7 @@ func FuzzNames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, prefix1, schema1, key1, prefix2, schema2, key2 string) {
 		checkNames(t, prefix1, schema1, key1)
 		checkNames(t, prefix2, schema2, key2)
+		checkHandles(t, key1, key2)
 		same := prefix1 == prefix2 && schema1 == schema2 && key1 == key2
 		for i, a := range names(prefix1, schema1, key1) {
 			for j, b := range names(prefix2, schema2, key2) {

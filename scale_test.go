@@ -1,0 +1,60 @@
+package fetchonce_test
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// In a cluster, what is published on one node is sent to every other. So nothing is
+// published that nobody waits for: docs/scale.md counts with this.
+func TestMessagesBetweenTheNodesOfACluster(t *testing.T) {
+	c := redistest.Cluster(t)
+	r := c.Backend()
+	nodes := c.Nodes()
+	l, other, near := newLoader(t, r), newLoader(t, r), newLoader(t, r, withNear)
+	o := newOrigin(t)
+	sent := func() int {
+		all := 0
+		for _, node := range nodes {
+			for line := range strings.Lines(tell(t, node, "cluster", "info")) {
+				if n, ok := strings.CutPrefix(line, "cluster_stats_messages_publish_sent:"); ok {
+					n, err := strconv.Atoi(strings.TrimSpace(n))
+					if err != nil {
+						t.Fatal(err)
+					}
+					all += n
+				}
+			}
+		}
+		return all
+	}
+	costs := func(what string, want int, do func()) {
+		t.Helper()
+		before := sent()
+		do()
+		if got := sent() - before; got != want {
+			t.Errorf("%s: %d messages between nodes, want %d", what, got, want)
+		}
+	}
+
+	costs("a miss for which nobody waits", 0, func() {
+		g := get(t, t.Context(), l, "alone", o)
+		o.next().returns("v")
+		g.want("v")
+	})
+	costs("a hit", 0, func() { get(t, t.Context(), other, "alone", o).want("v") })
+	costs("a miss for which another process waits", len(nodes)-1, func() {
+		g := get(t, t.Context(), l, "both", o)
+		call := o.next()
+		waits := get(t, t.Context(), other, "both", o)
+		awaitWaiters(t, r, "both", 1)
+		call.returns("v")
+		g.want("v")
+		waits.want("v")
+	})
+	warmNear(t, r, near, "both", "v")
+	costs("a change of which another process has a copy", 0, func() { set(t, l, "both", "new") })
+}
