@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -17,8 +18,12 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/mutant"
 )
 
-// mutantLasts is how long a mutant has to be caught.
-const mutantLasts = 20 * time.Second
+// mutantLasts is how long a mutant has to be caught, and lateLasts if that is in the end
+// only.
+const (
+	mutantLasts = 20 * time.Second
+	lateLasts   = 5 * time.Second
+)
 
 // mutantsAtOnce is how many are built, and then hunted, at the same time. More would
 // starve each other, and a worker that does not run excuses much.
@@ -41,7 +46,7 @@ func catch(root, only string) error {
 	fmt.Printf("%d mutants built in %.1f s\n", len(some), time.Since(began).Seconds())
 	err = each(some, func(i int, m mutant.Mutant) error {
 		began := time.Now()
-		by, err := soak(m, filepath.Join(dir, fmt.Sprint(i)))
+		by, err := soak(m, root, filepath.Join(dir, fmt.Sprint(i)))
 		if err != nil {
 			by = []string{"NOT CAUGHT"}
 		}
@@ -72,22 +77,55 @@ func each(some []mutant.Mutant, do func(i int, m mutant.Mutant) error) error {
 	return errors.Join(errs...)
 }
 
-// build makes the program of a mutant, in a directory of its own. To optimize this
-// package, and to describe it to a debugger, would take more than half of the time.
+// build makes the program of a mutant, in a directory of its own, unless it is one of
+// a script: those are swapped on their way to Redis. To optimize this package, and to
+// describe it to a debugger, would take more than half of the time.
 func build(m mutant.Mutant, root, dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
+	if m.IsScript() {
+		return nil
+	}
 	return m.Build(root, dir, filepath.Join(dir, "chaos"), "build", "-gcflags=-N -l -dwarf=false", "-ldflags=-s -w")
+}
+
+// program returns how a mutant is run that was built in dir.
+func program(m mutant.Mutant, root, dir string, args ...string) (*exec.Cmd, error) {
+	if !m.IsScript() {
+		return exec.Command(filepath.Join(dir, "chaos"), args...), nil
+	}
+	source, mutated, err := m.Read(root)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(swap{Old: source, New: mutated})
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Env = append(os.Environ(), swapVariable+"="+string(text))
+	return cmd, nil
 }
 
 // violations finds the lines of a report that blame.
 var violations = regexp.MustCompile(`(?m)^ *([1-9]\d*) violations, .* excused  (.*)$`)
 
 // soak returns by which invariants a mutant is caught that was built in dir.
-func soak(m mutant.Mutant, dir string) (by []string, err error) {
-	program := filepath.Join(dir, "chaos")
-	said, err := exec.Command(program, "-seed", "1", "-duration", mutantLasts.String(), "-only", m.Faults, "-hasty", "-dir", filepath.Join(dir, "run")).CombinedOutput()
+func soak(m mutant.Mutant, root, dir string) (by []string, err error) {
+	lasts := mutantLasts
+	if m.Late {
+		lasts = lateLasts
+	}
+	cmd, err := program(m, root, dir, "-seed", "1", "-duration", lasts.String(), "-only", m.Faults, "-hasty", "-dir", filepath.Join(dir, "run"))
+	if err != nil {
+		return nil, err
+	}
+	said, err := cmd.CombinedOutput()
 	for _, line := range violations.FindAllStringSubmatch(string(said), -1) {
 		kind, _, _ := strings.Cut(line[2], ":")
 		by = append(by, line[1]+" times "+kind)

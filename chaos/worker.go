@@ -149,6 +149,13 @@ func (w *worker) open() (err error) {
 	logger := slog.New(slog.NewTextHandler(said, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.rdb = w.Redis.client(w.Proxies)
 	w.rdb.AddHook(&w.points)
+	mutant, err := swapOf(swapVariable)
+	if err != nil {
+		return err
+	}
+	if mutant != nil {
+		w.rdb.AddHook(mutant) // the points know the scripts as they were
+	}
 	if w.source, err = origin.Open(w.DSN); err != nil {
 		return err
 	}
