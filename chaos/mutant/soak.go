@@ -16,10 +16,11 @@ var Soaked = []Mutant{
 		New:  ``,
 	},
 	{
-		Name: "a value whose store was refused is returned to all",
-		File: "load.go",
-		Old:  `r.call.Close() filled, err :=`,
-		New:  "r.call.Close()\n\tr.call.Mark()\n\tfilled, err :=",
+		Name:   "a value whose store was refused is returned to all",
+		File:   "load.go",
+		Old:    `r.call.Close() filled, err :=`,
+		New:    "r.call.Close()\n\tr.call.Mark()\n\tfilled, err :=",
+		Faults: "delay",
 	},
 	{
 		Name:   "a load can be joined while it is stored, and its value is returned to those too",
@@ -29,10 +30,11 @@ var Soaked = []Mutant{
 		Faults: "delay",
 	},
 	{
-		Name: "no watchdog: a lease is taken for renewed and is not",
-		File: "internal/lease/lease.go",
-		Old:  `ours, err := k.renew(ctx)`,
-		New:  `ours, err := true, ctx.Err()`,
+		Name:   "no watchdog: a lease is taken for renewed and is not",
+		File:   "internal/lease/lease.go",
+		Old:    `ours, err := k.renew(ctx)`,
+		New:    `ours, err := true, ctx.Err()`,
+		Faults: "fetch error",
 	},
 	{
 		Name:   "a lock is given back without a look at whose it is",
