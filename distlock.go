@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,12 +62,12 @@ type Locker struct {
 type lockName struct {
 	name string
 	lock protocol.Lock
-	left chan struct{} // receives when the last of waiters has left
+	left chan struct{} // receives when the last of waiters has left; made for the first
 
 	// Guarded by the locker's mu.
 	waiters list.List // of *lockWaiter, the longest first
-	held    map[*holding]struct{}
-	asking  bool // a goroutine is asking Redis on behalf of the waiters
+	held    []*holding
+	asking  bool // a goroutine is asking Redis, for itself or on behalf of the waiters
 	trying  int  // calls that ask Redis for themselves
 }
 
@@ -100,7 +101,7 @@ const (
 	// How long a process goes on by itself while others may be waiting. Handing
 	// on inside the process costs next to nothing, so turns that are short are
 	// bundled; for long ones, asking the others costs next to nothing.
-	mostTurns = 16
+	mostTurns = protocol.LockFences
 	turnsTime = 10 * time.Millisecond
 
 	lookAgain      = time.Second            // a waiter looks this often whether a message was lost, or after a lease if that is shorter
@@ -224,18 +225,18 @@ func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context,
 
 var errReentrant = errors.New("this call holds the lock already, and would wait for itself")
 
-// heldKey is the key of a context's value that says which lease it works under.
-type heldKey struct {
-	locker *Locker
-	name   string
-}
+// heldKey is the key of a context's value that says which lease of a locker it
+// works under; that lease's own context may say another.
+type heldKey struct{ locker *Locker }
 
 func (lk *Locker) check(ctx context.Context, name string) error {
 	if ctx == nil {
 		return &Error{Op: "lock", Key: name, Err: errors.New("the context is nil")}
 	}
-	if ls, ok := ctx.Value(heldKey{lk, name}).(*Lease); ok && !ls.released.Load() {
-		return &Error{Op: "lock", Key: name, Err: errReentrant}
+	for ls, _ := ctx.Value(heldKey{lk}).(*Lease); ls != nil; ls, _ = ls.ctx.Value(heldKey{lk}).(*Lease) {
+		if ls.name.name == name && !ls.released.Load() {
+			return &Error{Op: "lock", Key: name, Err: errReentrant}
+		}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -316,7 +317,7 @@ func (lk *Locker) shut() []*lease.Keeper {
 	var keepers []*lease.Keeper
 	for _, n := range lk.names {
 		n.fail(ErrClosed)
-		for h := range n.held {
+		for _, h := range n.held {
 			if h.keeper != nil { // else it has not begun, and never will
 				keepers = append(keepers, h.keeper)
 			}
@@ -337,7 +338,7 @@ func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.C
 	sent := h.sent
 	ls.fence, ls.handed = h.fence, h.handed
 	lk.mu.Unlock()
-	held, keeper := lease.Keep(context.WithValue(ctx, heldKey{lk, n.name}, ls), sent, lk.opt.Lease, ErrLockLost,
+	held, keeper := lease.Keep(context.WithValue(ctx, heldKey{lk}, ls), sent, lk.opt.Lease, ErrLockLost,
 		func(ctx context.Context) (bool, error) { return lk.renew(ctx, n, h, begun) })
 	ls.keeper = keeper
 	lk.mu.Lock()
@@ -391,6 +392,12 @@ func (lk *Locker) wait(ctx context.Context, name string) (*lockName, *holding, e
 	if err != nil {
 		return nil, nil, err
 	}
+	if w == nil {
+		var h *holding
+		if h, w, err = lk.first(ctx, n); w == nil {
+			return n, h, err
+		}
+	}
 	select {
 	case t := <-w.ready:
 		return n, t.holding, t.err
@@ -406,7 +413,8 @@ func (lk *Locker) wait(ctx context.Context, name string) (*lockName, *holding, e
 	return nil, nil, errors.Join(ErrLocked, cause)
 }
 
-// join puts a waiter at the end of the queue of a name.
+// join puts a waiter at the end of the queue of a name. There is no waiter if the
+// caller is the one to ask Redis, as first does.
 func (lk *Locker) join(name string) (*lockName, *lockWaiter, error) {
 	lk.mu.Lock()
 	defer lk.mu.Unlock()
@@ -414,10 +422,59 @@ func (lk *Locker) join(name string) (*lockName, *lockWaiter, error) {
 		return nil, nil, ErrClosed
 	}
 	n := lk.named(name)
-	w := &lockWaiter{ready: make(chan lockTurn, 1)}
+	if n.waiters.Len() == 0 && !n.asking && len(n.held) < lk.opt.Slots {
+		n.asking = true
+		return n, nil, nil
+	}
+	w := newWaiter(n)
 	w.place = n.waiters.PushBack(w)
-	lk.hire(n)
 	return n, w, nil
+}
+
+func newWaiter(n *lockName) *lockWaiter {
+	if n.left == nil {
+		n.left = make(chan struct{}, 1)
+	}
+	return &lockWaiter{ready: make(chan lockTurn, 1)}
+}
+
+// first asks Redis on the goroutine of a caller whom nobody here is before: a
+// lock that is free costs no other. If it is not, first returns a waiter, at the
+// head of the queue here, and somebody else goes on asking.
+func (lk *Locker) first(ctx context.Context, n *lockName) (*holding, *lockWaiter, error) {
+	r := lk.request(n)
+	answer, err := r.send(ctx, lk)
+	lk.mu.Lock()
+	if err == nil && !answer.Held && !lk.closed {
+		w := newWaiter(n)
+		w.place = n.waiters.PushFront(w)
+		lk.running.Go(func() { lk.goOn(r, answer, nil) }) // as in hire
+		lk.mu.Unlock()
+		return nil, w, nil
+	}
+	defer r.slot.Close()
+	n.asking = false
+	var h *holding
+	switch {
+	case lk.closed:
+		answer, err = protocol.LockAnswer{}, ErrClosed
+	case err == nil:
+		h = r.holding(answer)
+		h.more = min(1+n.waiters.Len(), lk.fences()) - 1 // as in granted
+		lk.hold(n, h)
+	case ctx.Err() != nil:
+		err = errors.Join(ErrLocked, context.Cause(ctx))
+	default:
+		err = &Error{Op: "lock", Key: n.name, Err: err}
+		n.fail(err)
+	}
+	lk.hire(n) // those who have come meanwhile
+	lk.drop(n)
+	lk.mu.Unlock()
+	if err != nil {
+		lk.spawn(func() { lk.forget(n.lock, r.wish.Owner, true) })
+	}
+	return h, nil, err
 }
 
 // leave takes a waiter out of the queue. It reports whether it was in it.
@@ -444,7 +501,7 @@ func (lk *Locker) leave(n *lockName, w *lockWaiter) bool {
 func (lk *Locker) named(name string) *lockName {
 	n := lk.names[name]
 	if n == nil {
-		n = &lockName{name: name, lock: lk.ns.Lock(name), left: make(chan struct{}, 1), held: make(map[*holding]struct{})}
+		n = &lockName{name: name, lock: lk.ns.Lock(name)}
 		lk.names[name] = n
 	}
 	return n
@@ -496,15 +553,16 @@ func (lk *Locker) spawn(f func()) {
 }
 
 func (lk *Locker) hold(n *lockName, h *holding) {
-	n.held[h] = struct{}{}
+	n.held = append(n.held, h)
 	lk.holdings++
 }
 
 func (lk *Locker) unhold(n *lockName, h *holding) {
-	if _, ok := n.held[h]; !ok {
+	i := slices.Index(n.held, h)
+	if i < 0 {
 		return
 	}
-	delete(n.held, h)
+	n.held = slices.Delete(n.held, i, i+1)
 	lk.holdings--
 	if lk.holdings == 0 && lk.closed {
 		close(lk.idle)
@@ -572,12 +630,8 @@ func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, done bool) {
 func (lk *Locker) passOn(n *lockName, h *holding) error {
 	r := lk.request(n)
 	r.wish.Return, r.wish.ReturnSince = h.owner, h.since
-	answer, err := r.send(lk)
-	lk.spawn(func() {
-		if lk.follow(r, answer, err) {
-			lk.ask(n)
-		}
-	})
+	answer, err := r.send(lk.ctx, lk)
+	lk.spawn(func() { lk.goOn(r, answer, err) })
 	if err != nil {
 		lk.spawn(func() { lk.forget(n.lock, h.owner, true) })
 		return &Error{Op: "release", Key: n.name, Err: err}
@@ -591,10 +645,16 @@ func (lk *Locker) passOn(n *lockName, h *holding) error {
 // ask gets leases from Redis for those who wait here, until nobody does, or
 // there are as many as there may be.
 func (lk *Locker) ask(n *lockName) {
-	for more := true; more; {
-		r := lk.request(n)
-		answer, err := r.send(lk)
-		more = lk.follow(r, answer, err)
+	r := lk.request(n)
+	answer, err := r.send(lk.ctx, lk)
+	lk.goOn(r, answer, err)
+}
+
+// goOn is ask after its first answer.
+func (lk *Locker) goOn(r *lockRequest, answer protocol.LockAnswer, err error) {
+	for lk.follow(r, answer, err) {
+		r = lk.request(r.name)
+		answer, err = r.send(lk.ctx, lk)
 	}
 }
 
@@ -616,15 +676,20 @@ func (lk *Locker) request(n *lockName) *lockRequest {
 }
 
 func (lk *Locker) wish(owner string) protocol.LockWish {
-	return protocol.LockWish{Owner: owner, Lease: lk.opt.Lease, Slots: lk.opt.Slots, Fences: lk.fences()}
+	return protocol.LockWish{Owner: owner, Lease: lk.opt.Lease, Slots: lk.opt.Slots}
 }
 
-func (r *lockRequest) send(lk *Locker) (protocol.LockAnswer, error) {
+func (r *lockRequest) send(ctx context.Context, lk *Locker) (protocol.LockAnswer, error) {
 	r.sent = time.Now()
-	answer, err := lk.client.AcquireLock(lk.ctx, r.name.lock, r.wish)
+	answer, err := lk.client.AcquireLock(ctx, r.name.lock, r.wish)
 	r.wish.Ticket = answer.Ticket
 	r.wish.Return, r.wish.ReturnSince = "", ""
 	return answer, err
+}
+
+// holding returns the lease that was the answer.
+func (r *lockRequest) holding(answer protocol.LockAnswer) *holding {
+	return &holding{owner: r.wish.Owner, since: answer.Since, began: time.Now(), sent: r.sent, fence: answer.Fence}
 }
 
 // follow waits in the queue in Redis until the request is granted, and gives
@@ -657,7 +722,7 @@ func (lk *Locker) follow(r *lockRequest, answer protocol.LockAnswer, err error) 
 			lk.forget(n.lock, r.wish.Owner, false)
 			return false
 		}
-		answer, err = r.send(lk)
+		answer, err = r.send(lk.ctx, lk)
 	}
 }
 
@@ -709,7 +774,7 @@ func (lk *Locker) refused(n *lockName, err error) {
 // granted gives a lease from Redis to the longest waiter here.
 func (lk *Locker) granted(r *lockRequest, answer protocol.LockAnswer) (more bool) {
 	n := r.name
-	h := &holding{owner: r.wish.Owner, since: answer.Since, began: time.Now(), sent: r.sent, fence: answer.Fence}
+	h := r.holding(answer)
 	lk.mu.Lock()
 	n.asking = false
 	if n.waiters.Len() == 0 {
@@ -753,7 +818,8 @@ func (lk *Locker) try(ctx context.Context, name string) (*lockName, *holding, er
 	closed := lk.closed
 	var h *holding
 	if err == nil && answer.Held && !closed {
-		h = &holding{owner: r.wish.Owner, since: answer.Since, began: time.Now(), sent: r.sent, fence: answer.Fence, more: lk.fences() - 1}
+		h = r.holding(answer)
+		h.more = lk.fences() - 1
 		lk.hold(n, h)
 	}
 	lk.drop(n)

@@ -526,7 +526,7 @@ func TestGrantToOneThatHasLeft(t *testing.T) {
 		}
 		third.release(nil)
 		r.Until("nothing is left of any of them", func() bool {
-			return admin(r).HLen(t.Context(), "test:l:{it}").Val() <= 2 && inQueue(t, r) == 0
+			return len(strings.Fields(admin(r).Get(t.Context(), "test:l:{it}").Val())) <= 3 && inQueue(t, r) == 0
 		})
 	})
 }
@@ -591,6 +591,75 @@ func TestLostRepliesOfALock(t *testing.T) {
 		fourth.release(nil)
 		fifth.has()
 		fifth.release(nil)
+	})
+}
+
+// asking begins to take a lock that nobody holds, and stops the request on its
+// way; another goroutine of the process waits behind it.
+func asking(ctx context.Context, t *testing.T, r backend) (lk *fetchonce.Locker, g *gate, first, second *taker) {
+	t.Helper()
+	rdb := r.Client()
+	g = newGate(rdb)
+	lk = lockerOf(t, rdb, func(opt *lockOptions) { opt.RedisTimeout = 10 * time.Second })
+	g.shut()
+	first = take(ctx, t, r, lk)
+	<-g.stopped
+	second = take(t.Context(), t, r, lk)
+	r.Until("it waits", func() bool { return lk.Waiting("it") == 1 })
+	return lk, g, first, second
+}
+
+// Whoever asks for itself may leave while it does, and what it has asked for is
+// given back, whenever it arrives.
+func TestCallerMayLeaveItsRequest(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		lk, g, first, second := asking(ctx, t, r)
+		cancel(errMine)
+		first.ended()
+		if !errors.Is(first.err, fetchonce.ErrLocked) || !errors.Is(first.err, errMine) {
+			t.Errorf("Acquire = %v, want ErrLocked and the cause of the end of the context", first.err)
+		}
+		second.waits()
+		g.open()
+		second.has()
+		second.release(nil)
+		other := newLocker(t, r)
+		r.Until("nothing is left of it", func() bool { return other.TryDo(t.Context(), "it", nothing) == nil })
+		r.Until("nothing goes on any more", func() bool { return lk.Names() == 0 })
+	})
+}
+
+func TestClosedWhileItsRequestIsUnderWay(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		lk, g, first, second := asking(t.Context(), t, r)
+		if err := lk.Close(); err != nil {
+			t.Error(err)
+		}
+		second.ended()
+		g.open()
+		first.ended()
+		if first.err != fetchonce.ErrClosed || second.err != fetchonce.ErrClosed {
+			t.Errorf("Acquire = %v and %v, want ErrClosed", first.err, second.err)
+		}
+		other := newLocker(t, r)
+		r.Until("nothing is left of it", func() bool { return other.TryDo(t.Context(), "it", nothing) == nil })
+	})
+}
+
+func TestErrorOfARequestIsForAllWhoWait(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		lk, g, first, second := asking(t.Context(), t, r)
+		r.Kill()
+		g.open()
+		first.ended()
+		second.ended()
+		var ours *fetchonce.Error
+		if !errors.As(first.err, &ours) || !errors.As(second.err, &ours) {
+			t.Errorf("Acquire = %v and %v, want an *Error for both", first.err, second.err)
+		}
+		r.Restart()
+		r.Until("it works again", func() bool { return lk.Do(t.Context(), "it", nothing) == nil })
 	})
 }
 
@@ -941,7 +1010,7 @@ func TestForeignDataUnderALocksName(t *testing.T) {
 			holder := newLocker(t, r)
 			if key != "test:l:{it}" {
 				// They are only touched when somebody waits.
-				rdb.HSet(t.Context(), "test:l:{it}", "x.1", fmt.Sprintf("1 %d", time.Now().Add(time.Hour).UnixMilli()))
+				rdb.Set(t.Context(), "test:l:{it}", fmt.Sprintf("lock 1 1 x.1 1 %d", time.Now().Add(time.Hour).UnixMilli()), 0)
 			}
 			if err := lk.Do(t.Context(), "it", nothing); !errors.As(err, &ours) {
 				t.Errorf("with foreign data at %s, Do = %v, want an *Error", key, err)

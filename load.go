@@ -11,6 +11,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/lease"
+	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
@@ -33,6 +34,9 @@ type run[V any] struct {
 	turn     *turn         // that we have, of MaxFetches; nil if we have none
 	waitedOn int64         // fence of the lease we waited for until a timer said to look again
 	deafFor  time.Duration // the pause before that, while no messages come
+	unseen   bool          // nobody has looked yet whether there is a value: the ACQUIRE does
+	ticket   near.Ticket   // for what that finds
+	learned  bool          // it has told the luck that there was nothing
 	reloads  int           // fetches that lost their lease before they found anything
 }
 
@@ -60,16 +64,21 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 		}
 		r.owner = r.mailbox.Owner()
 		r.call.Mark()
+		if r.unseen {
+			r.ticket = r.Loader.ask(r.k)
+		}
 		sent := time.Now()
 		// The answer is waited for even if all callers leave: a Release that is sent
 		// without it may overtake the ACQUIRE, and the lease then stays for nobody.
 		a, err := r.redis.Acquire(context.WithoutCancel(ctx), r.k.names, r.owner, r.opt.Lease, r.over)
 		if err != nil {
+			r.luck.reset()
 			r.dropLease() // we may hold one, and not know it
 			return r.lostRedis(ctx, err)
 		}
 		r.learnClock(a.Now, sent)
 		r.suspect(a)
+		r.foresee(a.State)
 		result, done, err := r.answered(ctx, a, sent, slot)
 		if done || err != nil {
 			return result, err
@@ -88,7 +97,7 @@ func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Ti
 	}
 	switch a.State {
 	case protocol.Stored:
-		return r.take(r.open(r.k, a.Value))
+		return r.take(r.openAndKeep(r.ticket, r.k, a.Value))
 	case protocol.Large:
 		seen, err := r.look(ctx, r.k)
 		if seen.down != nil {
@@ -119,8 +128,14 @@ func (r *run[V]) passOver(ctx context.Context) (Result[V], bool, error) {
 	return Result[V]{}, false, nil
 }
 
-// take ends the run with what was seen, if that is of use.
+// take ends the run with what was seen, if that is of use. If nobody had looked
+// before, that is for each caller to judge.
 func (r *run[V]) take(seen look[V], err error) (Result[V], bool, error) {
+	if r.unseen && (seen.found || seen.spare) {
+		r.call.Close()
+		return Result[V]{}, true, &sawError[V]{seen, err}
+	}
+	r.unseen = false
 	if err != nil || seen.found {
 		r.call.Close()
 	}

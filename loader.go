@@ -30,6 +30,7 @@ type Loader[V any] struct {
 	redis   *protocol.Client
 	names   *protocol.Namespace
 	nodes   *nodes
+	cluster bool
 	mailbox *wake.Mailbox
 	channel string // on which the others tell us
 	unused  func() // ends that
@@ -41,6 +42,7 @@ type Loader[V any] struct {
 	notices notices
 	trace   tracer
 	pauses  pauses
+	luck    luck
 
 	closed     atomic.Bool
 	closing    context.Context // ends what runs in the background
@@ -117,7 +119,9 @@ type Fetch[V any] struct {
 // reads from replicas.
 //
 // Give the client timeouts: go-redis' own are 5 seconds and several retries, and
-// although no caller waits for them, a connection does.
+// although no caller waits for them, a connection does. With its
+// ContextTimeoutEnabled, a caller who is alone needs no second goroutine, which
+// with a Redis nearby is a good part of what a hit costs.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
 	if err == nil {
@@ -140,9 +144,9 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.trace = newTracer(opt.Trace, &l.notices)
 	l.channel = l.names.Channel(l.mailbox.Process())
 	l.unused = l.mailbox.Use(l.channel)
-	_, cluster := rdb.(*redis.ClusterClient)
+	_, l.cluster = rdb.(*redis.ClusterClient)
 	l.nodes = &nodes{rdb: rdb, all: batch.New(rdb)}
-	l.redis = protocol.NewClient(l.nodes.all, l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
+	l.redis = protocol.NewClient(l.nodes.all, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
 	l.redis.Failed = l.trace.redisFailed()
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
@@ -201,7 +205,9 @@ func (l *Loader[V]) Close() error {
 // callers, and an end of its own: it ends when all callers have left, when the
 // lease is lost ([ErrLockLost]) or the fetch takes too long ([ErrFetchTimeout]),
 // and when the Loader is closed ([ErrClosed]); [context.Cause] says which. A
-// caller waits as long as its own ctx allows, and leaves with ctx.Err().
+// caller waits as long as its own ctx allows, and leaves with ctx.Err(). Only where
+// the client has ContextTimeoutEnabled, and Redis stops to answer, one or two callers
+// may notice that their ctx was cancelled as late as [Options.RedisTimeout] allows.
 //
 // What fetch returns is returned to all who waited for it. Its error comes back
 // as it is in this process, and as an [*Error] with its text in others. An error
@@ -234,7 +240,7 @@ func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, c *near
 		var zero V
 		return zero, err
 	}
-	seen, err := l.lookNear(ctx, k, c, early)
+	seen, err := l.lookLucky(ctx, k, c, early)
 	if err != nil || seen.found && !seen.refresh {
 		l.trace.looked(ctx, key, seen.found, seen.result.Source, err)
 		return seen.result.Value, err
@@ -251,7 +257,7 @@ func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context
 		return Result[V]{}, err
 	}
 	c, early := l.nearCopy(ctx, key)
-	seen, err := l.lookNear(ctx, k, c, early)
+	seen, err := l.lookLucky(ctx, k, c, early)
 	if err != nil || seen.found && !seen.refresh {
 		l.trace.looked(ctx, key, seen.found, seen.result.Source, err)
 		return seen.result, err
@@ -388,7 +394,12 @@ type look[V any] struct {
 	staleFor time.Duration
 	over     *protocol.PassOver // not nil if what is there is to be replaced
 	down     error              // why nothing could be seen
+	skipped  bool               // it was not looked at all
 }
+
+// nothing reports whether it is known that there is nothing, not even to be
+// replaced.
+func (s *look[V]) nothing() bool { return !s.found && s.over == nil && s.down == nil && !s.skipped }
 
 // look looks where values are kept, without a lease. Its error is the caller's
 // own end, the Store's, that there is no value, or, under FailClosed, that Redis
@@ -478,9 +489,20 @@ func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(
 // the result too: then it is not loaded.
 func (l *Loader[V]) joinLoad(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), m *miss) (r Result[V], loaded bool, err error) {
 	if ctx.Value(fetching{l, k.user}) != nil {
+		if seen.skipped {
+			if seen, err = l.look(ctx, k); err != nil || seen.found {
+				m.old()
+				return seen.result, false, err
+			}
+		}
 		return Result[V]{}, false, reentrant(k.user)
 	}
 	came := l.flights.Arrive()
+	if seen.skipped {
+		if seen, r, loaded, err = l.joinUnseen(ctx, k, came, fetch, m); loaded || err != nil || seen.found && !seen.refresh {
+			return r, loaded, err
+		}
+	}
 	for round := 1; ; round++ {
 		load := l.loading(k, seen, fetch, nil)
 		switch {
@@ -493,6 +515,13 @@ func (l *Loader[V]) joinLoad(ctx context.Context, k keyed, seen look[V], fetch f
 			return seen.result, false, nil
 		}
 		r, late, err := l.join(ctx, k, came, seen, load, m)
+		if saw, ok := errors.AsType[*sawError[V]](err); ok {
+			// It was begun by somebody who had not looked, and there is something.
+			if seen, err = l.own(saw, m), saw.err; err != nil || seen.found && !seen.refresh {
+				return seen.result, false, err
+			}
+			continue
+		}
 		if _, paused := errors.AsType[*pausedError](err); late || paused && !seen.spare {
 			// We joined a load too late for what it found: that may be older than
 			// we are. The value may be stored by now; else join the next load,
@@ -522,7 +551,10 @@ func reentrant(key string) error {
 // batch.
 func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), part *part[V]) func(context.Context, *flight.Call[Result[V]]) (Result[V], error) {
 	return func(ctx context.Context, call *flight.Call[Result[V]]) (Result[V], error) {
-		run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, part: part, over: seen.over, behind: seen.refresh}
+		run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, part: part, over: seen.over, behind: seen.refresh, unseen: seen.skipped}
+		if seen.skipped || seen.nothing() {
+			run.nothingHere()
+		}
 		if seen.refresh || seen.spare {
 			run.old, run.staleFor = &seen.result, seen.staleFor
 		}

@@ -66,8 +66,8 @@ func TestLeaderMayLeave(t *testing.T) {
 		leader := get(t, ctx, l, "k", o)
 		c := o.next()
 		others := []*getter{get(t, t.Context(), l, "k", o), get(t, t.Context(), newLoader(t, r), "k", o)}
-		r.Until("the other has looked", func() bool { return gets(r) >= 3 })
-		r.Settle()
+		r.Until("the other has joined", func() bool { return l.Callers("k") == 2 })
+		awaitWaiters(t, r, "k", 1)
 
 		cancel()
 		leader.wantErr(context.Canceled)
@@ -310,8 +310,7 @@ func TestDeleteDuringFill(t *testing.T) {
 		early := get(t, t.Context(), holder, "k", o)
 		old := o.next()
 		during := get(t, t.Context(), holder, "k", o) // joins the flight during the fetch
-		r.Until("the second has looked", func() bool { return gets(r) >= 2 })
-		r.Settle()
+		r.Until("the second has joined", func() bool { return holder.Callers("k") == 2 })
 		gate.shut()
 		old.returns("old")
 		<-gate.stopped // the FILL is on its way

@@ -267,8 +267,9 @@ func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
 		}
 		r, late, err := w.wait(until)
 		_, paused := errors.AsType[*pausedError](err)
+		_, saw := errors.AsType[*sawError[V]](err)
 		switch {
-		case late || paused && !w.seen.spare:
+		case late || saw || paused && !w.seen.spare:
 			w.again = true
 		case w.seen.spare && ctx.Err() == nil && isFailure(err):
 			w.result = w.seen.result

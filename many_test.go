@@ -229,8 +229,7 @@ func TestGetManyLastCallerOut(t *testing.T) {
 		}()
 		<-began
 		joined := get(t, t.Context(), l, "key3", newOrigin(t))
-		r.Until("it has looked", func() bool { return gets(r) >= 11 })
-		r.Settle()
+		r.Until("it has joined", func() bool { return l.Callers("key3") == 2 })
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("GetMany = %v", err)

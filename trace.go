@@ -255,6 +255,14 @@ func (m *miss) old() {
 	}
 }
 
+// saw notes that the load it waited for had nothing to do, if what was there is
+// found.
+func (m *miss) saw(found bool) {
+	if found {
+		m.kind = GetHit
+	}
+}
+
 // answered tells of the end of m.
 func (t *tracer) answered(ctx context.Context, key string, m miss, source Source, stale bool, err error) {
 	if t.Got == nil {

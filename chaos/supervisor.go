@@ -319,14 +319,17 @@ func isHeld(ctx context.Context, rdb *redis.Client, name string) (bool, error) {
 	case !strings.Contains(name, ":l:{"):
 		return false, nil
 	}
-	fields, err := rdb.HGetAll(ctx, name).Result()
+	text, err := rdb.Get(ctx, name).Result()
+	if errors.Is(err, redis.Nil) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
 	now, err := rdb.Time(ctx).Result()
-	for owner, value := range fields {
-		_, ends, ok := strings.Cut(value, " ")
-		if end, err := strconv.ParseInt(ends, 10, 64); ok && err == nil && len(owner) > 1 && end > now.UnixMilli() {
+	words := strings.Fields(text) // see lock.lua: 3, and 3 for each holder
+	for i := 5; i < len(words); i += 3 {
+		if end, err := strconv.ParseInt(words[i], 10, 64); err == nil && end > now.UnixMilli() {
 			return true, nil
 		}
 	}

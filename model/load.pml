@@ -175,6 +175,8 @@ next:
 		:: val != 0 -> over = valf /* it is old, or not usable */
 #endif
 		:: val == 0
+		/* luck.go: return look[V]{skipped: true}, nil */
+		:: val != 0 /* it has not looked */
 		fi;
 		if
 		:: me == 0 -> open = true; joined = false; late = false
@@ -199,7 +201,7 @@ acquire:
 		:: owner != NONE -> /* it has one */
 			/* acquire.lua: if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.call("HSET", KEYS[2], "w" .. ARGV[3], "1") end */
 			waits[me] = true;
-			/* acquire.lua: return {"wait", fence, left, now_text} */
+			/* acquire.lua: return {"wait", string.format("%.0f", last), left, now_text} */
 			fenceOfWait = fence; waiting[me] = true; goto wait
 #endif
 		/* acquire.lua: if not owner then return {"failed", failure, left} end */

@@ -36,9 +36,9 @@
 #define fault faults > 0 -> faults--
 
 /* The lock: redis key l. */
-bool hash = false;    /* it is there */
+bool there = false;   /* it is there */
 byte born = 0;        /* b */
-byte last = 0;        /* f */
+byte last = 0;        /* f: the first fence of the last lease */
 bool held[O];         /* by owner, and the first of its fences */
 byte first[O];
 bool confirmed[O];    /* its lease ends like any other, and not after the grace */
@@ -61,27 +61,29 @@ byte given = 0;       /* the highest fence given out */
 byte used = 0;        /* and the highest of a turn */
 bool waiting0 = false;
 
-/* lock.lua: local fence = math.max(clock, last + 1) */
+/* lock.lua: last = string.format("%.0f", math.max(clock, past + 16)) */
+/* lock_free.lua: local fence = string.format("%.0f", math.max(clock, last + 16)) */
 inline grant(o, sure) {
 #ifdef MUTANT_CLOCK_ALONE
 	first[o] = clock;
 #else
+#ifdef MUTANT_ONE_FENCE
 	first[o] = (clock > last + 1 -> clock : last + 1);
+#else
+	first[o] = (clock > last + FENCES -> clock : last + FENCES);
+#endif
 #endif
 	assert(first[o] > given); /* fences rise */
 	given = first[o] + FENCES - 1;
-	/* lock.lua: last = fence + tonumber(ARGV[6]) - 1 */
-#ifdef MUTANT_ONE_FENCE
 	last = first[o];
-#else
-	last = given;
-#endif
 	if
-	/* lock.lua: redis.call("HSET", KEYS[1], "b", born, "f", string.format("%.0f", last)) */
-	:: !hash -> hash = true; born++
+	/* lock.lua: born = born or last */
+	:: !there -> there = true; born++
 	:: else
 	fi;
-	/* lock.lua: redis.call("HSET", KEYS[1], owner, fences[owner] .. " " .. string.format("%.0f", ends[owner])) */
+	/* What a script has changed, it writes at its end, which is the same step. */
+	/* lock.lua: redis.call("SET", KEYS[1], table.concat(parts, " "), "PX", longest - now + 1000) */
+	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. (born or fence) .. " " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop, "PX", ARGV[2]) */
 	held[o] = true; confirmed[o] = sure; holders++;
 	valid[o] = true; lost[o] = false
 }
@@ -117,10 +119,10 @@ inline settle(o) {
 		if
 		/* lock.lua: if alive and tonumber(alive) > now then */
 		:: alive[head] ->
-			/* lock.lua: grant(head, tonumber(ARGV[5])) */
+			/* lock.lua: grant(head, math.min(250, math.floor(lease / 2))) */
 			grant(head, false);
 			if
-			/* lock.lua: redis.pcall("PUBLISH", ARGV[3] .. string.match(head, "^[^.]*"), ARGV[4] .. string.char(#head) .. head) */
+			/* lock.lua: redis.pcall("PUBLISH", channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head) */
 			:: head != o -> told[head] = true
 			:: true /* lost */
 			fi
@@ -132,7 +134,7 @@ inline settle(o) {
 	head = 0
 }
 
-/* lock.lua: redis.call("HDEL", KEYS[1], owner) */
+/* lock.lua: fences[owner], ends[owner] = nil, nil */
 inline drop(o) {
 	if
 	:: held[o] -> held[o] = false; holders--; confirmed[o] = false; first[o] = 0
@@ -171,9 +173,9 @@ inline givenBack(o) {
 #ifdef MUTANT_NO_BORN
 	assert(held[o] || lost[o]);
 #else
-	/* lock_release.lua: if fences[ARGV[1]] or (born and born == ARGV[9]) then ours = 1 end */
-	/* lock_acquire.lua: if fences[ARGV[12]] or (born and born == ARGV[13]) then returned = 1 end */
-	assert(held[o] || (hash && born == since) || lost[o]); /* no false alarm */
+	/* lock_release.lua: if fences[ARGV[1]] or (born and born == ARGV[4]) then ours = 1 end */
+	/* lock_acquire.lua: if fences[ARGV[6]] or (born and born == ARGV[7]) then returned = 1 end */
+	assert(held[o] || (there && born == since) || lost[o]); /* no false alarm */
 #endif
 	valid[o] = false;
 	drop(o)
@@ -201,7 +203,7 @@ ready:
 
 ask:
 	atomic {
-		/* lock_acquire.lua: drop(ARGV[12]) */
+		/* lock_acquire.lua: drop(ARGV[6]) */
 		if
 		:: back != NONE -> givenBack(back)
 		:: else
@@ -221,6 +223,7 @@ ask:
 			:: else
 			fi
 		/* lock_acquire.lua: elseif holders < slots and redis.call("EXISTS", KEYS[2]) == 0 then */
+		/* lock_free.lua: if last and redis.call("EXISTS", KEYS[2]) == 0 then */
 #ifdef MUTANT_OVERTAKE
 		:: !held[o] && !trying && holders < SLOTS -> noBarging(o); grant(o, true)
 		:: !held[o] && !trying && holders >= SLOTS ->
@@ -228,21 +231,21 @@ ask:
 		:: !held[o] && !trying && holders < SLOTS && head == O -> noBarging(o); grant(o, true)
 		:: !held[o] && !trying && (holders >= SLOTS || head != O) ->
 #endif
-			/* lock_acquire.lua: ticket = tonumber(redis.call("ZSCORE", KEYS[2], owner) or ARGV[11]) */
+			/* lock_acquire.lua: ticket = tonumber(redis.call("ZSCORE", KEYS[2], owner) or ARGV[5] or "0") */
 			if
 			:: ticket[o] == 0 && place != 0 -> ticket[o] = place
 			:: ticket[o] == 0 && place == 0 -> tail++; ticket[o] = tail
 			:: else
 			fi;
 			/* lock_acquire.lua: redis.call("ZADD", KEYS[2], string.format("%.0f", ticket), owner) */
-			/* lock_acquire.lua: redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + tonumber(ARGV[10]))) */
-			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[2], ARGV[10]) */
-			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[3], ARGV[10]) */
+			/* lock_acquire.lua: redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + 3000)) */
+			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[2], 3000) */
+			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[3], 3000) */
 			alive[o] = true; place = ticket[o]
 		fi;
 		head = 0;
 		settle(o);
-		/* lock_acquire.lua: if fences[owner] then hold(owner, lease) end */
+		/* lock_acquire.lua: if fences[owner] then ends[owner] = now + lease end */
 		confirmed[o] = held[o];
 		if
 		:: fault; /* the answer is lost: it is sent again */
@@ -349,8 +352,8 @@ inline forgetLock() {
 		o++
 	:: else -> break
 	od;
-	o = 0; hash = false;
-	clock = (clock > last + 1 -> clock : last + 1); last = 0 /* that takes longer than a row of fences */
+	o = 0; there = false;
+	clock = (clock > last + FENCES -> clock : last + FENCES); last = 0 /* that takes longer than a row of fences */
 }
 
 #ifdef MUTANT_NO_END
@@ -378,9 +381,9 @@ end:
 #if P * R > 3
 	:: endsOf(3)
 #endif
-	/* lock.lua: redis.call("PEXPIRE", KEYS[1], longest - now + tonumber(ARGV[7])) */
-	:: atomic { hash && holders == 0 -> forgetLock() }
-	:: atomic { hash && faults > 0 -> faults--; forgetLock() } /* DEL */
+	/* lock_only.lua: redis.call("SET", KEYS[1], free, "PX", "1000") */
+	:: atomic { there && holders == 0 -> forgetLock() }
+	:: atomic { there && faults > 0 -> faults--; forgetLock() } /* DEL */
 	:: atomic { faults > 0 -> faults--; forgetLock(); /* FLUSHALL, or a failover */
 		o = 0;
 		do

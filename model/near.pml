@@ -47,7 +47,7 @@ byte writes = WRITES, faults = FAULTS;
 
 inline forget() {
 	/* internal/near/near.go: s.changes++ */
-	/* internal/near/near.go: c.copies.Invalidate(tag) */
+	/* internal/near/near.go: c.copies.Invalidate(handle) */
 	changes++; copy = 0
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
-// fetchonceLoader is fetchonce as it comes: its default options over go-redis'.
+// fetchonceLoader is fetchonce as it comes: its default options, over a client with the one that New recommends.
 type fetchonceLoader struct {
 	rdb *redis.Client
 	l   *fetchonce.Loader[Thing]
@@ -20,7 +20,7 @@ func openFetchonce(_ context.Context, cfg Config) (Adapter, error) {
 	if cfg.Near {
 		opt.Near = fetchonce.Near{Entries: copies, TTL: copyLife(cfg)}
 	}
-	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
+	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr, ContextTimeoutEnabled: true}) // as New recommends
 	l, err := fetchonce.New(rdb, opt)
 	if err != nil {
 		return nil, errors.Join(err, rdb.Close())

@@ -58,9 +58,9 @@ var Soaked = []Mutant{
 	},
 	{
 		Name: "fences are counted, and begin again with an empty Redis",
-		File: "internal/protocol/lock.lua",
-		Old:  `math.max(clock, last + 1)`,
-		New:  `last + 1`,
+		File: "internal/protocol/lock_free.lua",
+		Old:  `math.max(clock, last + 16)`,
+		New:  `last + 16`,
 	},
 	{
 		Name:   "a fetch does not see that somebody writes",

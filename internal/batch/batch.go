@@ -4,7 +4,10 @@
 //
 // It is also what makes a caller's context and a time limit hold: go-redis
 // notices neither a cancellation nor, by default, a deadline while it waits for
-// an answer, so the callers wait here, and leave when they must.
+// an answer, so the callers wait here, and leave when they must. Only one who is
+// alone, in front of a Redis that has just answered others at once, sends himself,
+// if the client heeds deadlines: he notices a cancellation with the answer, or
+// when his time is over.
 //
 // It knows nothing of what the commands mean. It is used by internal/protocol.
 package batch
@@ -34,6 +37,10 @@ const (
 	// finer one would ring late anyway in a process that is idle.
 	straggle = 200 * time.Microsecond
 	patience = 2 * time.Millisecond
+
+	// A Redis that has answered within this time is one whose answer a caller may
+	// wait for without a hand between them.
+	soon = 5 * time.Millisecond
 )
 
 // ErrTimeout says that Redis did not answer in time. It is an
@@ -50,6 +57,7 @@ type Conn interface {
 // A Batcher sends commands. It is made by [New], and must be closed.
 type Batcher struct {
 	conn     Conn
+	punctual bool // conn is: callers may send themselves
 	straggle time.Duration
 
 	// Requests for use again. Not one pool for the whole program: a request has
@@ -61,8 +69,10 @@ type Batcher struct {
 	flying []*batch // in the hands
 	busy   int      // hands at work and in time
 	stuck  int      // hands whose callers have given up on them
+	prompt bool     // what was answered last was answered soon
 	closed error
 	idle   chan struct{} // closed when the batcher is, and busy is 0
+	over   chan struct{} // for the next limit: the last one's, if that was kept
 
 	// One clock for all requests: a timer for each would cost more than
 	// everything else here. It rings for the first whose time is over.
@@ -73,9 +83,10 @@ type Batcher struct {
 // A request is one caller's commands.
 type request struct {
 	cmds  []redis.Cmder
-	read  bool          // it is one that may share the reply of an equal one
-	until time.Duration // when its time is over, since epoch
-	done  chan struct{} // receives when it has an outcome
+	one   [1]redis.Cmder // the room of cmds, if it is a read
+	read  bool           // it is one that may share the reply of an equal one
+	until time.Duration  // when its time is over, since epoch
+	done  chan struct{}  // receives when it has an outcome
 
 	// Guarded by the batcher's mu.
 	state state
@@ -89,6 +100,7 @@ type state byte
 
 const (
 	waiting  state = iota
+	carried        // by its caller, who waits for nobody
 	answered       // the commands have their replies
 	refused        // for the reason in err
 	left           // its caller did
@@ -100,6 +112,7 @@ type batch struct {
 	came     time.Duration // when the first did, since epoch
 	within   time.Duration // that each of them was given
 	until    time.Duration // when the time of the last is over
+	sent     time.Duration // when it was
 	requests []*request    // nil where a caller has left in the queue
 	live     int           // how many are not nil
 	size     int           // commands
@@ -107,6 +120,7 @@ type batch struct {
 	overdue  int           // how many of the requests, from the first, have had their time
 	stuck    bool          // its hand is
 	limit    limit
+	first    [1]*request // the room of requests, as long as it is one
 }
 
 // A limit is the context of a batch that is sent. The callers' own stay with
@@ -131,7 +145,7 @@ func (l *limit) Err() error {
 
 // New returns a batcher over a client.
 func New(conn Conn) *Batcher {
-	b := &Batcher{conn: conn, straggle: straggle, idle: make(chan struct{})}
+	b := &Batcher{conn: conn, punctual: isPunctual(conn), straggle: straggle, idle: make(chan struct{})}
 	b.alarm = time.AfterFunc(time.Hour, b.ring)
 	b.alarm.Stop()
 	return b
@@ -156,7 +170,7 @@ func (b *Batcher) request() *request {
 // executed, and must not be touched any more. On a closed batcher it returns the
 // cause given to Close.
 func (b *Batcher) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
-	return b.do(ctx, within, false, cmds)
+	return b.do(ctx, within, nil, cmds)
 }
 
 // Read is Do of one command that only reads, from the key that it is given
@@ -165,30 +179,55 @@ func (b *Batcher) Do(ctx context.Context, within time.Duration, cmds ...redis.Cm
 // is shared with nobody who comes later, as what it reads may have been deleted
 // since.
 func (b *Batcher) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
-	return b.do(ctx, within, true, []redis.Cmder{cmd})
+	return b.do(ctx, within, cmd, nil)
 }
 
-func (b *Batcher) do(ctx context.Context, within time.Duration, read bool, cmds []redis.Cmder) error {
+func (b *Batcher) do(ctx context.Context, within time.Duration, read *redis.StringCmd, cmds []redis.Cmder) error {
 	if within <= 0 {
 		return ErrTimeout
 	}
 	r := b.request()
-	r.cmds, r.read, r.until, r.state = cmds, read, now()+within, waiting
-	if err := b.enqueue(r, within); err != nil {
+	if read != nil {
+		r.one[0] = read
+		cmds = r.one[:]
+	}
+	r.cmds, r.read, r.until, r.state = cmds, read != nil, now()+within, waiting
+	own, err := b.enqueue(ctx, r, within)
+	if err != nil {
 		return err
 	}
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		b.leave(r)
+	if own != nil {
+		b.carry(own)
+		err = orEnd(ctx, firstError(cmds))
+	} else {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			b.leave(r)
+			return ctx.Err()
+		}
+		if r.state == refused {
+			return r.err
+		}
+		err = firstError(cmds)
+	}
+	r.cmds, r.one[0], r.batch = nil, nil, nil
+	b.free.Put(r)
+	return err
+}
+
+// orEnd returns the end of a context in the place of an error, if it has ended.
+func orEnd(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) && ctx.Done() != nil {
+		<-ctx.Done() // the connection may have noticed it a moment sooner
+	}
+	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if r.state == refused {
-		return r.err
-	}
-	r.cmds, r.batch = nil, nil
-	b.free.Put(r)
-	return firstError(cmds)
+	return err
 }
 
 func firstError(cmds []redis.Cmder) error {
@@ -206,12 +245,13 @@ func firstError(cmds []redis.Cmder) error {
 	return nil
 }
 
-// enqueue puts a request into the queue. Its error is that the batcher is closed.
-func (b *Batcher) enqueue(r *request, within time.Duration) error {
+// enqueue puts a request into the queue. If it returns a batch, that is the
+// request alone, for its caller to carry. Its error is that the batcher is closed.
+func (b *Batcher) enqueue(ctx context.Context, r *request, within time.Duration) (*batch, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed != nil {
-		return b.closed
+		return nil, b.closed
 	}
 	var last *batch
 	if n := len(b.queue); n > 0 {
@@ -219,6 +259,7 @@ func (b *Batcher) enqueue(r *request, within time.Duration) error {
 	}
 	if last == nil || last.size >= most || last.within != within {
 		last = &batch{came: r.until - within, within: within}
+		last.requests = last.first[:0]
 		b.queue = append(b.queue, last)
 	}
 	if key := r.reads(); last.live == 0 {
@@ -232,8 +273,56 @@ func (b *Batcher) enqueue(r *request, within time.Duration) error {
 	last.live++
 	last.size += len(r.cmds)
 	b.ringAt(r.until)
+	f := b.claim()
+	switch {
+	case f == nil:
+		return nil, nil
+	case b.isAlone(r, f) && ctx.Err() == nil:
+		b.entrust(ctx, f)
+		return f, nil
+	}
+	go b.work(f) // ends when the queue is empty
 	b.hire()
-	return nil
+	return nil, nil
+}
+
+// isAlone reports whether the caller of a request may send the next batch himself:
+// if it is his alone, he can be sure of an answer in time, and it is likely that it
+// comes soon. The caller holds b.mu.
+func (b *Batcher) isAlone(r *request, f *batch) bool {
+	return b.punctual && b.prompt && len(f.requests) == 1 && f.requests[0] == r &&
+		!slices.ContainsFunc(b.flying, func(other *batch) bool { return f.sent-other.sent > soon })
+}
+
+// entrust leaves a batch to the caller of its only request. Its time ends with his
+// own, if that is sooner. The caller holds b.mu.
+func (b *Batcher) entrust(ctx context.Context, f *batch) {
+	r := f.requests[0]
+	r.state = carried
+	if end, ok := ctx.Deadline(); ok && end.Before(f.limit.until) {
+		r.until = end.Sub(epoch)
+		f.until, f.limit.until = r.until, end
+		b.ringAt(r.until)
+	}
+}
+
+// carry sends a batch on its caller's own goroutine. Who came meanwhile is left to
+// a hand.
+func (b *Batcher) carry(f *batch) {
+	ok := false
+	defer func() { b.handOver(f, ok) }() // also if a hook panics
+	ok = f.send(b.conn)
+}
+
+// handOver notes that a batch that its caller has carried has landed.
+func (b *Batcher) handOver(f *batch, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.land(f, ok)
+	if b.isFree(f) {
+		b.hire()
+		b.checkIdle()
+	}
 }
 
 // hire sets hands to work if there is work for them. The caller holds b.mu.
@@ -287,7 +376,10 @@ func (r *request) reads() string {
 func (b *Batcher) next() *batch {
 	f := b.queue[0]
 	b.queue = slices.Delete(b.queue, 0, 1)
-	f.limit = limit{until: epoch.Add(f.until), over: make(chan struct{})}
+	if b.over == nil {
+		b.over = make(chan struct{})
+	}
+	f.sent, f.limit, b.over = now(), limit{until: epoch.Add(f.until), over: b.over}, nil
 	b.flying = append(b.flying, f)
 	return f
 }
@@ -319,22 +411,31 @@ func (b *Batcher) unqueue(r *request) {
 // work carries batches until there are none.
 func (b *Batcher) work(f *batch) {
 	for f != nil {
-		b.send(f)
+		ok := f.send(b.conn)
 		n := f.live
-		for _, r := range b.landed(f) {
+		for _, r := range b.landed(f, ok) {
 			r.done <- struct{}{} // never blocks: there is room for one
 		}
 		f = b.again(f, n)
 	}
 }
 
-// landed notes that a batch is answered, and returns the requests whose callers
-// wait for that.
-func (b *Batcher) landed(f *batch) []*request {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+// land notes that a batch is not under way any more, and whether Redis has
+// answered. The caller holds b.mu.
+func (b *Batcher) land(f *batch, ok bool) {
 	i := slices.Index(b.flying, f)
 	b.flying = slices.Delete(b.flying, i, i+1)
+	b.prompt = ok && now()-f.sent <= soon
+	if f.limit.Err() == nil {
+		b.over = f.limit.over
+	}
+}
+
+// landed is land, and returns the requests whose callers wait for that.
+func (b *Batcher) landed(f *batch, ok bool) []*request {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.land(f, ok)
 	still := f.requests[:0]
 	for _, r := range f.requests {
 		if r != nil && r.state == waiting {
@@ -354,14 +455,23 @@ func (b *Batcher) again(f *batch, n int) *batch {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if f.stuck {
-		b.stuck-- // its place was given to another
+	if !b.isFree(f) {
 		return nil
 	}
-	b.busy--
 	next := b.claim()
 	b.checkIdle()
 	return next
+}
+
+// isFree reports whether the hand that has carried f is free for more: else its
+// place was given to another. The caller holds b.mu.
+func (b *Batcher) isFree(f *batch) bool {
+	if f.stuck {
+		b.stuck--
+		return false
+	}
+	b.busy--
+	return true
 }
 
 // checkIdle tells Close when it need not wait any more. The caller holds b.mu.
@@ -371,24 +481,38 @@ func (b *Batcher) checkIdle() {
 	}
 }
 
-func (b *Batcher) send(f *batch) {
-	ctx := &f.limit
+// send sends a batch, and reports whether Redis has answered.
+func (f *batch) send(conn Conn) bool {
 	if len(f.requests) == 1 && len(f.requests[0].cmds) == 1 {
-		_ = b.conn.Process(ctx, f.requests[0].cmds[0]) // its error is the command's
-		return
+		return isAnswer(conn.Process(&f.limit, f.requests[0].cmds[0])) // its error is the command's
 	}
 	cmds, copies := f.commands()
-	if len(cmds) == 1 {
-		_ = b.conn.Process(ctx, cmds[0])
-	} else {
-		pipeline := b.conn.Pipeline()
-		_ = pipeline.BatchProcess(ctx, cmds...) // only queues them
-		_, _ = pipeline.Exec(ctx)               // the errors are the commands'
-	}
+	err := f.process(conn, cmds)
 	for _, c := range copies {
 		c.to.SetVal(c.from.Val())
 		c.to.SetErr(c.from.Err())
 	}
+	return isAnswer(err)
+}
+
+// process sends commands, and returns one of their errors.
+func (f *batch) process(conn Conn, cmds []redis.Cmder) error {
+	if len(cmds) == 1 {
+		return conn.Process(&f.limit, cmds[0])
+	}
+	pipeline := conn.Pipeline()
+	_ = pipeline.BatchProcess(&f.limit, cmds...) // only queues them
+	_, err := pipeline.Exec(&f.limit)
+	return err
+}
+
+// isAnswer reports whether the error of a command came from Redis, if it is one.
+func isAnswer(err error) bool {
+	if err == nil || err == redis.Nil { //nolint:errorlint // for speed
+		return true
+	}
+	_, ok := errors.AsType[redis.Error](err)
+	return ok
 }
 
 // A reply is to be copied from one command to another.

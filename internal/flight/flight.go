@@ -21,6 +21,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 var (
@@ -68,6 +69,8 @@ type Group[V any] struct {
 	calls  map[string]*Call[V]   // that callers can join
 	all    map[*Call[V]]struct{} // that have not ended
 	closed error
+
+	inviting atomic.Int32 // calls among these that have invited callers, for a quick look
 }
 
 // A Call is one load of one key.
@@ -84,6 +87,8 @@ type Call[V any] struct {
 	joined  Arrival // the newest among its callers
 	present int     // callers that have not left
 	served  Arrival // callers up to this one may have what the load finds
+	invites bool
+	until   time.Time // of the invitation
 }
 
 // An Arrival says when a caller came: a newer one is larger. A caller keeps it
@@ -131,9 +136,62 @@ func (g *Group[V]) Join(ctx context.Context, key string, came Arrival, load func
 	if started {
 		c = g.start(ctx, key, load)
 	}
+	return c.join(came, started), nil
+}
+
+// join takes a caller in. The caller of it holds the group's mu.
+func (c *Call[V]) join(came Arrival, started bool) Ticket[V] {
 	c.joined = max(c.joined, came)
 	c.present++
-	return Ticket[V]{Started: started, call: c, came: came}, nil
+	return Ticket[V]{Started: started, call: c, came: came}
+}
+
+// Inviting reports whether there may be a load that invites callers.
+func (g *Group[V]) Inviting() bool { return g.inviting.Load() > 0 }
+
+// Invites reports whether the load of a key invites callers now.
+func (g *Group[V]) Invites(key string) bool {
+	if !g.Inviting() {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.calls[key]
+	return c != nil && c.invited()
+}
+
+// JoinInvited is Join for a caller that has not looked whether there is anything
+// to load: it joins a load that invites such callers. If there is no load at all,
+// it starts one, unless load is nil. It is not ok if the caller has to look first.
+func (g *Group[V]) JoinInvited(ctx context.Context, key string, came Arrival, load func(ctx context.Context, c *Call[V]) (V, error)) (t Ticket[V], ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.calls[key]
+	started := c == nil
+	switch {
+	case g.closed != nil, started && load == nil, !started && !c.invited():
+		return Ticket[V]{}, false
+	case started:
+		c = g.start(ctx, key, load)
+	}
+	return c.join(came, started), true
+}
+
+func (c *Call[V]) invited() bool { return c.invites && time.Now().Before(c.until) }
+
+// Invite lets callers join who have not looked, for so long from now: it is known
+// that there was nothing to see just now.
+func (c *Call[V]) Invite(lasts time.Duration) {
+	c.group.mu.Lock()
+	defer c.group.mu.Unlock()
+	if c.group.calls[c.key] != c {
+		return
+	}
+	if !c.invites {
+		c.invites = true
+		c.group.inviting.Add(1)
+	}
+	c.until = time.Now().Add(lasts)
 }
 
 // Wait is the second half of Do.
@@ -235,7 +293,7 @@ func (c *Call[V]) Close() {
 
 func (c *Call[V]) close() {
 	if c.group.calls[c.key] == c {
-		delete(c.group.calls, c.key)
+		c.group.forget(c.key)
 	}
 }
 
@@ -243,7 +301,19 @@ func (c *Call[V]) close() {
 func (g *Group[V]) Forget(key string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.forget(key)
+}
+
+// forget is Forget for a caller that holds g.mu.
+func (g *Group[V]) forget(key string) {
+	c := g.calls[key]
+	if c == nil {
+		return
+	}
 	delete(g.calls, key)
+	if c.invites {
+		g.inviting.Add(-1)
+	}
 }
 
 // Close ends the contexts of all loads with the cause, and waits until they

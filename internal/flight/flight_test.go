@@ -881,3 +881,62 @@ func TestNobodyGetsWhatIsOlderThanHisQuestion(t *testing.T) {
 	}
 	t.Logf("%d values, %d late", values.Load(), lates.Load())
 }
+
+// Who has not looked joins a load that invites, for as long as it does, and starts
+// one where there is none.
+func TestJoinInvited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flight.Group[string]
+		o := newOrigin()
+		invited := func(load func(context.Context, *call) (string, error)) (flight.Ticket[string], bool) {
+			return g.JoinInvited(t.Context(), "k", g.Arrive(), load)
+		}
+		if _, ok := invited(nil); ok || g.Inviting() {
+			t.Error("there is nothing to join")
+		}
+		inviting := make(chan *call, 1)
+		load := func(ctx context.Context, c *call) (string, error) {
+			inviting <- c
+			return o.load(ctx, c)
+		}
+		first, ok := invited(load)
+		if !ok || !first.Started {
+			t.Error("no load was started")
+		}
+		c := <-inviting
+		synctest.Wait()
+		if _, ok := invited(load); ok || g.Inviting() {
+			t.Error("a load was joined that invites nobody")
+		}
+		c.Invite(time.Second)
+		c.Invite(time.Second)
+		second, ok := invited(nil)
+		if !ok || second.Started || !g.Inviting() {
+			t.Error("an invited caller could not join")
+		}
+		time.Sleep(time.Second)
+		if _, ok := invited(load); ok {
+			t.Error("an invitation has no end")
+		}
+		c.Invite(time.Second)
+		g.Forget("k")
+		if _, ok := invited(nil); ok || g.Inviting() {
+			t.Error("a forgotten load invites")
+		}
+		c.Invite(time.Second)
+		if g.Inviting() {
+			t.Error("it does so again")
+		}
+		c.Mark()
+		o.answer <- answer{v: "v"}
+		for i, ticket := range []flight.Ticket[string]{first, second} {
+			if v, late, err := ticket.Wait(t.Context()); v != "v" || late || err != nil {
+				t.Errorf("%d: %q, %v, %v", i, v, late, err)
+			}
+		}
+		g.Close(errors.New("closed"))
+		if _, ok := invited(load); ok {
+			t.Error("a closed group starts loads")
+		}
+	})
+}

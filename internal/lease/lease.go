@@ -39,7 +39,7 @@ type Keeper struct {
 	length time.Duration
 	renew  func(ctx context.Context) (bool, error)
 	lost   error
-	ctx    *heldContext
+	ctx    heldContext
 	cancel context.CancelCauseFunc
 
 	renewing sync.WaitGroup
@@ -50,8 +50,9 @@ type Keeper struct {
 	whenLost func()             // see WhenLost
 	cut      context.CancelFunc // ends the renewal under way
 	deadline time.Time
-	next     *time.Timer // renews
-	last     *time.Timer // ends the context at the deadline
+	next     time.Time   // when to renew
+	busy     bool        // a renewal is under way
+	timer    *time.Timer // rings for whatever is due first
 }
 
 // Keep keeps a lease of the given length that was asked for at sent. Every
@@ -64,24 +65,37 @@ type Keeper struct {
 func Keep(parent context.Context, sent time.Time, length time.Duration, lost error, renew func(ctx context.Context) (bool, error)) (context.Context, *Keeper) {
 	inner, cancel := context.WithCancelCause(parent)
 	k := &Keeper{length: length, renew: renew, lost: lost, cancel: cancel, deadline: sent.Add(valid(length))}
-	k.ctx = &heldContext{Context: inner, keeper: k}
+	k.ctx = heldContext{Context: inner, keeper: k}
+	k.next = sent.Add(length / 3)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.last = time.AfterFunc(time.Until(k.deadline), k.Lost)
-	k.next = time.AfterFunc(time.Until(sent.Add(length/3)), k.again)
-	return k.ctx, k
+	k.timer = time.AfterFunc(time.Until(k.next), k.ring) // one timer for both: what is made for every lease is dear
+	return &k.ctx, k
 }
 
 func valid(length time.Duration) time.Duration { return length - length/20 }
 
-// again renews the lease, once. A lease shorter than the time to renew three
-// times costs no renewal at all.
-func (k *Keeper) again() {
+// ring does what is due: at the deadline it ends the context, before that it
+// renews the lease, once. A lease shorter than the time to renew three times
+// costs no renewal at all.
+func (k *Keeper) ring() {
 	k.mu.Lock()
-	if k.stopped {
+	now := time.Now()
+	switch {
+	case k.stopped:
+		k.mu.Unlock()
+		return
+	case !now.Before(k.deadline):
+		k.mu.Unlock()
+		k.Lost()
+		return
+	case k.busy:
+		k.set()
 		k.mu.Unlock()
 		return
 	}
+	k.busy = true
+	k.set()
 	ctx, cut := context.WithCancel(context.WithoutCancel(k.ctx.Context)) // ends with the keeping
 	k.cut = cut
 	k.renewing.Add(1)
@@ -100,14 +114,24 @@ func (k *Keeper) again() {
 	if k.stopped {
 		return
 	}
+	k.busy = false
 	if err != nil {
 		// Nothing is lost yet. Try again soon, until the deadline.
-		k.next.Reset(k.length / 10)
-		return
+		k.next = time.Now().Add(k.length / 10)
+	} else {
+		k.deadline = sent.Add(valid(k.length))
+		k.next = sent.Add(k.length / 3)
 	}
-	k.deadline = sent.Add(valid(k.length))
-	k.last.Reset(time.Until(k.deadline))
-	k.next.Reset(time.Until(sent.Add(k.length / 3)))
+	k.set()
+}
+
+// set sets the timer. The caller holds k.mu.
+func (k *Keeper) set() {
+	due := k.deadline
+	if !k.busy && k.next.Before(due) {
+		due = k.next
+	}
+	k.timer.Reset(time.Until(due))
 }
 
 // Lost ends the context with cause lost: somebody said that the lease is gone.
@@ -154,8 +178,7 @@ func (k *Keeper) Stop() {
 
 func (k *Keeper) stop(cause error) {
 	k.stopped = true
-	k.next.Stop()
-	k.last.Stop()
+	k.timer.Stop()
 	if k.cut != nil {
 		k.cut()
 	}

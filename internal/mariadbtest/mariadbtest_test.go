@@ -81,7 +81,10 @@ func TestMissingProgramIsNotInstalled(t *testing.T) {
 }
 
 func TestServerEndsWithItsProcess(t *testing.T) {
-	daemon.DiesWithProcess(t, func(tb testing.TB) string { return filepath.Dir(socket(mariadbtest.Start(tb))) })
+	daemon.DiesWithProcess(t, func(tb testing.TB) string {
+		tb.Helper()
+		return filepath.Dir(socket(mariadbtest.Start(tb)))
+	})
 }
 
 // socket returns the path in a DSN.

@@ -91,6 +91,7 @@ func TestServerThatCannotStartSaysWhy(t *testing.T) {
 
 func TestServerEndsWithItsProcess(t *testing.T) {
 	daemon.DiesWithProcess(t, func(tb testing.TB) string {
+		tb.Helper()
 		u, err := url.Parse(pgtest.Start(tb))
 		if err != nil {
 			tb.Fatal(err)

@@ -10,12 +10,17 @@
 --         {"wait", fence, ms, now (µs)} if another is, for at most so long: this process is registered for the message;
 --         {"failed", failure, ms} if the last fetch failed, and that is shared for so long.
 local force = ARGV[4] ~= "miss"
+local there = 3
 if force then
   -- Only that one value is passed over: one that has come since is news.
   local head = redis.pcall("GETRANGE", KEYS[1], 0, 55)
   force = (type(head) == "string" and head or "") == ARGV[7]
+else
+  there = redis.call("EXISTS", KEYS[1], KEYS[2], KEYS[3]) -- most often there is nothing to look at
 end
-if not force then
+local meta = {}
+if there > 0 then meta = redis.pcall("HMGET", KEYS[2], "o", "f", "e", "b") end
+if not force and there > 0 and not (there == 1 and meta[1]) then
   local length = redis.pcall("STRLEN", KEYS[1])
   if type(length) == "number" and length > 0 then
     if length > tonumber(ARGV[6]) then return {"large"} end
@@ -25,9 +30,8 @@ end
 
 local time = redis.call("TIME")
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local now_text = string.format("%.0f", now) -- tostring would write 1.795e+15
+local now_text = time[1] .. string.sub("000000", #time[2] + 1) .. time[2] -- tostring would write 1.795e+15
 
-local meta = redis.pcall("HMGET", KEYS[2], "o", "f", "e", "b")
 if meta.err then
   -- Somebody else's data where our lease belongs. It is not ours to delete, but it may block the key no longer than a lease.
   local left = redis.call("PTTL", KEYS[2])
@@ -41,9 +45,8 @@ local owner, failure = meta[1], meta[3]
 if meta[4] and ARGV[4] ~= "stale" then failure = false end -- a pause for those who have an old value
 local last = tonumber(meta[2] or "") or 0
 if not (last >= 0 and last < 9007199254740992) then last = 0 end -- not a fence of ours
-local fence = string.format("%.0f", last)
 
-if owner == ARGV[1] then return {"leased", fence, "0"} end
+if owner == ARGV[1] then return {"leased", string.format("%.0f", last), "0"} end
 if owner or failure then
   local left = redis.call("PTTL", KEYS[2])
   if left < 0 then
@@ -53,7 +56,7 @@ if owner or failure then
   end
   if not owner then return {"failed", failure, left} end
   if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.call("HSET", KEYS[2], "w" .. ARGV[3], "1") end
-  return {"wait", fence, left, now_text}
+  return {"wait", string.format("%.0f", last), left, now_text}
 end
 
 if force then
@@ -66,15 +69,16 @@ if force then
   end
 end
 if last > now + 86400000000 then last = 0 end
-local new = now
-if new <= last then new = last + 1 end -- the clock stepped back
-new = string.format("%.0f", new)
+local new = now_text
+if now <= last then new = string.format("%.0f", last + 1) end -- the clock stepped back
 redis.call("HSET", KEYS[2], "o", ARGV[1], "f", new)
-local marks = redis.pcall("HVALS", KEYS[3])
-if not marks.err then
-  for _, ends in ipairs(marks) do
-    -- Somebody writes at the source: what is read there now may be old when it comes to be stored.
-    if (tonumber(ends) or 0) * 1000 > now then redis.call("HSET", KEYS[2], "u", "1") end
+if there > 0 then
+  local marks = redis.pcall("HVALS", KEYS[3])
+  if not marks.err then
+    for _, ends in ipairs(marks) do
+      -- Somebody writes at the source: what is read there now may be old when it comes to be stored.
+      if (tonumber(ends) or 0) * 1000 > now then redis.call("HSET", KEYS[2], "u", "1") end
+    end
   end
 end
 redis.call("PEXPIRE", KEYS[2], ARGV[2])

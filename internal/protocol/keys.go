@@ -99,14 +99,17 @@ func HandleOf(tag string) string {
 
 // A Lock is one lock of a user's under its names in Redis.
 type Lock struct {
-	keys [3]string // lock, queue, alive
+	keys *[3]any // the names of lock, queue and alive: strings, as arguments of a command
 }
 
 // Lock returns the names of a lock of a user's, which may have any bytes for a
 // name. No schema is in them.
 func (ns *Namespace) Lock(user string) Lock {
-	end := Tag(user) + "}"
-	return Lock{keys: [3]string{ns.lock + end, ns.queue + end, ns.alive + end}}
+	tag := Tag(user)
+	all := ns.lock + tag + "}" + ns.queue + tag + "}" + ns.alive + tag + "}" // made at once
+	queue := len(ns.lock) + len(tag) + 1
+	alive := queue + len(ns.queue) + len(tag) + 1
+	return Lock{keys: &[3]any{all[:queue], all[queue:alive], all[alive:]}}
 }
 
 // SplitName returns how the name of a value begins, see [Namespace.Values], and

@@ -1,18 +1,18 @@
 package protocol
 
 import (
+	"cmp"
 	"context"
 	"strconv"
+	"strings"
 	"time"
 )
 
-// How long things of a lock last that nobody can choose.
+// LockFences is how many fences come with a lease of a lock. The scripts count
+// by it, and give a free lock an end after linger.
 const (
-	grace  = 250 * time.Millisecond // a hand-over waits so long to be confirmed, or half a lease
-	linger = time.Second            // a free lock is remembered so long
-
-	// lookWithin is how soon a waiter must look again not to be taken for dead.
-	lookWithin = 3 * time.Second
+	LockFences = 16
+	linger     = time.Second
 )
 
 // A LockAnswer is the answer to an AcquireLock.
@@ -30,10 +30,9 @@ type LockAnswer struct {
 // A LockWish is what an AcquireLock asks for. All requests about a lock have
 // the first group: any of them may find that another's turn has come.
 type LockWish struct {
-	Owner  string
-	Lease  time.Duration
-	Slots  int // how many may hold the lock at once
-	Fences int // how many fences come with the lease: Fence and those after it
+	Owner string
+	Lease time.Duration
+	Slots int // how many may hold the lock at once
 
 	Try    bool   // do not join the queue
 	Ticket string // from the last answer, if there was one
@@ -46,21 +45,33 @@ type LockWish struct {
 // queue: it will be told by a message under its name when a lease was handed to
 // it, and then has a moment to confirm that by asking again.
 func (c *Client) AcquireLock(ctx context.Context, l Lock, w LockWish) (LockAnswer, error) {
-	mode, ticket := "wait", w.Ticket
-	if w.Try {
-		mode = "try"
+	var reply any
+	var err error
+	switch { // what is not needed is not sent
+	case w.Return != "":
+		reply, err = c.lockScript(ctx, lockAcquire, l, w, w.mode(), cmp.Or(w.Ticket, "0"), w.Return, w.ReturnSince)
+	case w.Ticket != "" || w.Try:
+		reply, err = c.lockScript(ctx, lockAcquire, l, w, w.mode(), cmp.Or(w.Ticket, "0"))
+	default:
+		reply, err = c.lockScript(ctx, lockAcquire, l, w)
 	}
-	if ticket == "" {
-		ticket = "0"
-	}
-	reply, err := c.lockScript(ctx, lockAcquire, l, w, mode, lookWithin.Milliseconds(), ticket, w.Return, w.ReturnSince)
 	if err != nil {
 		return LockAnswer{}, err
 	}
 	return parseLockAnswer(reply)
 }
 
+func (w *LockWish) mode() string {
+	if w.Try {
+		return "try"
+	}
+	return "wait"
+}
+
 func parseLockAnswer(reply any) (LockAnswer, error) {
+	if text, ok := reply.(string); ok {
+		return parseFreeLock(text)
+	}
 	r := answer{reply: reply}
 	a := LockAnswer{Returned: r.at(1) == int64(1)}
 	switch r.text(0) {
@@ -74,10 +85,29 @@ func parseLockAnswer(reply any) (LockAnswer, error) {
 	return a, r.err()
 }
 
+// parseFreeLock reads the answer of a lock that was free.
+func parseFreeLock(text string) (LockAnswer, error) {
+	first, since, differ := strings.Cut(text, " ")
+	if !differ {
+		since = first
+	}
+	fence, err := strconv.ParseInt(first, 10, 64)
+	if err != nil {
+		return LockAnswer{}, errShape(text)
+	}
+	return LockAnswer{Held: true, Fence: fence, Since: since}, nil
+}
+
 // ReleaseLock gives the owner's lease back, or takes it out of the queue. It
 // reports whether there was a lease; since is what came with it.
 func (c *Client) ReleaseLock(ctx context.Context, l Lock, w LockWish, since string) (bool, error) {
-	reply, err := c.lockScript(ctx, lockRelease, l, w, since)
+	var reply any
+	var err error
+	if since == "" {
+		reply, err = c.lockScript(ctx, lockRelease, l, w)
+	} else {
+		reply, err = c.lockScript(ctx, lockRelease, l, w, since)
+	}
 	return reply == int64(1), err
 }
 
@@ -89,10 +119,9 @@ func (c *Client) RenewLock(ctx context.Context, l Lock, w LockWish) (bool, error
 }
 
 func (c *Client) lockScript(ctx context.Context, s *script, l Lock, w LockWish, argv ...any) (any, error) {
-	args := append(make([]any, 0, 16), w.Owner, w.Slots, c.ns.channels, grantedHead,
-		min(grace, w.Lease/2).Milliseconds(), w.Fences, linger.Milliseconds(), w.Lease.Milliseconds())
-	return c.script(ctx, s, nil, l.keys[:], append(args, argv...)...)
+	args := make([]any, 0, 13)
+	args = append(args, "evalsha", s.hash, len(l.keys))
+	args = append(args, l.keys[:]...)
+	args = append(args, w.Owner, (w.Lease + linger).Milliseconds(), w.Slots)
+	return c.evalsha(ctx, s, nil, append(args, argv...))
 }
-
-// grantedHead is a message "granted" without its name, which only the server knows.
-var grantedHead = messageHead(KindGranted, 0, "")[:9]

@@ -1,8 +1,8 @@
 -- lock_release.lua: give a lease back, or leave the queue, whichever the owner is in. The longest waiter has the lease next.
--- ARGV  9 the b that came with the lease, or ""
+-- ARGV  4 the b that came with the lease, if there was one
 -- Returns 1 if there was such a lease, or this very request has given it back before; else 0.
 local ours = 0
-if fences[ARGV[1]] or (born and born == ARGV[9]) then ours = 1 end
+if fences[ARGV[1]] or (born and born == ARGV[4]) then ours = 1 end
 if fences[ARGV[1]] then
   drop(ARGV[1])
 else

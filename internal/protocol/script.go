@@ -18,6 +18,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+// lockStateText is how the quick ways begin, for a script without one.
+const lockStateText = `local state = redis.call("GET", KEYS[1])
+`
+
 var (
 	//go:embed acquire.lua
 	acquireText string
@@ -31,6 +35,10 @@ var (
 	invalidateText string
 	//go:embed set.lua
 	setText string
+	//go:embed lock_free.lua
+	lockFreeText string
+	//go:embed lock_only.lua
+	lockOnlyText string
 	//go:embed lock.lua
 	lockText string
 	//go:embed lock_acquire.lua
@@ -47,9 +55,9 @@ var (
 	invalidate = newScript("invalidate", invalidateText)
 	set        = newScript("set", setText)
 
-	lockAcquire = newScript("lock", lockText+lockAcquireText)
-	lockRelease = newScript("unlock", lockText+lockReleaseText)
-	lockRenew   = newScript("renew lock", lockText+lockRenewText)
+	lockAcquire = newScript("lock", lockFreeText+lockText+lockAcquireText)
+	lockRelease = newScript("unlock", lockOnlyText+lockText+lockReleaseText)
+	lockRenew   = newScript("renew lock", lockStateText+lockText+lockRenewText)
 )
 
 // A script has its text and the hash by which the server knows it. It is not a
@@ -67,13 +75,15 @@ func newScript(op, text string) *script {
 // script runs a script, and a command right before it if there is one. A
 // server that does not know the script is sent its text, once.
 func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys []string, argv ...any) (any, error) {
-	args := make([]any, 0, 3+len(keys)+len(argv))
-	args = append(args, "evalsha", s.hash, len(keys))
+	args := append(make([]any, 0, 3+len(keys)+len(argv)), "evalsha", s.hash, len(keys))
 	for _, k := range keys {
 		args = append(args, k)
 	}
-	args = append(args, argv...)
+	return c.evalsha(ctx, s, before, append(args, argv...))
+}
 
+// evalsha is script with the arguments of the command EVALSHA.
+func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, args []any) (any, error) {
 	var reply any
 	send := func(within time.Duration) error {
 		cmd := redis.NewCmd(ctx, args...)
@@ -230,5 +240,9 @@ func (a *answer) err() error {
 	if !a.bad {
 		return nil
 	}
-	return fmt.Errorf("a script answered in a shape that is not ours (%T)", a.reply) // not its text, which may be a value
+	return errShape(a.reply)
+}
+
+func errShape(reply any) error {
+	return fmt.Errorf("a script answered in a shape that is not ours (%T)", reply) // not its text, which may be a value
 }

@@ -1,0 +1,263 @@
+package protocol_test
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// A locking is a lock in a bubble, where only a sleep lets time pass.
+type locking struct {
+	*protocol.Client
+	t     *testing.T
+	fake  redistest.Redis
+	rdb   *redis.Client
+	lock  protocol.Lock
+	slots int
+}
+
+const lockLease = 10 * time.Second
+
+func inLock(t *testing.T, f func(t *testing.T, l *locking)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		f(t, &locking{
+			Client: protocol.NewClient(batch.New(r.Client()), ns, "p", timeout, false),
+			t:      t, fake: r, rdb: r.Client(), lock: ns.Lock("it"), slots: 1,
+		})
+	})
+}
+
+func (l *locking) wish(owner string) protocol.LockWish {
+	return protocol.LockWish{Owner: owner, Lease: lockLease, Slots: l.slots}
+}
+
+func (l *locking) ask(w protocol.LockWish) protocol.LockAnswer {
+	l.t.Helper()
+	a, err := l.AcquireLock(l.t.Context(), l.lock, w)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return a
+}
+
+func (l *locking) has(owner string) protocol.LockAnswer {
+	l.t.Helper()
+	a := l.ask(l.wish(owner))
+	if !a.Held || a.Since == "" {
+		l.t.Fatalf("AcquireLock of %s = %+v, want the lease", owner, a)
+	}
+	return a
+}
+
+func (l *locking) waits(owner string) protocol.LockAnswer {
+	l.t.Helper()
+	a := l.ask(l.wish(owner))
+	if a.Held || a.Ticket == "0" {
+		l.t.Fatalf("AcquireLock of %s = %+v, want a place in the queue", owner, a)
+	}
+	return a
+}
+
+func (l *locking) release(owner, since string, want bool) {
+	l.t.Helper()
+	ours, err := l.ReleaseLock(l.t.Context(), l.lock, l.wish(owner), since)
+	if err != nil || ours != want {
+		l.t.Errorf("ReleaseLock of %s = %v, %v; want %v", owner, ours, err, want)
+	}
+}
+
+func (l *locking) rises(before, after protocol.LockAnswer) {
+	l.t.Helper()
+	if after.Fence < before.Fence+protocol.LockFences {
+		l.t.Errorf("the fences are %d and then %d; each lease has %d", before.Fence, after.Fence, protocol.LockFences)
+	}
+}
+
+// state returns the lock's words, of which 3 are of the lock and 3 of each holder.
+func (l *locking) state() []string {
+	return strings.Fields(l.rdb.Get(l.t.Context(), l.lock.Names()[0]).Val())
+}
+
+func TestFreeLockSentTwice(t *testing.T) {
+	inLock(t, func(t *testing.T, l *locking) {
+		for round := range 2 { // the second time, the lock is remembered
+			a := l.has("p.1")
+			time.Sleep(time.Second)
+			again := l.has("p.1")
+			if again.Fence != a.Fence || again.Since != a.Since || a.Handed || !again.Handed {
+				t.Errorf("round %d: AcquireLock = %+v, and sent again %+v", round, a, again)
+			}
+			if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != lockLease+time.Second {
+				t.Errorf("a lease that was asked for again lasts %v", left)
+			}
+			l.release("p.1", a.Since, true)
+			if round > 0 {
+				l.release("p.1", a.Since, true)
+			}
+			if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != time.Second {
+				t.Errorf("a free lock is remembered for %v", left)
+			}
+		}
+	})
+}
+
+func TestFencesOfALockRiseWhileTheClockStandsStillOrStepsBack(t *testing.T) {
+	inLock(t, func(t *testing.T, l *locking) {
+		a := l.has("p.1")
+		l.release("p.1", a.Since, true)
+		for _, step := range []time.Duration{0, -time.Second, -time.Hour} {
+			l.fake.SetTime(time.Now().Add(step))
+			b := l.has("p.2") // the quick way
+			l.rises(a, b)
+			l.waits("p.3")
+			l.release("p.2", b.Since, true)
+			a = l.has("p.3") // and the slow one
+			l.rises(b, a)
+			if b.Since != a.Since {
+				t.Errorf("the lock was born at %s, and then at %s", b.Since, a.Since)
+			}
+			l.release("p.3", a.Since, true)
+		}
+		l.fake.SetTime(time.Now().Add(-48 * time.Hour))
+		if b := l.has("p.4"); b.Fence != time.Now().Add(-48*time.Hour).UnixMicro() {
+			t.Errorf("with a fence that is two days ahead, the next is %d", b.Fence)
+		}
+	})
+}
+
+// A holder has died: its lease has ended, and is still written there.
+func TestLeaseThatHasEndedIsWrittenOver(t *testing.T) {
+	inLock(t, func(t *testing.T, l *locking) {
+		a := l.has("p.1")
+		time.Sleep(lockLease)
+		if n := len(l.state()); n != 6 {
+			t.Fatalf("the lock has %d words", n)
+		}
+		b := l.has("p.2")
+		l.rises(a, b)
+		if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.1")); ours || err != nil {
+			t.Errorf("RenewLock of a lease that has ended = %v, %v", ours, err)
+		}
+		l.release("p.1", "", false)
+		if n := len(l.state()); n != 6 {
+			t.Errorf("a late release has left %v", l.state())
+		}
+		if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.2")); !ours || err != nil {
+			t.Errorf("RenewLock = %v, %v", ours, err)
+		}
+	})
+}
+
+// Nobody has had the lock since, so it is as if the release had come in time.
+func TestLateReleaseOfTheOnlyLease(t *testing.T) {
+	inLock(t, func(t *testing.T, l *locking) {
+		a := l.has("p.1")
+		time.Sleep(lockLease + time.Second/2)
+		l.release("p.1", a.Since, true)
+		if n := len(l.state()); n != 3 {
+			t.Errorf("it has left %v", l.state())
+		}
+		l.rises(a, l.has("p.2"))
+	})
+}
+
+func TestReleaseOfALockThatWasDeleted(t *testing.T) {
+	inLock(t, func(t *testing.T, l *locking) {
+		a := l.has("p.1")
+		l.rdb.Del(t.Context(), l.lock.Names()[0])
+		l.release("p.1", a.Since, false)
+		time.Sleep(time.Second)
+		b := l.has("p.2")
+		l.release("p.1", a.Since, false)
+		l.release("p.2", b.Since, true)
+		l.release("p.1", a.Since, false)
+		l.release("p.2", b.Since, true)
+	})
+}
+
+// The lock's key is gone and the queue's is not: whoever waits is before those who come.
+func TestFreeLockWithAQueueIsNotForNewcomers(t *testing.T) {
+	for name, free := range map[string]func(l *locking, since string){
+		"deleted": func(l *locking, _ string) { l.rdb.Del(l.t.Context(), l.lock.Names()[0]) },
+		"released": func(l *locking, since string) {
+			l.release("p.1", since, true)
+			l.release("p.2", "", true) // it was handed the lease, and passes it on
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inLock(t, func(_ *testing.T, l *locking) {
+				a := l.has("p.1")
+				l.waits("p.2")
+				l.waits("p.3")
+				free(l, a.Since)
+				l.waits("p.4")
+				w := l.wish("p.5")
+				w.Try = true
+				if a := l.ask(w); a.Held {
+					l.t.Errorf("a try has overtaken the queue: %+v", a)
+				}
+			})
+		})
+	}
+}
+
+// Those who waited have died: their queue is there, or has just ended, and is in nobody's way.
+func TestDeadQueueOfAFreeLock(t *testing.T) {
+	for _, since := range []time.Duration{0, 2999 * time.Millisecond, 3001 * time.Millisecond} {
+		inLock(t, func(t *testing.T, l *locking) {
+			a := l.has("p.1")
+			l.waits("p.2")
+			time.Sleep(since)
+			l.release("p.1", a.Since, true)
+			if since < 3*time.Second {
+				l.waits("p.3")                     // the dead one is handed the lease,
+				time.Sleep(250 * time.Millisecond) // and has not confirmed it
+			}
+			l.rises(a, l.has("p.3"))
+		})
+	}
+}
+
+func TestLastReleaseOfASemaphore(t *testing.T) {
+	inLock(t, func(t *testing.T, l *locking) {
+		l.slots = 2
+		a, b := l.has("p.1"), l.has("p.2")
+		l.rises(a, b)
+		l.release("p.1", a.Since, true)
+		if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != lockLease+time.Second {
+			t.Errorf("the lock ends in %v, and a lease in %v", left, lockLease)
+		}
+		l.release("p.2", b.Since, true)
+		l.release("p.1", a.Since, true)
+		l.rises(b, l.has("p.3"))
+	})
+}
+
+func TestStringThatIsNoLock(t *testing.T) {
+	inLock(t, func(t *testing.T, l *locking) {
+		for _, text := range []string{"", "mine", "1 2", "lock", "lock 1", "lock 1 x", "unlock 1 2", `{"lock": 1}`, "mine 1 2 p.1 3 4"} {
+			l.rdb.Set(t.Context(), l.lock.Names()[0], text, 0)
+			if a, err := l.AcquireLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
+				t.Errorf("AcquireLock with %q there = %+v", text, a)
+			}
+			if ours, err := l.ReleaseLock(t.Context(), l.lock, l.wish("p.1"), "1"); err == nil {
+				t.Errorf("ReleaseLock with %q there = %v", text, ours)
+			}
+			if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
+				t.Errorf("RenewLock with %q there = %v", text, ours)
+			}
+			if got := l.rdb.Get(t.Context(), l.lock.Names()[0]).Val(); got != text {
+				t.Errorf("%q was made %q", text, got)
+			}
+		}
+	})
+}
