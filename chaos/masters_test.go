@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"os"
 	"testing"
@@ -71,7 +70,7 @@ func TestDemote(t *testing.T) {
 	defer rdb.Close()
 	conn := rdb.Conn()
 	defer conn.Close()
-	ctx := context.Background()
+	ctx := t.Context()
 	if err := conn.Set(ctx, "k", "v", time.Minute).Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
@@ -13,7 +12,7 @@ import (
 func TestSwap(t *testing.T) {
 	s := &swap{Old: "return 1", New: "return 2"}
 	with, without := "local x\nreturn 1", "return 3"
-	ctx := context.Background()
+	ctx := t.Context()
 	for _, step := range []struct{ command, text, want string }{
 		{"evalsha", hash(with), hash(with)}, // which no server knows
 		{"eval", with, "local x\nreturn 2"},
