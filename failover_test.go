@@ -19,8 +19,8 @@ import (
 func TestLeaseIsLostInAFailover(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
-	rdb := c.Client(follow)
-	holder := loaderOf(t, c.Client(follow), shortLease(r))
+	rdb, holders := c.Client(follow), c.Client(follow)
+	holder := loaderOf(t, holders, shortLease(r))
 	other := loaderOf(t, rdb, shortLease(r))
 	set(t, other, "k", "stored") // both have been there
 	wantKept(t, holder, "stored")
@@ -31,7 +31,9 @@ func TestLeaseIsLostInAFailover(t *testing.T) {
 	}
 
 	tell(t, replica, "config", "set", "masterauth", "wrong") // when it connects again
-	tell(t, replica, "client", "kill", "type", "master")
+	if err := replica.Client().ClientKillByFilter(t.Context(), "type", "master").Err(); err != nil {
+		t.Fatal(err)
+	}
 	r.Until("the replica hears nothing any more", func() bool {
 		return strings.Contains(tell(t, replica, "info", "replication"), "master_link_status:down")
 	})
@@ -40,7 +42,9 @@ func TestLeaseIsLostInAFailover(t *testing.T) {
 		tell(t, replica, "cluster", "failover", "takeover")
 		r.Until("it takes a change", func() bool {
 			rdb.ReloadState(t.Context()) // go-redis itself would look after ten seconds
-			return rdb.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil
+			holders.ReloadState(t.Context())
+			return rdb.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil &&
+				holders.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil
 		})
 	})
 }

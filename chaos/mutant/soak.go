@@ -46,8 +46,8 @@ var Soaked = []Mutant{
 	{
 		Name:   "no second look for the value when the lease is given",
 		File:   "internal/protocol/acquire.lua",
-		Old:    `if not force then local length`,
-		New:    `if false then local length`,
+		Old:    `if not force and there > 0`,
+		New:    `if false and there > 0`,
 		Faults: "delay",
 	},
 	{
