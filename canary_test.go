@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -29,9 +31,10 @@ const (
 type listener struct {
 	t *testing.T
 
-	mu   sync.Mutex
-	log  bytes.Buffer
-	errs int
+	mu     sync.Mutex
+	log    bytes.Buffer
+	errs   int
+	traced map[string]int // what a Trace was told, by its type
 }
 
 func (s *listener) Write(p []byte) (int, error) {
@@ -46,6 +49,13 @@ func (s *listener) logged() string {
 	return s.log.String()
 }
 
+// heard returns how often a Trace was told of such a thing.
+func (s *listener) heard(what string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.traced[what]
+}
+
 // told looks at an error of a caller who gave canaryKey: it may be quoted.
 func (s *listener) told(err error) {
 	s.t.Helper()
@@ -53,12 +63,55 @@ func (s *listener) told(err error) {
 		return
 	}
 	s.errs++
-	text := strings.ReplaceAll(err.Error(), `"`+canaryKey+`"`, "")
+	s.wantNoSecret("an error", quoted(err))
+}
+
+// quoted is the text of an error without the key, where that is quoted.
+func quoted(err error) string { return strings.ReplaceAll(err.Error(), `"`+canaryKey+`"`, "") }
+
+// wantNoSecret fails the test if a text tells what it may not.
+func (s *listener) wantNoSecret(who, text string) {
+	s.t.Helper()
 	for _, secret := range []string{canaryKey, canaryValue, canaryPassword, canaryURL} {
 		if strings.Contains(text, secret) {
-			s.t.Errorf("an error tells %q: %v", secret, err)
+			s.t.Errorf("%s tells %q: %s", who, secret, text)
 		}
 	}
+}
+
+// trace returns a Trace that hears all. It is told keys and names, each in its field,
+// and errors; nothing else that is told may be a secret.
+func (s *listener) trace() *fetchonce.Trace {
+	return &fetchonce.Trace{
+		Got:         func(_ context.Context, e fetchonce.TraceGet) { s.hear(e) },
+		Fetched:     func(_ context.Context, e fetchonce.TraceFetch) { s.hear(e) },
+		Waited:      func(_ context.Context, e fetchonce.TraceWait) { s.hear(e) },
+		Stored:      func(_ context.Context, e fetchonce.TraceStore) { s.hear(e) },
+		LeaseLost:   func(_ context.Context, e fetchonce.TraceLease) { s.hear(e) },
+		RedisFailed: func(_ context.Context, e fetchonce.TraceRedisError) { s.hear(e) },
+		NearDropped: func(_ context.Context, e fetchonce.TraceNearDrop) { s.hear(e) },
+		Locked:      func(_ context.Context, e fetchonce.TraceLock) { s.hear(e) },
+		Unlocked:    func(_ context.Context, e fetchonce.TraceUnlock) { s.hear(e) },
+	}
+}
+
+// hear looks at what a Trace is told, field by field.
+func (s *listener) hear(told any) {
+	v := reflect.ValueOf(told)
+	for i := range v.NumField() {
+		name, field := v.Type().Field(i).Name, v.Field(i).Interface()
+		text := fmt.Sprint(field)
+		if err, ok := field.(error); ok {
+			text = quoted(err)
+		}
+		if (name == "Key" || name == "Name") && text == canaryKey {
+			continue
+		}
+		s.wantNoSecret(v.Type().Name()+"."+name, text)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.traced[v.Type().Name()]++
 }
 
 // A secretive is a value whose codec quotes it in its errors, as many do.
@@ -94,7 +147,7 @@ type canary struct {
 
 func newCanary(t *testing.T, policy fetchonce.Policy) *canary {
 	t.Helper()
-	c := &canary{T: t, listener: &listener{t: t}, r: redistest.Bubble(t)}
+	c := &canary{T: t, listener: &listener{t: t, traced: make(map[string]int)}, r: redistest.Bubble(t)}
 	opt, err := redis.ParseURL("redis" + canaryURL + ":" + canaryPassword + "@127.0.0.1/0")
 	if err != nil {
 		t.Fatal(err)
@@ -104,13 +157,13 @@ func newCanary(t *testing.T, policy fetchonce.Policy) *canary {
 	logger := slog.New(slog.NewJSONHandler(c.listener, &slog.HandlerOptions{Level: slog.LevelDebug, AddSource: true}))
 	c.l, err = fetchonce.New(c.rdb, fetchonce.Options[secretive]{
 		Prefix: "test", Codec: fetchonce.JSON, OnRedisDown: policy, Logger: logger, StaleIfError: time.Hour,
-		Near: fetchonce.Near{Entries: 10}, MaxBytes: 1000,
+		Near: fetchonce.Near{Entries: 10}, MaxBytes: 1000, Trace: c.trace(),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.l.Close() })
-	if c.locks, err = fetchonce.NewLocker(c.rdb, fetchonce.LockOptions{Prefix: "test", Logger: logger}); err != nil {
+	if c.locks, err = fetchonce.NewLocker(c.rdb, fetchonce.LockOptions{Prefix: "test", Logger: logger, Trace: c.trace()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.locks.Close() })
@@ -158,7 +211,8 @@ func (c *canary) everything() {
 }
 
 // The log hears of no key, value, password or URL, and an error of a caller has no
-// more than the key it gave, whatever goes wrong.
+// more than the key it gave, whatever goes wrong. A Trace is told keys, each in its
+// field, and such errors.
 func TestNothingIsGivenAway(t *testing.T) {
 	name := "test:v:{" + canaryKey + "}"
 	unknown := "ERR unknown command, with args beginning with: '" + name + "' '" + canaryValue + "'"
@@ -199,6 +253,11 @@ func TestNothingIsGivenAway(t *testing.T) {
 					for _, secret := range []string{canaryKey, canaryValue, canaryPassword, canaryURL} {
 						if log := c.logged(); strings.Contains(log, secret) {
 							t.Errorf("the log tells %q:\n%s", secret, log)
+						}
+					}
+					for _, told := range []string{"TraceGet", "TraceFetch", "TraceLock"} {
+						if c.heard(told) == 0 && policy == fetchonce.FailOpen {
+							t.Errorf("no %s was told: that shows little", told)
 						}
 					}
 					if c.errs < 2 { // a fetch fails, and a lock is taken

@@ -102,6 +102,33 @@ func TestServersClockJumpsForward(t *testing.T) {
 	})
 }
 
+// The server's clock steps back by an hour while a process fetches and another waits.
+// The end of a lease is a time of that clock, so the lease would last an hour longer:
+// until it is renewed, for its length. Nobody else fetches.
+func TestServersClockStepsBack(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		holder, other, admin := newLoader(t, r, shortLease(r)), newLoader(t, r, shortLease(r)), r.Client()
+		o := newOrigin(t)
+		here := get(t, t.Context(), holder, "k", o)
+		c := o.next()
+		there := get(t, t.Context(), other, "k", o)
+		awaitWaiters(t, r, "k", 1)
+		admin.PExpire(t.Context(), "test:m:{k}", time.Hour) // no server lets its clock be set
+		r.Until("the lease is renewed for its length", func() bool {
+			left := admin.PTTL(t.Context(), "test:m:{k}").Val()
+			return left > 0 && left <= leaseLength(r)
+		})
+		if c.ctx.Err() != nil {
+			t.Error("the fetch has lost its lease:", context.Cause(c.ctx))
+		}
+		c.returns("v")
+		here.want("v")
+		there.want("v")
+		wantKept(t, other, "v")
+		o.want(1)
+	})
+}
+
 // An old and a new build run at once, with values of two shapes. With a Schema
 // each, neither sees the other's, and each key is fetched once by each.
 func TestTwoBuildsAtOnce(t *testing.T) {

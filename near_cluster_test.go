@@ -44,8 +44,9 @@ func nodeOf(t *testing.T, rdb *redis.ClusterClient, nodes []*redistest.Process, 
 	return nil
 }
 
-// move gives a key's slot, with all that is in it, to another node.
-func move(t *testing.T, key string, from, to *redistest.Process, all []*redistest.Process) {
+// move gives a key's slot, with all that is in it, to another node. What is to happen
+// meanwhile does when all names are there and the slot is not.
+func move(t *testing.T, key string, from, to *redistest.Process, all []*redistest.Process, meanwhile ...func()) {
 	t.Helper()
 	rdb := from.Client()
 	defer rdb.Close()
@@ -59,9 +60,31 @@ func move(t *testing.T, key string, from, to *redistest.Process, all []*redistes
 			t.Fatal(err)
 		}
 	}
+	for _, do := range meanwhile {
+		do()
+	}
 	for _, node := range append([]*redistest.Process{to, from}, all...) {
 		tell(t, node, "cluster", "setslot", slot, "node", target)
 	}
+}
+
+// joinReplica has another node join as a replica of a master. It returns when it has
+// all that the master has, and the others know it, who vote.
+func joinReplica(t *testing.T, c *redistest.Masters, master *redistest.Process) *redistest.Process {
+	t.Helper()
+	replica := c.Join()
+	tell(t, master, "config", "set", "repl-diskless-sync-delay", "0")
+	id := tell(t, master, "cluster", "myid")
+	tell(t, replica, "cluster", "replicate", id)
+	c.Backend().Until("the replica has all, and is known", func() bool {
+		for _, node := range c.Nodes() {
+			if !strings.Contains(tell(t, node, "cluster", "nodes"), "slave "+id) {
+				return false
+			}
+		}
+		return strings.Contains(tell(t, replica, "info", "replication"), "master_link_status:up")
+	})
+	return replica
 }
 
 // A slot moves to a node that has just joined, and of which this process does not
@@ -124,18 +147,7 @@ func TestNearAfterAReplicaIsPromoted(t *testing.T) {
 			r := c.Backend()
 			set(t, other, "k", "old")
 			master := nodeOf(t, rdb, c.Nodes(), "k")
-			replica := c.Join()
-			tell(t, master, "config", "set", "repl-diskless-sync-delay", "0")
-			id := tell(t, master, "cluster", "myid")
-			tell(t, replica, "cluster", "replicate", id)
-			r.Until("the replica has all, and is known", func() bool {
-				for _, node := range c.Nodes() { // they vote
-					if !strings.Contains(tell(t, node, "cluster", "nodes"), "slave "+id) {
-						return false
-					}
-				}
-				return strings.Contains(tell(t, replica, "info", "replication"), "master_link_status:up")
-			})
+			replica := joinReplica(t, c, master)
 			warmNear(t, r, l, "k", "old")
 
 			promote(t, master, replica)

@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 
 const workerLease = time.Second
 
+// inFetch is what a worker does in its fetch, before it asks for the value.
+var inFetch = func(context.Context) {}
+
 // work Gets "k" once, and says what happens: "fetching" with the fence, when its
 // fetch begins, and then "ended" with the cause if that context ends, and "got"
 // with the value. The fetch, which does not heed its context, takes its value
@@ -57,6 +60,7 @@ func work(url string) error {
 	defer l.Close()
 	got, err := l.Load(context.Background(), "k", func(ctx context.Context, f *fetchonce.Fetch[string]) (string, error) {
 		fmt.Println("fetching", f.Fence)
+		inFetch(ctx)
 		var value string
 		_, err := fmt.Scanln(&value)
 		if ctx.Err() != nil {
@@ -77,10 +81,10 @@ type worker struct {
 	lines chan string
 }
 
-func startWorker(t *testing.T, server *redistest.Process) *worker {
+func startWorker(t *testing.T, server *redistest.Process, env ...string) *worker {
 	t.Helper()
 	w := &worker{t: t, cmd: exec.Command(os.Args[0]), lines: make(chan string, 100)}
-	w.cmd.Env = append(os.Environ(), "FETCHONCE_TEST_WORKER="+server.URL())
+	w.cmd.Env = append(append(os.Environ(), "FETCHONCE_TEST_WORKER="+server.URL()), env...)
 	w.cmd.Stderr = os.Stderr
 	in, err := w.cmd.StdinPipe()
 	if err != nil {

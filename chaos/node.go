@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -104,16 +105,16 @@ func (n *node) port() string {
 	return port
 }
 
-// start starts the node, and returns when it answers.
-func (n *node) start() error {
+// start starts the node, with more arguments perhaps, and returns when it answers.
+func (n *node) start(args ...string) error {
 	log, err := os.OpenFile(filepath.Join(n.dir, "log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	n.cmd = exec.Command(n.program, n.args...)
+	n.cmd = exec.Command(n.program, append(slices.Clone(n.args), args...)...)
 	if n.program == "redis-sentinel" {
-		n.cmd.Args = append([]string{n.program, filepath.Join(n.dir, "conf")}, n.args...)
+		n.cmd.Args = slices.Insert(n.cmd.Args, 1, filepath.Join(n.dir, "conf"))
 	}
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	if err := launch(n.cmd); err != nil {
@@ -141,6 +142,12 @@ func (n *node) kill() {
 func (n *node) signal(s syscall.Signal) { _ = n.cmd.Process.Signal(s) }
 
 func (n *node) do(args ...any) error { return n.rdb.Do(context.Background(), args...).Err() }
+
+// isMaster asks the node whether it is a master.
+func (n *node) isMaster(ctx context.Context) (bool, error) {
+	role, err := n.rdb.Do(ctx, "ROLE").Slice()
+	return err == nil && role[0] == "master", err
+}
 
 // demote makes the node a replica, in the way a Sentinel does: who is connected to it
 // is sent away, to ask who is the master now.

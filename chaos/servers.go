@@ -93,7 +93,10 @@ func (s *servers) startSentinel(dir string) error {
 			"sentinel monitor " + masterName + " 127.0.0.1 " + master.port() + " 2",
 			"sentinel auth-pass " + masterName + " " + password,
 			"sentinel sentinel-pass " + password,
-			"sentinel down-after-milliseconds " + masterName + " 1000",
+			// More than the second between two PINGs: the first one that a Sentinel sends a
+			// new master comes a second after the switch, and with less it would be taken
+			// for down by then and be replaced at once.
+			"sentinel down-after-milliseconds " + masterName + " 1500",
 			"sentinel failover-timeout " + masterName + " 3000",
 			"sentinel parallel-syncs " + masterName + " 2",
 		}, "\n")
@@ -282,11 +285,15 @@ func (s *servers) failOver(master *node, stop bool, found func([]*node), over fu
 		master.signal(syscall.SIGCONT)
 	} else {
 		over()
-		if err := master.start(); err != nil {
+		var args []string
+		if s.place.Profile == "sentinel" {
+			args = []string{"--replicaof", "127.0.0.1", now[0].port()}
+		}
+		if err := master.start(args...); err != nil {
 			return err
 		}
 	}
-	if s.place.Profile == "sentinel" { // which takes 8 s to think of that
+	if stop && s.place.Profile == "sentinel" { // which takes 8 s to think of that
 		if err := until("the old master is told", func() error { return master.demote(now[0]) }); err != nil {
 			return err
 		}

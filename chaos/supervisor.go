@@ -213,50 +213,6 @@ func (s *supervisor) fail(err error) {
 	s.errs = append(s.errs, err)
 }
 
-// watch writes down which nodes are masters, and when another became one that nobody
-// had told to: a busy machine does that too. It returns the masters and when they
-// were seen, to be given to it the next time.
-func (s *supervisor) watch(before []*node, seen history.Time) ([]*node, history.Time) {
-	planned := s.planned.Load()
-	now, err := s.servers.masters()
-	if err != nil {
-		return before, seen // they do not agree yet
-	}
-	if slices.Equal(before, now) {
-		return now, history.Now()
-	}
-	var names []string
-	for _, n := range now {
-		names = append(names, n.addr)
-	}
-	s.log.Write(history.Event{Op: history.Masters, Value: strings.Join(names, " ")})
-	planned = planned || s.planned.Load()
-	if first := s.successor.Load(); first != nil && now[0] != first {
-		planned = false // it has come and gone
-	}
-	if before != nil && !planned {
-		s.log.Write(history.Event{Op: history.Hit, Fault: history.StopOver, Process: history.Everyone, Began: seen.Add(-rules.Recovery), Value: "unplanned"})
-	}
-	return now, history.Now()
-}
-
-// pulse writes down when Redis did not answer in time for reasons of its own, or
-// failed over.
-func (s *supervisor) pulse(ctx context.Context) {
-	const beat, late = 20 * time.Millisecond, 100 * time.Millisecond
-	masters, seen := s.watch(nil, 0)
-	for ; ctx.Err() == nil; time.Sleep(beat) {
-		masters, seen = s.watch(masters, seen)
-		for _, n := range s.servers.nodes {
-			began := history.Now()
-			_ = n.rdb.Ping(ctx).Err()
-			if history.Now().Sub(began) > late {
-				s.log.Write(history.Event{Op: history.Hit, Fault: history.RedisSlow, Process: history.Everyone, Began: began})
-			}
-		}
-	}
-}
-
 // A deck deals all its faults before it deals one again.
 type deck struct {
 	faults []fault

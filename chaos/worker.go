@@ -45,7 +45,8 @@ const (
 	callers      = 10 // goroutines of a worker
 	redisTimeout = 500 * time.Millisecond
 	drainLimit   = 10 * time.Second
-	canary       = "canary-5dd1f0a7" // is in every value and in every password
+	slow         = 100 * time.Millisecond // what answers later is
+	canary       = "canary-5dd1f0a7"      // is in every value and in every password
 )
 
 // jobVariable is the environment variable that makes this program a worker.
@@ -148,6 +149,13 @@ func (w *worker) open() (err error) {
 	logger := slog.New(slog.NewTextHandler(said, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.rdb = w.Redis.client(w.Proxies)
 	w.rdb.AddHook(&w.points)
+	mutant, err := swapOf(swapVariable)
+	if err != nil {
+		return err
+	}
+	if mutant != nil {
+		w.rdb.AddHook(mutant) // the points know the scripts as they were
+	}
 	if w.source, err = origin.Open(w.DSN); err != nil {
 		return err
 	}
@@ -163,7 +171,7 @@ func (w *worker) open() (err error) {
 	}
 	w.created, err = fetchonce.New(w.rdb, fetchonce.Options[string]{
 		Prefix: prefix + "-created", TTL: time.Hour, Lease: rules.Lease, FetchTimeout: rules.FetchTimeout, RedisTimeout: redisTimeout,
-		Logger: logger, Store: table,
+		Logger: logger, Store: timed{table, w.log},
 	})
 	if err != nil {
 		return err
@@ -172,6 +180,29 @@ func (w *worker) open() (err error) {
 		Prefix: prefix, Lease: rules.Lease, RedisTimeout: redisTimeout, Logger: logger,
 	})
 	return err
+}
+
+// timed is a Store that writes down when the source of truth is slow by itself: a fetch
+// may then take too long without anybody's fault.
+type timed struct {
+	fetchonce.Store[string]
+	log *history.Log
+}
+
+func (s timed) Lookup(ctx context.Context, key string) (string, error) {
+	defer s.since(history.Now())
+	return s.Store.Lookup(ctx, key)
+}
+
+func (s timed) Create(ctx context.Context, key, v string) (string, error) {
+	defer s.since(history.Now())
+	return s.Store.Create(ctx, key, v)
+}
+
+func (s timed) since(began history.Time) {
+	if history.Now().Sub(began) > slow {
+		s.log.Write(history.Event{Op: history.Hit, Fault: history.SourceSlow, Process: history.Everyone, Began: began})
+	}
 }
 
 func (w *worker) close() error {
@@ -214,12 +245,12 @@ func (w *worker) obey(order string) {
 
 // pulse writes down when this process did not run.
 func (w *worker) pulse() {
-	const beat, late = 10 * time.Millisecond, 100 * time.Millisecond
+	const beat = 10 * time.Millisecond
 	last := history.Now()
 	for !w.ended.Load() {
 		time.Sleep(beat)
 		now := history.Now()
-		if now.Sub(last) > late {
+		if now.Sub(last) > slow {
 			w.log.Write(history.Event{Op: history.Hit, Fault: history.Starved, Began: last})
 		}
 		last = now

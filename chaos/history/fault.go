@@ -23,12 +23,14 @@ const (
 	RedisKill   Fault = "redis kill" // and restarted, empty
 	Failover    Fault = "failover"   // of a master that was killed
 	StopOver    Fault = "failover of a stopped master"
+	TwoMasters  Fault = "two masters" // of the same keys, as was seen
 	ClientKill  Fault = "client kill"
 	OutOfMemory Fault = "out of memory"
 	ScriptFlush Fault = "script flush"
 	SlotMove    Fault = "slot move"
 	DelLease    Fault = "del of a lease" // of Key
 	DelLock     Fault = "del of a lock"  // of Key
+	SourceSlow  Fault = "source slow"    // by itself: the machine is busy
 
 	FetchError  Fault = "fetch error"
 	FetchPanic  Fault = "fetch panic"
@@ -44,14 +46,15 @@ const (
 	cut                       // a process could not reach Redis: errors, and fetches without a lease
 	lost                      // Redis lost leases and marks
 	older                     // Redis may have gone back to older data
+	late                      // a fetch may have taken too long
 )
 
 var effects = map[Fault]effect{
 	Stopped: paused | cut, Starved: paused | cut,
 	Reset: cut, Delay: cut, BlackHole: cut, LostReply: cut,
 	RedisStop: cut, RedisSlow: cut, ClientKill: cut, OutOfMemory: cut,
-	RedisKill: cut | lost, Failover: cut | lost, StopOver: cut | lost | older,
-	DelLease: lost, DelLock: lost,
+	RedisKill: cut | lost, Failover: cut | lost, StopOver: cut | lost | older, TwoMasters: cut | lost | older,
+	DelLease: lost, DelLock: lost, SourceSlow: late,
 	// Nothing is excused by a ScriptFlush or a SlotMove. What a failing fetch does
 	// is seen by its error.
 }
@@ -92,7 +95,7 @@ func (h *hits) forgot(a, b Time) bool {
 		switch e.Fault {
 		case Failover:
 			return a <= e.Began && b.Add(lag) >= e.Began
-		case StopOver:
+		case StopOver, TwoMasters:
 			return a <= e.At && b.Add(lag) >= e.Began
 		}
 		return false

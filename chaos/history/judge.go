@@ -64,7 +64,7 @@ type Verdict struct {
 //   - I4, I7, I8: a caller returns by its deadline if its process runs; fences rise
 //     and one-time rows exist once, whatever happens.
 //   - I0: nothing returns an error unless a fault explains it: one of its own process,
-//     of Redis, or of whoever it waited for.
+//     of Redis, of the source, or of whoever it waited for.
 func Judge(events []Event, r Rules) Verdict {
 	events = slices.SortedStableFunc(slices.Values(events), byTime)
 	j := &jury{Rules: r, hits: hits{after: r.Recovery, died: make(map[string]Time)}, excused: make(map[Kind]int)}
@@ -279,7 +279,7 @@ func (j *jury) explained(e Event) bool {
 	if e.Op == Unlocked {
 		from = from.Add(-j.Deadline) // the lease may have been lost long before
 	}
-	if j.hits.felt(e.Process, e.Key, paused|cut|lost, from, e.At) {
+	if j.hits.felt(e.Process, e.Key, paused|cut|lost|late, from, e.At) {
 		return true
 	}
 	// Whoever it waited for.

@@ -23,6 +23,7 @@ type Mutant struct {
 	File     string // below the library's root
 	Old, New string // what stands there once, and what in its place
 	Faults   string // which of a soak's faults find it out; "" for whichever
+	Late     bool   // it is found out only when all is over
 }
 
 // Apply returns a source with the mistake.
@@ -42,6 +43,19 @@ func (m Mutant) Apply(source string) (string, error) {
 	return source[:found[0][0]] + m.New + source[found[0][1]:], nil
 }
 
+// IsScript reports whether the mistake is in a Lua script.
+func (m Mutant) IsScript() bool { return strings.HasSuffix(m.File, ".lua") }
+
+// Read returns the source in root, and what it is with the mistake.
+func (m Mutant) Read(root string) (source, mutated string, err error) {
+	b, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(m.File)))
+	if err != nil {
+		return "", "", err
+	}
+	mutated, err = m.Apply(string(b))
+	return string(b), mutated, err
+}
+
 // Build runs the go command, such as "build" or "test" with flags, over the
 // library in root with the mistake, and puts what it makes into output. The
 // files it needs for that go into dir.
@@ -50,17 +64,12 @@ func (m Mutant) Build(root, dir, output string, goCommand ...string) error {
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(root, filepath.FromSlash(m.File))
-	source, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	mutated, err := m.Apply(string(source))
+	_, mutated, err := m.Read(root)
 	if err != nil {
 		return err
 	}
 	replacement, overlay := filepath.Join(dir, "mutated"), filepath.Join(dir, "overlay")
-	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{file: replacement}})
+	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(root, filepath.FromSlash(m.File)): replacement}})
 	if err != nil {
 		return err
 	}

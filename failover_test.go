@@ -1,0 +1,127 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// A master is lost with a lease that its replica had not heard of. The holder learns
+// of it, another process takes over, and what the first one finds is not stored.
+func TestLeaseIsLostInAFailover(t *testing.T) {
+	c := redistest.Cluster(t)
+	r := c.Backend()
+	rdb, holders := c.Client(follow), c.Client(follow)
+	holder := loaderOf(t, holders, shortLease(r))
+	other := loaderOf(t, rdb, shortLease(r))
+	set(t, other, "k", "stored") // both have been there
+	wantKept(t, holder, "stored")
+	master := nodeOf(t, rdb, c.Nodes(), "k")
+	replica := joinReplica(t, c, master)
+	if err := other.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+
+	tell(t, replica, "config", "set", "masterauth", "wrong") // when it connects again
+	if err := replica.Client().ClientKillByFilter(t.Context(), "type", "master").Err(); err != nil {
+		t.Fatal(err)
+	}
+	r.Until("the replica hears nothing any more", func() bool {
+		return strings.Contains(tell(t, replica, "info", "replication"), "master_link_status:down")
+	})
+	wantTakenOver(t, holder, other, func() {
+		master.Kill()
+		tell(t, replica, "cluster", "failover", "takeover")
+		r.Until("it takes a change", func() bool {
+			rdb.ReloadState(t.Context()) // go-redis itself would look after ten seconds
+			holders.ReloadState(t.Context())
+			return rdb.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil &&
+				holders.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil
+		})
+	})
+}
+
+// The slot of a key moves to another node, with all that is in it, while a process
+// fetches the key and another waits. What is fetched is stored there once the move
+// is over: until then some of the key's names are here and some there. One fetch is
+// enough for both.
+func TestSlotMovesDuringAFetch(t *testing.T) {
+	c := redistest.Cluster(t)
+	r := c.Backend()
+	nodes := c.Nodes()
+	rdb := c.Client(follow)
+	holder, other := loaderOf(t, rdb), loaderOf(t, c.Client(follow))
+	from := nodeOf(t, rdb, nodes, "k")
+	to := nodes[0]
+	if to == from {
+		to = nodes[1]
+	}
+	o := newOrigin(t)
+	here := get(t, t.Context(), holder, "k", o)
+	fetch := o.next()
+	there := get(t, t.Context(), other, "k", o)
+	r.Until("the other waits in Redis", func() bool { return rdb.HLen(t.Context(), "test:m:{k}").Val() > 2 })
+
+	sent := scripts(rdb)
+	move(t, "k", from, to, nodes, func() {
+		fetch.returns("v")
+		r.Until("FILL is sent to both nodes, and again", func() bool { return scripts(rdb) >= sent+3 })
+	})
+	here.want("v")
+	there.want("v")
+	wantKept(t, holder, "v")
+	o.want(1)
+}
+
+// All connections of the pool are used up by others, for ever. A Get waits no longer
+// for one than RedisTimeout: then it fetches by itself, or returns an error, as its
+// policy says. When a connection is free again, all is well.
+func TestPoolIsUsedUp(t *testing.T) {
+	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Server(t)
+			r := server.Backend()
+			rdb := server.Client(func(opt *redis.Options) { opt.PoolSize, opt.PipelinePoolSize, opt.PoolTimeout = 1, -1, time.Hour })
+			l := loaderOf(t, rdb, withPolicy(policy))
+			other := newLoader(t, r)
+			conn := rdb.Conn()
+			defer conn.Close()
+			if err := conn.Set(t.Context(), "test:x", "x", time.Minute).Err(); err != nil { // it has the only one
+				t.Fatal(err)
+			}
+
+			var all []*getter
+			for range 100 {
+				g := &getter{t, make(chan outcome, 1)}
+				all = append(all, g)
+				go func() {
+					value, err := l.Get(t.Context(), "k", func(context.Context, string) (string, error) { return "blind", nil })
+					g.done <- outcome{value: value, err: err}
+				}()
+			}
+			for _, g := range all {
+				if policy == fetchonce.FailOpen {
+					g.want("blind")
+				} else {
+					wantRedisDown(t, g.outcome())
+				}
+			}
+			if err := l.Delete(t.Context(), "k"); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("Delete = %v, want that its time was over", err)
+			}
+
+			if err := conn.Close(); err != nil {
+				t.Fatal(err)
+			}
+			wantWorking(t, r, l, other)
+		})
+	}
+}
