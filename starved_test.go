@@ -70,7 +70,7 @@ func mapPage(path string) (*[2]uint32, error) {
 
 // A process has one core, and its fetch does not let go of it: no renewal gets to run.
 // Another process takes over. When the fetch looks, before anything else could run,
-// its context has ended: it compares the clock itself. What it found is not stored.
+// its context has ended. What it found is not stored.
 func TestRenewalDoesNotGetToRun(t *testing.T) {
 	server := redistest.Server(t)
 	path := filepath.Join(t.TempDir(), "page")

@@ -25,7 +25,7 @@ var hitBars = []report.Bar{
 	{What: "a near hit beside a bare otter", Workload: near.Name, Figure: "ns_per_op", Against: peers("floor-otter"), Most: 2},
 	{What: "a near hit beside client-side caches", Workload: near.Name, Figure: "ns_per_op", Against: peers("rueidisaside", "goredis-csc"), Most: 0.1},
 	{What: "allocations of a near hit", Workload: near.Name, Figure: "allocs_per_op", Most: 0.01}, // those of the loop around it
-	{What: "a hit beside a bare GET, alone", Workload: hit.Name, Where: one, Figure: "ops_per_s", Against: peers("floor-goredis"), Least: 1 / 1.10},
+	{What: "a hit beside a bare GET, alone", Workload: hit.Name, Where: one, Figure: "ops_per_s", Against: peers("floor-goredis"), Least: 1 / 1.10, Why: whyHit},
 	{What: "hits beside the best peer", Workload: hit.Name, Where: run.Params{"goroutines": "64"}, Figure: "ops_per_s", Against: others(hit, anyPeer), Least: 1},
 	{What: "hits beside the best peer", Workload: hit.Name, Where: run.Params{"goroutines": "256"}, Figure: "ops_per_s", Against: others(hit, anyPeer), Least: 1},
 	{What: "hits beside the best bare client", Workload: hit.Name, Where: run.Params{"goroutines": "64"}, Figure: "ops_per_s", Against: peers("floor-goredis-ap", "floor-rueidis"), Least: 0.95},
@@ -35,10 +35,10 @@ var hitBars = []report.Bar{
 var one = run.Params{"goroutines": "1"}
 
 var loadBars = []report.Bar{
-	{What: "a miss beside the best peer that fetches once", Workload: miss.Name, Figure: "us_per_op", Against: others(miss, fetchesOnce), Most: 1},
+	{What: "a miss beside the best peer that fetches once", Workload: miss.Name, Figure: "us_per_op", Against: others(miss, fetchesOnce), Most: 1, Why: whyMiss},
 	{What: "fetches of a value that all want", Workload: stampede.Name, Figure: fetches.Figure, Most: 1},
 	{What: "p99 after the fetch's end beside the best peer that fetches once", Workload: stampede.Name, Figure: afterP99.Figure, Against: others(stampede, fetchesOnce), Most: 1},
-	{What: "Redis commands beside the best peer that fetches once", Workload: stampede.Name, Figure: "commands", Against: others(stampede, fetchesOnce), Most: 1},
+	{What: "Redis commands beside the best peer that fetches once", Workload: stampede.Name, Figure: "commands", Against: others(stampede, fetchesOnce), Most: 1, Why: whyStampede},
 	{What: "fetches to those that were needed", Workload: zipf.Name, Figure: "fetches_to_minimum", Most: 1.02},
 }
 
@@ -47,8 +47,20 @@ var lockBars = []report.Bar{
 	{What: "acquisitions of the goroutine that has fewest to those of the one that has most", Workload: handover.Name, Figure: "fairness", Least: 0.9},
 	{What: "p99 of the wait to its mean", Workload: handover.Name, Figure: "wait_p99_to_mean", Most: 10},
 	{What: "two who hold the lock at once", Workload: handover.Name, Figure: "overlaps", Most: 0},
-	{What: "requests under a lock that nobody else wants, beside the best peer", Workload: overHTTP.Name, Where: run.Params{"key": uniqueKey}, Figure: "ops_per_s", Against: otherLockers, Least: 1},
+	{What: "requests under a lock that nobody else wants, beside the best peer", Workload: overHTTP.Name, Where: run.Params{"key": uniqueKey}, Figure: "ops_per_s", Against: otherLockers, Least: 1, Why: whyHTTP},
 }
+
+// Why bars are missed, where they are. The shares are those of CPU profiles: -profile.
+const (
+	whyHit = "a fifth of the client's CPU is spent outside go-redis, where the bare loop spends an eighth on decoding: " +
+		"the batcher's book-keeping, the checks of the envelope, and names"
+	whyMiss = "two scripts of 10 commands take Redis longer than the best peer's, and the load has a goroutine of its own, so that a caller can leave it and it can outlive " +
+		"its first caller: a sixth of the client's CPU finds and wakes threads for that. Alone, rockscache is ahead, whose callers fetch by themselves; at 64, rueidisaside"
+	whyStampede = "rockscache-100ms asks again after 100 ms, which is what the fetch takes here: it has few commands, and its callers the value 100 ms late. " +
+		"The next best needs more than fetchonce"
+	whyHTTP = "the two scripts keep a queue, fences and an end for each holder, and cost Redis half as much again as SET NX and a script that compares and deletes; and few " +
+		"requests at once wait for each other to share round trips, which pays with many"
+)
 
 func peers(names ...string) func(run.Params) []string {
 	return func(run.Params) []string { return names }
