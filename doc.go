@@ -15,7 +15,7 @@
 // # What happens to a key
 //
 //	Get ──► GET in Redis ──► there ─────────────────────────────────────► value
-//	          │ not there (or not usable)
+//	          │ not there (or not usable; or hardly any Get has found one of late)
 //	          ▼
 //	        the process's flight: one load, all its callers wait for it
 //	          │

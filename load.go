@@ -65,7 +65,10 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 		r.owner = r.mailbox.Owner()
 		r.call.Mark()
 		if r.unseen {
-			r.ticket = r.Loader.ask(r.k)
+			// A copy of what a node of a cluster has is made by who reads from that node.
+			if t := r.Loader.ask(r.k); t.Node() == nil {
+				r.ticket = t
+			}
 		}
 		sent := time.Now()
 		// The answer is waited for even if all callers leave: a Release that is sent

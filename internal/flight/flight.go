@@ -70,8 +70,14 @@ type Group[V any] struct {
 	all    map[*Call[V]]struct{} // that have not ended
 	closed error
 
-	inviting atomic.Int32 // calls among these that have invited callers, for a quick look
+	// For a quick look: calls that have invited callers and are not forgotten, and
+	// when the last invitation ends, since epoch.
+	inviting atomic.Int32
+	latest   atomic.Int64
 }
+
+// epoch is where this room's time begins: it is monotonic.
+var epoch = time.Now()
 
 // A Call is one load of one key.
 type Call[V any] struct {
@@ -147,7 +153,9 @@ func (c *Call[V]) join(came Arrival, started bool) Ticket[V] {
 }
 
 // Inviting reports whether there may be a load that invites callers.
-func (g *Group[V]) Inviting() bool { return g.inviting.Load() > 0 }
+func (g *Group[V]) Inviting() bool {
+	return g.inviting.Load() > 0 && int64(time.Since(epoch)) < g.latest.Load()
+}
 
 // Invites reports whether the load of a key invites callers now.
 func (g *Group[V]) Invites(key string) bool {
@@ -192,6 +200,9 @@ func (c *Call[V]) Invite(lasts time.Duration) {
 		c.group.inviting.Add(1)
 	}
 	c.until = time.Now().Add(lasts)
+	if until := int64(c.until.Sub(epoch)); c.group.inviting.Load() == 1 || until > c.group.latest.Load() {
+		c.group.latest.Store(until)
+	}
 }
 
 // Wait is the second half of Do.

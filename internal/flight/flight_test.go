@@ -915,7 +915,7 @@ func TestJoinInvited(t *testing.T) {
 			t.Error("an invited caller could not join")
 		}
 		time.Sleep(time.Second)
-		if _, ok := invited(load); ok {
+		if _, ok := invited(load); ok || g.Inviting() {
 			t.Error("an invitation has no end")
 		}
 		c.Invite(time.Second)
