@@ -9,9 +9,10 @@ import (
 // A Database is what Expire needs of a Redis in memory.
 type Database interface {
 	Keys() []string
-	HKeys(name string) ([]string, error)
 	HGet(name, field string) string
-	HSet(name string, fieldsAndValues ...string)
+	Get(name string) (string, error)
+	Set(name, value string) error
+	TTL(name string) time.Duration
 	SetTTL(name string, ttl time.Duration)
 }
 
@@ -34,18 +35,24 @@ func Expire(db Database, user string) bool {
 }
 
 // expireHolders has the leases of a lock have ended. The lock itself goes on for a
-// moment, with the last of its fences.
+// moment, with the last of its fences. For what it looks like, see lock.lua.
 func expireHolders(db Database, name string) bool {
+	state, _ := db.Get(name) // what is no string is empty
+	words := strings.Split(state, " ")
 	found := false
-	fields, _ := db.HKeys(name) // what is no hash has none
-	for _, field := range fields {
-		fence, end, ok := strings.Cut(db.HGet(name, field), " ")
-		if ms, _ := strconv.ParseInt(end, 10, 64); ok && ms > time.Now().UnixMilli() {
-			db.HSet(name, field, fence+" 0")
+	for end := 5; end < len(words); end += 3 {
+		if ms, _ := strconv.ParseInt(words[end], 10, 64); ms > time.Now().UnixMilli() {
+			words[end] = "0"
 			found = true
 		}
 	}
-	return found
+	if !found {
+		return false
+	}
+	left := db.TTL(name)
+	_ = db.Set(name, strings.Join(words, " ")) // it is a string
+	db.SetTTL(name, left)
+	return true
 }
 
 // kindOf returns the letter that says what a name is of, without a schema, and
