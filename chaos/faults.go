@@ -23,7 +23,10 @@ type fault struct {
 }
 
 // seatFaults are what is done to a worker and to its way to Redis.
-func seatFaults() []fault {
+func (s *supervisor) seatFaults() []fault {
+	if !s.harmsSeats() {
+		return nil
+	}
 	faults := []fault{
 		{"kill", func(s *supervisor, at *seat, _ *rand.Rand) error {
 			at.worker.signal(syscall.SIGKILL)
@@ -145,6 +148,12 @@ func (s *supervisor) replace(at *seat) error {
 
 // redisFaults are what is done to Redis itself.
 func (s *supervisor) redisFaults() []fault {
+	switch s.profile {
+	case illnode:
+		return s.nodeHangs()
+	case full:
+		return []fault{{"full", (*supervisor).fill}}
+	}
 	faults := []fault{
 		{"redis stop", (*supervisor).stopRedis},
 		{"script flush", (*supervisor).flushScripts},
@@ -254,7 +263,7 @@ func (s *supervisor) delLease(_ *seat, rng *rand.Rand) error {
 // delLock deletes a lock.
 func (s *supervisor) delLock(_ *seat, rng *rand.Rand) error {
 	return s.del(history.DelLock, rng, func(n int) (key, name string) {
-		key = "lock " + strconv.Itoa(n%locks)
+		key = "lock " + strconv.Itoa(n%lockNames(s.profile))
 		return key, prefix + ":l:{" + key + "}"
 	})
 }

@@ -5,8 +5,8 @@
 //
 //	go run ./chaos -profile standalone -seed 1 -duration 20s
 //
-// It starts a Redis of a profile (standalone, sentinel or cluster), a PostgreSQL,
-// and four worker processes: this program, started again. The workers Get, Update,
+// It starts a Redis of a profile (standalone, sentinel, cluster, illnode or full; see
+// profile.go), a PostgreSQL, and four worker processes: this program, started again. The workers Get, Update,
 // Delete, lock, and create rows, each behind a Toxiproxy of its own. Meanwhile
 // workers are killed and stopped, at random and at named steps; so is Redis, which
 // also fails over, runs out of memory, and loses its scripts, its clients and its
@@ -50,7 +50,7 @@ func main() {
 		return
 	}
 	var (
-		profile = flag.String("profile", "standalone", "`kind` of Redis: standalone, sentinel or cluster")
+		profile = flag.String("profile", "standalone", "`kind` of Redis and of faults: standalone, sentinel, cluster, illnode or full")
 		seed    = flag.Uint64("seed", 0, "of the faults; 0 takes one from the clock")
 		lasts   = flag.Duration("duration", 20*time.Second, "how long it runs")
 		dir     = flag.String("dir", "", "`directory` for the history and the logs, which must not be there yet (default a new one in the temporary directory)")
@@ -130,7 +130,7 @@ func (s *supervisor) violated() bool {
 		s.fail(err)
 		return true
 	}
-	return slices.ContainsFunc(history.Judge(events, rules).Found, func(v history.Violation) bool { return v.Kind != history.I5 })
+	return slices.ContainsFunc(history.Judge(events, s.rules()).Found, func(v history.Violation) bool { return v.Kind != history.I5 })
 }
 
 func read(file string) ([]history.Event, error) {

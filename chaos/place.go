@@ -13,7 +13,7 @@ import (
 
 // A place says where a Redis is.
 type place struct {
-	Profile string   // standalone, sentinel or cluster
+	Profile string   // see profile.go
 	Addrs   []string // of the server, of the Sentinels, or of the cluster's nodes
 }
 
@@ -36,7 +36,7 @@ func (p place) client(proxies map[string]string) redis.UniversalClient {
 		return (&net.Dialer{Timeout: 300 * time.Millisecond}).DialContext(ctx, network, addr)
 	}
 	return redis.NewUniversalClient(&redis.UniversalOptions{
-		Addrs: p.Addrs, MasterName: map[string]string{"sentinel": masterName}[p.Profile], IsClusterMode: p.Profile == "cluster",
+		Addrs: p.Addrs, MasterName: map[string]string{"sentinel": masterName}[p.Profile], IsClusterMode: p.Profile == "cluster" || p.Profile == illnode,
 		Password: password, SentinelPassword: password, Dialer: dial, ContextTimeoutEnabled: true,
 		DialTimeout: 300 * time.Millisecond, ReadTimeout: redisTimeout, WriteTimeout: redisTimeout,
 	})

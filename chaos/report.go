@@ -20,9 +20,9 @@ func report(out *strings.Builder, events []history.Event, s *supervisor, lasts t
 	f.print(out)
 	fmt.Fprintf(out, "workers     %.1f s of CPU, at most %d MB each\n", s.cpu.Seconds(), s.rss>>10)
 	began := time.Now()
-	verdict := history.Judge(events, rules)
+	verdict := history.Judge(events, s.rules())
 	judged := time.Since(began)
-	second := history.Second(events, rules)
+	second := history.Second(events, s.rules())
 	fmt.Fprintf(out, "judged in   %v, by the second judge in %v\n", judged.Round(time.Millisecond), (time.Since(began) - judged).Round(time.Millisecond))
 
 	found := slices.Concat(verdict.Found, second)
@@ -46,17 +46,26 @@ func report(out *strings.Builder, events []history.Event, s *supervisor, lasts t
 		}
 	}
 	fmt.Fprintf(out, "%5d violations by the second judge, porcupine\n", len(second))
+	for _, trial := range slices.Sorted(maps.Keys(verdict.Tried)) {
+		fmt.Fprintf(out, "%5d %s\n", verdict.Tried[trial], trial)
+	}
 	if len(found) > 0 {
 		return true, nil
 	}
 	if s.only != "" {
 		return false, nil
 	}
-	return false, f.enough(s.faultKinds(), lasts)
+	return false, errors.Join(f.enough(s, lasts), s.triedEnough(verdict.Tried, lasts))
 }
 
 // faultKinds are the faults that a run must have had.
 func (s *supervisor) faultKinds() []history.Fault {
+	switch s.profile {
+	case illnode:
+		return []history.Fault{history.NodeHang}
+	case full:
+		return []history.Fault{history.Full}
+	}
 	kinds := []history.Fault{
 		history.Stopped, history.Reset, history.Delay, history.BlackHole, history.LostReply,
 		history.FetchError, history.FetchPanic, history.FetchGoexit, history.FetchHang,
@@ -204,7 +213,7 @@ func quantile(d []time.Duration, q float64) time.Duration {
 }
 
 // enough returns an error if a run was too lame to tell anything.
-func (f *figures) enough(kinds []history.Fault, lasts time.Duration) error {
+func (f *figures) enough(s *supervisor, lasts time.Duration) error {
 	var errs []error
 	floor := func(what string, n int, in30s float64) {
 		if least := int(in30s * lasts.Seconds() / 30); n < least {
@@ -213,11 +222,13 @@ func (f *figures) enough(kinds []history.Fault, lasts time.Duration) error {
 	}
 	floor("Gets", len(f.gets), 5000)
 	floor("fetches that were stored", f.stored, 100)
-	floor("takeovers", len(f.takeovers), 5)
 	floor("invalidations", f.updates+f.deletes, 100)
 	floor("locks", f.sec, 100)
-	floor("deaths", f.deaths, 3)
-	for _, kind := range kinds {
+	if s.harmsSeats() {
+		floor("takeovers", len(f.takeovers), 5)
+		floor("deaths", f.deaths, 3)
+	}
+	for _, kind := range s.faultKinds() {
 		if f.faults[kind] == 0 {
 			errs = append(errs, fmt.Errorf("there was no %s", kind))
 		}

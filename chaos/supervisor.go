@@ -115,7 +115,7 @@ func (s *supervisor) createTables() (err error) {
 			s.log.Write(first)
 		}
 	}
-	for n := range locks {
+	for n := range lockNames(s.profile) {
 		if _, err := s.source.DB.Exec(`INSERT INTO counters (name) VALUES ($1)`, "lock "+strconv.Itoa(n)); err != nil {
 			return err
 		}
@@ -138,8 +138,14 @@ func (s *supervisor) hire(at *seat) (err error) {
 func (s *supervisor) run(lasts, quiet, storm time.Duration, over func() bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var pulse sync.WaitGroup
-	pulse.Go(func() { s.pulse(ctx) })
-	redisDeck, seatDeck := s.newDeck(0, s.redisFaults()), s.newDeck(1, seatFaults())
+	if s.profile == illnode {
+		for i := range s.servers.nodes {
+			pulse.Go(func() { s.pulseNode(ctx, i) })
+		}
+	} else {
+		pulse.Go(func() { s.pulse(ctx) })
+	}
+	redisDeck, seatDeck := s.newDeck(0, s.redisFaults()), s.newDeck(1, s.seatFaults())
 	// A slow machine takes longer, until each fault was dealt.
 	for began := time.Now(); time.Since(began) < lasts || time.Since(began) < 2*lasts && !(redisDeck.dealt() && seatDeck.dealt()); {
 		s.phase("quiet")

@@ -36,12 +36,12 @@ var rules = history.Rules{
 	Deadline:     4 * time.Second,
 	Grace:        250 * time.Millisecond,
 	Recovery:     time.Second,
+	RedisTimeout: redisTimeout,
 }
 
 const (
 	prefix       = "chaos"
 	keys         = 8
-	locks        = 4
 	callers      = 10 // goroutines of a worker
 	redisTimeout = 500 * time.Millisecond
 	drainLimit   = 10 * time.Second
@@ -165,6 +165,7 @@ func (w *worker) open() (err error) {
 	}
 	w.things, err = fetchonce.New(w.rdb, fetchonce.Options[thing]{
 		Prefix: prefix, TTL: time.Hour, Lease: rules.Lease, FetchTimeout: rules.FetchTimeout, RedisTimeout: redisTimeout, Logger: logger,
+		OnRedisDown: w.onRedisDown(),
 	})
 	if err != nil {
 		return err
@@ -270,7 +271,7 @@ func (w *worker) call(rng *rand.Rand) {
 		case n < 30:
 			w.delete(key)
 		case n < 70:
-			w.lock("lock "+strconv.Itoa(rng.IntN(locks)), rng)
+			w.lock("lock "+strconv.Itoa(rng.IntN(lockNames(w.Redis.Profile))), rng)
 		case n < 90:
 			w.create()
 		default:
@@ -344,7 +345,7 @@ func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing,
 		return v, failed
 	}
 	w.points.pass(atFetch)
-	linger(ctx)
+	w.linger(ctx)
 	if history.Now().Sub(start) > rules.Lease && ctx.Err() != nil && rand.N(2) == 0 {
 		panic(history.Injected + " panic after the lease") // as somebody's check for an error may
 	}
@@ -375,10 +376,10 @@ func fail(ctx context.Context, fault history.Fault) error {
 
 // linger takes a moment most often, and sometimes longer than a lease. One time
 // in four it does not heed its context.
-func linger(ctx context.Context) {
+func (w *worker) linger(ctx context.Context) {
 	took := rand.N(2 * time.Millisecond)
 	switch n := rand.N(100); {
-	case n < 3:
+	case n < 3 || n < 35 && w.Redis.Profile == full: // so that much is held when Redis becomes full
 		took = rules.Lease + rand.N(rules.Lease/2)
 	case n < 20:
 		took = rand.N(rules.Lease)
@@ -404,10 +405,10 @@ func (w *worker) update(key string) {
 	w.log.Write(e)
 	err := w.things.Update(context.Background(), key, func(ctx context.Context) error {
 		w.points.pass(atMark)
-		linger(ctx)
+		w.linger(ctx)
 		err := w.source.Next(ctx, w.log, w.Process, &e, nil)
 		w.points.pass(atWritten)
-		linger(ctx)
+		w.linger(ctx)
 		return err
 	})
 	e.Op, e.Began, e.Err = history.Updated, start, text(err)
@@ -474,7 +475,7 @@ func (w *worker) section(ctx context.Context, name string, fence int64) error {
 		return err
 	}
 	w.points.pass(atLocked)
-	linger(ctx)
+	w.linger(ctx)
 	tx, err := db.Begin()
 	if err != nil {
 		return err
@@ -500,7 +501,7 @@ func (w *worker) create() {
 	ctx, cancel := context.WithTimeout(context.Background(), rules.Deadline)
 	defer cancel()
 	v, err := w.created.Get(ctx, e.Key, func(ctx context.Context, _ string) (string, error) {
-		linger(ctx)
+		w.linger(ctx)
 		return w.name(), nil
 	})
 	e.Value, e.Err = v, text(err)

@@ -61,6 +61,8 @@ func parse(t *testing.T, text string) []history.Event {
 				e.Fault = history.Fault(strings.ReplaceAll(words[1], "_", " "))
 			case "calls":
 				scan(words[1], &e.Calls)
+			case "node":
+				scan(words[1], &e.Node)
 			case "count":
 				scan(words[1], &e.Count)
 			default:

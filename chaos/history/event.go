@@ -107,6 +107,7 @@ type Event struct {
 	Value   string `json:"value,omitempty"` // what Created returned
 	Source  string `json:"source,omitempty"`
 	Fault   Fault  `json:"fault,omitempty"`
+	Node    int    `json:"node,omitempty"` // of a Hit: it concerns only the keys of this node, 1 and up; see [Rules.Nodes]
 	Calls   int    `json:"calls,omitempty"`
 	Count   int    `json:"count,omitempty"` // of goroutines, or of rows
 }

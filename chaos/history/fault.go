@@ -31,6 +31,8 @@ const (
 	DelLease    Fault = "del of a lease" // of Key
 	DelLock     Fault = "del of a lock"  // of Key
 	SourceSlow  Fault = "source slow"    // by itself: the machine is busy
+	NodeHang    Fault = "node hang"      // one Node of a cluster is stopped; the others are well
+	Full        Fault = "full"           // maxmemory is reached for several leases; nothing is evicted
 
 	FetchError  Fault = "fetch error"
 	FetchPanic  Fault = "fetch panic"
@@ -47,6 +49,7 @@ const (
 	lost                      // Redis lost leases and marks
 	older                     // Redis may have gone back to older data
 	late                      // a fetch may have taken too long
+	full                      // Redis refused what takes memory: new leases, new waiters, values
 )
 
 var effects = map[Fault]effect{
@@ -55,6 +58,7 @@ var effects = map[Fault]effect{
 	RedisStop: cut, RedisSlow: cut, ClientKill: cut, OutOfMemory: cut,
 	RedisKill: cut | lost, Failover: cut | lost, StopOver: cut | lost | older, TwoMasters: cut | lost | older,
 	DelLease: lost, DelLock: lost, SourceSlow: late,
+	NodeHang: cut, Full: full,
 	// Nothing is excused by a ScriptFlush or a SlotMove. What a failing fetch does
 	// is seen by its error.
 }
@@ -66,13 +70,20 @@ const Everyone = "*"
 type hits struct {
 	all   []Event
 	after time.Duration // a fault is felt so much longer
+	nodes int           // Rules.Nodes
 	died  map[string]Time
 }
 
 // felt reports whether a process felt such an effect on a key at any time from a
 // to b. The process "" stands for Redis alone.
 func (h *hits) felt(process, key string, what effect, a, b Time) bool {
-	return h.any(process, what, a.Add(-h.after), b, func(e Event) bool { return e.Key == "" || e.Key == key })
+	return h.any(process, what, a.Add(-h.after), b, func(e Event) bool { return h.concerns(e, key) })
+}
+
+// concerns reports whether a fault concerns a key. A fault of one node does not concern
+// the keys of the others.
+func (h *hits) concerns(e Event, key string) bool {
+	return (e.Key == "" || e.Key == key) && (e.Node == 0 || e.Node == NodeOf(key, h.nodes))
 }
 
 // feltAtOnce is felt for what was not felt any more when the fault was over, on

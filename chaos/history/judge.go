@@ -24,10 +24,12 @@ const (
 	I10 Kind = "I10: a wrong value"
 	I11 Kind = "I11: a secret told"
 	I12 Kind = "I12: a name in Redis that does not end by itself"
+	I13 Kind = "I13: the lease of a fetch lost, and no fault that explains it"
+	I14 Kind = "I14: a call that waited for a node that its key is not on"
 )
 
 // Invariants has them all, in order.
-var Invariants = []Kind{I0, I1, I2, I3, I4, I5, I6, I7, I8, I9, I10, I11, I12}
+var Invariants = []Kind{I0, I1, I2, I3, I4, I5, I6, I7, I8, I9, I10, I11, I12, I13, I14}
 
 // Rules are what was promised to those who made a history.
 type Rules struct {
@@ -36,6 +38,8 @@ type Rules struct {
 	Deadline     time.Duration // of a Get, a Delete and an Acquire
 	Grace        time.Duration // so much later it may return
 	Recovery     time.Duration // so long a fault is felt when it is over
+	RedisTimeout time.Duration // of one operation in Redis
+	Nodes        int           // masters that share the slots evenly and keep them; 0 if slots move or there is one server
 }
 
 // notice is how long a context that has ended takes to be noticed.
@@ -48,6 +52,7 @@ const lag = time.Second
 type Verdict struct {
 	Found   []Violation
 	Excused map[Kind]int // by a fault: they would have been violations
+	Tried   map[Trial]int
 }
 
 // Judge judges a history in which there were faults, and demands what can be
@@ -64,25 +69,35 @@ type Verdict struct {
 //   - I4, I7, I8: a caller returns by its deadline if its process runs; fences rise
 //     and one-time rows exist once, whatever happens.
 //   - I0: nothing returns an error unless a fault explains it: one of its own process,
-//     of Redis, of the source, or of whoever it waited for.
+//     of Redis, of the source, or of whoever it waited for. A node that hangs explains
+//     only errors for its own keys. A full Redis explains only that an Acquire fails
+//     with OOM.
+//   - I13: the context of a fetch under a lease ends only when the key is invalidated,
+//     the time is over, or a fault took the lease. A full Redis is no such fault.
+//   - I14: while one node hangs, a hit, a Delete and a Release of a key on another node
+//     take no longer than RedisTimeout.
 func Judge(events []Event, r Rules) Verdict {
 	events = slices.SortedStableFunc(slices.Values(events), byTime)
-	j := &jury{Rules: r, hits: hits{after: r.Recovery, died: make(map[string]Time)}, excused: make(map[Kind]int)}
+	j := newJury(r)
 	j.read(events)
 	j.judgeReads(events)
 	for _, e := range events {
 		j.judgeCall(e)
+		j.judgeBeside(e)
+		j.tryFull(e)
 	}
 	for key, runs := range j.fetches {
 		j.judgeFetches(key, runs)
+		j.judgeCuts(runs)
 	}
 	for key, runs := range j.locks {
 		j.judgeHolders(key, runs)
 		j.judgeFences(runs)
 	}
+	j.tryKept()
 	j.judgeEnds(events)
 	slices.SortStableFunc(j.found, func(a, b Violation) int { return byTime(a.Event, b.Event) })
-	return Verdict{j.found, j.excused}
+	return Verdict{j.found, j.excused, j.tried}
 }
 
 type jury struct {
@@ -94,6 +109,14 @@ type jury struct {
 	end           Time
 	found         []Violation
 	excused       map[Kind]int
+	tried         map[Trial]int
+}
+
+func newJury(r Rules) *jury {
+	return &jury{
+		Rules: r, hits: hits{after: r.Recovery, nodes: r.Nodes, died: make(map[string]Time)},
+		excused: make(map[Kind]int), tried: make(map[Trial]int),
+	}
 }
 
 // A span is a fetch, a lock that was held, or an invalidation.
@@ -201,7 +224,7 @@ func (j *jury) invalidated(key string, a, b Time) bool {
 // granted returns a moment before a lease was granted, and, unless something
 // delayed the news, not long before.
 func (j *jury) granted(s *span) Time {
-	if j.hits.felt(s.Process, "", paused|cut, s.Began, s.At) {
+	if j.hits.felt(s.Process, s.Key, paused|cut, s.Began, s.At) {
 		return s.Began
 	}
 	return max(s.Began, s.At.Add(-notice))
@@ -282,6 +305,9 @@ func (j *jury) explained(e Event) bool {
 	if j.hits.felt(e.Process, e.Key, paused|cut|lost|late, from, e.At) {
 		return true
 	}
+	if e.Op == Refused && strings.Contains(e.Err, "OOM") && j.hits.felt(e.Process, e.Key, full, e.Began, e.At) {
+		return true
+	}
 	// Whoever it waited for.
 	for _, spans := range [][]*span{j.fetches[e.Key], j.locks[e.Key]} {
 		for _, s := range spans {
@@ -304,7 +330,7 @@ func (j *jury) judgeFetches(key string, all []*span) {
 			leased = append(leased, s)
 			continue
 		}
-		j.blameUnless(j.hits.felt(s.Process, key, paused|cut, s.Began, s.At), I2, s.Event)
+		j.blameUnless(j.hits.felt(s.Process, key, paused|cut|full, s.Began, s.At), I2, s.Event)
 	}
 	j.judgeFences(leased)
 	j.judgeHolders(key, leased)
@@ -317,7 +343,7 @@ func (j *jury) judgeFetches(key string, all []*span) {
 		stored := a.end.Add(j.Recovery)
 		died, dead := j.hits.died[a.Process]
 		j.blameUnless(dead && died <= stored ||
-			j.hits.felt("", key, lost, a.At, b.At) || j.hits.felt(a.Process, key, paused|cut, a.At, stored), I3, b.Event, a.Event)
+			j.hits.felt("", key, lost, a.At, b.At) || j.hits.felt(a.Process, key, paused|cut|full, a.At, stored), I3, b.Event, a.Event)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // In the histories of these tests a moment is a millisecond.
 var milli = history.Rules{
 	Lease: 500 * time.Millisecond, FetchTimeout: 1500 * time.Millisecond, Deadline: 4 * time.Second,
-	Grace: 250 * time.Millisecond, Recovery: time.Second,
+	Grace: 250 * time.Millisecond, Recovery: time.Second, RedisTimeout: 500 * time.Millisecond, Nodes: 3,
 }
 
 // inMillis reads a history as parse does.
@@ -33,6 +33,12 @@ const byA = `
 	1000 a fetching k since 990 fence 5 by a1
 	1200 a fetched k fence 5 by a1
 	1201 a got k since 990 v 1
+`
+
+// A fetch of k by a from 1000 to 1700, whose lease is lost at 1600.
+const lostByA = `
+	1000 a fetching k since 990 fence 5 by a1
+	1700 a fetched k fence 5 by a1 cut 1600 err lost
 `
 
 // The Update of a in second and in died.
@@ -79,8 +85,8 @@ var judged = []struct {
 		"1100 b fetching k since 1070 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1070 v 1", ""},
 	{"I2: two fetches, the key was deleted long before", first + byA + "850 c invalidating k by c1\n860 c deleted k since 850 by c1\n" +
 		"1100 b fetching k since 1070 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1070 v 1", "I2"},
-	{"two fetches, the older one knows", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 cut 1080 err lost\n1201 a got k since 990 v 1\n" +
-		"1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1050 v 1", ""},
+	{"I13: two fetches, the older one knows", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 cut 1080 err lost\n1201 a got k since 990 v 1\n" +
+		"1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1050 v 1", "I13"},
 	{"two fetches, Redis was empty between", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n" +
 		"1301 b got k since 1050 v 1\n1040 * hit since 1030 fault redis_kill", ""},
 	{"I2: without a lease, and no fault", first + "1000 a fetching k since 990 by a1\n1200 a fetched k by a1\n1201 a got k since 990 v 1", "I2"},
@@ -124,6 +130,34 @@ var judged = []struct {
 	{"I10: another key's value", first + "100 a got k since 90 v 1 err wrong_value", "I10"},
 	{"I11: a secret in a log", "900 s told l", "I11"},
 	{"I12: a name without an end", "900 s endless l", "I12"},
+	{"I13: a lease is lost", first + lostByA, "I13"},
+	{"I13: a lease is lost in a full Redis", first + lostByA + "1900 * hit since 1050 fault full", "I13"},
+	{"a lease is lost, cut off from Redis", first + lostByA + "1600 a hit since 1050 fault black_hole", ""},
+	{"a lease is lost, the key was deleted", first + lostByA + "1550 b invalidating k by b1\n1560 b deleted k since 1550 by b1", ""},
+	{"a fetch takes too long", first + "1000 a fetching k since 990 fence 5 by a1\n2600 a fetched k fence 5 by a1 cut 2500 err timeout", ""},
+	{"the callers of a fetch leave", first + "4000 a fetching k since 990 fence 5 by a1\n5100 a fetched k fence 5 by a1 cut 4990 err canceled", ""},
+
+	// k is on node 2, l on node 3, n on node 1.
+	{"an error for a key of the node that hangs", first + "1600 a got k since 1100 err timeout\n 2000 * hit since 1000 fault node_hang node 2", ""},
+	{"I0: an error for a key of another node", first + "1600 a got k since 1100 err timeout\n 2000 * hit since 1000 fault node_hang node 3", "I0"},
+	{"I0: an error for a key of another node, and this one was slow before", first + "1600 a got k since 1100 err timeout\n 2000 * hit since 1000 fault node_hang node 3\n" +
+		"90 * hit since 10 fault redis_slow node 2", "I0"},
+	{"I2: without a lease for a key of another node", first + "1000 a fetching k since 990 by a1\n1200 a fetched k by a1\n1201 a got k since 990 v 1\n" +
+		"1100 * hit since 980 fault node_hang node 1", "I2"},
+	{"I14: a hit waits for another node", first + "1900 a got k since 1100 v 1\n 2000 * hit since 1000 fault node_hang node 3", "I14"},
+	{"a hit waits, and so was its own node slow", first + "1900 a got k since 1100 v 1\n 2000 * hit since 1000 fault node_hang node 3\n1400 * hit since 1200 fault redis_slow node 2", ""},
+	{"a Get waits for a fetch", first + "1900 a got k since 1100 v 1\n 2000 * hit since 1000 fault node_hang node 3\n" +
+		"1090 b fetching k since 1080 fence 5 by b1\n1850 b fetched k fence 5 by b1", ""},
+	{"I14: a Delete waits for another node", first + "1800 a invalidating n by a1\n2600 a deleted n since 1800 by a1\n 2000 * hit since 1000 fault node_hang node 3", "I14"},
+	{"I14: a Release waits for another node", "100 a locked l since 90 fence 5 by a1\n 1100 a unlocked l since 200 by a1\n2000 * hit since 300 fault node_hang node 1", "I14"},
+
+	{"an Acquire in a full Redis", "300 a refused l since 200 err OOM\n 400 * hit since 100 fault full", ""},
+	{"I0: an Acquire in a full Redis fails in another way", "300 a refused l since 200 err timeout\n 400 * hit since 100 fault full", "I0"},
+	{"I0: a Release in a full Redis", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1 err OOM\n 400 * hit since 150 fault full", "I0"},
+	{"I0: a Get in a full Redis", first + "300 a got k since 200 err OOM\n 400 * hit since 100 fault full", "I0"},
+	{"without a lease in a full Redis", first + "1000 a fetching k since 990 by a1\n1200 a fetched k by a1\n1201 a got k since 990 v 1\n1300 * hit since 980 fault full", ""},
+	{"I2: two fetches under leases in a full Redis", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1050 v 1\n" +
+		"1400 * hit since 980 fault full", "I2"},
 }
 
 // Whatever is wrong is found, and nothing else. A judge that cannot find fault

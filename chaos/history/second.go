@@ -27,7 +27,7 @@ const (
 // What Judge finds void or excused is no part of that history.
 func Second(events []Event, r Rules) []Violation {
 	events = slices.SortedStableFunc(slices.Values(events), byTime)
-	j := &jury{Rules: r, hits: hits{after: r.Recovery, died: make(map[string]Time)}, excused: make(map[Kind]int)}
+	j := newJury(r)
 	j.read(events)
 	for _, all := range j.locks {
 		j.second(lockModel, j.lockCalls(all), all[0].Event)
