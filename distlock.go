@@ -86,7 +86,6 @@ type lockTurn struct {
 // A holding is a lease in Redis, which may go from hand to hand in this process.
 type holding struct {
 	owner string
-	since string    // see protocol.LockAnswer
 	began time.Time // when this process got it
 
 	// Guarded by the locker's mu.
@@ -272,9 +271,11 @@ func (ls *Lease) Fence() int64 { return ls.fence }
 
 // Release gives the lock back. It works after the context ended, and takes no
 // longer than RedisTimeout. It returns [ErrLockLost] if the lock was lost
-// before, and an [*Error] if Redis could not be told: then the lock stays
-// blocked until it can be, or until the lease has ended. A second Release does
-// nothing, and returns what the first did.
+// before, and an [*Error] if Redis did not answer: then the lock stays blocked
+// until Redis answers, or until the lease has ended. If a connection breaks after
+// Redis released the lock and before its answer arrives, Release is sent again,
+// finds no lease, and returns ErrLockLost too. A second Release does nothing, and
+// returns what the first did.
 func (ls *Lease) Release() error {
 	ls.once.Do(func() {
 		ls.released.Store(true)
@@ -589,7 +590,7 @@ func (lk *Locker) handOn(n *lockName, h *holding, held bool) error {
 	case ask:
 		return lk.passOn(n, h)
 	}
-	ours, err := lk.client.ReleaseLock(context.Background(), n.lock, lk.wish(h.owner), h.since)
+	ours, err := lk.client.ReleaseLock(context.Background(), n.lock, lk.wish(h.owner))
 	switch {
 	case !held:
 		return ErrLockLost // and that was only to be sure that nothing is left of it
@@ -629,7 +630,7 @@ func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, done bool) {
 // passOn gives a lease back and asks for another in one request.
 func (lk *Locker) passOn(n *lockName, h *holding) error {
 	r := lk.request(n)
-	r.wish.Return, r.wish.ReturnSince = h.owner, h.since
+	r.wish.Return = h.owner
 	answer, err := r.send(lk.ctx, lk)
 	lk.spawn(func() { lk.goOn(r, answer, err) })
 	if err != nil {
@@ -683,13 +684,13 @@ func (r *lockRequest) send(ctx context.Context, lk *Locker) (protocol.LockAnswer
 	r.sent = time.Now()
 	answer, err := lk.client.AcquireLock(ctx, r.name.lock, r.wish)
 	r.wish.Ticket = answer.Ticket
-	r.wish.Return, r.wish.ReturnSince = "", ""
+	r.wish.Return = ""
 	return answer, err
 }
 
 // holding returns the lease that was the answer.
 func (r *lockRequest) holding(answer protocol.LockAnswer) *holding {
-	return &holding{owner: r.wish.Owner, since: answer.Since, began: time.Now(), sent: r.sent, fence: answer.Fence}
+	return &holding{owner: r.wish.Owner, began: time.Now(), sent: r.sent, fence: answer.Fence}
 }
 
 // follow waits in the queue in Redis until the request is granted, and gives
@@ -846,7 +847,7 @@ func (lk *Locker) try(ctx context.Context, name string) (*lockName, *holding, er
 // arrived yet, forget does it once more, later.
 func (lk *Locker) forget(l protocol.Lock, owner string, unsure bool) {
 	for end := time.Now().Add(lk.opt.Lease); ; {
-		_, err := lk.client.ReleaseLock(context.Background(), l, lk.wish(owner), "")
+		_, err := lk.client.ReleaseLock(context.Background(), l, lk.wish(owner))
 		if err == nil {
 			if !unsure {
 				return

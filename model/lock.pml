@@ -9,8 +9,10 @@
  *   one holder   no more than SLOTS are at work whose leases are valid
  *   fences rise  each turn's is higher than all before; a semaphore's, than all given out before
  *   no barging   nobody is granted what somebody alive in the queue has waited for
- *   no false     who gave a lease back is not told that it was lost, if the answer
- *   alarm        did not come and he asked once more
+ *   no silent    a release does not report success for a lease that was lost
+ *   loss
+ *   no false     a release reports a loss only if the lease was lost, or if the
+ *   alarm        release was sent twice
  *   no wait      (LIVE) who waits does not wait for ever
  */
 #ifndef P
@@ -37,7 +39,6 @@
 
 /* The lock: redis key l. */
 bool there = false;   /* it is there */
-byte born = 0;        /* b */
 byte last = 0;        /* f: the first fence of the last lease */
 bool held[O];         /* by owner, and the first of its fences */
 byte first[O];
@@ -76,14 +77,10 @@ inline grant(o, sure) {
 	assert(first[o] > given); /* fences rise */
 	given = first[o] + FENCES - 1;
 	last = first[o];
-	if
-	/* lock.lua: born = born or last */
-	:: !there -> there = true; born++
-	:: else
-	fi;
+	there = true;
 	/* What a script has changed, it writes at its end, which is the same step. */
 	/* lock.lua: redis.call("SET", KEYS[1], table.concat(parts, " "), "PX", longest - now + 1000) */
-	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. (born or fence) .. " " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop, "PX", ARGV[2]) */
+	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop, "PX", ARGV[2]) */
 	held[o] = true; confirmed[o] = sure; holders++;
 	valid[o] = true; lost[o] = false
 }
@@ -168,23 +165,25 @@ inline begin(o, fence) {
 #endif
 }
 
-/* A lease that was given back, or was lost before. */
+/* A lease is given back, or was lost before. The answer is ours. */
 inline givenBack(o) {
-#ifdef MUTANT_NO_BORN
-	assert(held[o] || lost[o]);
+#ifdef MUTANT_LOSS_IS_A_SECOND_RELEASE
+	ours = held[o] || there;
 #else
-	/* lock_release.lua: if fences[ARGV[1]] or (born and born == ARGV[4]) then ours = 1 end */
-	/* lock_acquire.lua: if fences[ARGV[6]] or (born and born == ARGV[7]) then returned = 1 end */
-	assert(held[o] || (there && born == since) || lost[o]); /* no false alarm */
+	/* lock_release.lua: if fences[ARGV[1]] then */
+	/* lock_acquire.lua: if fences[ARGV[6]] then returned = 1 end */
+	ours = held[o];
 #endif
+	assert(!ours || !lost[o]); /* no silent loss */
+	assert(ours || lost[o] || twice); /* no false alarm */
 	valid[o] = false;
 	drop(o)
 }
 
 proctype Process(byte me) {
-	byte request = 0, o = 0, back = NONE, since = 0, place = 0, fence = 0;
+	byte request = 0, o = 0, back = NONE, place = 0, fence = 0;
 	byte head = 0, k = 0, n = 0;
-	bool trying = false;
+	bool trying = false, ours = false, twice = false;
 
 next:
 	skip; /* any time later */
@@ -253,13 +252,13 @@ ask:
 			:: place = 0
 			:: true
 			fi;
-			goto ask
+			twice = true; goto ask
 		:: true
 		fi;
-		back = NONE; told[o] = false;
+		twice = false; ours = false; back = NONE; told[o] = false;
 		if
-		/* lock_acquire.lua: if fences[owner] then return {"leased", returned, fences[owner], born, handed} end */
-		:: held[o] -> fence = first[o]; since = born; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto work
+		/* lock_acquire.lua: if fences[owner] then return {"leased", returned, fences[owner], handed} end */
+		:: held[o] -> fence = first[o]; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto work
 		:: !held[o] && trying -> trying = false; waiting0 = waiting0 && me != 0; goto next
 		:: else
 		fi
@@ -268,7 +267,7 @@ ask:
 wait:
 	if
 #ifdef MUTANT_UNCONFIRMED
-	:: atomic { told[o] -> told[o] = false; assert(valid[o]); fence = first[o]; since = born; begin(o, fence); goto work }
+	:: atomic { told[o] -> told[o] = false; assert(valid[o]); fence = first[o]; begin(o, fence); goto work }
 #else
 	/* distlock.go: case <-r.slot.Ready(): */
 	:: atomic { told[o] -> told[o] = false; goto ask }
@@ -283,7 +282,7 @@ wait:
 #else
 	:: atomic { true ->
 #endif
-		place = 0; waiting0 = waiting0 && me != 0; since = NONE; goto leave } /* nobody waits any more */
+		place = 0; waiting0 = waiting0 && me != 0; goto leave } /* nobody waits any more */
 	:: atomic { fault; dead[me] = true; waiting0 = waiting0 && me != 0; goto end }
 	fi;
 
@@ -295,7 +294,7 @@ work:
 	:: atomic { fence == first[o] && held[o] -> fence++; begin(o, fence); goto work }
 #endif
 	:: atomic { true -> working[o] = false; goto release }
-	/* distlock.go: r.wish.Return, r.wish.ReturnSince = h.owner, h.since */
+	/* distlock.go: r.wish.Return = h.owner */
 	:: atomic { request < R -> working[o] = false; back = o; goto ready }
 	fi;
 
@@ -304,9 +303,10 @@ release:
 		givenBack(o);
 		settle(o);
 		if
-		:: fault; goto release
+		:: fault; twice = true; goto release
 		:: true
 		fi;
+		twice = false; ours = false;
 		goto next
 	};
 

@@ -39,8 +39,8 @@ var Soaked = []Mutant{
 	{
 		Name:   "a lock is given back without a look at whose it is",
 		File:   "internal/protocol/lock_release.lua",
-		Old:    `if fences[ARGV[1]] then drop(ARGV[1])`,
-		New:    `if true then for other in pairs(fences) do drop(other) end`,
+		Old:    `if fences[ARGV[1]] then ours = 1 drop(ARGV[1])`,
+		New:    `if true then ours = 1 for other in pairs(fences) do drop(other) end`,
 		Faults: "stop at locked",
 	},
 	{

@@ -40,7 +40,7 @@ func expireHolders(db Database, name string) bool {
 	state, _ := db.Get(name) // what is no string is empty
 	words := strings.Split(state, " ")
 	found := false
-	for end := 5; end < len(words); end += 3 {
+	for end := 4; end < len(words); end += 3 {
 		if ms, _ := strconv.ParseInt(words[end], 10, 64); ms > time.Now().UnixMilli() {
 			words[end] = "0"
 			found = true

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -18,10 +17,9 @@ const (
 // A LockAnswer is the answer to an AcquireLock.
 type LockAnswer struct {
 	Held     bool
-	Fence    int64  // if held: the first of the fences
-	Since    string // if held: to be given back with the lease
-	Handed   bool   // if held: it was before we asked
-	Returned bool   // the lease to give back was there
+	Fence    int64 // if held: the first of the fences
+	Handed   bool  // if held: it was before we asked
+	Returned bool  // the lease to give back was there
 
 	Ticket string        // if not held: the place in the queue, to be sent the next time
 	Left   time.Duration // if not held: when the next lease ends, if it is not renewed
@@ -37,8 +35,7 @@ type LockWish struct {
 	Try    bool   // do not join the queue
 	Ticket string // from the last answer, if there was one
 
-	Return      string // the owner of a lease to give back first, if any
-	ReturnSince string // what came with that
+	Return string // the owner of a lease to give back first, if any
 }
 
 // AcquireLock asks for a lease of a lock. Without one the owner waits in the
@@ -49,7 +46,7 @@ func (c *Client) AcquireLock(ctx context.Context, l Lock, w LockWish) (LockAnswe
 	var err error
 	switch { // what is not needed is not sent
 	case w.Return != "":
-		reply, err = c.lockScript(ctx, lockAcquire, l, w, w.mode(), cmp.Or(w.Ticket, "0"), w.Return, w.ReturnSince)
+		reply, err = c.lockScript(ctx, lockAcquire, l, w, w.mode(), cmp.Or(w.Ticket, "0"), w.Return)
 	case w.Ticket != "" || w.Try:
 		reply, err = c.lockScript(ctx, lockAcquire, l, w, w.mode(), cmp.Or(w.Ticket, "0"))
 	default:
@@ -76,7 +73,7 @@ func parseLockAnswer(reply any) (LockAnswer, error) {
 	a := LockAnswer{Returned: r.at(1) == int64(1)}
 	switch r.text(0) {
 	case "leased":
-		a.Held, a.Fence, a.Since, a.Handed = true, r.number(2), r.text(3), r.at(4) == int64(1)
+		a.Held, a.Fence, a.Handed = true, r.number(2), r.at(3) == int64(1)
 	case "wait":
 		a.Ticket, a.Left = strconv.FormatInt(r.number(2), 10), r.millis(3)
 	default:
@@ -87,27 +84,18 @@ func parseLockAnswer(reply any) (LockAnswer, error) {
 
 // parseFreeLock reads the answer of a lock that was free.
 func parseFreeLock(text string) (LockAnswer, error) {
-	first, since, differ := strings.Cut(text, " ")
-	if !differ {
-		since = first
-	}
-	fence, err := strconv.ParseInt(first, 10, 64)
+	fence, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
 		return LockAnswer{}, errShape(text)
 	}
-	return LockAnswer{Held: true, Fence: fence, Since: since}, nil
+	return LockAnswer{Held: true, Fence: fence}, nil
 }
 
-// ReleaseLock gives the owner's lease back, or takes it out of the queue. It
-// reports whether there was a lease; since is what came with it.
-func (c *Client) ReleaseLock(ctx context.Context, l Lock, w LockWish, since string) (bool, error) {
-	var reply any
-	var err error
-	if since == "" {
-		reply, err = c.lockScript(ctx, lockRelease, l, w)
-	} else {
-		reply, err = c.lockScript(ctx, lockRelease, l, w, since)
-	}
+// ReleaseLock gives the owner's lease back, or takes the owner out of the queue.
+// It reports whether there was a lease. When the answer to a release is lost, the
+// release is sent again and reports that there was none.
+func (c *Client) ReleaseLock(ctx context.Context, l Lock, w LockWish) (bool, error) {
+	reply, err := c.lockScript(ctx, lockRelease, l, w)
 	return reply == int64(1), err
 }
 

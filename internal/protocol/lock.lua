@@ -1,6 +1,5 @@
 -- lock.lua: what the lock scripts have in common. It stands before each of them, after its quick way if it has one.
--- KEYS  1 lock: a string: "lock <b> <f>", and for each holder " <owner> <fence> <end>" (ms). f is the last lease's first fence,
---         b the first one since the string was made
+-- KEYS  1 lock: a string: "lock <f>", and for each holder " <owner> <fence> <end>" (ms). f is the first fence of the last lease
 --       2 queue: a sorted set: the owners that wait, by ticket
 --       3 alive: a hash: until when (ms) each of those is believed to wait
 -- ARGV  1 owner   2 lease + 1000 (ms): so long the lock is remembered   3 slots
@@ -16,11 +15,11 @@ local slots = tonumber(ARGV[3])
 local fences = {} -- of the holders, by owner
 local ends = {}
 local holders = 0
-local born, last, rest
+local last, rest
 
 if state then
-  born, last, rest = string.match(state, "^lock (%d+) (%d+)(.*)$")
-  if not born then return redis.error_reply("WRONGTYPE the key of a lock holds a string that is none") end
+  last, rest = string.match(state, "^lock (%d+)(.*)$")
+  if not last then return redis.error_reply("WRONGTYPE the key of a lock holds a string that is none") end
   for owner, fence, stop in string.gmatch(rest, " (%S+) (%d+) (%d+)") do
     if tonumber(stop) > now then
       fences[owner], ends[owner] = fence, tonumber(stop)
@@ -34,7 +33,6 @@ local function grant(owner, length)
   local past = tonumber(last or "0")
   if past > clock + 86400000000 then past = 0 end -- more than a day ahead: not a fence of ours
   last = string.format("%.0f", math.max(clock, past + 16)) -- tostring would write 1.795e+15
-  born = born or last
   fences[owner], ends[owner] = last, now + length
   holders = holders + 1
 end
@@ -64,10 +62,10 @@ local function drop(owner)
   holders = holders - 1
 end
 
--- finish writes the lock. It ends a little after the last lease, so that fences rise and what is sent twice is known again.
+-- finish writes the lock. It ends 1000 ms after the last lease, so that fences rise.
 local function finish()
-  if not born then return end
-  local parts, longest = {"lock", born, last}, now
+  if not last then return end
+  local parts, longest = {"lock", last}, now
   for owner, stop in pairs(ends) do
     parts[#parts + 1] = owner .. " " .. fences[owner] .. " " .. string.format("%.0f", stop)
     longest = math.max(longest, stop)

@@ -2,15 +2,15 @@
 -- An owner that was handed the lease confirms it by sending this again; one that waits stays in the queue by it.
 -- Sent twice with the same owner, it answers the same lease, or the same place in the queue.
 -- ARGV  4 "wait", the default; or "try": do not join the queue   5 the ticket from the last answer, if there is one, or "0"
---       6 owner of the lease to give back, if there is one   7 the b that came with it
--- Returns {"leased", returned, fence, b, handed}: handed is 1 if the lease was ours before we asked;
+--       6 owner of the lease to give back, if there is one
+-- Returns {"leased", returned, fence, handed}: handed is 1 if the lease was ours before we asked;
 --         {"wait", returned, ticket, ms}: the next lease ends in so long, if it is not renewed;
 --         or what lock_free.lua does.
---         returned is 1 if the other lease was still there, or was given back by this very request sent before.
+--         returned is 1 if the other lease was still there. Sent twice, the second request finds it gone and answers 0.
 local owner = ARGV[1]
 local returned = 0
 if ARGV[6] then
-  if fences[ARGV[6]] or (born and born == ARGV[7]) then returned = 1 end
+  if fences[ARGV[6]] then returned = 1 end
   drop(ARGV[6])
 end
 
@@ -38,7 +38,7 @@ settle()
 if fences[owner] then ends[owner] = now + lease end
 finish()
 
-if fences[owner] then return {"leased", returned, fences[owner], born, handed} end
+if fences[owner] then return {"leased", returned, fences[owner], handed} end
 local left = lease
 for _, stop in pairs(ends) do left = math.min(left, stop - now) end
 return {"wait", returned, string.format("%.0f", ticket), left}

@@ -1,9 +1,9 @@
 -- lock_free.lua: the quick way of lock_acquire.lua, before all that it needs else: nobody holds the lock, nobody waits, and nothing is given back.
--- Returns "<fence>", or "<fence> <b>" if the b is another.
+-- Returns "<fence>".
 local state = redis.call("GET", KEYS[1])
 if not ARGV[6] then
-  local born, last = nil, 0
-  if state then born, last = string.match(state, "^lock (%d+) (%d+)$") end
+  local last = 0
+  if state then last = string.match(state, "^lock (%d+)$") end
   if last and redis.call("EXISTS", KEYS[2]) == 0 then
     local time = redis.call("TIME")
     local clock = time[1] * 1000000 + time[2]
@@ -11,8 +11,7 @@ if not ARGV[6] then
     if last > clock + 86400000000 then last = 0 end
     local fence = string.format("%.0f", math.max(clock, last + 16))
     local stop = math.floor(clock / 1000) + ARGV[2] - 1000
-    redis.call("SET", KEYS[1], "lock " .. (born or fence) .. " " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop, "PX", ARGV[2])
-    if born then return fence .. " " .. born end
+    redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop, "PX", ARGV[2])
     return fence
   end
 end

@@ -2,7 +2,7 @@
 -- Whether it has ended makes no difference: nobody had the lock since.
 local state = redis.call("GET", KEYS[1])
 if state then
-  local free, owner = string.match(state, "^(lock %d+ %d+) (%S+) %d+ %d+$")
+  local free, owner = string.match(state, "^(lock %d+) (%S+) %d+ %d+$")
   if owner == ARGV[1] and redis.call("EXISTS", KEYS[2]) == 0 then
     redis.call("SET", KEYS[1], free, "PX", "1000")
     return 1

@@ -1,9 +1,9 @@
 -- lock_release.lua: give a lease back, or leave the queue, whichever the owner is in. The longest waiter has the lease next.
--- ARGV  4 the b that came with the lease, if there was one
--- Returns 1 if there was such a lease, or this very request has given it back before; else 0.
+-- Returns 1 if there was such a lease, else 0. Sent twice, the second request finds none and answers 0: it cannot tell that
+-- from a lease that was lost, and to take a release for a loss harms nobody.
 local ours = 0
-if fences[ARGV[1]] or (born and born == ARGV[4]) then ours = 1 end
 if fences[ARGV[1]] then
+  ours = 1
   drop(ARGV[1])
 else
   redis.call("ZREM", KEYS[2], ARGV[1])

@@ -52,7 +52,7 @@ func (l *locking) ask(w protocol.LockWish) protocol.LockAnswer {
 func (l *locking) has(owner string) protocol.LockAnswer {
 	l.t.Helper()
 	a := l.ask(l.wish(owner))
-	if !a.Held || a.Since == "" {
+	if !a.Held || a.Fence == 0 {
 		l.t.Fatalf("AcquireLock of %s = %+v, want the lease", owner, a)
 	}
 	return a
@@ -67,9 +67,9 @@ func (l *locking) waits(owner string) protocol.LockAnswer {
 	return a
 }
 
-func (l *locking) release(owner, since string, want bool) {
+func (l *locking) release(owner string, want bool) {
 	l.t.Helper()
-	ours, err := l.ReleaseLock(l.t.Context(), l.lock, l.wish(owner), since)
+	ours, err := l.ReleaseLock(l.t.Context(), l.lock, l.wish(owner))
 	if err != nil || ours != want {
 		l.t.Errorf("ReleaseLock of %s = %v, %v; want %v", owner, ours, err, want)
 	}
@@ -82,7 +82,7 @@ func (l *locking) rises(before, after protocol.LockAnswer) {
 	}
 }
 
-// state returns the lock's words, of which 3 are of the lock and 3 of each holder.
+// state returns the lock's words, of which 2 are of the lock and 3 of each holder.
 func (l *locking) state() []string {
 	return strings.Fields(l.rdb.Get(l.t.Context(), l.lock.Names()[0]).Val())
 }
@@ -93,15 +93,15 @@ func TestFreeLockSentTwice(t *testing.T) {
 			a := l.has("p.1")
 			time.Sleep(time.Second)
 			again := l.has("p.1")
-			if again.Fence != a.Fence || again.Since != a.Since || a.Handed || !again.Handed {
+			if again.Fence != a.Fence || a.Handed || !again.Handed {
 				t.Errorf("round %d: AcquireLock = %+v, and sent again %+v", round, a, again)
 			}
 			if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != lockLease+time.Second {
 				t.Errorf("a lease that was asked for again lasts %v", left)
 			}
-			l.release("p.1", a.Since, true)
+			l.release("p.1", true)
 			if round > 0 {
-				l.release("p.1", a.Since, true)
+				l.release("p.1", false) // sent twice
 			}
 			if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != time.Second {
 				t.Errorf("a free lock is remembered for %v", left)
@@ -113,19 +113,16 @@ func TestFreeLockSentTwice(t *testing.T) {
 func TestFencesOfALockRiseWhileTheClockStandsStillOrStepsBack(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
 		a := l.has("p.1")
-		l.release("p.1", a.Since, true)
+		l.release("p.1", true)
 		for _, step := range []time.Duration{0, -time.Second, -time.Hour} {
 			l.fake.SetTime(time.Now().Add(step))
 			b := l.has("p.2") // the quick way
 			l.rises(a, b)
 			l.waits("p.3")
-			l.release("p.2", b.Since, true)
+			l.release("p.2", true)
 			a = l.has("p.3") // and the slow one
 			l.rises(b, a)
-			if b.Since != a.Since {
-				t.Errorf("the lock was born at %s, and then at %s", b.Since, a.Since)
-			}
-			l.release("p.3", a.Since, true)
+			l.release("p.3", true)
 		}
 		l.fake.SetTime(time.Now().Add(-48 * time.Hour))
 		if b := l.has("p.4"); b.Fence != time.Now().Add(-48*time.Hour).UnixMicro() {
@@ -139,7 +136,7 @@ func TestLeaseThatHasEndedIsWrittenOver(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
 		a := l.has("p.1")
 		time.Sleep(lockLease)
-		if n := len(l.state()); n != 6 {
+		if n := len(l.state()); n != 5 {
 			t.Fatalf("the lock has %d words", n)
 		}
 		b := l.has("p.2")
@@ -147,8 +144,8 @@ func TestLeaseThatHasEndedIsWrittenOver(t *testing.T) {
 		if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.1")); ours || err != nil {
 			t.Errorf("RenewLock of a lease that has ended = %v, %v", ours, err)
 		}
-		l.release("p.1", "", false)
-		if n := len(l.state()); n != 6 {
+		l.release("p.1", false)
+		if n := len(l.state()); n != 5 {
 			t.Errorf("a late release has left %v", l.state())
 		}
 		if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.2")); !ours || err != nil {
@@ -162,8 +159,8 @@ func TestLateReleaseOfTheOnlyLease(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
 		a := l.has("p.1")
 		time.Sleep(lockLease + time.Second/2)
-		l.release("p.1", a.Since, true)
-		if n := len(l.state()); n != 3 {
+		l.release("p.1", true)
+		if n := len(l.state()); n != 2 {
 			t.Errorf("it has left %v", l.state())
 		}
 		l.rises(a, l.has("p.2"))
@@ -172,33 +169,31 @@ func TestLateReleaseOfTheOnlyLease(t *testing.T) {
 
 func TestReleaseOfALockThatWasDeleted(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
-		a := l.has("p.1")
+		l.has("p.1")
 		l.rdb.Del(t.Context(), l.lock.Names()[0])
-		l.release("p.1", a.Since, false)
-		time.Sleep(time.Second)
-		b := l.has("p.2")
-		l.release("p.1", a.Since, false)
-		l.release("p.2", b.Since, true)
-		l.release("p.1", a.Since, false)
-		l.release("p.2", b.Since, true)
+		l.release("p.1", false)
+		l.has("p.2")
+		l.release("p.1", false)
+		l.release("p.2", true)
+		l.release("p.1", false)
 	})
 }
 
 // The lock's key is gone and the queue's is not: whoever waits is before those who come.
 func TestFreeLockWithAQueueIsNotForNewcomers(t *testing.T) {
-	for name, free := range map[string]func(l *locking, since string){
-		"deleted": func(l *locking, _ string) { l.rdb.Del(l.t.Context(), l.lock.Names()[0]) },
-		"released": func(l *locking, since string) {
-			l.release("p.1", since, true)
-			l.release("p.2", "", true) // it was handed the lease, and passes it on
+	for name, free := range map[string]func(l *locking){
+		"deleted": func(l *locking) { l.rdb.Del(l.t.Context(), l.lock.Names()[0]) },
+		"released": func(l *locking) {
+			l.release("p.1", true)
+			l.release("p.2", true) // it was handed the lease, and passes it on
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inLock(t, func(_ *testing.T, l *locking) {
-				a := l.has("p.1")
+				l.has("p.1")
 				l.waits("p.2")
 				l.waits("p.3")
-				free(l, a.Since)
+				free(l)
 				l.waits("p.4")
 				w := l.wish("p.5")
 				w.Try = true
@@ -217,7 +212,7 @@ func TestDeadQueueOfAFreeLock(t *testing.T) {
 			a := l.has("p.1")
 			l.waits("p.2")
 			time.Sleep(since)
-			l.release("p.1", a.Since, true)
+			l.release("p.1", true)
 			if since < 3*time.Second {
 				l.waits("p.3")                     // the dead one is handed the lease,
 				time.Sleep(250 * time.Millisecond) // and has not confirmed it
@@ -232,24 +227,24 @@ func TestLastReleaseOfASemaphore(t *testing.T) {
 		l.slots = 2
 		a, b := l.has("p.1"), l.has("p.2")
 		l.rises(a, b)
-		l.release("p.1", a.Since, true)
+		l.release("p.1", true)
 		if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != lockLease+time.Second {
 			t.Errorf("the lock ends in %v, and a lease in %v", left, lockLease)
 		}
-		l.release("p.2", b.Since, true)
-		l.release("p.1", a.Since, true)
+		l.release("p.2", true)
+		l.release("p.1", false)
 		l.rises(b, l.has("p.3"))
 	})
 }
 
 func TestStringThatIsNoLock(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
-		for _, text := range []string{"", "mine", "1 2", "lock", "lock 1", "lock 1 x", "unlock 1 2", `{"lock": 1}`, "mine 1 2 p.1 3 4"} {
+		for _, text := range []string{"", "mine", "1 2", "lock", "lock x", "unlock 1 2", `{"lock": 1}`, "mine 1 2 p.1 3 4"} {
 			l.rdb.Set(t.Context(), l.lock.Names()[0], text, 0)
 			if a, err := l.AcquireLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
 				t.Errorf("AcquireLock with %q there = %+v", text, a)
 			}
-			if ours, err := l.ReleaseLock(t.Context(), l.lock, l.wish("p.1"), "1"); err == nil {
+			if ours, err := l.ReleaseLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
 				t.Errorf("ReleaseLock with %q there = %v", text, ours)
 			}
 			if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
