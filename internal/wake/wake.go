@@ -43,6 +43,7 @@ type Mailbox struct {
 	ctx     context.Context // ends when the last user closes
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+	node    string // of a cluster: where run subscribed last; it alone uses this
 
 	mu       sync.Mutex
 	users    int
@@ -215,7 +216,7 @@ var ended = func() context.Context {
 // run receives messages, over one connection after another.
 func (m *Mailbox) run() {
 	for pause := firstPause; m.ctx.Err() == nil; pause = min(2*pause, longestPause) {
-		conn := m.client.Subscribe(m.ctx) // no channel yet, so no connection and no waiting
+		conn := m.pubSub()
 		if m.connect(conn) && m.receive(conn) {
 			pause = firstPause
 		}
@@ -253,8 +254,10 @@ func (m *Mailbox) connect(conn *redis.PubSub) bool {
 // the middle of a message as if nothing had been read. A connection that is
 // silent for ever is found out by Suspect instead.
 func (m *Mailbox) receive(conn *redis.PubSub) (heard bool) {
+	answered := m.awaitAnswer(conn)
 	for {
 		got, err := conn.Receive(ended)
+		answered()
 		if _, refused := errors.AsType[redis.Error](err); refused {
 			continue // a user that may not listen; it is deaf, but the connection is good
 		}
@@ -402,8 +405,8 @@ func (m *Mailbox) Suspect(channel string) {
 func (m *Mailbox) probe(channel string, echo chan struct{}) bool {
 	ctx, cancel := context.WithTimeout(m.ctx, probeTime)
 	defer cancel()
-	if m.client.Publish(ctx, channel, protocol.Probe()).Err() != nil {
-		return true // it says nothing about the connection on which we listen
+	if err := m.client.Publish(ctx, channel, protocol.Probe()).Err(); err != nil {
+		return !m.isSilent(err)
 	}
 	select {
 	case <-echo:
