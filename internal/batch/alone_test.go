@@ -2,6 +2,7 @@ package batch_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime/debug"
@@ -271,7 +272,7 @@ func TestCloseWhileOneIsAlone(t *testing.T) {
 				}
 				synctest.Wait()
 				wantEnded(t, "the one on his way", sent, want, end)
-				if err := b.Do(t.Context(), within, get("k")); err != io.EOF {
+				if err := b.Do(t.Context(), within, get("k")); !errors.Is(err, io.EOF) {
 					t.Errorf("Do after Close = %v, want %v", err, io.EOF)
 				}
 			})

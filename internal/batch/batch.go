@@ -58,6 +58,7 @@ type Conn interface {
 type Batcher struct {
 	conn     Conn
 	punctual bool // conn is: callers may send themselves
+	once     bool // conn does not retry
 	straggle time.Duration
 
 	// Requests for use again. Not one pool for the whole program: a request has
@@ -145,7 +146,7 @@ func (l *limit) Err() error {
 
 // New returns a batcher over a client.
 func New(conn Conn) *Batcher {
-	b := &Batcher{conn: conn, punctual: isPunctual(conn), straggle: straggle, idle: make(chan struct{})}
+	b := &Batcher{conn: conn, punctual: isPunctual(conn), once: sendsOnce(conn), straggle: straggle, idle: make(chan struct{})}
 	b.alarm = time.AfterFunc(time.Hour, b.ring)
 	b.alarm.Stop()
 	return b
@@ -168,7 +169,8 @@ func (b *Batcher) request() *request {
 // first error among theirs. It returns early with ctx's error when ctx ends,
 // and with [ErrTimeout] when within is over; the commands may then still be
 // executed, and must not be touched any more. On a closed batcher it returns the
-// cause given to Close.
+// cause given to Close. [NotSent] says of which errors it is known that no command
+// was sent.
 func (b *Batcher) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
 	return b.do(ctx, within, nil, cmds)
 }
@@ -184,7 +186,10 @@ func (b *Batcher) Read(ctx context.Context, within time.Duration, cmd *redis.Str
 
 func (b *Batcher) do(ctx context.Context, within time.Duration, read *redis.StringCmd, cmds []redis.Cmder) error {
 	if within <= 0 {
-		return ErrTimeout
+		return unsent{ErrTimeout}
+	}
+	if err := ctx.Err(); err != nil {
+		return unsent{err}
 	}
 	r := b.request()
 	if read != nil {
@@ -192,24 +197,27 @@ func (b *Batcher) do(ctx context.Context, within time.Duration, read *redis.Stri
 		cmds = r.one[:]
 	}
 	r.cmds, r.read, r.until, r.state = cmds, read != nil, now()+within, waiting
-	own, err := b.enqueue(ctx, r, within)
+	end, ends := ctx.Deadline() // before the mutex is held: the context is the caller's code
+	own, err := b.enqueue(r, within, end, ends)
 	if err != nil {
 		return err
 	}
 	if own != nil {
 		b.carry(own)
-		err = orEnd(ctx, firstError(cmds))
+		err = orEnd(ctx, b.failure(firstError(cmds)))
 	} else {
 		select {
 		case <-r.done:
 		case <-ctx.Done():
-			b.leave(r)
+			if b.leave(r) {
+				return unsent{ctx.Err()}
+			}
 			return ctx.Err()
 		}
 		if r.state == refused {
 			return r.err
 		}
-		err = firstError(cmds)
+		err = b.failure(firstError(cmds))
 	}
 	r.cmds, r.one[0], r.batch = nil, nil, nil
 	b.free.Put(r)
@@ -246,12 +254,13 @@ func firstError(cmds []redis.Cmder) error {
 }
 
 // enqueue puts a request into the queue. If it returns a batch, that is the
-// request alone, for its caller to carry. Its error is that the batcher is closed.
-func (b *Batcher) enqueue(ctx context.Context, r *request, within time.Duration) (*batch, error) {
+// request alone, for its caller to carry; end is then the caller's own deadline, if
+// it has one. The error says that the batcher is closed.
+func (b *Batcher) enqueue(r *request, within time.Duration, end time.Time, ends bool) (*batch, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed != nil {
-		return nil, b.closed
+		return nil, unsent{b.closed}
 	}
 	var last *batch
 	if n := len(b.queue); n > 0 {
@@ -277,8 +286,8 @@ func (b *Batcher) enqueue(ctx context.Context, r *request, within time.Duration)
 	switch {
 	case f == nil:
 		return nil, nil
-	case b.isAlone(r, f) && ctx.Err() == nil:
-		b.entrust(ctx, f)
+	case b.isAlone(r, f):
+		b.entrust(f, end, ends)
 		return f, nil
 	}
 	go b.work(f) // ends when the queue is empty
@@ -294,12 +303,12 @@ func (b *Batcher) isAlone(r *request, f *batch) bool {
 		!slices.ContainsFunc(b.flying, func(other *batch) bool { return f.sent-other.sent > soon })
 }
 
-// entrust leaves a batch to the caller of its only request. Its time ends with his
-// own, if that is sooner. The caller holds b.mu.
-func (b *Batcher) entrust(ctx context.Context, f *batch) {
+// entrust leaves a batch to the caller of its only request. Its time is over at the
+// caller's own deadline, if that is sooner. The caller holds b.mu.
+func (b *Batcher) entrust(f *batch, end time.Time, ends bool) {
 	r := f.requests[0]
 	r.state = carried
-	if end, ok := ctx.Deadline(); ok && end.Before(f.limit.until) {
+	if ends && end.Before(f.limit.until) {
 		r.until = end.Sub(epoch)
 		f.until, f.limit.until = r.until, end
 		b.ringAt(r.until)
@@ -384,28 +393,31 @@ func (b *Batcher) next() *batch {
 	return f
 }
 
-// leave notes that the caller of a request has left. What is still in the queue
-// will not be sent.
-func (b *Batcher) leave(r *request) {
+// leave notes that the caller of a request has left, and reports whether the
+// request was still queued or was refused: then it is not sent.
+func (b *Batcher) leave(r *request) (unsent bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if r.state == waiting {
 		r.state = left
-		b.unqueue(r)
+		return b.unqueue(r)
 	}
+	return r.state == refused && NotSent(r.err)
 }
 
-// unqueue takes a request out of the queue, if it is in it. The caller holds b.mu.
-func (b *Batcher) unqueue(r *request) {
+// unqueue takes a request out of the queue, and reports whether it was in it. The
+// caller holds b.mu.
+func (b *Batcher) unqueue(r *request) bool {
 	f := r.batch
-	if f.limit.over != nil { // it is on its way
-		return
+	if f.limit.over != nil { // it was sent
+		return false
 	}
 	f.requests[r.place] = nil
 	if f.live--; f.live == 0 {
 		i := slices.Index(b.queue, f)
 		b.queue = slices.Delete(b.queue, i, i+1)
 	}
+	return true
 }
 
 // work carries batches until there are none.
@@ -585,8 +597,11 @@ func (b *Batcher) expire(f *batch, t time.Duration) {
 			b.giveUp(f)
 		}
 		if r.state == waiting {
-			b.unqueue(r)
-			r.refuse(ErrTimeout)
+			if b.unqueue(r) {
+				r.refuse(unsent{ErrTimeout})
+			} else {
+				r.refuse(ErrTimeout)
+			}
 		}
 	}
 	if f.limit.over != nil {
@@ -635,7 +650,7 @@ func (b *Batcher) Close(cause error) {
 	for _, f := range b.queue {
 		for _, r := range f.requests {
 			if r != nil {
-				r.refuse(cause)
+				r.refuse(unsent{cause})
 			}
 		}
 	}

@@ -343,7 +343,7 @@ func TestWithoutTimeNothingIsSent(t *testing.T) {
 		b := batch.NewEager(r.Client())
 		for i := range 2000 {
 			go func() {
-				if err := b.Do(t.Context(), -time.Duration(i%2), set("k", "v")); err != batch.ErrTimeout {
+				if err := b.Do(t.Context(), -time.Duration(i%2), set("k", "v")); !errors.Is(err, batch.ErrTimeout) {
 					t.Errorf("Do without time = %v, want %v", err, batch.ErrTimeout)
 				}
 			}()
@@ -694,7 +694,7 @@ func TestClose(t *testing.T) {
 		go func() { b.Close(io.EOF); b.Close(io.EOF); close(closed) }()
 		synctest.Wait()
 		wantEnded(t, "the queued one", queued, 0, io.EOF)
-		if err := b.Do(t.Context(), within, get("k")); err != io.EOF {
+		if err := b.Do(t.Context(), within, get("k")); !errors.Is(err, io.EOF) {
 			t.Errorf("Do after Close = %v, want %v", err, io.EOF)
 		}
 		select {

@@ -2,6 +2,7 @@ package batch_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -75,7 +76,7 @@ func TestEqualReadsInTheQueueAreOneCommand(t *testing.T) {
 		ends = append(ends, read(t.Context(), b, short))
 		r.Until("the short one is, too", func() bool { return b.Queued() == 1+len(cmds) })
 		leave()
-		if got := <-gone; got.err != context.Canceled {
+		if got := <-gone; !errors.Is(got.err, context.Canceled) {
 			t.Errorf("the first, who leaves: %v", got.err)
 		}
 		close(g.open)

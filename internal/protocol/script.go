@@ -122,8 +122,16 @@ const (
 // after pauses, until it succeeds, fails for good, or the time since started is
 // over. All our operations may be sent twice, so a lost answer is no reason to
 // give up.
-func (c *Client) persist(ctx context.Context, started time.Time, err error, send func(within time.Duration) error) error {
+func (c *Client) persist(ctx context.Context, started time.Time, err error, send func(within time.Duration) error) (last error) {
 	wasCut := false
+	defer func() {
+		if e, ok := errors.AsType[interface {
+			error
+			NotSent() bool
+		}](last); ok && wasCut && e.NotSent() {
+			last = afterCut{last}
+		}
+	}()
 	for pause := firstPause; err != nil; pause = min(2*pause, longestPause) {
 		switch {
 		case passing(err):
@@ -142,6 +150,13 @@ func (c *Client) persist(ctx context.Context, started time.Time, err error, send
 	}
 	return nil
 }
+
+// afterCut is the error of an operation of which an earlier attempt may have
+// arrived: the connection ended before the answer came. batch.NotSent asks it.
+type afterCut struct{ error }
+
+func (e afterCut) Unwrap() error { return e.error }
+func (afterCut) NotSent() bool   { return false }
 
 // discreet returns an error without what the server quotes in it: to a command
 // that it does not know, because somebody has renamed that, or a proxy has no such

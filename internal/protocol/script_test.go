@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -343,6 +344,29 @@ func TestWhatIsTriedAgain(t *testing.T) {
 			if got := c.Invalidate(t.Context(), key); got != err || f.runs != want {
 				t.Errorf("%v: tried %d times and %v; want %d times, and the error", err, f.runs, got, want)
 			}
+		}
+	})
+}
+
+// After a reply that was lost, nobody can say that nothing was sent.
+func TestWhatWasCutBeforeMayHaveArrived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		rdb := r.Client()
+		c := protocol.NewClient(batch.New(rdb), ns, "p", timeout, false)
+		redistest.WireOf(rdb).LoseReplies(1, "EVALSHA")
+		var ended atomic.Bool
+		go func() {
+			time.Sleep(time.Millisecond) // the operation pauses
+			r.Kill()
+			ended.Store(true)
+		}()
+		err := c.Invalidate(t.Context(), key)
+		if !ended.Load() || err == nil || batch.NotSent(err) {
+			t.Errorf("refused after a cut: NotSent(%v) = %v, want false", err, batch.NotSent(err))
+		}
+		if err := c.Invalidate(t.Context(), key); !batch.NotSent(err) {
+			t.Errorf("refused: NotSent(%v) = false", err)
 		}
 	})
 }
