@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"reflect"
 	"sync"
 
 	"github.com/vmihailenco/msgpack/v5"
 
 	"github.com/fetchonce/fetchonce/internal/prescan"
+	"github.com/fetchonce/fetchonce/internal/readback"
 )
 
 // A Codec turns values into bytes and back. It is called by many goroutines
@@ -16,6 +18,11 @@ import (
 // Redis could have put it there, and must neither keep nor change data, which
 // others may be reading. It is given data that the same type of codec wrote, so a
 // change of format needs a new type, or a new [Options.Schema].
+//
+// A value is stored only if Unmarshal reads what Marshal wrote. A Loader calls
+// Unmarshal once before it stores a value, unless the codec is [Msgpack] or [JSON]
+// and the type cannot be refused: it has no interface, no type that encodes
+// itself, and does not contain itself.
 type Codec interface {
 	Marshal(v any) ([]byte, error)
 	Unmarshal(data []byte, v any) error
@@ -24,9 +31,9 @@ type Codec interface {
 // The codecs that come with the package.
 var (
 	// Msgpack is the default: compact, and quick. Struct fields are named by
-	// the tag "msgpack", or as they are in Go. It refuses data that declares
-	// more than it has, that nests deeper than 64 arrays and maps, or that has
-	// interned strings; see https://msgpack.org for the format.
+	// the tag "msgpack", or as they are in Go. It neither reads nor writes data
+	// that declares more than it has, that nests more than 1000 arrays and maps, or
+	// that has interned strings; see https://msgpack.org for the format.
 	Msgpack Codec = msgpackCodec{}
 
 	// JSON is encoding/json: for values that people, or programs in other
@@ -41,7 +48,17 @@ func (jsonCodec) Unmarshal(data []byte, v any) error { return json.Unmarshal(dat
 
 type msgpackCodec struct{}
 
-func (msgpackCodec) Marshal(v any) ([]byte, error) { return msgpack.Marshal(v) }
+// Marshal refuses what Unmarshal would refuse.
+func (msgpackCodec) Marshal(v any) ([]byte, error) {
+	data, err := msgpack.Marshal(v)
+	if err == nil {
+		err = prescan.Check(data)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return data, nil
+}
 
 // Unmarshal has the data looked over first: the decoder believes any length,
 // and recurses as deep as the data goes.
@@ -52,7 +69,10 @@ func (msgpackCodec) Unmarshal(data []byte, v any) error {
 		return err
 	}
 	d.Reset(&d.data)
-	return d.Decode(v)
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	return d.data.End()
 }
 
 // A decoder reads checked data.
@@ -66,6 +86,12 @@ var decoders = sync.Pool{New: func() any { return &decoder{Decoder: msgpack.NewD
 func (d *decoder) putBack() {
 	d.data = prescan.Reader{} // keeps no data of anybody's
 	decoders.Put(d)
+}
+
+// needsReadBack reports whether codec may refuse to read what it wrote for a V.
+func needsReadBack[V any](codec Codec) bool {
+	ours := codec == Msgpack || codec == JSON
+	return !ours || readback.Needed(reflect.TypeFor[V]())
 }
 
 // codecID returns the number by which an envelope says which codec wrote it:

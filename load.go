@@ -479,9 +479,7 @@ func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, keep time.
 	if m.err == nil {
 		h = r.header(r.k, envelope.Value, r.freshFor(r.opt.TTL, m.ttl))
 		if payload, err = r.encode(m.value); err != nil {
-			if !errors.Is(err, errTooLarge) {
-				err = errors.New("the codec cannot write it") // not its error, which may quote the value
-			}
+			err = whyUnstored(err)
 			r.notices.warn(noticeUnstored, err)
 			return nil, 0, err
 		}

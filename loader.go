@@ -27,6 +27,7 @@ import (
 type Loader[V any] struct {
 	opt     Options[V] // with the defaults; what is off is zero
 	codec   byte
+	unsure  bool // the codec may refuse to read what it wrote for a V
 	redis   *protocol.Client
 	names   *protocol.Namespace
 	nodes   *nodes
@@ -137,6 +138,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l := &Loader[V]{
 		opt:     opt,
 		codec:   codecID(opt.Codec),
+		unsure:  needsReadBack[V](opt.Codec),
 		names:   protocol.NewNamespace(opt.Prefix, opt.Schema),
 		mailbox: wake.Open(rdb),
 		notices: notices{logger: opt.Logger},
@@ -294,8 +296,8 @@ func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 //
 // When Set returns nil, every Get that begins later sees v or what came after
 // it. Otherwise nothing is known of v, unless the error's cause is that it
-// cannot be stored: it cannot be encoded, it is larger than [Options.MaxBytes],
-// or TTL is off. The error is an [*Error]; or [ErrClosed], or that of a ctx that
+// cannot be stored: it cannot be encoded, the codec does not read what it wrote, it is larger
+// than [Options.MaxBytes], or TTL is off. The error is an [*Error]; or [ErrClosed], or that of a ctx that
 // had ended before, and then nothing was done.
 func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	k, err := l.enter(ctx, "set", key, false)

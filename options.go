@@ -118,7 +118,8 @@ type Options[V any] struct {
 	Store Store[V]
 
 	// Codec turns values into bytes for Redis. The default is [Msgpack]. What
-	// one codec wrote, another does not read: it is a miss.
+	// one codec wrote, another does not read: it is a miss. What the codec would not
+	// read is not stored; see [Codec].
 	Codec Codec
 
 	// Clone is called on a value that several callers of this process share

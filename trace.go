@@ -147,7 +147,7 @@ type TraceStore struct {
 	Key     string
 	Bytes   int   // as encoded
 	Refused bool  // it came too late: the lease was not ours any more
-	Err     error // it cannot be encoded, or Redis failed
+	Err     error // it cannot be encoded or read back, is too large, or Redis failed
 }
 
 // A TraceLease is what [Trace.LeaseLost] is told.

@@ -9,12 +9,15 @@ import (
 
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/near"
+	"github.com/fetchonce/fetchonce/internal/prescan"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
 var (
 	errTooLarge = errors.New("larger than Options.MaxBytes")
 	errCodec    = errors.New("written with another codec")
+
+	errUnreadable = errors.New("the codec does not read what it wrote")
 )
 
 // openAndKeep reads a value that came from Redis, and judges whether it is fresh.
@@ -111,14 +114,38 @@ func (l *Loader[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envel
 	return h
 }
 
-// encode encodes a value, if it may be kept.
+// encode encodes a value, if it may be kept: whatever would be refused on reading
+// is refused here.
 func (l *Loader[V]) encode(v V) (payload []byte, err error) {
 	defer recoverAs(&err)
 	payload, err = l.opt.Codec.Marshal(v)
-	if err == nil && len(payload) > l.opt.MaxBytes {
-		err = errTooLarge
+	switch {
+	case err != nil:
+		return nil, err
+	case len(payload) > l.opt.MaxBytes:
+		return nil, errTooLarge
+	case l.unsure:
+		var read V
+		if err := l.decode(payload, &read); err != nil {
+			return nil, fmt.Errorf("%w: %w", errUnreadable, err)
+		}
 	}
-	return payload, err
+	return payload, nil
+}
+
+// whyUnstored returns what a log may say of an error of encode. A codec's own
+// error may quote the value.
+func whyUnstored(err error) error {
+	if format, ok := errors.AsType[prescan.Error](err); ok {
+		return format
+	}
+	switch {
+	case errors.Is(err, errTooLarge):
+		return errTooLarge
+	case errors.Is(err, errUnreadable):
+		return errUnreadable
+	}
+	return errors.New("the codec cannot write it")
 }
 
 func (l *Loader[V]) decode(payload []byte, v *V) (err error) {

@@ -71,7 +71,7 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 		s.prepare(opt.Table, opt.Key, opt.Columns, "")
 		return s, nil
 	}
-	e := encoding[V]{codec: opt.Codec, text: opt.Codec == fetchonce.JSON}
+	e := encodingOf[V](opt.Codec)
 	s.write, s.read = e.write, e.read
 	cast, valueType := "", d.binaryType
 	if e.text {
@@ -126,6 +126,8 @@ const createAttempts = 10
 // the value in it is what is returned. Else the error is the insert's, the
 // driver's. So it is for a row that breaks another unique constraint than the
 // key's; the error then names that one.
+//
+// A value that the codec does not read back is refused before the insert.
 //
 // When Create returns an error, the row may have been kept all the same, if the
 // answer was lost on its way. To create it again does no harm.

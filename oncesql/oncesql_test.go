@@ -169,3 +169,17 @@ func TestNumberOfAnErrorIsFound(t *testing.T) {
 		}
 	}
 }
+
+// A value that the codec would not read is not inserted: no Create could replace
+// the row.
+func TestCreateRefusesWhatTheCodecDoesNotRead(t *testing.T) {
+	type described struct{ By fmt.Stringer }
+	s, err := oncesql.New(sql.OpenDB(untouched{t}), oncesql.Options[described]{Dialect: oncesql.Postgres, Table: "t"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Create(t.Context(), "k", described{By: oncesql.Postgres})
+	if err == nil || !strings.Contains(err.Error(), `the value of "k": the codec does not read what it wrote`) {
+		t.Errorf("Create = %v; want an error that says that the codec does not read it", err)
+	}
+}

@@ -4,11 +4,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/readback"
 )
 
 // Options say which table a [Store] uses, and how a value stands in it: as one
@@ -166,14 +168,29 @@ func (d dialect) checkName(field, name string) error {
 
 // An encoding is how a value stands in one column.
 type encoding[V any] struct {
-	codec fetchonce.Codec
-	text  bool // what codec makes is text, and is sent as such
+	codec  fetchonce.Codec
+	text   bool // what codec makes is text, and is sent as such
+	unsure bool // codec may refuse to read what it wrote for a V
+}
+
+func encodingOf[V any](codec fetchonce.Codec) encoding[V] {
+	ours := codec == fetchonce.JSON || codec == fetchonce.Msgpack
+	return encoding[V]{
+		codec: codec, text: codec == fetchonce.JSON,
+		unsure: !ours || readback.Needed(reflect.TypeFor[V]()),
+	}
 }
 
 func (e encoding[V]) write(key string, v V) ([]any, error) {
 	data, err := e.codec.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("oncesql: encode the value of %q: %w", key, err)
+	}
+	if e.unsure {
+		var read V
+		if err := e.codec.Unmarshal(data, &read); err != nil {
+			return nil, fmt.Errorf("oncesql: encode the value of %q: the codec does not read what it wrote: %w", key, err)
+		}
 	}
 	if e.text {
 		return []any{string(data)}, nil

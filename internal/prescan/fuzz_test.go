@@ -92,7 +92,7 @@ func FuzzMarshaled(f *testing.F) {
 	f.Add(int64(-1<<63), "", []byte(nil), 0.0, false, uint16(0xffff), uint8(63))
 	f.Fuzz(func(t *testing.T, n int64, s string, b []byte, x float64, ok bool, many uint16, deep uint8) {
 		var nested any = map[string]any{s: b, s + "x": x}
-		for range deep % (prescan.MaxDepth - 3) {
+		for range 4 * int(deep) % (prescan.MaxDepth - 3) {
 			nested = []any{nested, n}
 		}
 		v := map[string]any{

@@ -62,15 +62,15 @@ func decodeHostile(t *testing.T) {
 		return string([]byte{0xdd, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}) + strings.Repeat(element, n)
 	}
 	hostile := []string{
-		"\xdd\x02\xff\xff\xff",                // a slice of 50 million
-		"\xc6\x7f\xff\xff\xff",                // 2 GB of bytes
-		"\xdf\x7f\xff\xff\xff\x00",            // a map of 2 billion
-		strings.Repeat("\x91", 2<<20),         // as deep as it is long
-		strings.Repeat("\x81\xa0", 1<<20),     // likewise
-		strings.Repeat("\x91", 60) + "\xc0",   // as deep as may be
-		"\x92" + many("\xc0", 1000) + "\xdd",  // cut off late
-		many("\xdd\xff\xff\xff\xff", 100),     // each declares more than there is
-		many("\xc0", 1<<20), many("\x01", 10), // whole, and large in memory
+		"\xdd\x02\xff\xff\xff",                            // a slice of 50 million
+		"\xc6\x7f\xff\xff\xff",                            // 2 GB of bytes
+		"\xdf\x7f\xff\xff\xff\x00",                        // a map of 2 billion
+		strings.Repeat("\x91", 2<<20),                     // as deep as it is long
+		strings.Repeat("\x81\xa0", 1<<20),                 // likewise
+		strings.Repeat("\x91", prescan.MaxDepth) + "\xc0", // as deep as may be
+		"\x92" + many("\xc0", 1000) + "\xdd",              // cut off late
+		many("\xdd\xff\xff\xff\xff", 100),                 // each declares more than there is
+		many("\xc0", 1<<20), many("\x01", 10),             // whole, and large in memory
 		many("\xa0", 1<<16), many("\x90", 1<<16), many("\x80", 1<<16), many("\x01", 1<<20),
 	}
 	decoded := 0

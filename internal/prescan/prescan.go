@@ -10,35 +10,42 @@
 // the codec Msgpack.
 package prescan
 
-import (
-	"encoding/binary"
-	"errors"
-)
+import "encoding/binary"
 
-// MaxDepth is how many arrays and maps may stand in one another.
-const MaxDepth = 64
+// MaxDepth is how many arrays and maps may stand in one another. A level takes
+// less than 1 KiB of the decoder's stack, of which Go allows 1 GB.
+const MaxDepth = 1000
 
-var (
+// commonDepth is how many levels Check remembers without an allocation.
+const commonDepth = 64
+
+// An Error says what is wrong with data. Its text quotes none of it.
+type Error string
+
+// Error returns the text.
+func (e Error) Error() string { return string(e) }
+
+const (
 	// ErrShort says that data is shorter than it declares.
-	ErrShort = errors.New("msgpack: data is shorter than it declares")
+	ErrShort Error = "msgpack: data is shorter than it declares"
 
-	// ErrTrailing says that data goes on after its one value.
-	ErrTrailing = errors.New("msgpack: data goes on after the value")
+	// ErrTrailing says that data goes on after what was decoded.
+	ErrTrailing Error = "msgpack: data goes on after the value"
 
 	// ErrDepth says that more than [MaxDepth] arrays and maps stand in one another.
-	ErrDepth = errors.New("msgpack: nested deeper than 64")
+	ErrDepth Error = "msgpack: nested deeper than 1000"
 
 	// ErrReserved says that the byte 0xc1 stands where a value should begin.
-	ErrReserved = errors.New("msgpack: 0xc1 is not a value")
+	ErrReserved Error = "msgpack: 0xc1 is not a value"
 
 	// ErrInterned says that data has interned strings, an extension that is the
 	// msgpack library's own. Its decoder reads their payload byte by byte, just
 	// as it reads that of an extension which it mistakes for a map.
-	ErrInterned = errors.New("msgpack: interned strings are not supported")
+	ErrInterned Error = "msgpack: interned strings are not supported"
 
 	// ErrNoPayload says that data has an extension without a payload: the
 	// decoder could take the value behind it for one.
-	ErrNoPayload = errors.New("msgpack: extension without a payload")
+	ErrNoPayload Error = "msgpack: extension without a payload"
 )
 
 // The first byte of a value says what follows it: so many bytes, up to
@@ -78,9 +85,13 @@ var heads = [256]uint8{
 	0xde: dict | 2, dict | 4,
 }
 
-// Check returns nil if data is exactly one value, all of which is there and
-// nested no deeper than [MaxDepth], and otherwise an error that says what is
-// wrong with it. It does not allocate, and looks at each value once.
+// Check returns nil if data is one value or several in sequence, all of them
+// complete and nested no deeper than [MaxDepth]. Otherwise the error is the
+// [Error] that says what is wrong. Check visits each value once, and allocates
+// only for data that nests deeper than most: once, 8 KiB.
+//
+// A type that encodes itself may write several values in sequence. Whether they
+// all belong to one Go value shows when it is decoded: see [Reader.End].
 func Check(data []byte) error {
 	_, err := check(data)
 	return err
@@ -88,7 +99,8 @@ func Check(data []byte) error {
 
 // check is [Check]; it also reports whether there are extensions in data.
 func check(data []byte) (exts bool, err error) {
-	var around [MaxDepth]int // the values still missing in each container around this one
+	var common [commonDepth]int
+	around := common[:] // the values still missing in each container around this one
 	depth := 0
 	missing := 1 // in this container
 	off := 0
@@ -112,18 +124,18 @@ func check(data []byte) (exts bool, err error) {
 			}
 			switch head & class {
 			case array, dict:
-				if depth == MaxDepth {
-					return false, ErrDepth
+				if depth == len(around) {
+					if depth == MaxDepth {
+						return false, ErrDepth
+					}
+					around = deeper(around)
 				}
 				around[depth] = missing
 				depth++
 				missing = int(n)
 			case ext:
-				if n == 0 {
-					return false, ErrNoPayload
-				}
-				if data[off-1] == interned {
-					return false, ErrInterned
+				if err := checkExt(data, off, n); err != nil {
+					return false, err
 				}
 				exts = true
 				off += int(n)
@@ -133,7 +145,11 @@ func check(data []byte) (exts bool, err error) {
 		}
 		for missing == 0 {
 			if depth == 0 {
-				return exts, checkEnd(data, off)
+				if off >= len(data) {
+					return exts, checkEnd(data, off)
+				}
+				missing = 1 // the next in sequence
+				break
 			}
 			depth--
 			missing = around[depth]
@@ -141,13 +157,28 @@ func check(data []byte) (exts bool, err error) {
 	}
 }
 
-// checkEnd checks that data ends at off, where its value does.
-func checkEnd(data []byte, off int) error {
+// deeper returns a copy of around that has room for [MaxDepth] levels.
+func deeper(around []int) []int {
+	all := make([]int, MaxDepth)
+	copy(all, around)
+	return all
+}
+
+// checkExt checks an extension with n bytes of payload at off.
+func checkExt(data []byte, off int, n uint64) error {
 	switch {
-	case off > len(data):
+	case n == 0:
+		return ErrNoPayload
+	case data[off-1] == interned:
+		return ErrInterned
+	}
+	return nil
+}
+
+// checkEnd checks that the last value ends within data.
+func checkEnd(data []byte, off int) error {
+	if off > len(data) {
 		return ErrShort
-	case off < len(data):
-		return ErrTrailing
 	}
 	return nil
 }

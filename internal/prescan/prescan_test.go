@@ -46,8 +46,11 @@ func TestEachFormatIsKnown(t *testing.T) {
 			if err := prescan.Check(data[:len(data)-1]); !errors.Is(err, prescan.ErrShort) {
 				t.Errorf("Check without the last byte = %v; want ErrShort", err)
 			}
-			if err := prescan.Check(append(data, 0xc0)); !errors.Is(err, prescan.ErrTrailing) {
-				t.Errorf("Check with a nil behind = %v; want ErrTrailing", err)
+			if err := prescan.Check(append(data, 0xc0)); err != nil {
+				t.Errorf("Check with a nil in sequence = %v; want nil", err)
+			}
+			if err := prescan.Check(append(data, 0xc1)); !errors.Is(err, prescan.ErrReserved) {
+				t.Errorf("Check with a reserved byte in sequence = %v; want ErrReserved", err)
 			}
 		})
 	}
@@ -62,7 +65,8 @@ func TestUnsafeDataIsRefused(t *testing.T) {
 		"reserved":                   {"c1", prescan.ErrReserved},
 		"reserved in an array":       {"92 2a c1", prescan.ErrReserved},
 		"reserved as a key":          {"81 c1 2a", prescan.ErrReserved},
-		"two values":                 {"2a 2a", prescan.ErrTrailing},
+		"second value too long":      {"2a dc 00 03 2a 2a", prescan.ErrShort},
+		"second value cut off":       {"2a a3 61", prescan.ErrShort},
 		"array 32 of 50 million":     {"dd 02 ff ff ff", prescan.ErrShort},
 		"array 32 of 4 billion":      {"dd ff ff ff ff 2a", prescan.ErrShort},
 		"map 32 of 4 billion":        {"df ff ff ff ff 2a 2a", prescan.ErrShort},
@@ -98,6 +102,7 @@ func TestDepthIsBounded(t *testing.T) {
 		"keys of maps":        func(n int) []byte { return slices.Concat(repeat("81", n), null, repeat("c0", n)) },
 		"last of several":     func(n int) []byte { return append(repeat("93 2a 2a", n), null...) },
 		"first of several":    func(n int) []byte { return slices.Concat(repeat("93", n), null, repeat("2a 2a", n)) },
+		"second in sequence":  func(n int) []byte { return slices.Concat([]byte{0x91, 0xc0}, repeat("91", n), null) },
 		"around an empty one": func(n int) []byte { return append(repeat("91", n-1), 0x90) },
 	}
 	for name, nested := range tests {
@@ -105,7 +110,7 @@ func TestDepthIsBounded(t *testing.T) {
 			if err := prescan.Check(nested(prescan.MaxDepth)); err != nil {
 				t.Errorf("Check of %d in one another = %v; want nil", prescan.MaxDepth, err)
 			}
-			for _, depth := range []int{prescan.MaxDepth + 1, 1000, 2 << 20} {
+			for _, depth := range []int{prescan.MaxDepth + 1, 10_000, 2 << 20} {
 				if err := prescan.Check(nested(depth)); !errors.Is(err, prescan.ErrDepth) {
 					t.Errorf("Check of %d in one another = %v; want ErrDepth", depth, err)
 				}
@@ -128,13 +133,17 @@ func TestCheckDoesNotAllocate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, data := range map[string][]byte{
-		"sound":   sound,
-		"hostile": bytes.Repeat([]byte{0x91}, 1<<20),
-		"short":   {0xdd, 0x02, 0xff, 0xff, 0xff},
+		"sound": sound,
+		"deep":  append(bytes.Repeat([]byte{0x91}, 64), 0xc0),
+		"short": {0xdd, 0x02, 0xff, 0xff, 0xff},
 	} {
 		if n := testing.AllocsPerRun(10, func() { _ = prescan.Check(data) }); n != 0 {
 			t.Errorf("Check of %s data allocates %v times; want 0", name, n)
 		}
+	}
+	hostile := bytes.Repeat([]byte{0x91}, 1<<20)
+	if n := testing.AllocsPerRun(10, func() { _ = prescan.Check(hostile) }); n > 1 {
+		t.Errorf("Check of a million arrays allocates %v times; want 1", n)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 // extension for something else: the data has an extension where the type it is
 // decoded into has a map, or a decoder of an extension registered with msgpack
 // reads its payload in parts.
-var ErrPayload = errors.New("msgpack: unexpected extension")
+const ErrPayload Error = "msgpack: unexpected extension"
 
 // A Reader reads checked data for the decoder of the msgpack library, which
 // reads the first byte of a value with ReadByte and what follows with Read. In
@@ -72,6 +72,14 @@ func (r *Reader) pass() error {
 		return io.EOF
 	case r.off >= r.payload:
 		return ErrPayload
+	}
+	return nil
+}
+
+// End returns [ErrTrailing] if there is data that was not read.
+func (r *Reader) End() error {
+	if r.off < len(r.data) {
+		return ErrTrailing
 	}
 	return nil
 }

@@ -20,7 +20,10 @@ func decode(data []byte, v any) error {
 	if err := r.Reset(data); err != nil {
 		return err
 	}
-	return msgpack.NewDecoder(&r).Decode(v)
+	if err := msgpack.NewDecoder(&r).Decode(v); err != nil {
+		return err
+	}
+	return r.End()
 }
 
 // allocated returns how many bytes do allocates.

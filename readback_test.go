@@ -1,0 +1,128 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/fetchonce/fetchonce"
+)
+
+// A pair is encoded as two msgpack values, one after the other.
+type pair struct{ A, B string }
+
+func (p pair) EncodeMsgpack(enc *msgpack.Encoder) error  { return enc.EncodeMulti(p.A, p.B) }
+func (p *pair) DecodeMsgpack(dec *msgpack.Decoder) error { return dec.DecodeMulti(&p.A, &p.B) }
+
+// A half is encoded as two msgpack values, of which it reads one.
+type half struct{ A, B string }
+
+func (h half) EncodeMsgpack(enc *msgpack.Encoder) error  { return enc.EncodeMulti(h.A, h.B) }
+func (h *half) DecodeMsgpack(dec *msgpack.Decoder) error { return dec.DecodeMulti(&h.A) }
+
+// A oneWay can be written only.
+type oneWay struct{ A string }
+
+func (oneWay) MarshalText() ([]byte, error) { return []byte("text"), nil }
+func (oneWay) MarshalJSON() ([]byte, error) { return []byte(`"text"`), nil }
+
+// A tree nests as deep as it is high.
+type tree struct {
+	Name  string
+	Under []tree
+}
+
+func treeOf(height int) tree {
+	t := tree{Name: "leaf"}
+	for range height - 1 {
+		t = tree{Name: "branch", Under: []tree{t}}
+	}
+	return t
+}
+
+type interned struct {
+	A string `msgpack:",intern"`
+	B string `msgpack:",intern"`
+}
+
+type described struct{ By fmt.Stringer }
+
+// A refusingCodec writes what it does not read.
+type refusingCodec struct{}
+
+func (refusingCodec) Marshal(any) ([]byte, error) { return []byte("secret"), nil }
+func (refusingCodec) Unmarshal([]byte, any) error { return errors.New("no") }
+
+// Whatever is stored can be read: Set refuses what Peek would not find, and says
+// why; a fetch returns it, and the Trace and the log say why it is not stored.
+func TestWhatIsWrittenCanBeRead(t *testing.T) {
+	const fits = ""
+	t.Run("two values in sequence", func(t *testing.T) { writeAndRead(t, nil, pair{"a", "b"}, fits) })
+	t.Run("two in sequence, inside", func(t *testing.T) { writeAndRead(t, nil, []pair{{"a", "b"}, {"c", "d"}}, "") })
+	t.Run("two values, one is read", func(t *testing.T) { writeAndRead(t, nil, half{"a", "b"}, "goes on after the value") })
+	t.Run("40 levels", func(t *testing.T) { writeAndRead(t, nil, treeOf(40), fits) })
+	t.Run("400 levels", func(t *testing.T) { writeAndRead(t, nil, treeOf(400), fits) })
+	t.Run("4000 levels", func(t *testing.T) { writeAndRead(t, nil, treeOf(4000), "nested deeper") })
+	t.Run("interned strings", func(t *testing.T) { writeAndRead(t, nil, interned{"long enough", "long enough"}, "interned") })
+	t.Run("interned, but once", func(t *testing.T) { writeAndRead(t, nil, interned{"long enough", "another"}, fits) })
+	t.Run("interface", func(t *testing.T) { writeAndRead(t, nil, described{By: time.Second}, "codec") })
+	t.Run("interface, nil", func(t *testing.T) { writeAndRead(t, nil, described{}, fits) })
+	t.Run("map of numbers as any", func(t *testing.T) { writeAndRead(t, nil, map[string]any{"m": map[int]int{1: 2}}, "codec") })
+	t.Run("any", func(t *testing.T) { writeAndRead(t, nil, map[string]any{"m": []string{"a"}}, fits) })
+	t.Run("one way", func(t *testing.T) { writeAndRead(t, nil, oneWay{"a"}, "codec") })
+	t.Run("JSON", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, treeOf(40), fits) })
+	t.Run("JSON, interface", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, described{By: time.Second}, "codec") })
+	t.Run("JSON, one way", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, oneWay{"a"}, "codec") })
+	t.Run("JSON, 6000 levels", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, treeOf(6000), "depth") })
+	t.Run("a codec of another", func(t *testing.T) { writeAndRead(t, refusingCodec{}, "v", "codec") })
+}
+
+// writeAndRead sets, peeks and gets v. why is part of the reason for which it
+// cannot be stored, or empty if it can.
+func writeAndRead[V any](t *testing.T, codec fetchonce.Codec, v V, why string) {
+	t.Helper()
+	inBubble(t, func(t *testing.T, r backend) {
+		var (
+			stored []fetchonce.TraceStore
+			log    strings.Builder
+		)
+		l, err := fetchonce.New(r.Client(), fetchonce.Options[V]{
+			Prefix: "test", Codec: codec, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Trace: &fetchonce.Trace{Stored: func(_ context.Context, s fetchonce.TraceStore) { stored = append(stored, s) }},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		setErr := l.Set(t.Context(), "k", v)
+		_, peekErr := l.Peek(t.Context(), "k")
+		e, isError := errors.AsType[*fetchonce.Error](setErr)
+		switch {
+		case why == "" && (setErr != nil || peekErr != nil):
+			t.Errorf("Set = %v, Peek = %v; want nil, nil", setErr, peekErr)
+		case why != "" && (!isError || e.Op != "encode" || !strings.Contains(setErr.Error(), why)):
+			t.Errorf("Set = %v; want an *Error of encode that says %q", setErr, why)
+		}
+		fetches := 0
+		for range 2 {
+			_, err = l.Get(t.Context(), "other", func(context.Context, string) (V, error) { fetches++; return v, nil })
+			if err != nil {
+				t.Errorf("Get = %v; want nil", err)
+			}
+		}
+		switch {
+		case why == "" && fetches != 1:
+			t.Errorf("two Gets made %d fetches; want 1", fetches)
+		case why != "" && (len(stored) != 2 || stored[0].Err == nil || !strings.Contains(log.String(), "could not be stored")):
+			t.Errorf("Trace.Stored = %+v, log %q; want both to say why it is not stored", stored, log.String())
+		case why != "" && strings.Contains(log.String(), "secret"):
+			t.Errorf("log %q quotes the value", log.String())
+		}
+	})
+}
