@@ -256,7 +256,8 @@ type Lease struct {
 	tooLong  *time.Timer     // nil without a MaxHold
 	released atomic.Bool
 	once     sync.Once
-	err      error // what Release returns
+	err      error       // what Release returns
+	traced   atomic.Bool // the Trace was called, or is
 }
 
 // Fence returns a number that is higher than that of every lease of this lock
@@ -285,8 +286,10 @@ func (ls *Lease) Release() error {
 		held := ls.keeper.Held()
 		ls.keeper.Stop()
 		ls.err = ls.locker.handOn(ls.name, ls.holding, held)
-		ls.locker.trace.unlocked(ls)
 	})
+	if ls.traced.CompareAndSwap(false, true) { // not inside once: a Trace may call Release
+		ls.locker.trace.unlocked(ls)
+	}
 	return ls.err
 }
 
@@ -445,6 +448,7 @@ func newWaiter(n *lockName) *lockWaiter {
 func (lk *Locker) first(ctx context.Context, n *lockName) (*holding, *lockWaiter, error) {
 	r := lk.request(n)
 	answer, err := r.send(ctx, lk)
+	ended := err != nil && ctx.Err() != nil // not under lk.mu: a context may call the locker
 	lk.mu.Lock()
 	if err == nil && !answer.Held && !lk.closed {
 		w := newWaiter(n)
@@ -463,8 +467,8 @@ func (lk *Locker) first(ctx context.Context, n *lockName) (*holding, *lockWaiter
 		h = r.holding(answer)
 		h.more = min(1+n.waiters.Len(), lk.fences()) - 1 // as in granted
 		lk.hold(n, h)
-	case ctx.Err() != nil:
-		err = errors.Join(ErrLocked, context.Cause(ctx))
+	case ended:
+		err = ErrLocked
 	default:
 		err = &Error{Op: "lock", Key: n.name, Err: err}
 		n.fail(err)
@@ -474,6 +478,9 @@ func (lk *Locker) first(ctx context.Context, n *lockName) (*holding, *lockWaiter
 	lk.mu.Unlock()
 	if err != nil {
 		lk.spawn(func() { lk.forget(n.lock, r.wish.Owner, true) })
+	}
+	if ended && errors.Is(err, ErrLocked) {
+		err = errors.Join(err, context.Cause(ctx))
 	}
 	return h, nil, err
 }

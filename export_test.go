@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/fetchonce/fetchonce/internal/contexttest"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 )
 
@@ -47,3 +48,6 @@ func (l *Loader[V]) Listen() bool {
 	l.mailbox.Listen(ended, l.channel)
 	return l.mailbox.Hears(l.channel)
 }
+
+// IsFree reports whether the locker's mutex can be locked.
+func (lk *Locker) IsFree() bool { return contexttest.IsFree(&lk.mu) }

@@ -100,15 +100,18 @@ func (p *part[V]) get(ctx context.Context, key string, behind, blind bool) (V, S
 	case <-m.done:
 		return m.value, m.source, m.err
 	case <-ctx.Done():
-		g.leave(m, context.Cause(ctx)).end(ctx.Err())
+		if r, trace := g.leave(m); r != nil {
+			r.cancel(context.Cause(ctx))
+			trace.end(ctx.Err())
+		}
 		var zero V
 		return zero, SourceFetch, ctx.Err()
 	}
 }
 
-// leave takes a member off. When all have left, the fetch's context ends, and its
-// trace, if it has one, is returned.
-func (g *gathering[V]) leave(m *member[V], cause error) *fetchTrace {
+// leave takes a member off. It returns the member's round when no member is left in
+// it, for the caller to cancel, and the trace of its fetch if there is one.
+func (g *gathering[V]) leave(m *member[V]) (*round[V], *fetchTrace) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if m.round == nil { // not under way yet
@@ -118,13 +121,12 @@ func (g *gathering[V]) leave(m *member[V], cause error) *fetchTrace {
 				break
 			}
 		}
-		return nil
+		return nil, nil
 	}
 	if m.round.present--; m.round.present > 0 {
-		return nil
+		return nil, nil
 	}
-	m.round.cancel(cause)
-	return m.round.trace
+	return m.round, m.round.trace
 }
 
 // start starts a fetch for those who want one. The caller holds g.mu.
@@ -207,10 +209,11 @@ func (g *gathering[V]) fetching(ctx context.Context, r *round[V], members []*mem
 		info.Behind = info.Behind && m.behind
 		info.Blind = info.Blind || m.blind
 	}
+	trace := g.trace.fetching(ctx, info)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	r.trace = g.trace.fetching(ctx, info)
-	return r.trace
+	r.trace = trace
+	return trace
 }
 
 func (g *gathering[V]) traceOf(r *round[V]) *fetchTrace {

@@ -1,5 +1,7 @@
 package batch
 
+import "github.com/fetchonce/fetchonce/internal/contexttest"
+
 // NewEager returns a batcher whose commands go as soon as a hand is free.
 func NewEager(conn Conn) *Batcher {
 	b := New(conn)
@@ -16,3 +18,6 @@ func (b *Batcher) Queued() (n int) {
 	}
 	return n
 }
+
+// IsFree reports whether the batcher's mutex can be locked.
+func (b *Batcher) IsFree() bool { return contexttest.IsFree(&b.mu) }

@@ -265,18 +265,27 @@ func (c *Call[V]) end(v V, err error) {
 
 // leave takes a caller off. It reports whether the load had ended before.
 func (c *Call[V]) leave() (ended bool) {
+	ended, last := c.left()
+	if last {
+		c.cancel(ErrAbandoned)
+	}
+	return ended
+}
+
+// left is leave, but for the cancellation, which the last caller owes.
+func (c *Call[V]) left() (ended, last bool) {
 	c.group.mu.Lock()
 	defer c.group.mu.Unlock()
 	select {
 	case <-c.done:
-		return true
+		return true, false
 	default:
 	}
-	if c.present--; c.present == 0 {
-		c.close() // first: nobody may join what is being cancelled
-		c.cancel(ErrAbandoned)
+	if c.present--; c.present > 0 {
+		return false, false
 	}
-	return false
+	c.close() // before the cancellation: nobody may join a load that is cancelled
+	return false, true
 }
 
 // Mark says that what the load finds from now on is good for everyone who has
@@ -330,12 +339,21 @@ func (g *Group[V]) forget(key string) {
 // Close ends the contexts of all loads with the cause, and waits until they
 // have ended.
 func (g *Group[V]) Close(cause error) {
-	g.mu.Lock()
-	g.closed = cause
-	for c := range g.all {
-		c.close()
+	for _, c := range g.shut(cause) {
 		c.cancel(cause)
 	}
-	g.mu.Unlock()
 	g.running.Wait()
+}
+
+// shut closes the group to newcomers, and returns the loads that have not ended.
+func (g *Group[V]) shut(cause error) []*Call[V] {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = cause
+	var all []*Call[V]
+	for c := range g.all {
+		c.close()
+		all = append(all, c)
+	}
+	return all
 }

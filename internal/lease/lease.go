@@ -45,8 +45,9 @@ type Keeper struct {
 	renewing sync.WaitGroup
 
 	mu       sync.Mutex
-	stopped  bool
-	wasLost  bool               // guarded by mu, as are those below
+	stopped  bool               // guarded by mu, as are those below
+	cause    error              // of the context's end; not changed once stopped, nor is cut
+	wasLost  bool               // it was stopped for that
 	whenLost func()             // see WhenLost
 	cut      context.CancelFunc // ends the renewal under way
 	deadline time.Time
@@ -137,15 +138,15 @@ func (k *Keeper) set() {
 // Lost ends the context with cause lost: somebody said that the lease is gone.
 func (k *Keeper) Lost() {
 	k.mu.Lock()
-	if k.stopped {
-		k.mu.Unlock()
-		return
+	first := !k.stopped
+	if first {
+		k.wasLost = true
+		k.stop(k.lost)
 	}
-	k.wasLost = true
-	k.stop(k.lost)
 	whenLost := k.whenLost
 	k.mu.Unlock()
-	if whenLost != nil {
+	k.end()
+	if first && whenLost != nil {
 		whenLost()
 	}
 }
@@ -173,16 +174,24 @@ func (k *Keeper) Stop() {
 		k.stop(nil)
 	}
 	k.mu.Unlock()
+	k.end()
 	k.renewing.Wait()
 }
 
+// stop ends the renewals. The caller holds k.mu, and calls end once it has unlocked it.
 func (k *Keeper) stop(cause error) {
-	k.stopped = true
+	k.stopped, k.cause = true, cause
 	k.timer.Stop()
+}
+
+// end ends the contexts of a keeper that is stopped; more than once does no harm. The
+// caller does not hold k.mu: to end a context calls methods of its parent, which may
+// be the context of another lease.
+func (k *Keeper) end() {
 	if k.cut != nil {
 		k.cut()
 	}
-	k.cancel(cause)
+	k.cancel(k.cause)
 }
 
 // Held reports whether the lease may still be taken for ours.

@@ -348,6 +348,15 @@ func (m *Mailbox) unsubscribed(channel string) {
 }
 
 func (m *Mailbox) deliver(message protocol.Message) {
+	if message.Kind == protocol.KindLost {
+		m.mu.Lock()
+		lost := m.holds[string(message.Body)]
+		m.mu.Unlock()
+		if lost != nil {
+			lost() // not under the mutex: it ends a context, and so calls user code
+		}
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch message.Kind {
@@ -355,10 +364,6 @@ func (m *Mailbox) deliver(message protocol.Message) {
 		if m.echo != nil {
 			close(m.echo)
 			m.echo = nil
-		}
-	case protocol.KindLost:
-		if lost := m.holds[string(message.Body)]; lost != nil {
-			lost()
 		}
 	default:
 		for _, s := range m.slots[message.Name] {
@@ -368,7 +373,8 @@ func (m *Mailbox) deliver(message protocol.Message) {
 }
 
 // Hold calls lost, which must return at once, if a message says that the lease
-// of owner was ended by somebody else. The returned function ends that.
+// of owner was ended by somebody else. The returned function ends that; a message
+// that is being delivered at that moment may still call lost.
 func (m *Mailbox) Hold(owner string, lost func()) (stop func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
