@@ -89,7 +89,7 @@ func (generous) grant(cmd redis.Cmder) {
 		return
 	}
 	keys := args[3 : 3+args[2].(int)]
-	owner := args[3+len(keys)].(string)
+	owner := fmt.Sprint(args[3+len(keys)])
 	for i, key := range keys {
 		name := key.(string)
 		if strings.HasPrefix(name, sharedPrefix+":m:") && !strings.HasSuffix(name, owner) {

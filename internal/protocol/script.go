@@ -85,6 +85,7 @@ func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys
 // evalsha is script with the arguments of the command EVALSHA.
 func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, args []any) (any, error) {
 	var reply any
+	m := mark(args)
 	send := func(within time.Duration) error {
 		cmd := redis.NewCmd(ctx, args...)
 		cmd.SetFirstKeyPos(3)
@@ -108,7 +109,7 @@ func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, arg
 		return err
 	}
 	started := time.Now()
-	err := c.persist(ctx, started, known(c.timeout), known)
+	err := m.unsentOr(c.persist(ctx, started, known(c.timeout), known))
 	c.failed(ctx, s.op, err)
 	return reply, err
 }

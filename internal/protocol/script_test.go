@@ -341,7 +341,7 @@ func TestWhatIsTriedAgain(t *testing.T) {
 		} {
 			f := &failing{err: err}
 			c := protocol.NewClient(f, ns, "p", timeout, false)
-			if got := c.Invalidate(t.Context(), key); got != err || f.runs != want {
+			if got := c.Invalidate(t.Context(), key); !errors.Is(got, err) || f.runs != want {
 				t.Errorf("%v: tried %d times and %v; want %d times, and the error", err, f.runs, got, want)
 			}
 		}
