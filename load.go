@@ -464,7 +464,10 @@ func (r *run[V]) fill(ctx context.Context, a protocol.Acquired, m made[V]) {
 	case filled.Stored:
 		r.call.Mark() // the lease was ours until now, so it is news to all who wait
 	}
-	if err = cmp.Or(err, unkept); keep > 0 || err != nil {
+	if filled.Refused != nil {
+		r.notices.warn(noticeUnstored, filled.Refused)
+	}
+	if err = cmp.Or(err, filled.Refused, unkept); keep > 0 || err != nil {
 		r.trace.stored(ctx, TraceStore{Key: r.k.user, Bytes: len(sealed), Refused: err == nil && !filled.Stored, Err: err})
 	}
 }

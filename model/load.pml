@@ -83,6 +83,12 @@ byte joins = JOINS;
 #define anyMark (marked[0] || marked[1])
 #endif
 
+#ifdef MUTANT_TAINT_ENDS
+#define taint (anyMark)
+#else
+#define taint (tainted)
+#endif
+
 #define mine (owner == me && fence == lease)
 #define fault faults > 0 -> faults--
 
@@ -199,8 +205,8 @@ acquire:
 		:: owner != NONE && false -> skip
 #else
 		:: owner != NONE -> /* it has one */
-			/* acquire.lua: if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.call("HSET", KEYS[2], "w" .. ARGV[3], "1") end */
-			waits[me] = true;
+			/* acquire.lua: if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.pcall("HSET", KEYS[2], "w" .. ARGV[3], "1") end */
+			waits[me] = true; /* a full Redis refuses that, which is as if its message were lost */
 			/* acquire.lua: return {"wait", string.format("%.0f", last), left, now_text} */
 			fenceOfWait = fence; waiting[me] = true; goto wait
 #endif
@@ -316,13 +322,10 @@ fill:
 			if
 			/* fill.lua: ttl = "0" -- it was fetched while somebody wrote at the source */
 			/* fill.lua: redis.call("DEL", KEYS[1]) */
-#ifdef MUTANT_TAINT_ENDS
-			:: anyMark -> deleteValue()
-#else
-			:: tainted -> deleteValue()
-#endif
-			/* fill.lua: redis.call("SET", KEYS[1], ARGV[3], "PX", ttl) */
-			:: else -> val = found; valf = lease; brief = false; stored()
+			:: taint -> deleteValue()
+			/* fill.lua: refused = redis.pcall("SET", KEYS[1], ARGV[3], "PX", ttl).err */
+			:: !taint -> val = found; valf = lease; brief = false; stored()
+			:: !taint /* a full Redis refuses it: what was there stays */
 			fi;
 			/* fill.lua: redis.call("DEL", KEYS[2]) -- before the messages: who is woken finds the lease free */
 			i = 0; deleteMeta();

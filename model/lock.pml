@@ -79,7 +79,10 @@ inline grant(o, sure) {
 	last = first[o];
 	there = true;
 	/* What a script has changed, it writes at its end, which is the same step. */
-	/* lock.lua: redis.call("SET", KEYS[1], table.concat(parts, " "), "PX", longest - now + 1000) */
+	/* lock.lua: if not redis.pcall("SET", KEYS[1], text, "PX", ms).err then return end */
+	/* lock.lua: redis.call("SET", KEYS[1], text, "PX", ms) */
+	/* It comes before the SET, in a full Redis, and sets no other end: */
+	/* lock.lua: redis.call("PEXPIRE", KEYS[1], ms) */
 	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop, "PX", ARGV[2]) */
 	held[o] = true; confirmed[o] = sure; holders++;
 	valid[o] = true; lost[o] = false
@@ -230,13 +233,14 @@ ask:
 		:: !held[o] && !trying && holders < SLOTS && head == O -> noBarging(o); grant(o, true)
 		:: !held[o] && !trying && (holders >= SLOTS || head != O) ->
 #endif
-			/* lock_acquire.lua: ticket = tonumber(redis.call("ZSCORE", KEYS[2], owner) or ARGV[5] or "0") */
+			/* lock_acquire.lua: if place or returned == 1 then redis.call("PEXPIRE", KEYS[2], 3000) end */
+			/* lock_acquire.lua: ticket = tonumber(place or ARGV[5] or "0") */
 			if
 			:: ticket[o] == 0 && place != 0 -> ticket[o] = place
 			:: ticket[o] == 0 && place == 0 -> tail++; ticket[o] = tail
 			:: else
 			fi;
-			/* lock_acquire.lua: redis.call("ZADD", KEYS[2], string.format("%.0f", ticket), owner) */
+			/* lock_acquire.lua: if not place then redis.call("ZADD", KEYS[2], string.format("%.0f", ticket), owner) end */
 			/* lock_acquire.lua: redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + 3000)) */
 			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[2], 3000) */
 			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[3], 3000) */
@@ -381,6 +385,8 @@ end:
 #if P * R > 3
 	:: endsOf(3)
 #endif
+	/* lock_only.lua: if redis.pcall("SET", KEYS[1], free, "PX", "1000").err then */
+	/* lock_only.lua: redis.call("PEXPIRE", KEYS[1], "1000") */
 	/* lock_only.lua: redis.call("SET", KEYS[1], free, "PX", "1000") */
 	:: atomic { there && holders == 0 -> forgetLock() }
 	:: atomic { there && faults > 0 -> faults--; forgetLock() } /* DEL */

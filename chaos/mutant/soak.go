@@ -72,8 +72,8 @@ var Soaked = []Mutant{
 	{
 		Name:   "a value is kept for ever",
 		File:   "internal/protocol/fill.lua",
-		Old:    `redis.call("SET", KEYS[1], ARGV[3], "PX", ttl)`,
-		New:    `redis.call("SET", KEYS[1], ARGV[3])`,
+		Old:    `redis.pcall("SET", KEYS[1], ARGV[3], "PX", ttl)`,
+		New:    `redis.pcall("SET", KEYS[1], ARGV[3])`,
 		Faults: "fetch error",
 		Late:   true,
 	},

@@ -55,7 +55,8 @@ if owner or failure then
     left = tonumber(ARGV[2])
   end
   if not owner then return {"failed", failure, left} end
-  if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.call("HSET", KEYS[2], "w" .. ARGV[3], "1") end
+  -- pcall: a full Redis refuses the HSET. The process then waits by its recheck timer alone.
+  if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.pcall("HSET", KEYS[2], "w" .. ARGV[3], "1") end
   return {"wait", string.format("%.0f", last), left, now_text}
 end
 

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -216,8 +217,9 @@ func parseAcquired(reply any) (Acquired, error) {
 
 // A Filled is the answer to a Fill.
 type Filled struct {
-	Stored bool
-	Value  []byte // if it was not stored: what is there now, where it is small
+	Stored  bool   // the lease was ours: the value is stored, unless Refused, and the waiters are notified
+	Refused error  // why Redis did not store it, as a full one
+	Value   []byte // if it was not stored: what is there now, where it is small
 }
 
 // Fill stores a value, ends the lease and tells the waiters, if the lease is
@@ -228,10 +230,12 @@ func (c *Client) Fill(ctx context.Context, k Key, owner string, fence int64, sea
 	reply, err := c.script(ctx, fill, before, keys,
 		owner, fenceBytes(fence), inline, ttl.Milliseconds(), c.ns.channels,
 		messageHead(KindValue, fence, k.Value), messageHead(KindLookAgain, fence, k.Value), c.tell, tellWaiters, c.ns.changes)
-	if err != nil {
+	if err != nil && reply == nil {
 		return Filled{}, err
 	}
-	return parseFilled(reply)
+	f, shape := parseFilled(reply)
+	f.Refused = cmp.Or(err, f.Refused) // err is of the SET before it
+	return f, shape
 }
 
 func parseFilled(reply any) (Filled, error) {
@@ -240,6 +244,8 @@ func parseFilled(reply any) (Filled, error) {
 	switch r.text(0) {
 	case "stored":
 		f.Stored = true
+	case "refused":
+		f.Stored, f.Refused = true, answeredError(r.text(2))
 	case "lost":
 		if r.at(1) != nil {
 			f.Value = []byte(r.text(1))

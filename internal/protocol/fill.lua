@@ -4,7 +4,8 @@
 -- ARGV  1 owner   2 fence (8 bytes)   3 envelope ("" if staged)   4 ttl (ms; 0: tell it, but store nothing)
 --       5 channel prefix   6 head of the message with the value   7 message "look again"
 --       8 largest value told (bytes)   9 most waiters that are told the value   10 channel of changes
--- Returns {"stored", waiters} (also where it was only told), or {"lost", bytes or false}: nothing was stored, and what is there now if it is small.
+-- Returns {"stored", waiters} (also where it was only told), {"refused", waiters, error} if Redis refused to store it, as a full one does:
+--         the lease has ended and the waiters were notified all the same, and the value from before is still there; or {"lost", bytes or false}: nothing was stored, and what is there now if it is small.
 local meta = redis.pcall("HGETALL", KEYS[2])
 local owner
 local ttl = ARGV[4]
@@ -32,15 +33,16 @@ if owner ~= ARGV[1] then
   return {"lost", false}
 end
 
+local refused
 if ttl == "0" then
   -- What cannot be kept may not leave an unusable value behind either.
   redis.call("DEL", KEYS[1])
   if KEYS[3] then redis.call("DEL", KEYS[3]) end
 elseif KEYS[3] then
-  redis.call("RENAME", KEYS[3], KEYS[1])
-  redis.call("PEXPIRE", KEYS[1], ttl)
+  refused = redis.pcall("RENAME", KEYS[3], KEYS[1]).err
+  if not refused then redis.call("PEXPIRE", KEYS[1], ttl) end
 else
-  redis.call("SET", KEYS[1], ARGV[3], "PX", ttl)
+  refused = redis.pcall("SET", KEYS[1], ARGV[3], "PX", ttl).err
 end
 redis.call("DEL", KEYS[2]) -- before the messages: who is woken finds the lease free
 
@@ -57,4 +59,5 @@ if #waiters > 0 then
   -- pcall: a user that may not PUBLISH must not undo what is stored. The waiters then find out by their timers.
   for _, process in ipairs(waiters) do redis.pcall("PUBLISH", ARGV[5] .. process, message) end
 end
+if refused then return {"refused", #waiters, refused} end
 return {"stored", #waiters}

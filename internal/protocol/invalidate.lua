@@ -12,6 +12,7 @@ elseif KEYS[3] then
   local time = redis.call("TIME")
   local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
   local ends = tonumber(redis.call("HGET", KEYS[3], ARGV[5]) or "0") or 0
+  redis.call("HDEL", KEYS[3], ARGV[5]) -- a full Redis then allows the HSET
   redis.call("HSET", KEYS[3], ARGV[5], string.format("%.0f", now + tonumber(ARGV[6])))
   if redis.call("PTTL", KEYS[3]) < tonumber(ARGV[6]) then redis.call("PEXPIRE", KEYS[3], ARGV[6]) end
   if ends > now then return 0 end

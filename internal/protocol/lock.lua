@@ -5,6 +5,8 @@
 -- ARGV  1 owner   2 lease + 1000 (ms): so long the lock is remembered   3 slots
 -- A lease has 16 fences, one for each turn inside its process; a free lock is remembered for 1000 ms; a hand-over waits for 250 ms,
 -- or half a lease, to be confirmed. These are literals, as every argument costs as much as a quarter of a command.
+-- A full Redis (maxmemory, noeviction) refuses a SET, ZADD or HSET, unless the script has written before with a command that needs no
+-- memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what keeps, gives back or hands over a lease.
 -- An end is a time of this server's clock: the string of a semaphore has several, and Redis gives a key only one.
 local time = redis.call("TIME")
 local clock = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -62,13 +64,18 @@ local function drop(owner)
   holders = holders - 1
 end
 
--- finish writes the lock. It ends 1000 ms after the last lease, so that fences rise.
-local function finish()
+-- finish writes the lock. It ends 1000 ms after the last lease, so that fences rise. With force it does so in a full Redis.
+local function finish(force)
   if not last then return end
   local parts, longest = {"lock", last}, now
   for owner, stop in pairs(ends) do
     parts[#parts + 1] = owner .. " " .. fences[owner] .. " " .. string.format("%.0f", stop)
     longest = math.max(longest, stop)
   end
-  redis.call("SET", KEYS[1], table.concat(parts, " "), "PX", longest - now + 1000)
+  local text, ms = table.concat(parts, " "), longest - now + 1000
+  if force then
+    if not redis.pcall("SET", KEYS[1], text, "PX", ms).err then return end
+    redis.call("PEXPIRE", KEYS[1], ms)
+  end
+  redis.call("SET", KEYS[1], text, "PX", ms)
 end

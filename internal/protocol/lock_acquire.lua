@@ -24,19 +24,21 @@ elseif ARGV[4] == "try" then
 elseif holders < slots and redis.call("EXISTS", KEYS[2]) == 0 then
   grant(owner, lease)
 else
-  ticket = tonumber(redis.call("ZSCORE", KEYS[2], owner) or ARGV[5] or "0")
+  local place = redis.call("ZSCORE", KEYS[2], owner)
+  if place or returned == 1 then redis.call("PEXPIRE", KEYS[2], 3000) end -- a full Redis then allows the rest
+  ticket = tonumber(place or ARGV[5] or "0")
   if ticket == 0 then
     local tail = redis.call("ZREVRANGE", KEYS[2], 0, 0, "WITHSCORES")
     ticket = math.max(clock, (tonumber(tail[2] or "0") or 0) + 1)
   end
-  redis.call("ZADD", KEYS[2], string.format("%.0f", ticket), owner)
+  if not place then redis.call("ZADD", KEYS[2], string.format("%.0f", ticket), owner) end
   redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + 3000)) -- it is to look again within that, or is passed over
   redis.call("PEXPIRE", KEYS[2], 3000)
   redis.call("PEXPIRE", KEYS[3], 3000)
 end
 settle()
 if fences[owner] then ends[owner] = now + lease end
-finish()
+finish(handed == 1 or returned == 1)
 
 if fences[owner] then return {"leased", returned, fences[owner], handed} end
 local left = lease

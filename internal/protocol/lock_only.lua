@@ -4,7 +4,10 @@ local state = redis.call("GET", KEYS[1])
 if state then
   local free, owner = string.match(state, "^(lock %d+) (%S+) %d+ %d+$")
   if owner == ARGV[1] and redis.call("EXISTS", KEYS[2]) == 0 then
-    redis.call("SET", KEYS[1], free, "PX", "1000")
+    if redis.pcall("SET", KEYS[1], free, "PX", "1000").err then
+      redis.call("PEXPIRE", KEYS[1], "1000") -- a full Redis then allows the SET
+      redis.call("SET", KEYS[1], free, "PX", "1000")
+    end
     return 1
   end
 end

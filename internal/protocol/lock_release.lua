@@ -10,5 +10,5 @@ else
   redis.call("HDEL", KEYS[3], ARGV[1])
 end
 settle()
-finish()
+finish(true)
 return ours

@@ -2,5 +2,5 @@
 -- Returns 1, or 0 if the lease is not ours any more.
 if not fences[ARGV[1]] then return 0 end
 ends[ARGV[1]] = now + lease
-finish()
+finish(true)
 return 1

@@ -82,11 +82,13 @@ func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys
 	return c.evalsha(ctx, s, before, append(args, argv...))
 }
 
-// evalsha is script with the arguments of the command EVALSHA.
+// evalsha is script with the arguments of the command EVALSHA. If only the command
+// before it failed, it returns the reply and the error of that.
 func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, args []any) (any, error) {
 	var reply any
 	m := mark(args)
 	send := func(within time.Duration) error {
+		reply = nil
 		cmd := redis.NewCmd(ctx, args...)
 		cmd.SetFirstKeyPos(3)
 		cmds := []redis.Cmder{cmd}
@@ -94,8 +96,11 @@ func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, arg
 			cmds = []redis.Cmder{before, cmd}
 		}
 		err := discreet(c.run.Do(ctx, within, cmds...))
-		if err == nil { // else the command may still be on its way, and is not ours to look at
+		if _, answered := errors.AsType[redis.Error](err); err == nil || answered { // else the command may still be on its way, and is not ours to look at
 			reply = cmd.Val()
+			if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
+				return cmd.Err()
+			}
 		}
 		return err
 	}

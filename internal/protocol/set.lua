@@ -6,6 +6,7 @@
 --       7 head of the message "lost"   8 largest value told (bytes)   9 most waiters that are told the value
 --       10 channel of changes
 -- Returns the fence.
+if KEYS[4] and redis.call("EXISTS", KEYS[4]) == 0 then return redis.error_reply("ERR the staged value is not there") end
 local meta = redis.pcall("HGETALL", KEYS[2])
 if meta.err then meta = {} end
 local owner
