@@ -100,6 +100,11 @@ func (p *part[V]) get(ctx context.Context, key string, behind, blind bool) (V, S
 	case <-m.done:
 		return m.value, m.source, m.err
 	case <-ctx.Done():
+	}
+	select {
+	case <-m.done: // at the same moment: what was fetched is not thrown away
+		return m.value, m.source, m.err
+	default:
 		if r, trace := g.leave(m); r != nil {
 			r.cancel(context.Cause(ctx))
 			trace.end(ctx.Err())

@@ -328,7 +328,7 @@ func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) 
 	case ctx.Err() != nil:
 		r.release(ctx, a.Fence, nil)
 		return Result[V]{}, true, r.fail(context.Cause(ctx))
-	case m.cut && errors.Is(context.Cause(during), ErrLockLost):
+	case m.cut && !r.call.Kept() && errors.Is(context.Cause(during), ErrLockLost):
 		r.reloads++
 		r.over, r.old = nil, nil
 		return Result[V]{}, false, nil // somebody has deleted or set the key, or is at it: ask again
@@ -338,8 +338,12 @@ func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) 
 	return Result[V]{}, true, err
 }
 
-// limit gives a context the FetchTimeout.
+// limit gives a context the FetchTimeout, and the values that a fetch's context has.
 func (r *run[V]) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx = context.WithValue(ctx, fetching{r.Loader, r.k.user}, true)
+	if r.turn != nil {
+		ctx = context.WithValue(ctx, turnOf{r.Loader}, r.turn)
+	}
 	if r.opt.FetchTimeout == 0 {
 		return context.WithCancel(ctx)
 	}
@@ -369,16 +373,12 @@ type fetching struct {
 // waits for it until the context limited ends: it may not heed its context, and
 // then goes on alone.
 func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
-	during = context.WithValue(during, fetching{r.Loader, r.k.user}, true)
-	if r.turn != nil {
-		during = context.WithValue(during, turnOf{r.Loader}, r.turn)
-	}
 	trace := r.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Behind: r.behind, Blind: fence == 0})
 	ended := make(chan made[V], 1)
 	go func() {
 		m := made[V]{trace: trace}
 		flight.Protect(
-			func() (V, error) { return r.make(during, fence, &m) },
+			func() (V, error) { return r.make(limited, during, fence, &m) },
 			func(v V, err error) {
 				m.value, m.err = v, err
 				m.trace.end(err) // if it panicked
@@ -419,20 +419,31 @@ func (r *run[V]) endOf(ctx context.Context) error {
 	return cause
 }
 
-// make looks in the Store once more, else fetches, and creates what was fetched
-// in the Store.
-func (r *run[V]) make(ctx context.Context, fence int64, m *made[V]) (v V, err error) {
+// make looks in the Store once more, else fetches, and creates what was fetched in
+// the Store.
+//
+// A fetch that succeeded must not be repeated because its callers are impatient: from
+// then on the flight is kept, and Create is given the context limited. Nor does a lost
+// lease end Create: the row's unique key makes it safe, and FILL is refused.
+func (r *run[V]) make(limited, during context.Context, fence int64, m *made[V]) (v V, err error) {
 	began := time.Now()
 	if r.part != nil {
-		v, m.source, err = r.part.get(ctx, r.k.user, r.behind, fence == 0)
+		v, m.source, err = r.part.get(during, r.k.user, r.behind, fence == 0)
 	} else {
-		v, m.source, err = r.lookupOrFetch(ctx, fence, m)
+		v, m.source, err = r.lookupOrFetch(during, fence, m)
 	}
 	m.cost = time.Since(began)
 	if err != nil || r.opt.Store == nil || m.source == SourceStore {
 		return v, err
 	}
-	return r.opt.Store.Create(ctx, r.k.user, v)
+	if err = during.Err(); err == nil && !r.call.Keep() {
+		<-limited.Done()
+		err = limited.Err()
+	}
+	if err != nil {
+		return v, err
+	}
+	return r.opt.Store.Create(limited, r.k.user, v)
 }
 
 func (r *run[V]) lookupOrFetch(ctx context.Context, fence int64, m *made[V]) (V, Source, error) {

@@ -177,8 +177,9 @@ func checkClient(rdb redis.UniversalClient) error {
 }
 
 // Close ends all loads that are under way: their fetches' contexts end with
-// [ErrClosed], their leases are given back, and their callers get ErrClosed. It
-// returns when they have ended; a fetch that does not heed its context goes on
+// [ErrClosed], their leases are given back, and their callers get ErrClosed. So does
+// the context of a Create of the [Store]: Close does not wait for a row. Close
+// returns when all loads have ended; a fetch that does not heed its context goes on
 // alone. If Redis does not answer, that takes as long as RedisTimeout; what then
 // still waits inside the client ends with the client's own timeouts. To close
 // again does nothing.
@@ -207,7 +208,9 @@ func (l *Loader[V]) Close() error {
 // callers, and an end of its own: it ends when all callers have left, when the
 // lease is lost ([ErrLockLost]) or the fetch takes too long ([ErrFetchTimeout]),
 // and when the Loader is closed ([ErrClosed]); [context.Cause] says which. A
-// caller waits as long as its own ctx allows, and leaves with ctx.Err(). Only where
+// caller waits as long as its own ctx allows, and leaves with ctx.Err(). With a
+// [Store], callers may leave once the fetch has succeeded: its value is created all the
+// same, under the lease, which is renewed until then. Only where
 // the client has ContextTimeoutEnabled, and Redis stops to answer, one or two callers
 // may notice that their ctx was cancelled as late as [Options.RedisTimeout] allows.
 //
@@ -325,7 +328,8 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 // Delete makes the next Get of each key fetch it again. It does not touch the
 // Store. A fetch of such a key that is running, in any process, loses its lease:
 // what it finds is not stored, and is not returned to a Get that begins after
-// Delete has returned.
+// Delete has returned. If its value is already being created in the Store, the row is
+// created all the same, and a Get that begins later may find that row.
 //
 // A key that is not kept is deleted as well as any other. The error joins an
 // [*Error] for each key of which it is not known that it was deleted: a Get may

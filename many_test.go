@@ -447,16 +447,16 @@ func ExampleLoader_GetMany() {
 	// Output: 2 teapot <nil>
 }
 
-// A Store that panics when a GetMany, which came too late for the load that it
-// joined, looks once more: that is the caller's to know.
+// A GetMany joins a load too late, and the Store panics in its second lookup: that
+// is a panic of the GetMany.
 func TestPanicOfAStoreThatIsAskedAgain(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := newOrigin(t)
-		o.ignore = true
-		s := &panicky{}
+		s := &panicky{slowTable: newSlowTable()}
 		l := newLoader(t, r, func(opt *options) { opt.TTL, opt.Store = fetchonce.Off, s })
 		g := get(t, t.Context(), l, "k", o)
-		c := o.next()
+		o.next().returns("v")
+		c := s.next(t)
 		many := make(chan any, 1)
 		go func() {
 			defer func() { many <- recover() }()
@@ -464,12 +464,12 @@ func TestPanicOfAStoreThatIsAskedAgain(t *testing.T) {
 			t.Errorf("GetMany = %v, %v; want a panic", got, err)
 		}()
 		synctest.Wait()
-		if err := newLoader(t, r).Delete(t.Context(), "k"); err != nil { // so that what is fetched is not good for those who came later
+		if err := newLoader(t, r).Delete(t.Context(), "k"); err != nil { // so FILL is refused, and later callers look again
 			t.Fatal(err)
 		}
 		synctest.Wait()
 		s.panics.Store(true)
-		c.returns("v")
+		c.end <- nil
 		g.want("v")
 		if p, ok := (<-many).(*fetchonce.PanicError); !ok || p.Value != "the Store" {
 			t.Errorf("GetMany panicked with %v, want a PanicError of the Store", p)
@@ -477,14 +477,15 @@ func TestPanicOfAStoreThatIsAskedAgain(t *testing.T) {
 	})
 }
 
-// A panicky is a Store that has nothing, and may panic.
-type panicky struct{ panics atomic.Bool }
+// A panicky is a slowTable that may panic.
+type panicky struct {
+	*slowTable
+	panics atomic.Bool
+}
 
-func (s *panicky) Lookup(context.Context, string) (string, error) {
+func (s *panicky) Lookup(ctx context.Context, key string) (string, error) {
 	if s.panics.Load() {
 		panic("the Store")
 	}
-	return "", fetchonce.ErrNotFound
+	return s.slowTable.Lookup(ctx, key)
 }
-
-func (*panicky) Create(_ context.Context, _, v string) (string, error) { return v, nil }

@@ -14,8 +14,9 @@ import "context"
 // [Loader.GetMany] uses it where it is there.
 //
 // Implementations are called by many goroutines at once, and return soon after
-// their ctx ends: it ends when the lease is lost, the fetch takes too long, or all
-// callers have left. A Loader does not wait beyond that for one that hangs.
+// their ctx ends. The ctx of a Lookup under the lease ends as that of the fetch does.
+// The ctx of a Create ends when [Options.FetchTimeout] is over or the Loader is closed.
+// A Loader does not wait beyond that for one that hangs.
 type Store[V any] interface {
 	// Lookup returns the value of key, or an error that is [ErrNotFound], bare
 	// or wrapped, if there is none.
@@ -24,6 +25,9 @@ type Store[V any] interface {
 	// Create keeps v for key, unless key has a value already, and returns the
 	// value that is kept. It must be safe against other creators by itself: a
 	// lease in Redis saves work, the unique key of a table makes it safe.
+	//
+	// A Create runs on when all callers have left, and when a Delete or an Update takes
+	// its lease away: a fetch that succeeded is not repeated for that.
 	Create(ctx context.Context, key string, v V) (V, error)
 }
 

@@ -50,7 +50,7 @@ acquire:
 	version = me + 1; /* the fetch */
 
 create:
-	/* load.go: return r.opt.Store.Create(ctx, r.k.user, v) */
+	/* load.go: return r.opt.Store.Create(limited, r.k.user, v) */
 	/* oncesql/dialect.go: insert += " ON CONFLICT (" + d.quote(key) + ") DO NOTHING" + */
 	atomic {
 		if

@@ -5,7 +5,7 @@
 //
 // It is not golang.org/x/sync/singleflight, for four reasons. There a caller
 // cannot leave: each here waits on its own context, and when the last has left,
-// the load's context ends. There a newcomer joins whatever runs, also a load
+// the load's context ends, unless the load is kept. There a newcomer joins whatever runs, also a load
 // that was just cancelled, or that began before a Delete: here a load can be
 // closed to newcomers, be forgotten, and say which of its callers came too late
 // for what it found. A Goexit in the function leaves the callers of its DoChan
@@ -93,6 +93,7 @@ type Call[V any] struct {
 	joined  Arrival // the newest among its callers
 	present int     // callers that have not left
 	served  Arrival // callers up to this one may have what the load finds
+	kept    bool    // it goes on without callers
 	invites bool
 	until   time.Time // of the invitation
 }
@@ -281,11 +282,28 @@ func (c *Call[V]) left() (ended, last bool) {
 		return true, false
 	default:
 	}
-	if c.present--; c.present > 0 {
+	if c.present--; c.present > 0 || c.kept {
 		return false, false
 	}
 	c.close() // before the cancellation: nobody may join a load that is cancelled
 	return false, true
+}
+
+// Keep makes the load go on when all its callers leave, and lets new callers join it
+// meanwhile. It returns false if all have left already: then the load's context has
+// ended, or is about to.
+func (c *Call[V]) Keep() bool {
+	c.group.mu.Lock()
+	defer c.group.mu.Unlock()
+	c.kept = c.kept || c.present > 0
+	return c.kept
+}
+
+// Kept reports whether Keep has returned true.
+func (c *Call[V]) Kept() bool {
+	c.group.mu.Lock()
+	defer c.group.mu.Unlock()
+	return c.kept
 }
 
 // Mark says that what the load finds from now on is good for everyone who has

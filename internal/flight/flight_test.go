@@ -756,6 +756,59 @@ func TestOneWhoDoesNotWaitNeverLeaves(t *testing.T) {
 	})
 }
 
+// A load that is kept goes on without callers, and takes new ones in.
+func TestKeptLoadNeedsNoCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flight.Group[string]
+		o := newOrigin()
+		kept := make(chan bool, 1)
+		ctx, leave := context.WithCancel(t.Context())
+		first := do(ctx, &g, "k", func(ctx context.Context, c *call) (string, error) {
+			kept <- c.Keep()
+			v, err := o.load(ctx, c)
+			c.Mark()
+			return v, err
+		})
+		synctest.Wait()
+		for range 2 { // the first caller, and one that has joined without callers
+			leave()
+			synctest.Wait()
+			wantResult(t, "the one that leaves", first, result{err: context.Canceled})
+			ctx, leave = context.WithCancel(t.Context())
+			first = do(ctx, &g, "k", unexpected(t))
+			synctest.Wait()
+		}
+		leave()
+		newcomer := do(t.Context(), &g, "k", unexpected(t))
+		synctest.Wait()
+		o.answer <- answer{v: "v"}
+		synctest.Wait()
+		wantResult(t, "the newcomer", newcomer, result{v: "v"})
+		if !<-kept {
+			t.Error("Keep = false for a load with a caller")
+		}
+	})
+}
+
+func TestAbandonedLoadIsNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flight.Group[string]
+		kept := make(chan bool, 2)
+		ctx, leave := context.WithCancel(t.Context())
+		do(ctx, &g, "k", func(ctx context.Context, c *call) (string, error) {
+			<-ctx.Done()
+			kept <- c.Keep()
+			kept <- c.Kept()
+			return "", nil
+		})
+		synctest.Wait()
+		leave()
+		if <-kept || <-kept {
+			t.Error("a load that all callers have left was kept")
+		}
+	})
+}
+
 func TestCloseEndsLoadsAndWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g flight.Group[string]
