@@ -3,12 +3,16 @@ package fetchonce
 import (
 	"context"
 	"errors"
+	"io"
+	"maps"
+	"net"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/bisect"
 	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/protocol"
@@ -178,16 +182,10 @@ func (l *Loader[V]) lookManyInStore(ctx context.Context, all []*wanted[V]) {
 
 // storeMany looks up many keys in the Store: together, where it can.
 func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[string]V, errs map[string]error) {
-	errs = make(map[string]error)
 	if s, ok := l.opt.Store.(manyStore[V]); ok {
-		found, err := s.LookupMany(ctx, keys)
-		for _, key := range keys {
-			if _, ok := found[key]; !ok && err != nil && !errors.Is(err, ErrNotFound) {
-				errs[key] = err
-			}
-		}
-		return found, errs
+		return lookupMany(ctx, s, keys)
 	}
+	errs = make(map[string]error)
 	found = make(map[string]V)
 	var mu sync.Mutex // guards both
 	var all errgroup.Group
@@ -208,6 +206,37 @@ func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[str
 	}
 	_ = all.Wait() // the errors are in errs
 	return found, errs
+}
+
+// lookupMany looks keys up together. If that fails, and the error does not say for
+// which keys, halves of them are looked up, so that one bad key fails alone.
+func lookupMany[V any](ctx context.Context, s manyStore[V], keys []string) (found map[string]V, errs map[string]error) {
+	found = make(map[string]V, len(keys))
+	own := make(map[string]error)
+	errs = bisect.Keys([][]string{keys}, func(some []string) error {
+		values, err := s.LookupMany(ctx, some)
+		maps.Copy(found, values)
+		if many, ok := errors.AsType[*ManyError](err); ok {
+			maps.Copy(own, many.Errs)
+			return nil
+		}
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		return err
+	}, func(err error) bool { return ctx.Err() != nil || isLost(err) })
+	maps.Copy(errs, own)
+	maps.DeleteFunc(errs, func(key string, err error) bool {
+		_, ok := found[key]
+		return ok || errors.Is(err, ErrNotFound)
+	})
+	return found, errs
+}
+
+// isLost reports whether a Store's error says that it cannot be reached.
+func isLost(err error) bool {
+	_, ok := errors.AsType[net.Error](err)
+	return ok || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
 }
 
 // joinMany joins or starts the loads of what was not found, and has the batch

@@ -11,7 +11,11 @@ import "context"
 //	LookupMany(ctx context.Context, keys []string) (map[string]V, error)
 //
 // that looks up many keys at once; those without a value are not in the map.
-// [Loader.GetMany] uses it where it is there.
+// [Loader.GetMany] uses it where it is there. Its error is a [*ManyError] if it
+// knows which keys failed; the others then have the values in the map, or none.
+// After another error, halves of the keys are looked up, until the key that fails
+// is found; but not if ctx has ended, the error is a [net.Error] or [io.EOF], or
+// many lookups have failed.
 //
 // Implementations are called by many goroutines at once, and return soon after
 // their ctx ends. The ctx of a Lookup under the lease ends as that of the fetch does.

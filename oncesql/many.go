@@ -2,10 +2,14 @@ package oncesql
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"iter"
+	"maps"
+	"slices"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/bisect"
 )
 
 // manyBytes bounds the keys of one statement, as servers bound what they take
@@ -13,32 +17,51 @@ import (
 const manyBytes = 2 << 20
 
 // LookupMany returns the values of those of keys that have a row, each under
-// its key as it was given. The error is as that of [Store.Lookup], or nil if
-// keys are merely absent; a row for which Scan returns [fetchonce.ErrNotFound]
-// is absent too.
+// its key as it was given. Keys without a row are not in the map, and are no
+// error; a row for which Scan returns [fetchonce.ErrNotFound] is absent too.
+//
+// A key that the database refuses, and a row that cannot be read, fails alone:
+// the error is then a [*fetchonce.ManyError] with the error of each key that
+// failed, as [Store.Lookup] returns it, and the map has the values of the others.
+// When the connection is lost, the keys that are left have that error. When ctx
+// ends, the error is its own, and there is no map.
 //
 // It takes one query, unless there are more keys than a statement of the
 // database can have: 65,535 in PostgreSQL, 32,766 in SQLite, and 10,000 in
 // MySQL, which goes through the whole table for many more. The queries are not
-// in one transaction.
+// in one transaction. After a query that fails for one of its keys, halves of
+// them are queried until the key is found; when many keys fail, the rest of them
+// is given up with the last error.
 //
 // Where the column takes several of keys for equal, the value may be under one
 // of them only.
 func (s *Store[V]) LookupMany(ctx context.Context, keys []string) (map[string]V, error) {
-	l := many[V]{Store: s, state: make(map[string]presence, len(keys)), found: make(map[string]V, len(keys))}
-	distinct := make([]string, 0, len(keys))
-	for _, key := range keys {
-		if _, ok := l.state[key]; !ok {
-			l.state[key] = absent
-			distinct = append(distinct, key)
-		}
+	l := many[V]{Store: s, found: make(map[string]V, len(keys)), errs: make(map[string]error)}
+	parts := slices.Collect(chunks(distinct(keys), s.dialect.many))
+	failed := bisect.Keys(parts,
+		func(keys []string) error { return l.lookup(ctx, keys) },
+		func(err error) bool { return ctx.Err() != nil || isCommon(err) })
+	if err := ctx.Err(); err != nil && len(failed) > 0 {
+		return nil, err
 	}
-	for some := range chunks(distinct, s.dialect.many) {
-		if err := l.lookup(ctx, some); err != nil {
-			return nil, err
-		}
+	maps.Copy(l.errs, failed)
+	if len(l.errs) > 0 {
+		return l.found, &fetchonce.ManyError{Errs: l.errs}
 	}
 	return l.found, nil
+}
+
+// distinct returns each of keys once.
+func distinct(keys []string) []string {
+	seen := make(map[string]bool, len(keys))
+	each := make([]string, 0, len(keys))
+	for _, key := range keys {
+		if !seen[key] {
+			seen[key] = true
+			each = append(each, key)
+		}
+	}
+	return each
 }
 
 // chunks yields keys in parts of at most n of them and manyBytes, or of one that
@@ -61,25 +84,17 @@ func chunks(keys []string, n int) iter.Seq[[]string] {
 	}
 }
 
-// presence says what is known of a key that was asked for.
-type presence int
-
-const (
-	absent  presence = iota // has had no row so far
-	present                 // has a row
-)
-
 // many is one LookupMany.
 type many[V any] struct {
 	*Store[V]
-	state map[string]presence // of each key that was asked for
 	found map[string]V
+	errs  map[string]error // of rows that cannot be read
 }
 
 // lookup looks up keys in one query, except for those that the database writes
-// in another way.
+// in another way. An error is one of the query.
 func (l *many[V]) lookup(ctx context.Context, keys []string) error {
-	others, err := l.query(ctx, keys)
+	rowOf, others, err := l.query(ctx, keys)
 	if err != nil || !others {
 		return err
 	}
@@ -87,54 +102,65 @@ func (l *many[V]) lookup(ctx context.Context, keys []string) error {
 	// ignores case, or is of type uuid and writes its own way, or char and pads.
 	// Only the database knows which of ours it took for theirs.
 	for _, key := range keys {
-		if l.state[key] == present {
+		if rowOf[key] {
 			continue
 		}
 		v, err := l.Lookup(ctx, key)
 		switch {
 		case err == nil:
 			l.found[key] = v
-		case !errors.Is(err, fetchonce.ErrNotFound):
+		case ctx.Err() != nil || isCommon(err):
 			return err
+		case !errors.Is(err, fetchonce.ErrNotFound):
+			l.errs[key] = err
 		}
 	}
 	return nil
 }
 
-// query puts the values of keys in found, and reports whether there were other
-// rows than theirs.
-func (l *many[V]) query(ctx context.Context, keys []string) (others bool, err error) {
+// query reads the rows of keys. It reports which of keys have a row, and whether
+// there were other rows than theirs.
+func (l *many[V]) query(ctx context.Context, keys []string) (rowOf map[string]bool, others bool, err error) {
 	args := l.arguments(keys)
 	rows, err := l.db.QueryContext(ctx, l.lookupMany(len(args)), args...)
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
 	defer func() { _ = rows.Close() }() // see row
+	rowOf = make(map[string]bool, len(keys))
+	for _, key := range keys {
+		rowOf[key] = false
+	}
 	for rows.Next() {
 		var key string
 		if err := rows.Scan(l.keyAlone(&key)...); err != nil {
-			return false, err
+			return nil, false, err
 		}
-		state, asked := l.state[key]
-		if !asked {
+		if hasRow, asked := rowOf[key]; !asked {
 			others = true
 			continue
+		} else if hasRow {
+			delete(l.found, key)
+			l.errs[key] = severalRows(key)
+			continue
 		}
-		if state == present {
-			return false, severalRows(key)
-		}
-		l.state[key] = present
-		v, err := l.read(key, func(dest ...any) error {
-			return rows.Scan(append([]any{skipped{}}, dest...)...)
-		})
-		switch {
-		case err == nil:
-			l.found[key] = v
-		case !errors.Is(err, fetchonce.ErrNotFound):
-			return false, err
-		}
+		rowOf[key] = true
+		l.readRow(key, rows)
 	}
-	return others, errors.Join(rows.Err(), rows.Close())
+	return rowOf, others, errors.Join(rows.Err(), rows.Close())
+}
+
+// readRow notes the value, or the error, of key.
+func (l *many[V]) readRow(key string, rows *sql.Rows) {
+	v, err := l.read(key, func(dest ...any) error {
+		return rows.Scan(append([]any{skipped{}}, dest...)...)
+	})
+	switch {
+	case err == nil:
+		l.found[key] = v
+	case !errors.Is(err, fetchonce.ErrNotFound):
+		l.errs[key] = err
+	}
 }
 
 // arguments returns keys, and the last of them again until their number is a

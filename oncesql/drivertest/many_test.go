@@ -11,6 +11,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/oncesql"
+	"github.com/fetchonce/fetchonce/oncetest"
 )
 
 func TestLookupManyReturnsWhatIsThere(t *testing.T) {
@@ -212,7 +213,80 @@ func TestLookupManyReturnsTheCallersKeys(t *testing.T) {
 	}
 }
 
-// A row for which Scan says so is absent, and every other error ends it all.
+// failed returns the error of a key, if err says that it alone has failed.
+func failed(t *testing.T, err error, key string) error {
+	t.Helper()
+	many, ok := errors.AsType[*fetchonce.ManyError](err)
+	if !ok || len(many.Errs) != 1 || many.Errs[key] == nil {
+		t.Errorf("the error is %v; want a *ManyError with %q alone", err, key)
+		return err
+	}
+	return many.Errs[key]
+}
+
+// One key or row that the database, the driver or Scan refuses fails alone.
+func TestOneBadKeyFailsAlone(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			s := textStore(t, d, "things")
+			want := make(map[string]string)
+			keys := []string{"absent"}
+			for i := range 20 {
+				key := fmt.Sprintf("key %d", i)
+				keys, want[key] = append(keys, key), "v"
+				if _, err := s.Create(t.Context(), key, "v"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d.exec(t, `INSERT INTO things VALUES ('no JSON', '{"half')`)
+			for _, bad := range []string{"no JSON", "a\x00b", "a\xffb"} {
+				found, err := s.LookupMany(t.Context(), append([]string{bad}, keys...))
+				_, lookupErr := s.Lookup(t.Context(), bad)
+				if errors.Is(lookupErr, fetchonce.ErrNotFound) { // this database takes such a key
+					if err != nil {
+						t.Errorf("LookupMany with %q = %v; want nil, as Lookup finds nothing", bad, err)
+					}
+				} else {
+					_ = failed(t, err, bad)
+				}
+				if !maps.Equal(found, want) {
+					t.Errorf("LookupMany with %q = %v; want the other keys' values", bad, found)
+				}
+			}
+		})
+	}
+}
+
+// The same through a Loader: the callers of the other keys get their values.
+func TestOneBadRowFailsOneKeyOfGetMany(t *testing.T) {
+	for name, newDatabase := range databases {
+		for _, ttl := range []time.Duration{time.Minute, fetchonce.Off} {
+			t.Run(fmt.Sprintf("%s, TTL %v", name, ttl), func(t *testing.T) {
+				d := newDatabase(t)
+				s := textStore(t, d, "things")
+				if _, err := s.Create(t.Context(), "a", "of the table"); err != nil {
+					t.Fatal(err)
+				}
+				d.exec(t, `INSERT INTO things VALUES ('bad', '{"half')`)
+				l, err := fetchonce.New(oncetest.Redis(t), fetchonce.Options[string]{Prefix: "test", Store: s, TTL: ttl})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				values, err := l.GetMany(t.Context(), []string{"a", "bad", "b"}, func(_ context.Context, keys []string) (map[string]string, error) {
+					return map[string]string{"b": "fetched"}, nil
+				})
+				if want := map[string]string{"a": "of the table", "b": "fetched"}; !maps.Equal(values, want) {
+					t.Errorf("GetMany = %v; want %v", values, want)
+				}
+				_ = failed(t, err, "bad")
+			})
+		}
+	}
+}
+
+// A row for which Scan says so is absent, and every other error is its key's.
 func TestLookupManyPassesOnErrorsOfScan(t *testing.T) {
 	mine := errors.New("mine")
 	for name, newDatabase := range databases {
@@ -239,8 +313,9 @@ func TestLookupManyPassesOnErrorsOfScan(t *testing.T) {
 			if found, err := s.LookupMany(t.Context(), []string{"a", "b"}); len(found) != 1 || found["a"] != "there" || err != nil {
 				t.Errorf("LookupMany(a, b) = %v, %v; want a alone", found, err)
 			}
-			if found, err := s.LookupMany(t.Context(), []string{"a", "b", "c"}); found != nil || err != mine {
-				t.Errorf("LookupMany(a, b, c) = %v, %v; want nothing, and the error of Scan", found, err)
+			found, err := s.LookupMany(t.Context(), []string{"a", "b", "c"})
+			if len(found) != 1 || found["a"] != "there" || failed(t, err, "c") != mine {
+				t.Errorf("LookupMany(a, b, c) = %v, %v; want a, and the error of Scan for c", found, err)
 			}
 			if n := d.Stats().InUse; n != 0 {
 				t.Errorf("%d connections in use, want 0", n)
@@ -261,8 +336,9 @@ func TestLookupManyTellsErrorsFromAbsence(t *testing.T) {
 				"null":  `the value of "null" is NULL`,
 				"half":  `decode the value of "half"`,
 			} {
-				if found, err := s.LookupMany(t.Context(), []string{"k", key}); found != nil || err == nil || !strings.Contains(err.Error(), want) {
-					t.Errorf("LookupMany(k, %s) = %v, %v; want an error that says %s", key, found, err, want)
+				found, err := s.LookupMany(t.Context(), []string{"k", key})
+				if len(found) != 1 || found["k"] != "v" || !strings.Contains(fmt.Sprint(failed(t, err, key)), want) {
+					t.Errorf("LookupMany(k, %s) = %v, %v; want k, and an error that says %s", key, found, err, want)
 				}
 			}
 			ctx, cancel := context.WithCancel(t.Context())
@@ -272,7 +348,7 @@ func TestLookupManyTellsErrorsFromAbsence(t *testing.T) {
 			}
 			broken := errors.New("connection reset by peer")
 			cut := newStore(t, d.before(t, func(string) error { return broken }), oncesql.Options[string]{Table: "things"})
-			if found, err := cut.LookupMany(t.Context(), []string{"k"}); found != nil || err != broken {
+			if found, err := cut.LookupMany(t.Context(), []string{"k"}); len(found) != 0 || failed(t, err, "k") != broken {
 				t.Errorf("LookupMany = %v, %v; want nothing, and the driver's error unchanged", found, err)
 			}
 		})
