@@ -21,6 +21,12 @@ import (
 // as "GET /stats": not its query or its host. A name function may return any
 // text, of any length; an empty one is a name like the others.
 //
+// The path is the one that the middleware is given. Inside [http.StripPrefix] it
+// lacks the prefix, so handlers that are mounted under several prefixes share a
+// name, also with those of other services under the same Prefix of the Locker.
+// Where they must not, put Serialize around StripPrefix, or name requests by
+// their RequestURI, which StripPrefix leaves alone; see the example.
+//
 // What is passed to the handler is the ResponseWriter as it is, so that it can
 // still be flushed or hijacked, and the request with another context: one that
 // also ends when the lock is lost, with the [context.Cause]
