@@ -81,9 +81,9 @@ type dialect struct {
 	binaryType string
 	jsonCast   string // after a parameter that is a JSON text
 
-	// again reports whether err, of an insert, may be due to another's statement
-	// that was in the way, and is gone: the insert may be repeated if it turns
-	// out that the key has no row.
+	// again reports whether err, of an insert, may be due to another's row that was
+	// in the way, and is gone: the insert is repeated at once if it turns out that
+	// the key has no row. It is besides what passes.
 	again func(err error) bool
 	// tableRaced reports whether err, of a create table, may be due to another
 	// creator of the same table. err may be nil.
@@ -116,13 +116,10 @@ var postgres = dialect{
 	// types get the text as it is, jsonb what it makes of it.
 	jsonCast: "::json",
 
-	// serialization_failure: the other's row came after our snapshot, at
-	// REPEATABLE READ and above.
-	//
 	// Not unique_violation: ON CONFLICT passes over that of the key, so it is of
 	// another column. The key may have a row all the same, if ours would equal it
 	// there: see TestCreatorsOfEqualRowsMeetInAnotherColumn.
-	again: func(err error) bool { return sqlState(err) == "40001" },
+	again: func(error) bool { return false },
 	tableRaced: func(err error) bool {
 		switch sqlState(err) {
 		// IF NOT EXISTS looks first and inserts in the catalogs then, where two
@@ -169,23 +166,15 @@ var mysql = dialect{
 	textType:   "longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL",
 	binaryType: "longblob NOT NULL",
 
-	again: func(err error) bool {
-		switch errorNumber(err) {
-		// Duplicate entry: it does not say reliably in which index. If the key has
-		// no row, either the row was deleted since, or another's is in the way in
-		// another column. That row will still be there when the insert has been
-		// repeated often enough.
-		case 1062:
-			return true
-		// Deadlock, which is no accident here: of three who insert a key, two wait
-		// with a shared lock for the first, and if that one rolls back, each waits
-		// for the other. Lock wait timeout: the context says how long to wait.
-		// Record has changed since last read: MariaDB's innodb_snapshot_isolation.
-		case 1213, 1205, 1020:
-			return true
-		}
-		return false
-	},
+	// Duplicate entry: it does not say reliably in which index. If the key has no
+	// row, either the row was deleted since, or another's is in the way in another
+	// column. That row will still be there when the insert has been repeated often
+	// enough.
+	//
+	// A deadlock, which passes, is no accident here: of three who insert a key, two
+	// wait with a shared lock for the first, and if that one rolls back, each waits
+	// for the other.
+	again:      func(err error) bool { return errorNumber(err) == 1062 },
 	tableRaced: func(error) bool { return false },
 }
 

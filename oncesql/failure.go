@@ -1,13 +1,83 @@
 package oncesql
 
 import (
+	"context"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
+	"time"
 )
+
+// attempts bounds how often a statement is sent, also by Create when it finds
+// nothing after an insert. With the pauses between them that takes a second.
+const attempts = 10
+
+// The pause before a statement is repeated doubles from one to the other.
+const (
+	firstPause   = 5 * time.Millisecond
+	longestPause = 250 * time.Millisecond
+)
+
+// repeat calls do again, after a pause, as long as its error passes: see passes.
+// It returns the last error.
+func repeat(ctx context.Context, do func() error) error {
+	err := do()
+	for attempt := 1; attempt < attempts && passes(err) && pause(ctx, attempt); attempt++ {
+		err = do()
+	}
+	return err
+}
+
+// pause waits before an attempt that is not the first. It reports whether ctx
+// allows the attempt.
+func pause(ctx context.Context, attempt int) bool {
+	length := min(firstPause<<(attempt-1), longestPause)
+	timer := time.NewTimer(length/2 + rand.N(length/2))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// passes reports whether the same statement may succeed if it is sent again: the
+// connection was lost, another transaction was in the way, or the statement's plan
+// belongs to a table that has changed. All statements of a Store are safe to
+// repeat. err may be nil.
+func passes(err error) bool {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return false
+	}
+	return isLost(err) || slices.Contains(passingStates, sqlState(err)) || slices.Contains(passingNumbers, errorNumber(err))
+}
+
+var passingStates = []string{
+	"0A000", // feature_not_supported: cached plan must not change result type
+	"26000", // invalid_sql_statement_name: a prepared statement is gone
+	"40001", // serialization_failure
+	"40P01", // deadlock_detected
+	"55P03", // lock_not_available: lock_timeout
+}
+
+var passingNumbers = []uint16{
+	1020, // record has changed since last read
+	1205, // lock wait timeout: the context says how long to wait
+	1213, // deadlock
+	1243, // unknown prepared statement
+	1412, // table definition has changed
+	1615, // prepared statement needs to be prepared again
+}
+
+// lostNumbers are the errors with which MySQL and MariaDB end a connection:
+// shutdown, killed, and idle for too long.
+var lostNumbers = []uint16{1053, 1927, 4031}
 
 // isLost reports whether err says that there is no connection to the server any
 // more, or that none could be made.
@@ -21,14 +91,27 @@ func isLost(err error) bool {
 		return true
 	}
 	state := sqlState(err)
-	return strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P")
+	return strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P") ||
+		slices.Contains(lostNumbers, errorNumber(err)) || isInvalidConn(err)
 }
 
-// isCommon reports whether err is about all keys alike: a connection that is
-// lost, or an error whose SQLSTATE is not of a class that is about data. What has
-// no SQLSTATE may be about one key.
+// isInvalidConn reports whether err is ErrInvalidConn of
+// github.com/go-sql-driver/mysql, which says that a statement's connection was lost.
+// It has neither a number nor a type of its own.
+func isInvalidConn(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if err.Error() == "invalid connection" {
+			return true
+		}
+	}
+	return false
+}
+
+// isCommon reports whether err is about all keys alike: it passes, or has a
+// SQLSTATE of a class that is not about data. What has no SQLSTATE may be about
+// one key.
 func isCommon(err error) bool {
-	if isLost(err) {
+	if passes(err) {
 		return true
 	}
 	switch state := sqlState(err); state {

@@ -94,7 +94,14 @@ type many[V any] struct {
 // lookup looks up keys in one query, except for those that the database writes
 // in another way. An error is one of the query.
 func (l *many[V]) lookup(ctx context.Context, keys []string) error {
-	rowOf, others, err := l.query(ctx, keys)
+	var (
+		rowOf  map[string]bool
+		others bool
+	)
+	err := repeat(ctx, func() (err error) {
+		rowOf, others, err = l.query(ctx, keys)
+		return err
+	})
 	if err != nil || !others {
 		return err
 	}

@@ -10,9 +10,13 @@
 // is yours to choose and import; this package needs none.
 //
 // What the database and its driver refuse comes back as their error, unchanged.
+// A statement is repeated, after a pause and for about a second, when its error
+// passes: a lost connection, a deadlock or a lock timeout, a serialization failure,
+// a plan of a table that has changed. It is not repeated once ctx has ended.
 package oncesql
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
@@ -101,18 +105,26 @@ func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
 // decoded, and for a key that has several rows because the column is not
 // unique.
 func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
-	v, found, err := s.row(ctx, &s.lookup, key, key)
-	if err == nil && !found {
+	var (
+		v       V
+		found   bool
+		readErr error
+	)
+	err := repeat(ctx, func() (err error) {
+		v, found, err = s.row(ctx, &s.lookup, key, key)
+		if found {
+			readErr, err = err, nil // another reading would end in the same way
+		}
+		return err
+	})
+	switch {
+	case found:
+		return v, readErr
+	case err == nil:
 		err = fetchonce.ErrNotFound
 	}
 	return v, err
 }
-
-// createAttempts bounds how often Create finds nothing after an insert, its own
-// or one that found the key taken. Each time takes another process that deletes
-// the row between two statements, so more than one is rare, and more than a few
-// means that rows are hidden from us.
-const createAttempts = 10
 
 // Create inserts v for key, unless key has a row already, and returns the value
 // of the row that is kept, whoever inserted it. The value is always the one
@@ -141,7 +153,7 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 		return zero, err
 	}
 	args := append([]any{key}, values...)
-	for range createAttempts {
+	for attempt := 1; ; attempt++ {
 		kept, inserted, insertErr := s.insertRow(ctx, key, args)
 		if inserted {
 			return kept, insertErr
@@ -164,18 +176,18 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 		switch {
 		case found:
 			return kept, lookupErr
-		case insertErr != nil && !s.dialect.again(insertErr):
+		case insertErr != nil && !passes(insertErr) && !s.dialect.again(insertErr):
 			return zero, insertErr
-		case lookupErr != nil:
+		case lookupErr != nil && !passes(lookupErr):
 			return zero, lookupErr
 		}
-		// The row was deleted after our insert met it. The key is free again.
-		err = insertErr
+		// The row was deleted after our insert met it, or an error passes. More than
+		// one deletion is rare, and more than a few mean that rows are hidden from us.
+		err := cmp.Or(insertErr, lookupErr)
+		if attempt == attempts || passes(err) && !pause(ctx, attempt) {
+			return zero, cmp.Or(err, fmt.Errorf("oncesql: create %q: no row was there after an insert, %d times", key, attempts))
+		}
 	}
-	if err != nil {
-		return zero, err
-	}
-	return zero, fmt.Errorf("oncesql: create %q: no row was there after an insert, %d times", key, createAttempts)
 }
 
 // insertRow inserts a row unless its key has one. It reports whether it has, and
@@ -205,7 +217,7 @@ func (s *Store[V]) CreateTable(ctx context.Context) error {
 		return fmt.Errorf("oncesql: create table: Columns are set, and their types are not known")
 	}
 	_, err := s.db.ExecContext(ctx, s.create)
-	for i := 0; i < createAttempts && s.dialect.tableRaced(err); i++ {
+	for i := 0; i < attempts && s.dialect.tableRaced(err); i++ {
 		_, err = s.db.ExecContext(ctx, s.create)
 	}
 	return err
