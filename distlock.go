@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/lease"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 	"github.com/fetchonce/fetchonce/internal/wake"
@@ -110,15 +111,18 @@ const (
 )
 
 // NewLocker returns a locker for the locks under opt.Prefix. It must be closed.
+// It accepts the clients that [New] accepts. The error is an [*Error] that names
+// the option that cannot be used, or says why the client cannot.
 func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
-	if rdb == nil {
-		return nil, &Error{Op: "new", Err: errors.New("the Redis client is nil")}
+	err := opt.check()
+	cluster, refused := client.Check(rdb)
+	if err == nil {
+		err = refused
 	}
-	if err := opt.check(); err != nil {
+	if err != nil {
 		return nil, &Error{Op: "new", Err: err}
 	}
 	opt = opt.withDefaults()
-	_, cluster := rdb.(*redis.ClusterClient)
 	ns := protocol.NewNamespace(opt.Prefix, "")
 	mailbox := wake.Open(rdb)
 	lk := &Locker{

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/near"
@@ -115,9 +115,13 @@ type Fetch[V any] struct {
 
 // New returns a Loader over a Redis client, which stays the caller's to
 // configure and to close. It speaks to nobody yet. The error is an [*Error]
-// that names the option that cannot be used, or says why the client cannot: it
-// may be one of a server, of Sentinels or of a cluster, but no Ring, and none that
-// reads from replicas.
+// that names the option that cannot be used, or says why the client cannot.
+//
+// New accepts a client of one server, of Sentinels or of a cluster, and a struct
+// that wraps one. It refuses a Ring, a client that reads from replicas, a client
+// with go-redis' ClientSideCache or ClientSideCacheConfig, and nil. Do not set
+// ReplicaOnly for Sentinels: New cannot find that out, and such a client reads from
+// replicas.
 //
 // Give the client timeouts: go-redis' own are 5 seconds and several retries, and
 // although no caller waits for them, a connection does. With its
@@ -125,8 +129,9 @@ type Fetch[V any] struct {
 // with a Redis nearby is a good part of what a hit costs.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
+	cluster, refused := client.Check(rdb)
 	if err == nil {
-		err = checkClient(rdb)
+		err = refused
 	}
 	if err == nil && opt.Near != (Near{}) && !near.Usable(rdb) {
 		err = errNearClient
@@ -140,13 +145,13 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 		codec:   codecID(opt.Codec),
 		unsure:  needsReadBack[V](opt.Codec),
 		names:   protocol.NewNamespace(opt.Prefix, opt.Schema),
+		cluster: cluster,
 		mailbox: wake.Open(rdb),
 		notices: notices{logger: opt.Logger},
 	}
 	l.trace = newTracer(opt.Trace, &l.notices)
 	l.channel = l.names.Channel(l.mailbox.Process())
 	l.unused = l.mailbox.Use(l.channel)
-	_, l.cluster = rdb.(*redis.ClusterClient)
 	l.nodes = &nodes{rdb: rdb, all: batch.New(rdb)}
 	l.redis = protocol.NewClient(l.nodes.all, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
 	l.redis.Failed = l.trace.redisFailed()
@@ -157,23 +162,6 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.openNear()
 	l.closing, l.stop = context.WithCancel(context.Background())
 	return l, nil
-}
-
-// checkClient returns why a client cannot be used, if it cannot: with some the
-// promises would not hold, whatever we did.
-func checkClient(rdb redis.UniversalClient) error {
-	if v := reflect.ValueOf(rdb); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
-		return errors.New("the Redis client is nil")
-	}
-	switch rdb := rdb.(type) {
-	case *redis.Ring:
-		return errors.New("the Redis client is a Ring: it gives keys to other shards and back as these come and go, so a deleted value could return")
-	case *redis.ClusterClient:
-		if rdb.Options().ReadOnly {
-			return errors.New("the Redis client reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), which may still have a deleted value")
-		}
-	}
-	return nil
 }
 
 // Close ends all loads that are under way: their fetches' contexts end with

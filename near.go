@@ -39,7 +39,7 @@ type Near struct {
 	TTL time.Duration
 }
 
-var errNearClient = errors.New("Options.Near needs a *redis.Client or a *redis.ClusterClient that reads from masters")
+var errNearClient = errors.New("Options.Near needs a *redis.Client or a *redis.ClusterClient, or a wrapper with their methods that is comparable")
 
 // A nearby is a copy.
 type nearby[V any] struct {

@@ -70,20 +70,6 @@ func FuzzDurations(f *testing.F) {
 	})
 }
 
-func TestNewRefusesClientsThatBreakThePromises(t *testing.T) {
-	ring := redis.NewRing(&redis.RingOptions{})
-	defer ring.Close()
-	replicas := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}, RouteRandomly: true})
-	defer replicas.Close()
-	for name, rdb := range map[string]redis.UniversalClient{
-		"nil": nil, "a nil pointer": (*redis.Client)(nil), "a Ring": ring, "one that reads from replicas": replicas,
-	} {
-		if _, err := fetchonce.New(rdb, options{Prefix: "p"}); err == nil {
-			t.Errorf("New took %s", name)
-		}
-	}
-}
-
 func TestCodecsRefuseHostileData(t *testing.T) {
 	for name, data := range map[string]string{
 		"a length of four billion": "\xdd\xff\xff\xff\xff",

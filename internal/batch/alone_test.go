@@ -16,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
@@ -280,19 +281,15 @@ func TestCloseWhileOneIsAlone(t *testing.T) {
 	}
 }
 
-// A hook that panics does so in its caller, who may go on.
+// A hook that panics is the error of its caller's command, and others go on.
 func TestHookThatPanics(t *testing.T) {
 	inFront(t, func(t *testing.T, r redistest.Redis, rdb *redis.Client, s *senders, b *batch.Batcher) {
 		p := &panics{on: true}
 		rdb.AddHook(p)
-		func() {
-			defer func() {
-				if recover() == nil {
-					t.Error("no panic; the test has no force")
-				}
-			}()
-			_ = b.Do(t.Context(), within, get("k"))
-		}()
+		err := b.Do(t.Context(), within, get("k"))
+		if _, ok := errors.AsType[*client.PanicError](err); !ok {
+			t.Errorf("Do = %v, want a PanicError", err)
+		}
 		p.on = false
 		s.taken()
 		r.Pause()

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/client"
 )
 
 const (
@@ -493,8 +495,15 @@ func (b *Batcher) checkIdle() {
 	}
 }
 
-// send sends a batch, and reports whether Redis has answered.
-func (f *batch) send(conn Conn) bool {
+// send sends a batch, and reports whether Redis has answered. If the client
+// panics, that is the error of all the batch's commands.
+func (f *batch) send(conn Conn) (answered bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			f.fail(client.Panicked(p))
+			answered = false
+		}
+	}()
 	if len(f.requests) == 1 && len(f.requests[0].cmds) == 1 {
 		return isAnswer(conn.Process(&f.limit, f.requests[0].cmds[0])) // its error is the command's
 	}
@@ -505,6 +514,18 @@ func (f *batch) send(conn Conn) bool {
 		c.to.SetErr(c.from.Err())
 	}
 	return isAnswer(err)
+}
+
+// fail sets the error of all the batch's commands.
+func (f *batch) fail(err error) {
+	for _, r := range f.requests {
+		if r == nil {
+			continue
+		}
+		for _, cmd := range r.cmds {
+			cmd.SetErr(err)
+		}
+	}
 }
 
 // process sends commands, and returns one of their errors.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -61,14 +62,18 @@ type (
 
 // Usable reports whether near caches can be had over a client: a [redis.Client],
 // for a single server or with Sentinel, or a [redis.ClusterClient], or what has
-// their methods. It must read from masters.
-func Usable(client redis.UniversalClient) bool {
-	if c, ok := client.(interface{ Options() *redis.ClusterOptions }); ok {
-		_, ok := client.(cluster)
+// their methods. It must read from masters, and a hub must be able to tell it from
+// other clients: caches of equal clients share the hub.
+func Usable(rdb redis.UniversalClient) bool {
+	if !reflect.ValueOf(rdb).Comparable() {
+		return false
+	}
+	if c, ok := rdb.(interface{ Options() *redis.ClusterOptions }); ok {
+		_, ok := rdb.(cluster)
 		opt := c.Options()
 		return ok && !opt.ReadOnly && !opt.RouteByLatency && !opt.RouteRandomly
 	}
-	_, ok := client.(single)
+	_, ok := rdb.(single)
 	return ok
 }
 
@@ -80,21 +85,21 @@ var (
 
 // Open returns the hub of a client. It must be closed. The process has the name
 // that it has for its mailbox.
-func Open(client redis.UniversalClient, process string) *Hub {
+func Open(rdb redis.UniversalClient, process string) *Hub {
 	hubsMu.Lock()
 	defer hubsMu.Unlock()
-	shared := reflect.TypeOf(client).Comparable()
-	if shared && hubs[client] != nil {
-		h := hubs[client]
+	shared := reflect.ValueOf(rdb).Comparable()
+	if shared && hubs[rdb] != nil {
+		h := hubs[rdb]
 		h.users++
 		return h
 	}
-	h := &Hub{client: client, process: process, users: 1, listeners: make(map[any]*listener)}
-	h.cluster, _ = client.(cluster)
+	h := &Hub{client: rdb, process: process, users: 1, listeners: make(map[any]*listener)}
+	h.cluster, _ = rdb.(cluster)
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.links.Store(&map[string]*link{})
 	if shared {
-		hubs[client] = h
+		hubs[rdb] = h
 	}
 	return h
 }
@@ -104,7 +109,7 @@ func (h *Hub) Close() {
 	hubsMu.Lock()
 	h.users--
 	last := h.users == 0
-	if last && reflect.TypeOf(h.client).Comparable() {
+	if last && reflect.ValueOf(h.client).Comparable() {
 		delete(hubs, h.client)
 	}
 	hubsMu.Unlock()
@@ -254,11 +259,13 @@ func (h *Hub) masters() (map[string]*redis.Options, error) {
 	defer cancel()
 	var mu sync.Mutex
 	masters := make(map[string]*redis.Options)
-	err := h.cluster.ForEachMaster(ctx, func(_ context.Context, c *redis.Client) error {
-		mu.Lock()
-		defer mu.Unlock()
-		masters[nodeOf(c)] = c.Options()
-		return nil
+	err := client.Call(func() error {
+		return h.cluster.ForEachMaster(ctx, func(_ context.Context, c *redis.Client) error {
+			mu.Lock()
+			defer mu.Unlock()
+			masters[nodeOf(c)] = c.Options()
+			return nil
+		})
 	})
 	return masters, err
 }

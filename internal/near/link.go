@@ -16,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/redis/go-redis/v9/push"
 
+	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -61,7 +62,7 @@ func (k *link) run() {
 		k.mu.Lock()
 		k.session = s
 		k.mu.Unlock()
-		err := s.run()
+		err := client.Call(s.run)
 		s.cancel(nil)
 		k.end()
 		if s.vouched.Load() {
@@ -166,12 +167,12 @@ func (s *session) run() error {
 	}
 	// Of all our namespaces one is as good as another.
 	s.beats = protocol.Beats(s.changes[0], h.process)
-	client := redis.NewClient(s.options())
-	defer func() { _ = client.Close() }()
-	if err := client.RegisterPushNotificationHandler("invalidate", s, false); err != nil {
+	rdb := redis.NewClient(s.options())
+	defer func() { _ = rdb.Close() }()
+	if err := rdb.RegisterPushNotificationHandler("invalidate", s, false); err != nil {
 		return err
 	}
-	conn := client.Subscribe(s.ctx)
+	conn := rdb.Subscribe(s.ctx)
 	stop := context.AfterFunc(s.ctx, func() { _ = conn.Close() })
 	defer stop()
 	defer conn.Close()
@@ -337,7 +338,7 @@ func (s *session) beat() {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
-		if err := s.send(); err != nil && s.ctx.Err() == nil {
+		if err := client.Call(s.send); err != nil && s.ctx.Err() == nil {
 			s.link.hub.notify(false, fmt.Errorf("a beat: %w", err))
 		}
 		select {

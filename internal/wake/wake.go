@@ -25,6 +25,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -73,24 +74,24 @@ var (
 
 // Open returns the mailbox of a client. It must be closed. It connects to
 // nothing until somebody listens.
-func Open(client Client) *Mailbox {
+func Open(rdb Client) *Mailbox {
 	mailboxesMu.Lock()
 	defer mailboxesMu.Unlock()
-	shared := reflect.ValueOf(client).Comparable()
-	if shared && mailboxes[client] != nil {
-		m := mailboxes[client]
+	shared := reflect.ValueOf(rdb).Comparable()
+	if shared && mailboxes[rdb] != nil {
+		m := mailboxes[rdb]
 		m.users++
 		return m
 	}
 	name := make([]byte, 16)
 	_, _ = rand.Read(name) // never fails
 	m := &Mailbox{
-		client: client, process: hex.EncodeToString(name), users: 1,
+		client: rdb, process: hex.EncodeToString(name), users: 1,
 		channels: make(map[string]*ear), uses: make(map[string]int), slots: make(map[string][]*Slot), holds: make(map[string]func()),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if shared {
-		mailboxes[client] = m
+		mailboxes[rdb] = m
 	}
 	return m
 }
@@ -142,7 +143,9 @@ func (m *Mailbox) Use(channel string) (stop func()) {
 func (m *Mailbox) unsubscribe(channel string) {
 	delete(m.channels, channel)
 	if conn := m.conn; conn != nil && m.ctx.Err() == nil {
-		m.running.Go(func() { _ = conn.Unsubscribe(ended, channel) }) // a failure shows as a broken connection
+		m.running.Go(func() {
+			_ = client.Call(func() error { return conn.Unsubscribe(ended, channel) }) // a failure shows as a broken connection
+		})
 	}
 }
 
@@ -200,7 +203,9 @@ func (m *Mailbox) Hears(channel string) bool {
 
 // subscribe asks for one more channel. The caller holds m.mu.
 func (m *Mailbox) subscribe(conn *redis.PubSub, channel string) {
-	m.running.Go(func() { _ = conn.Subscribe(ended, channel) }) // a failure shows as a broken connection
+	m.running.Go(func() {
+		_ = client.Call(func() error { return conn.Subscribe(ended, channel) }) // a failure shows as a broken connection
+	})
 }
 
 // ended is the context of all that is done with a PubSub that is connected. When
@@ -216,14 +221,26 @@ var ended = func() context.Context {
 // run receives messages, over one connection after another.
 func (m *Mailbox) run() {
 	for pause := firstPause; m.ctx.Err() == nil; pause = min(2*pause, longestPause) {
-		conn := m.pubSub()
-		if m.connect(conn) && m.receive(conn) {
+		if m.serve() {
 			pause = firstPause
 		}
-		m.deaf()
-		_ = conn.Close()
 		m.sleep(pause/2 + randv2.N(pause))
 	}
+}
+
+// serve receives messages over one connection, until that ends, and reports whether
+// it received any.
+func (m *Mailbox) serve() (heard bool) {
+	_ = client.Call(func() error {
+		conn := m.pubSub()
+		defer func() {
+			m.deaf()
+			_ = conn.Close()
+		}()
+		heard = m.connect(conn) && m.receive(conn)
+		return nil
+	}) // a client that panics gives no connection
+	return heard
 }
 
 // connect makes the connection and reports whether that worked. Nobody else
@@ -411,7 +428,8 @@ func (m *Mailbox) Suspect(channel string) {
 func (m *Mailbox) probe(channel string, echo chan struct{}) bool {
 	ctx, cancel := context.WithTimeout(m.ctx, probeTime)
 	defer cancel()
-	if err := m.client.Publish(ctx, channel, protocol.Probe()).Err(); err != nil {
+	err := client.Call(func() error { return m.client.Publish(ctx, channel, protocol.Probe()).Err() })
+	if err != nil {
 		return !m.isSilent(err)
 	}
 	select {

@@ -1,0 +1,78 @@
+package client_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/client"
+)
+
+type (
+	universal = redis.UniversalClient
+	hidden    struct{ universal }           // an embedded field that is not exported
+	deep      struct{ *hidden }             // and through a pointer
+	value     struct{ redis.ClusterClient } // only a pointer to it is a client
+	spare     struct {
+		redis.UniversalClient
+		other *redis.Ring
+	}
+	endless struct {
+		redis.UniversalClient
+		again *endless
+	}
+)
+
+func TestCheck(t *testing.T) {
+	single := redis.NewClient(&redis.Options{})
+	defer single.Close()
+	cluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}})
+	defer cluster.Close()
+	ring := redis.NewRing(&redis.RingOptions{})
+	defer ring.Close()
+	failover := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{"127.0.0.1:1"}})
+	defer failover.Close()
+	cycle := &endless{UniversalClient: single}
+	cycle.again = cycle
+	for name, c := range map[string]struct {
+		rdb     redis.UniversalClient
+		cluster bool
+		err     error
+	}{
+		"a client":                       {rdb: single},
+		"Sentinels":                      {rdb: failover},
+		"a cluster":                      {rdb: cluster, cluster: true},
+		"a hidden client":                {rdb: hidden{single}},
+		"a hidden cluster":               {rdb: deep{&hidden{cluster}}, cluster: true},
+		"a hidden Ring":                  {rdb: deep{&hidden{ring}}, err: client.ErrRing},
+		"a hidden nil":                   {rdb: deep{&hidden{}}, err: client.ErrNil},
+		"a wrapper without its wrapped":  {rdb: deep{}, err: client.ErrNil},
+		"a nil field":                    {rdb: spare{UniversalClient: single}},
+		"a Ring in a field":              {rdb: spare{single, ring}, err: client.ErrRing},
+		"a cycle":                        {rdb: cycle},
+		"a struct that is not a pointer": {rdb: &value{}, err: client.ErrNil},
+		"a client that nobody has made":  {rdb: &redis.Client{}, err: client.ErrNil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster, err := client.Check(c.rdb)
+			if cluster != c.cluster || !errors.Is(err, c.err) {
+				t.Errorf("cluster %v, error %v, want %v, %v", cluster, err, c.cluster, c.err)
+			}
+		})
+	}
+}
+
+func TestCall(t *testing.T) {
+	cause := errors.New("cause")
+	if err := client.Call(func() error { return cause }); err != cause {
+		t.Errorf("got %v, want the error as it is", err)
+	}
+	err := client.Call(func() error { panic(cause) })
+	if e, ok := errors.AsType[*client.PanicError](err); !ok || !errors.Is(err, cause) || len(e.Stack) == 0 {
+		t.Errorf("got %v, want a PanicError of the cause, with a stack", err)
+	}
+	if err := client.Call(func() error { panic("text") }); errors.Unwrap(err) != nil {
+		t.Errorf("a panic with a text wraps %v", errors.Unwrap(err))
+	}
+}
