@@ -77,20 +77,18 @@ vuln: ## look for known vulnerabilities in what every module calls
 
 # The seeds are fixed, so that a run can be had again; what the processes do
 # meanwhile is theirs. Longer, with other seeds: go run ./chaos -duration 2h
-PROFILES ?= standalone sentinel cluster
+PROFILES ?= standalone sentinel cluster full
 
 .PHONY: chaos
-chaos: ## do harm to processes, networks and Redis for 3 x 20 s, and judge the history
+chaos: ## do harm to processes, networks and Redis for 4 x 20 s, and judge the history
 	@seed=0; for profile in $(PROFILES); do \
 		seed=$$((seed + 1)); \
 		go run ./chaos -profile $$profile -seed $$seed -duration 20s || exit; \
 	done
 
 .PHONY: soak
-soak: ## the same for 3 x 10 minutes, with seeds from the clock
-	go run ./chaos -profile standalone -duration 10m
-	go run ./chaos -profile sentinel -duration 10m
-	go run ./chaos -profile cluster -duration 10m
+soak: ## the same for 4 x 10 minutes, with seeds from the clock
+	for profile in $(PROFILES); do go run ./chaos -profile $$profile -duration 10m || exit; done
 
 .PHONY: mutants
 mutants: ## make mistakes in the library, each of which a soak must catch

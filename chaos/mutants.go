@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -121,7 +122,7 @@ func soak(m mutant.Mutant, root, dir string) (by []string, err error) {
 	if m.Late {
 		lasts = lateLasts
 	}
-	cmd, err := program(m, root, dir, "-seed", "1", "-duration", lasts.String(), "-only", m.Faults, "-hasty", "-dir", filepath.Join(dir, "run"))
+	cmd, err := program(m, root, dir, "-profile", cmp.Or(m.Profile, "standalone"), "-seed", "1", "-duration", lasts.String(), "-only", m.Faults, "-hasty", "-dir", filepath.Join(dir, "run"))
 	if err != nil {
 		return nil, err
 	}

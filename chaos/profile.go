@@ -47,6 +47,18 @@ func lockNames(profile string) int {
 	return 4
 }
 
+// A mix says what the workers do. Of 1000 calls those below updates are Updates, then
+// follow Deletes and so on; the rest are Gets.
+type mix struct{ updates, deletes, locks, creates int }
+
+// mixOf returns the mix of a profile. In full, more is loaded and locked at any moment.
+func mixOf(profile string) mix {
+	if profile == full {
+		return mix{15, 50, 180, 200}
+	}
+	return mix{15, 30, 70, 90}
+}
+
 // onRedisDown returns the policy of the workers. With FailClosed a caller receives the
 // failure of Redis that FailOpen hides.
 func (w *worker) onRedisDown() fetchonce.Policy {
@@ -103,7 +115,7 @@ func (s *supervisor) triedEnough(tried map[history.Trial]int, lasts time.Duratio
 	floors := map[string]map[history.Trial]float64{ // in 30 s
 		illnode: {history.GetBeside: 1000, history.FetchBeside: 50, history.DeleteBeside: 20, history.LockBeside: 20},
 		full: {
-			history.LockKept: 10, history.LeaseKept: 5, history.LockPassed: 2, history.FullGet: 1000, history.FullDelete: 20,
+			history.LockKept: 3, history.LeaseKept: 3, history.LockPassed: 3, history.FullGet: 500, history.FullDelete: 20,
 		},
 	}
 	var errs []error

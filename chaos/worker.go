@@ -261,18 +261,19 @@ func (w *worker) pulse() {
 // call calls the library, one way or another, until it is over.
 func (w *worker) call(rng *rand.Rand) {
 	popular := rand.NewZipf(rng, 1.3, 2, keys-1)
+	mix := mixOf(w.Redis.Profile)
 	for !w.ended.Load() {
 		time.Sleep(rand.N(20 * time.Millisecond))
 		key := keyName(int(popular.Uint64()))
 		w.calls.Add(1)
 		switch n := rng.IntN(1000); {
-		case n < 15:
+		case n < mix.updates:
 			w.update(key)
-		case n < 30:
+		case n < mix.deletes:
 			w.delete(key)
-		case n < 70:
+		case n < mix.locks:
 			w.lock("lock "+strconv.Itoa(rng.IntN(lockNames(w.Redis.Profile))), rng)
-		case n < 90:
+		case n < mix.creates:
 			w.create()
 		default:
 			w.get(key)
@@ -379,7 +380,9 @@ func fail(ctx context.Context, fault history.Fault) error {
 func (w *worker) linger(ctx context.Context) {
 	took := rand.N(2 * time.Millisecond)
 	switch n := rand.N(100); {
-	case n < 3 || n < 35 && w.Redis.Profile == full: // so that much is held when Redis becomes full
+	case n < 65 && w.Redis.Profile == full: // so that much is held when Redis becomes full, and long after that
+		took = rules.Lease + rand.N(rules.Lease)
+	case n < 3:
 		took = rules.Lease + rand.N(rules.Lease/2)
 	case n < 20:
 		took = rand.N(rules.Lease)

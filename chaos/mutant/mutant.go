@@ -22,6 +22,7 @@ type Mutant struct {
 	Name     string
 	File     string // below the library's root
 	Old, New string // what stands there once, and what in its place
+	Profile  string // of the soak that finds it out; "" for standalone
 	Faults   string // which of a soak's faults find it out; "" for whichever
 	Late     bool   // it is found out only when all is over
 }

@@ -85,4 +85,11 @@ var Soaked = []Mutant{
 		Faults: "fetch error",
 		Late:   true,
 	},
+	{
+		Name:    "a lock is renewed only while Redis has memory",
+		File:    "internal/protocol/lock_renew.lua",
+		Old:     `finish(true)`,
+		New:     `finish()`,
+		Profile: "full",
+	},
 }
