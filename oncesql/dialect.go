@@ -265,7 +265,7 @@ func (d dialect) quoteTable(table string) string {
 }
 
 func (d dialect) lookup(table, key string, columns []string) string {
-	return "SELECT " + d.quoteAll(columns) + " FROM " + d.quoteTable(table) +
+	return "SELECT " + d.quote(key) + ", " + d.quoteAll(columns) + " FROM " + d.quoteTable(table) +
 		" WHERE " + d.quote(key) + " = " + d.parameter(1)
 }
 
@@ -295,7 +295,7 @@ func (d dialect) insert(table, key string, columns []string, cast string) string
 		" VALUES (" + parameters.String() + ")"
 	if d.onConflict {
 		insert += " ON CONFLICT (" + d.quote(key) + ") DO NOTHING" +
-			" RETURNING " + d.quoteAll(columns)
+			" RETURNING " + d.quote(key) + ", " + d.quoteAll(columns)
 	}
 	return insert
 }

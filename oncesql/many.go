@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/bisect"
@@ -33,8 +34,9 @@ const manyBytes = 2 << 20
 // them are queried until the key is found; when many keys fail, the rest of them
 // is given up with the last error.
 //
-// Where the column takes several of keys for equal, the value may be under one
-// of them only.
+// Where the column takes several of keys for equal, as [Options.FoldKeys] allows,
+// each has the value if they differ in case or in blanks at the end; else the value
+// may be under one of them only.
 func (s *Store[V]) LookupMany(ctx context.Context, keys []string) (map[string]V, error) {
 	l := many[V]{Store: s, found: make(map[string]V, len(keys)), errs: make(map[string]error)}
 	parts := slices.Collect(chunks(distinct(keys), s.dialect.many))
@@ -102,14 +104,21 @@ func (l *many[V]) lookup(ctx context.Context, keys []string) error {
 		rowOf, others, err = l.query(ctx, keys)
 		return err
 	})
-	if err != nil || !others {
+	if err != nil {
 		return err
 	}
-	// There are rows whose keys were not asked for in these letters: the column
-	// ignores case, or is of type uuid and writes its own way, or char and pads.
-	// Only the database knows which of ours it took for theirs.
+	// With others, there are rows whose keys were not asked for in these letters:
+	// the column ignores case, or is of type uuid and writes its own way, or char and
+	// pads. Only the database knows which of ours it took for theirs. So it is with a
+	// key that the column may take for one which has a row.
+	folded := make(map[string]bool)
 	for _, key := range keys {
 		if rowOf[key] {
+			folded[fold(key)] = true
+		}
+	}
+	for _, key := range keys {
+		if rowOf[key] || !others && !folded[fold(key)] {
 			continue
 		}
 		v, err := l.Lookup(ctx, key)
@@ -124,6 +133,10 @@ func (l *many[V]) lookup(ctx context.Context, keys []string) error {
 	}
 	return nil
 }
+
+// fold returns what the usual collations leave of a key: not its case, and no
+// blanks at its end.
+func fold(key string) string { return strings.ToLower(strings.TrimRight(key, " ")) }
 
 // query reads the rows of keys. It reports which of keys have a row, and whether
 // there were other rows than theirs.
@@ -152,16 +165,14 @@ func (l *many[V]) query(ctx context.Context, keys []string) (rowOf map[string]bo
 			continue
 		}
 		rowOf[key] = true
-		l.readRow(key, rows)
+		l.note(key, rows)
 	}
 	return rowOf, others, errors.Join(rows.Err(), rows.Close())
 }
 
-// readRow notes the value, or the error, of key.
-func (l *many[V]) readRow(key string, rows *sql.Rows) {
-	v, err := l.read(key, func(dest ...any) error {
-		return rows.Scan(append([]any{skipped{}}, dest...)...)
-	})
+// note notes the value, or the error, of key.
+func (l *many[V]) note(key string, rows *sql.Rows) {
+	v, err := l.value(key, rows)
 	switch {
 	case err == nil:
 		l.found[key] = v
@@ -183,14 +194,4 @@ func (l *many[V]) arguments(keys []string) []any {
 		args[i] = keys[min(i, len(keys)-1)]
 	}
 	return args
-}
-
-// keyAlone returns destinations for a row of which only the key is read.
-func (l *many[V]) keyAlone(key *string) []any {
-	dest := make([]any, 1+l.columns)
-	dest[0] = key
-	for i := range l.columns {
-		dest[1+i] = skipped{}
-	}
-	return dest
 }

@@ -27,8 +27,10 @@ import (
 // A Store keeps values in a table, one row for each key. It is made by [New],
 // and may be used by many goroutines and processes at once.
 //
-// Two keys are the same key if the column takes them for equal: under a
-// collation that ignores case, "A" and "a" share a row. The table that
+// The key of each row that is found is compared with the key that was asked for.
+// Where the column takes both for equal and they differ, as "A" and "a" do for a
+// collation that ignores case, the error says that the row is of another key;
+// unless [Options.FoldKeys] makes them one key. The table that
 // [Store.CreateTable] makes tells all keys apart, the empty one too. What the
 // column cannot hold is refused by the database, with its error: PostgreSQL has
 // no key with a NUL byte or with invalid UTF-8. SQLite keeps both, unless the
@@ -46,12 +48,13 @@ type Store[V any] struct {
 	read  func(key string, scan func(dest ...any) error) (V, error)
 
 	// Statements.
-	lookup     statement             // of the key: the columns
+	lookup     statement             // of the key: the key as it is in the row, and the columns
 	lookupMany func(keys int) string // of so many keys: each key that has a row, and its columns
 	insert     statement             // of the key and the columns; see insertRow
 	create     string                // of the table; empty if the columns are the caller's
 
 	columns int   // how many a value has
+	fold    bool  // keys that the column takes for equal are one key
 	guard   guard // against a key that is not unique
 }
 
@@ -68,7 +71,7 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 	if err != nil {
 		return nil, fmt.Errorf("oncesql: new: %w", err)
 	}
-	s := &Store[V]{db: db, dialect: d}
+	s := &Store[V]{db: db, dialect: d, fold: opt.FoldKeys}
 	if len(opt.Columns) > 0 {
 		s.write = func(key string, v V) ([]any, error) { return columnValues(opt.Values(v), len(opt.Columns), key) }
 		s.read = func(_ string, scan func(dest ...any) error) (V, error) { return opt.Scan(scan) }
@@ -237,7 +240,7 @@ func (s *Store[V]) row(ctx context.Context, st *statement, key string, args ...a
 	if !rows.Next() {
 		return zero, false, rows.Err()
 	}
-	v, readErr := s.read(key, rows.Scan)
+	v, readErr := s.readRow(key, rows)
 	if rows.Next() {
 		return zero, true, severalRows(key)
 	}
@@ -253,6 +256,40 @@ func (s *Store[V]) row(ctx context.Context, st *statement, key string, args ...a
 		return zero, true, readErr
 	}
 	return v, true, nil
+}
+
+// readRow reads the value of a row that was found for key.
+func (s *Store[V]) readRow(key string, rows *sql.Rows) (v V, err error) {
+	var rowKey string
+	if err := rows.Scan(s.keyAlone(&rowKey)...); err != nil {
+		return v, err
+	}
+	if rowKey != key && !s.fold {
+		return v, otherKey(key)
+	}
+	return s.value(key, rows)
+}
+
+// value reads the value of a row whose key has been read.
+func (s *Store[V]) value(key string, rows *sql.Rows) (V, error) {
+	return s.read(key, func(dest ...any) error {
+		return rows.Scan(append([]any{skipped{}}, dest...)...)
+	})
+}
+
+// keyAlone returns destinations for a row of which only the key is read.
+func (s *Store[V]) keyAlone(key *string) []any {
+	dest := make([]any, 1+s.columns)
+	dest[0] = key
+	for i := range s.columns {
+		dest[1+i] = skipped{}
+	}
+	return dest
+}
+
+// otherKey does not quote the key of the row, which may be another user's.
+func otherKey(key string) error {
+	return fmt.Errorf("oncesql: the row for %q has another key, which the column takes for equal; see Options.FoldKeys", key)
 }
 
 func severalRows(key string) error {

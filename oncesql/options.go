@@ -33,6 +33,12 @@ type Options[V any] struct {
 	// has none. The default is "key".
 	Key string
 
+	// FoldKeys says that keys which the column takes for equal are one key: "A" and
+	// "a" under a collation that ignores case, "007" and "7" in a column of numbers,
+	// the two ways to write a uuid. Without it, a row whose key differs from the key
+	// that was asked for is an error. The default is false.
+	FoldKeys bool
+
 	// Value is the name of the column of encoded values. The default is
 	// "value".
 	Value string
