@@ -22,6 +22,16 @@ const (
 	password   = canary + "-password"
 )
 
+// addHooks adds a hook to a client. The library sends to the nodes of a cluster by their own
+// clients, so those have the hook.
+func addHooks(rdb redis.UniversalClient, hook redis.Hook) {
+	if cluster, ok := rdb.(*redis.ClusterClient); ok {
+		cluster.OnNewNode(func(node *redis.Client) { node.AddHook(hook) })
+		return
+	}
+	rdb.AddHook(hook)
+}
+
 // client returns a client that dials, in place of each address, its proxy. Without
 // proxies it dials Redis itself.
 func (p place) client(proxies map[string]string) redis.UniversalClient {

@@ -148,13 +148,13 @@ func (w *worker) open() (err error) {
 	}
 	logger := slog.New(slog.NewTextHandler(said, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.rdb = w.Redis.client(w.Proxies)
-	w.rdb.AddHook(&w.points)
 	mutant, err := swapOf(swapVariable)
 	if err != nil {
 		return err
 	}
+	addHooks(w.rdb, &w.points)
 	if mutant != nil {
-		w.rdb.AddHook(mutant) // the points know the scripts as they were
+		addHooks(w.rdb, mutant) // the points know the scripts as they were
 	}
 	if w.source, err = origin.Open(w.DSN); err != nil {
 		return err
