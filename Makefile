@@ -18,11 +18,12 @@ TESTFLAGS ?=
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+# make lint runs go vet over the same packages.
 .PHONY: test
 test: ## run the tests of every module, with the race detector if there is a C compiler
 	@race="$(RACE)"; \
 	[ -n "$$race" ] || echo "testing without -race, which needs cgo and a C compiler"; \
-	go test $$race -shuffle=on $(TESTFLAGS) work
+	go test $$race -vet=off -shuffle=on $(TESTFLAGS) work
 
 # go test -fuzz takes one target at a time. They are looked for, as a list kept by
 # hand would forget the next one; go test -list would build every package for it.

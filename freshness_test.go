@@ -282,7 +282,7 @@ func TestEarlyRefresh(t *testing.T) {
 // one does at x = d*(ln(n) + 0.58) on average: what is 0.58 is Euler's constant.
 func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		const cost, every, rounds = time.Second, 10 * time.Millisecond, 50
+		const cost, every, rounds = time.Second, 25 * time.Millisecond, 50
 		l := newLoader(t, r, aging(func(opt *options) { opt.EarlyRefresh = 1 }))
 		o := newOrigin(t)
 		g := get(t, t.Context(), l, "k", o)

@@ -81,21 +81,21 @@ func (a *authority) write(kind string, der []byte) string {
 }
 
 // tlsServer starts a server that also listens with TLS, and returns that address.
-func (a *authority) tlsServer(authClients string) (server *redistest.Process, addr string) {
-	a.t.Helper()
+func (a *authority) tlsServer(t *testing.T, authClients string) (server *redistest.Process, addr string) {
+	t.Helper()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		a.t.Fatal(err)
+		t.Fatal(err)
 	}
 	addr = free.Addr().String()
 	_ = free.Close()
 	cert := a.sign(&x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	if err != nil {
-		a.t.Fatal(err)
+		t.Fatal(err)
 	}
 	_, port, _ := net.SplitHostPort(addr)
-	return redistest.TCPServer(a.t, "--tls-port", port, "--tls-auth-clients", authClients,
+	return redistest.TCPServer(t, "--tls-port", port, "--tls-auth-clients", authClients,
 		"--tls-ca-cert-file", a.write("CERTIFICATE", a.cert.Raw),
 		"--tls-cert-file", a.write("CERTIFICATE", cert.Certificate[0]),
 		"--tls-key-file", a.write("PRIVATE KEY", key)), addr
@@ -136,7 +136,7 @@ func TestTLS(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			server, addr := ours.tlsServer(test.authClients)
+			server, addr := ours.tlsServer(t, test.authClients)
 			config := &tls.Config{RootCAs: ours.pool(), Certificates: test.certificates}
 			near := func(opt *options) { opt.Near.Entries = 10 }
 			failClosed := func(opt *options) { opt.OnRedisDown = fetchonce.FailClosed }

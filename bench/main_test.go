@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	bench "github.com/fetchonce/fetchonce/bench"
 	"github.com/fetchonce/fetchonce/bench/report"
 	"github.com/fetchonce/fetchonce/bench/run"
+	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
 // A run starts this binary again, as it does the program.
@@ -41,12 +41,7 @@ var broken = run.Workload{
 // measure runs a workload once, for a moment.
 func measure(t *testing.T, load run.Workload, peer string) *run.Line {
 	t.Helper()
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		if os.Getenv("FETCHONCE_REQUIRE_SERVERS") == "1" {
-			t.Fatal("no redis-server, and FETCHONCE_REQUIRE_SERVERS is 1: ", err)
-		}
-		t.Skip("no redis-server: ", err)
-	}
+	redistest.Binary(t)
 	load.Peers = func(run.Params) []string { return []string{peer} }
 	load.Short = load.Short[:1]
 	var lines []*run.Line

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/chaos/history"
+	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
 // Too many masters are there from the last round in which they were not until the
@@ -52,6 +53,7 @@ func TestCensus(t *testing.T) {
 // Who is connected to a master that was replaced is sent away when that is told, and
 // a stopped master takes itself for one until then.
 func TestDemote(t *testing.T) {
+	redistest.Binary(t)
 	dir := t.TempDir()
 	var pair [2]*node
 	for i := range pair {

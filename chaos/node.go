@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
 // patience is how long a server, a worker or a failover may take.
@@ -48,23 +50,23 @@ func launch(cmd *exec.Cmd) error {
 
 // A node is a redis-server, or a Sentinel.
 type node struct {
-	addr    string
-	program string
-	args    []string
-	dir     string
-	rdb     *redis.Client // the supervisor's own way to it
+	addr string
+	args []string
+	dir  string
+	rdb  *redis.Client // the supervisor's own way to it
 
 	cmd   *exec.Cmd
 	ended chan struct{}
 }
 
-// newNode returns a node on a free port, with a directory of its own.
-func newNode(dir, program string, args ...string) (*node, error) {
+// newNode returns a node on a free port, with a directory of its own, whose name
+// begins with kind.
+func newNode(dir, kind string, args ...string) (*node, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	n := &node{addr: "127.0.0.1:" + strconv.Itoa(port), program: program, dir: filepath.Join(dir, program+"-"+strconv.Itoa(port))}
+	n := &node{addr: "127.0.0.1:" + strconv.Itoa(port), dir: filepath.Join(dir, kind+"-"+strconv.Itoa(port))}
 	if err := os.Mkdir(n.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -77,7 +79,7 @@ func newNode(dir, program string, args ...string) (*node, error) {
 // newServer returns a redis-server that keeps nothing on disk, and has a replica
 // wait for nobody.
 func newServer(dir string, args ...string) (*node, error) {
-	return newNode(dir, "redis-server", append([]string{"--save", "", "--appendonly", "no", "--masterauth", password, "--repl-diskless-sync-delay", "0"}, args...)...)
+	return newNode(dir, "server", append([]string{"--save", "", "--appendonly", "no", "--masterauth", password, "--repl-diskless-sync-delay", "0"}, args...)...)
 }
 
 // freePort returns a port that is free, with the one of the cluster's bus. Both
@@ -107,15 +109,16 @@ func (n *node) port() string {
 
 // start starts the node, with more arguments perhaps, and returns when it answers.
 func (n *node) start(args ...string) error {
+	bin, err := programs.Redis()
+	if err != nil {
+		return err
+	}
 	log, err := os.OpenFile(filepath.Join(n.dir, "log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	n.cmd = exec.Command(n.program, append(slices.Clone(n.args), args...)...)
-	if n.program == "redis-sentinel" {
-		n.cmd.Args = slices.Insert(n.cmd.Args, 1, filepath.Join(n.dir, "conf"))
-	}
+	n.cmd = exec.Command(bin, append(slices.Clone(n.args), args...)...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	if err := launch(n.cmd); err != nil {
 		return err

@@ -91,7 +91,7 @@ func (s *servers) startSentinel(dir string) error {
 		return err
 	}
 	for range 3 {
-		n, err := newNode(dir, "redis-sentinel", "--sentinel", "resolve-hostnames", "no")
+		n, err := newNode(dir, "sentinel", "--sentinel", "resolve-hostnames", "no")
 		if err != nil {
 			return err
 		}
@@ -106,9 +106,11 @@ func (s *servers) startSentinel(dir string) error {
 			"sentinel failover-timeout " + masterName + " 3000",
 			"sentinel parallel-syncs " + masterName + " 2",
 		}, "\n")
-		if err := os.WriteFile(filepath.Join(n.dir, "conf"), []byte(conf+"\n"), 0o600); err != nil {
+		file := filepath.Join(n.dir, "conf")
+		if err := os.WriteFile(file, []byte(conf+"\n"), 0o600); err != nil {
 			return err
 		}
+		n.args = slices.Insert(n.args, 0, file)
 		s.sentinels = append(s.sentinels, n)
 		if err := n.start(); err != nil {
 			return err

@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/daemon"
+	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
 // A server is a redis-server of one run. It keeps nothing on disk.
@@ -27,8 +28,9 @@ type server struct {
 
 // startServer starts one on a free port of the loopback interface.
 func startServer() (*server, error) {
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		return nil, fmt.Errorf("%w: it is what is measured against", err)
+	bin, err := programs.Redis()
+	if err != nil {
+		return nil, fmt.Errorf("the benchmark needs a server: %w", err)
 	}
 	addr, err := freeAddr()
 	if err != nil {
@@ -43,7 +45,7 @@ func startServer() (*server, error) {
 	s.daemon, err = daemon.Start(daemon.Options{
 		Dir: dir, Remove: true, Signal: "KILL", Ready: s.answers,
 		As: func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }, // a ^C is for us, who then stop it
-	}, "redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--appendonly", "no")
+	}, bin, "--port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--appendonly", "no")
 	if err != nil {
 		return nil, errors.Join(err, s.rdb.Close())
 	}

@@ -216,7 +216,7 @@ func long(rng *rand.Rand, keys, steps int) []history.Event {
 // nothing else.
 func TestOneStaleGetAmongManyIsFound(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
+	for range 50 {
 		events := long(rng, 8, 2000)
 		if found := history.Check(events, lease); len(found) > 0 {
 			t.Fatalf("in a correct history: %v", found)

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
 // A Server is a database server that can make databases.
@@ -43,8 +45,8 @@ func Share[S Server](name string, start func(dir string) (S, error)) *Shared[S] 
 func (s *Shared[S]) Database(tb testing.TB, missing error) (dsn string) {
 	tb.Helper()
 	server, err := s.server()
-	if errors.Is(err, missing) && os.Getenv("FETCHONCE_REQUIRE_SERVERS") != "1" {
-		tb.Skip(err)
+	if errors.Is(err, missing) {
+		programs.Missing(tb, err)
 	}
 	if err != nil {
 		tb.Fatal(err)

@@ -208,7 +208,7 @@ func sameArgs(a, b []any) bool {
 // Of many values that are often the same, those with the same text are the same,
 // and those that are the same have the same text.
 func TestTextsAreInjective(t *testing.T) {
-	for _, seed := range []uint64{1, 2, 3, 4, 5, 6, 7, 8} {
+	for _, seed := range []uint64{1, 2} {
 		seen := map[string][]any{}
 		again := 0
 		for i := range 20_000 {

@@ -1,4 +1,4 @@
 package mariadbtest
 
 // Programs returns the paths of MariaDB's programs.
-var Programs = programs
+var Programs = locate

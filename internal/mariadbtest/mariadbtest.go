@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce/internal/daemon"
+	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
 // ErrNotInstalled says that there is no MariaDB to start here.
@@ -54,7 +55,7 @@ func Run(dir string) (*Server, error) {
 
 // start is Run; remove says whether dir goes when the server has ended.
 func start(dir string, remove bool) (*Server, error) {
-	found, err := programs("mariadbd", "mariadb-install-db", "mariadb")
+	found, err := locate("mariadbd", "mariadb-install-db", "mariadb")
 	if err != nil {
 		return nil, err
 	}
@@ -133,13 +134,13 @@ func (s *Server) Stop() error {
 	return nil
 }
 
-// programs returns the paths of programs: on PATH, or where servers are kept,
+// locate returns the paths of programs: on PATH, or where servers are kept,
 // which is on the PATH of root only.
-func programs(names ...string) ([]string, error) {
+func locate(names ...string) ([]string, error) {
 	found := make([]string, len(names))
 	for i, name := range names {
-		for _, file := range []string{name, "/usr/sbin/" + name, "/usr/local/sbin/" + name} {
-			if path, err := exec.LookPath(file); err == nil {
+		for _, dir := range append([]string{""}, programs.Directories("/usr/sbin", "/usr/local/sbin")...) {
+			if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 				found[i] = path
 				break
 			}

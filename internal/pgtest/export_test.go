@@ -1,4 +1,4 @@
 package pgtest
 
 // Programs returns the directory of PostgreSQL's programs.
-var Programs = programs
+var Programs = locate

@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/fetchonce/fetchonce/internal/daemon"
+	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
 // ErrNotInstalled says that there is no PostgreSQL to start here.
@@ -57,7 +58,7 @@ func Run(dir string) (*Server, error) {
 
 // start is Run; remove says whether dir goes when the server has ended.
 func start(dir string, remove bool) (*Server, error) {
-	bin, err := programs()
+	bin, err := locate()
 	if err != nil {
 		return nil, err
 	}
@@ -134,9 +135,9 @@ func (s *Server) Stop() error {
 	return nil
 }
 
-// programs returns the directory of PostgreSQL's programs: the one on PATH, or
+// locate returns the directory of PostgreSQL's programs: the one on PATH, or
 // the newest where Debian keeps them.
-func programs() (string, error) {
+func locate() (string, error) {
 	if initdb, err := exec.LookPath("initdb"); err == nil {
 		// Programs often lie on PATH as links into a directory of their own.
 		if initdb, err = filepath.EvalSymlinks(initdb); err == nil && isServer(filepath.Dir(initdb)) {
@@ -145,8 +146,7 @@ func programs() (string, error) {
 	}
 	var newest string
 	var newestVersion float64
-	dirs, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
-	for _, dir := range dirs {
+	for _, dir := range programs.Directories("/usr/lib/postgresql/*/bin") {
 		version, err := strconv.ParseFloat(filepath.Base(filepath.Dir(dir)), 64) // "15", once "9.6"
 		if err == nil && version > newestVersion && isServer(dir) {
 			newest, newestVersion = dir, version

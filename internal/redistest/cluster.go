@@ -38,7 +38,7 @@ type Masters struct {
 // Without a redis-server to start, the test is skipped, as by [Server].
 func Cluster(t testing.TB) *Masters {
 	t.Helper()
-	bin := binary(t)
+	bin := Binary(t)
 	c := idleTrio()
 	if c == nil {
 		var err error

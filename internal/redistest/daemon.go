@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
 // patience is how long the set-up of a server or a cluster may take.
@@ -32,16 +34,16 @@ type daemon struct {
 	ended chan struct{} // closed when cmd has
 }
 
-// binary returns the path of redis-server. Without one, it skips the test, or
+// Binary returns the path of redis-server. Without one, it skips the test, or
 // fails it if FETCHONCE_REQUIRE_SERVERS is 1.
-func binary(t testing.TB) string {
+func Binary(t testing.TB) string {
 	t.Helper()
-	bin, err := exec.LookPath("redis-server")
+	bin, err := programs.Redis()
+	if errors.Is(err, programs.ErrNoRedis) {
+		programs.Missing(t, err)
+	}
 	if err != nil {
-		if os.Getenv("FETCHONCE_REQUIRE_SERVERS") == "1" {
-			t.Fatal("no redis-server, and FETCHONCE_REQUIRE_SERVERS is 1: ", err)
-		}
-		t.Skip("no redis-server: ", err)
+		t.Fatal(err)
 	}
 	return bin
 }

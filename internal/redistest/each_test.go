@@ -3,7 +3,6 @@ package redistest_test
 import (
 	"context"
 	"errors"
-	"os/exec"
 	"path"
 	"slices"
 	"strings"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fetchonce/fetchonce/internal/programs"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
@@ -33,7 +33,7 @@ func TestEachRunsOnAllKinds(t *testing.T) {
 		real = append(real, path.Base(t.Name()))
 	})
 	all := []string{"miniredis", "server", "cluster"}
-	if _, err := exec.LookPath("redis-server"); err != nil {
+	if _, err := programs.Redis(); err != nil {
 		all = all[:1]
 	}
 	if !slices.Equal(ran, all) {

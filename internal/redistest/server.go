@@ -28,7 +28,7 @@ type Process struct {
 // FETCHONCE_REQUIRE_SERVERS is 1. Real servers do not belong in a bubble.
 func Server(t testing.TB, args ...string) *Process {
 	t.Helper()
-	bin := binary(t)
+	bin := Binary(t)
 	return startServer(t, func(dir string) (*daemon, error) { return unixDaemon(bin, dir, args...), nil })
 }
 
@@ -36,7 +36,7 @@ func Server(t testing.TB, args ...string) *Process {
 // what cannot speak to a socket, such as a proxy.
 func TCPServer(t testing.TB, args ...string) *Process {
 	t.Helper()
-	bin := binary(t)
+	bin := Binary(t)
 	return startServer(t, func(dir string) (*daemon, error) {
 		port, err := freePort()
 		return tcpDaemon(bin, dir, port, args...), err

@@ -1,0 +1,64 @@
+// Package programs finds the programs that tests, soaks and benchmarks start, and
+// skips the tests of those that this machine lacks.
+//
+// Its environment variables are for tests only:
+//
+//   - FETCHONCE_REQUIRE_SERVERS=1: a test that lacks a program fails.
+//   - FETCHONCE_ONLY_PATH=1: programs outside PATH count as missing, so that a
+//     machine with servers can run the tests as one without.
+//   - FETCHONCE_REDIS_SERVER: the program to start instead of redis-server, which
+//     "make test REDIS_SERVER=..." sets.
+package programs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// ErrNoRedis reports that no redis-server is on PATH.
+var ErrNoRedis = errors.New("no redis-server")
+
+// Redis returns the path of redis-server, or of the program that stands in for
+// it. With --sentinel among its arguments it runs as a Sentinel. The error is
+// [ErrNoRedis] unless FETCHONCE_REDIS_SERVER names a program.
+func Redis() (string, error) {
+	if chosen := os.Getenv("FETCHONCE_REDIS_SERVER"); chosen != "" {
+		path, err := exec.LookPath(chosen)
+		if err != nil {
+			return "", fmt.Errorf("FETCHONCE_REDIS_SERVER: %w", err)
+		}
+		return path, nil
+	}
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrNoRedis, err)
+	}
+	return path, nil
+}
+
+// Directories returns the directories that match patterns, where programs are
+// that are not on PATH. It returns none if FETCHONCE_ONLY_PATH is 1.
+func Directories(patterns ...string) (dirs []string) {
+	if os.Getenv("FETCHONCE_ONLY_PATH") == "1" {
+		return nil
+	}
+	for _, pattern := range patterns {
+		matches, _ := filepath.Glob(pattern) // fails for a malformed pattern only
+		dirs = append(dirs, matches...)
+	}
+	return dirs
+}
+
+// Missing skips a test for the reason why: a program that it needs is missing. It
+// fails the test if FETCHONCE_REQUIRE_SERVERS is 1.
+func Missing(tb testing.TB, why error) {
+	tb.Helper()
+	if os.Getenv("FETCHONCE_REQUIRE_SERVERS") == "1" {
+		tb.Fatal("FETCHONCE_REQUIRE_SERVERS is 1, and this is missing: ", why)
+	}
+	tb.Skip(why)
+}
