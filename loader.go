@@ -233,13 +233,14 @@ func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, c *near
 		var zero V
 		return zero, err
 	}
+	came := l.flights.Arrive() // before the lookup: a fetch that begins during it is new enough
 	seen, err := l.lookLucky(ctx, k, c, early)
 	if err != nil || seen.found && !seen.refresh {
 		l.trace.looked(ctx, key, seen.found, seen.result.Source, err)
 		return seen.result.Value, err
 	}
 	// Made only now: a hit needs no closure.
-	r, err := l.load(ctx, k, seen, func(ctx context.Context, _ *Fetch[V]) (V, error) { return fetch(ctx, arg) })
+	r, err := l.load(ctx, k, came, seen, func(ctx context.Context, _ *Fetch[V]) (V, error) { return fetch(ctx, arg) })
 	return r.Value, err
 }
 
@@ -249,13 +250,14 @@ func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context
 	if err != nil {
 		return Result[V]{}, err
 	}
+	came := l.flights.Arrive() // before the lookup: a fetch that begins during it is new enough
 	c, early := l.nearCopy(ctx, key)
 	seen, err := l.lookLucky(ctx, k, c, early)
 	if err != nil || seen.found && !seen.refresh {
 		l.trace.looked(ctx, key, seen.found, seen.result.Source, err)
 		return seen.result, err
 	}
-	return l.load(ctx, k, seen, fetch)
+	return l.load(ctx, k, came, seen, fetch)
 }
 
 // Peek returns what is kept, fresh or old, and never fetches. The error is [ErrNotFound] if
@@ -468,9 +470,9 @@ func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 }
 
 // load returns what this process's load of a key comes to, or an old value.
-func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
+func (l *Loader[V]) load(ctx context.Context, k keyed, came flight.Arrival, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
 	m := l.trace.missed()
-	r, loaded, err := l.joinLoad(ctx, k, seen, fetch, &m)
+	r, loaded, err := l.joinLoad(ctx, k, came, seen, fetch, &m)
 	l.trace.answered(ctx, k.user, m, r.Source, r.Stale, outcome(k.user, err))
 	if loaded {
 		return l.settle(k, r, err)
@@ -481,7 +483,7 @@ func (l *Loader[V]) load(ctx context.Context, k keyed, seen look[V], fetch func(
 // joinLoad joins this process's load of a key, or starts it, until there is a
 // result that is not older than the call. With an old value at hand, that may be
 // the result too: then it is not loaded.
-func (l *Loader[V]) joinLoad(ctx context.Context, k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), m *miss) (r Result[V], loaded bool, err error) {
+func (l *Loader[V]) joinLoad(ctx context.Context, k keyed, came flight.Arrival, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), m *miss) (r Result[V], loaded bool, err error) {
 	if ctx.Value(fetching{l, k.user}) != nil {
 		if seen.skipped {
 			if seen, err = l.look(ctx, k); err != nil || seen.found {
@@ -491,7 +493,6 @@ func (l *Loader[V]) joinLoad(ctx context.Context, k keyed, seen look[V], fetch f
 		}
 		return Result[V]{}, false, reentrant(k.user)
 	}
-	came := l.flights.Arrive()
 	if seen.skipped {
 		if seen, r, loaded, err = l.joinUnseen(ctx, k, came, fetch, m); loaded || err != nil || seen.found && !seen.refresh {
 			return r, loaded, err

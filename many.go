@@ -40,8 +40,9 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	if err != nil {
 		return nil, err
 	}
+	came := l.flights.Arrive() // as in get
 	l.lookMany(ctx, wanted)
-	l.joinMany(ctx, wanted, fetch)
+	l.joinMany(ctx, came, wanted, fetch)
 	if turn, ok := ctx.Value(turnOf{l}).(*turn); ok {
 		turn.lend()
 		defer turn.takeBack(ctx)
@@ -64,7 +65,7 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 			again.Go(func() error {
 				// A Store may panic: that is for the caller, not for the goroutine.
 				flight.Protect(
-					func() (struct{}, error) { l.loadAgain(ctx, w, one); return struct{}{}, nil },
+					func() (struct{}, error) { l.loadAgain(ctx, came, w, one); return struct{}{}, nil },
 					func(_ struct{}, err error) {
 						if err != nil {
 							w.err, w.loaded = err, true
@@ -85,13 +86,13 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 const againAtOnce = 64
 
 // loadAgain goes on as a Get does that has joined a load too late.
-func (l *Loader[V]) loadAgain(ctx context.Context, w *wanted[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) {
+func (l *Loader[V]) loadAgain(ctx context.Context, came flight.Arrival, w *wanted[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) {
 	seen, err := l.look(ctx, w.k)
 	if err != nil || seen.found && !seen.refresh {
 		w.result, w.err = seen.result, err
 		return
 	}
-	w.result, w.loaded, w.err = l.joinLoad(ctx, w.k, seen, fetch, &w.miss)
+	w.result, w.loaded, w.err = l.joinLoad(ctx, w.k, came, seen, fetch, &w.miss)
 }
 
 // A wanted is one key of a GetMany.
@@ -241,10 +242,9 @@ func isLost(err error) bool {
 
 // joinMany joins or starts the loads of what was not found, and has the batch
 // fetch what is ours to fetch.
-func (l *Loader[V]) joinMany(ctx context.Context, all []*wanted[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
+func (l *Loader[V]) joinMany(ctx context.Context, came flight.Arrival, all []*wanted[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
 	b := &gathering[V]{Loader: l, ctx: context.WithoutCancel(ctx), fetch: fetch, undecided: 1}
 	defer b.decided() // all have joined
-	came := l.flights.Arrive()
 	m := l.trace.missed()
 	for _, w := range all {
 		w.miss = m

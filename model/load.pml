@@ -73,8 +73,8 @@ byte written[W]; /* by an Update whose mark had not; 0 before */
 byte faults = FAULTS;
 
 /* The load of process 0 that others may join: see internal/flight. */
-bool open = false, joined = false, late = false;
-byte since = 0; /* completed, when the last one joined */
+bool open = false, came = false, joined = false, late = false;
+byte since = 0; /* completed, when the last one came */
 byte joins = JOINS;
 
 #if W == 1
@@ -145,7 +145,7 @@ inline stored() {
 	assert(val >= least)
 }
 
-/* flight.Call.Mark: all who have joined so far may have what is asked for now. */
+/* flight.Call.Mark: all who have come so far may have what is asked for now. */
 inline markCall() {
 	if
 	:: me == 0 -> late = false
@@ -185,7 +185,7 @@ next:
 		:: val != 0 /* it has not looked */
 		fi;
 		if
-		:: me == 0 -> open = true; joined = false; late = false
+		:: me == 0 -> open = true; joined = false; late = came
 		:: else
 		fi
 	};
@@ -287,7 +287,7 @@ hold:
 		:: mine -> owner = DEAD
 		:: else
 		fi;
-		closeCall(); joined = joined && me != 0; lease = 0; found = 0; goto end }
+		closeCall(); came = came && !(joined && me == 0); joined = joined && me != 0; lease = 0; found = 0; goto end }
 	:: atomic { !mine -> /* by a message, or since it could not be renewed */
 		/* renew.lua: if redis.pcall("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end */
 		/* load.go: return Result[V]{}, false, nil // somebody has deleted or set the key, or is at it: ask again */
@@ -377,7 +377,7 @@ done:
 		if
 		:: me == 0 && joined ->
 			assert(got == 0 || late || got >= since); /* nor to one who joined, or he looks again */
-			joined = false; late = false; since = 0
+			came = false; joined = false; late = false; since = 0
 		:: else
 		fi;
 		open = open && me != 0;
@@ -394,11 +394,14 @@ end: /* what is still to come to it does not matter */
 	}
 }
 
-/* Somebody who comes while process 0 loads, and waits for that. */
+/* A caller of process 0 comes at any time. Its lookup takes a while, and then it joins
+ * the load that runs. */
 proctype Joiner() {
 end:
 	do
-	:: atomic { joins > 0 && open -> joins--; joined = true; late = true; since = completed }
+	/* loader.go: came := l.flights.Arrive() // before the lookup: a fetch that begins during it is new enough */
+	:: atomic { joins > 0 && !came -> joins--; came = true; late = true; since = completed }
+	:: atomic { came && !joined && open -> joined = true }
 	od
 }
 

@@ -63,7 +63,7 @@ func Protect[V any](f func() (V, error), done func(V, error)) {
 // ready.
 type Group[V any] struct {
 	running sync.WaitGroup
-	came    atomic.Uint64 // the newest arrival
+	marks   atomic.Uint64 // how often Mark was called, for any load
 
 	mu     sync.Mutex
 	calls  map[string]*Call[V]   // that callers can join
@@ -98,13 +98,15 @@ type Call[V any] struct {
 	until   time.Time // of the invitation
 }
 
-// An Arrival says when a caller came: a newer one is larger. A caller keeps it
-// when it was too late for one load and asks again. The next load begins after it
-// came, so it is never too late twice, however soon that load is marked.
+// An Arrival says between which marks a caller came: a newer one is not smaller. A
+// caller keeps it when it was too late for one load and asks again. The next load
+// begins after it came, so it is never too late twice, however soon that load is
+// marked.
 type Arrival uint64
 
-// Arrive returns the arrival of a caller that comes now.
-func (g *Group[V]) Arrive() Arrival { return Arrival(g.came.Add(1)) }
+// Arrive returns the arrival of a caller that comes now. It only reads an atomic, so
+// that a caller can have it before it knows whether it needs a load.
+func (g *Group[V]) Arrive() Arrival { return Arrival(g.marks.Load() + 1) }
 
 // Do joins the load of a key, or starts load on a goroutine and a context of
 // its own, and waits for it, or for ctx. The load's context has the values of
@@ -312,7 +314,7 @@ func (c *Call[V]) Kept() bool {
 func (c *Call[V]) Mark() {
 	c.group.mu.Lock()
 	defer c.group.mu.Unlock()
-	c.served = Arrival(c.group.came.Load())
+	c.served = Arrival(c.group.marks.Add(1))
 }
 
 // Late reports whether somebody has joined who came since the last Mark.
