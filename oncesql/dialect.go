@@ -1,6 +1,8 @@
 package oncesql
 
 import (
+	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"reflect"
@@ -81,6 +83,9 @@ type dialect struct {
 	binaryType string
 	jsonCast   string // after a parameter that is a JSON text
 
+	// inspect describes the column of keys, if there is one.
+	inspect func(ctx context.Context, db *sql.DB, d dialect, table, key string) (c keyColumn, known bool, err error)
+
 	// again reports whether err, of an insert, may be due to another's row that was
 	// in the way, and is gone: the insert is repeated at once if it turns out that
 	// the key has no row. It is besides what passes.
@@ -119,7 +124,8 @@ var postgres = dialect{
 	// Not unique_violation: ON CONFLICT passes over that of the key, so it is of
 	// another column. The key may have a row all the same, if ours would equal it
 	// there: see TestCreatorsOfEqualRowsMeetInAnotherColumn.
-	again: func(error) bool { return false },
+	again:   func(error) bool { return false },
+	inspect: inspectPostgres,
 	tableRaced: func(err error) bool {
 		switch sqlState(err) {
 		// IF NOT EXISTS looks first and inserts in the catalogs then, where two
@@ -175,6 +181,7 @@ var mysql = dialect{
 	// wait with a shared lock for the first, and if that one rolls back, each waits
 	// for the other.
 	again:      func(err error) bool { return errorNumber(err) == 1062 },
+	inspect:    inspectMySQL,
 	tableRaced: func(error) bool { return false },
 }
 
@@ -197,6 +204,7 @@ var sqlite = dialect{
 	binaryType: "blob NOT NULL",
 
 	again:      func(error) bool { return false },
+	inspect:    inspectSQLite,
 	tableRaced: func(error) bool { return false },
 }
 

@@ -39,7 +39,21 @@ const manyBytes = 2 << 20
 // may be under one of them only.
 func (s *Store[V]) LookupMany(ctx context.Context, keys []string) (map[string]V, error) {
 	l := many[V]{Store: s, found: make(map[string]V, len(keys)), errs: make(map[string]error)}
-	parts := slices.Collect(chunks(distinct(keys), s.dialect.many))
+	if len(keys) == 0 {
+		return l.found, nil
+	}
+	table, err := s.guard.check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fitting := slices.DeleteFunc(distinct(keys), func(key string) bool {
+		err := table.fits(key)
+		if err != nil {
+			l.errs[key] = err
+		}
+		return err != nil
+	})
+	parts := slices.Collect(chunks(fitting, s.dialect.many))
 	failed := bisect.Keys(parts,
 		func(keys []string) error { return l.lookup(ctx, keys) },
 		func(err error) bool { return ctx.Err() != nil || isCommon(err) })

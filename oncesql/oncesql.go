@@ -55,12 +55,12 @@ type Store[V any] struct {
 
 	columns int   // how many a value has
 	fold    bool  // keys that the column takes for equal are one key
-	guard   guard // against a key that is not unique
+	guard   guard // against a table that is not fit
 }
 
 // New returns a Store in a table of db. It checks opt, and returns an error that
 // names the field that cannot be used. It does not ask the database: what the
-// table lacks is found by the first Lookup.
+// table lacks is found by the first Lookup, LookupMany or Create.
 //
 // The Store does not close db.
 func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
@@ -96,9 +96,7 @@ func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
 	s.lookup = statement{db: s.db, text: d.lookup(table, key, columns), prepared: d.prepared}
 	s.lookupMany = func(keys int) string { return d.lookupMany(table, key, columns, keys) }
 	s.insert = statement{db: s.db, text: d.insert(table, key, columns, cast), prepared: d.prepared}
-	if !d.onConflict {
-		s.guard = guard{db: s.db, indexes: d.indexes(table), key: key, dialect: d}
-	}
+	s.guard.db, s.guard.dialect, s.guard.table, s.guard.key, s.guard.fold = s.db, d, table, key, s.fold
 }
 
 // Lookup returns the value in the row of key, or [fetchonce.ErrNotFound] if
@@ -113,6 +111,9 @@ func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
 		found   bool
 		readErr error
 	)
+	if err := s.guard.checkKey(ctx, key); err != nil {
+		return v, err
+	}
 	err := repeat(ctx, func() (err error) {
 		v, found, err = s.row(ctx, &s.lookup, key, key)
 		if found {
@@ -152,7 +153,7 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 	if err != nil {
 		return zero, err
 	}
-	if err := s.guard.check(ctx, key); err != nil {
+	if err := s.guard.checkKey(ctx, key); err != nil {
 		return zero, err
 	}
 	args := append([]any{key}, values...)

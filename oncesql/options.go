@@ -29,8 +29,9 @@ type Options[V any] struct {
 	Table string
 
 	// Key is the name of the column of keys. It must have a unique index of
-	// its own, as a primary key has; [Store.Create] refuses to insert where it
-	// has none. The default is "key".
+	// its own, as a primary key has, and tell all keys apart, unless FoldKeys is
+	// set: the Store refuses the table otherwise, before anything is fetched. The
+	// default is "key".
 	Key string
 
 	// FoldKeys says that keys which the column takes for equal are one key: "A" and

@@ -41,8 +41,15 @@ func (s recorded) Exec([]driver.Value) (driver.Result, error) {
 
 func (s recorded) Query([]driver.Value) (driver.Rows, error) {
 	s.record()
-	if strings.HasPrefix(s.text, "SHOW INDEX") {
-		return &records{{"things", int64(0), "PRIMARY", int64(1), "key", nil}}, nil
+	switch {
+	case strings.HasPrefix(s.text, "SHOW INDEX"):
+		return &records{{"things", int64(0), "PRIMARY", int64(1), "key", nil, int64(0), nil}}, nil
+	case strings.Contains(s.text, "pg_class"):
+		return &records{{"r", "text", int64(-1), true, true}}, nil
+	case strings.Contains(s.text, "information_schema"):
+		return &records{{"varbinary", int64(3072), int64(3072), nil, "STRICT_TRANS_TABLES", true}}, nil
+	case strings.Contains(s.text, "pragma_table_info"):
+		return &records{{"text", "BINARY", false}}, nil
 	}
 	return &records{}, nil
 }
@@ -56,8 +63,13 @@ func (s recorded) record() {
 // records are what a statement results in.
 type records [][]driver.Value
 
-func (r *records) Columns() []string { return make([]string, 6) }
-func (r *records) Close() error      { return nil }
+func (r *records) Columns() []string {
+	if len(*r) > 0 {
+		return make([]string, len((*r)[0]))
+	}
+	return make([]string, 2)
+}
+func (r *records) Close() error { return nil }
 
 func (r *records) Next(dest []driver.Value) error {
 	if len(*r) == 0 {

@@ -94,6 +94,22 @@ func (d database) before(t *testing.T, hook func(statement string) error) databa
 var toMySQL = strings.NewReplacer("key text", "`key` varbinary(3072)",
 	"slug text", "slug varchar(255)", " text", " longtext CHARACTER SET utf8mb4")
 
+// keyColumn quotes the column key where that is a word of the language.
+func (d database) keyColumn() string {
+	if d.dialect == oncesql.MySQL {
+		return "`key`"
+	}
+	return "key"
+}
+
+func (d database) dropIndex(t *testing.T, index, table string) {
+	t.Helper()
+	if d.dialect == oncesql.MySQL {
+		index += " ON " + table
+	}
+	d.exec(t, "DROP INDEX "+index)
+}
+
 // exec runs statements of the test's own.
 func (d database) exec(t *testing.T, statements ...string) {
 	t.Helper()

@@ -139,8 +139,13 @@ func TestLookupManyOfLongKeysTakesMoreQueries(t *testing.T) {
 			}
 			keys = append(keys, strings.Repeat("k", 3<<20), "k")
 			found, err := watched.LookupMany(t.Context(), keys)
-			if len(found) != 1 || found["k"] != "v" || err != nil {
-				t.Errorf("LookupMany = %d values, %v; want that of k", len(found), err)
+			if d.dialect == oncesql.MySQL { // its column holds 3,072 bytes
+				_ = failed(t, err, strings.Repeat("k", 3<<20))
+			} else if err != nil {
+				t.Errorf("LookupMany = %v; want nil", err)
+			}
+			if len(found) != 1 || found["k"] != "v" {
+				t.Errorf("LookupMany = %d values; want that of k", len(found))
 			}
 			if selects < 4 || selects > 7 {
 				t.Errorf("%d queries for 10 MB of keys, want one for each 2 MiB", selects)
@@ -157,7 +162,9 @@ func TestLookupManySendsFewKindsOfStatements(t *testing.T) {
 			textStore(t, d, "things")
 			kinds := make(map[string]bool)
 			s := newStore(t, d.before(t, func(statement string) error {
-				kinds[statement] = true
+				if strings.HasPrefix(statement, "SELECT") {
+					kinds[statement] = true
+				}
 				return nil
 			}), oncesql.Options[string]{Table: "things"})
 			var keys []string
@@ -327,9 +334,13 @@ func TestLookupManyTellsErrorsFromAbsence(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)
-			d.exec(t, "CREATE TABLE things (key text, value text)",
-				`INSERT INTO things VALUES ('twice', '"1"'), ('twice', '"2"'), ('null', NULL), ('half', '"ha'), ('k', '"v"')`)
+			d.exec(t, "CREATE TABLE things (key text, value text)", "CREATE UNIQUE INDEX one ON things ("+d.keyColumn()+")")
 			s := newStore(t, d, oncesql.Options[string]{Table: "things"})
+			if _, err := s.Lookup(t.Context(), "k"); !errors.Is(err, fetchonce.ErrNotFound) { // the table is fit
+				t.Fatal(err)
+			}
+			d.dropIndex(t, "one", "things")
+			d.exec(t, `INSERT INTO things VALUES ('twice', '"1"'), ('twice', '"2"'), ('null', NULL), ('half', '"ha'), ('k', '"v"')`)
 			for key, want := range map[string]string{
 				"twice": `"twice" has several rows`,
 				"null":  `the value of "null" is NULL`,
@@ -346,7 +357,13 @@ func TestLookupManyTellsErrorsFromAbsence(t *testing.T) {
 				t.Errorf("LookupMany = %v, %v; want nothing, context.Canceled", found, err)
 			}
 			broken := errors.New("connection reset by peer")
-			cut := newStore(t, d.before(t, func(string) error { return broken }), oncesql.Options[string]{Table: "things"})
+			textStore(t, d, "others")
+			cut := newStore(t, d.before(t, func(statement string) error {
+				if strings.HasPrefix(statement, "SELECT") {
+					return broken
+				}
+				return nil
+			}), oncesql.Options[string]{Table: "others"})
 			if found, err := cut.LookupMany(t.Context(), []string{"k"}); len(found) != 0 || failed(t, err, "k") != broken {
 				t.Errorf("LookupMany = %v, %v; want nothing, and the driver's error unchanged", found, err)
 			}

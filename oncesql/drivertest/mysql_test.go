@@ -111,22 +111,22 @@ func TestNumberOfAWrappedErrorCounts(t *testing.T) {
 
 // A plain insert does not say which index it relies on.
 func TestCreateRefusesAKeyThatIsNotUnique(t *testing.T) {
-	const refused = `oncesql: create "k": the column "id" has no unique index of its own, so a key could get several rows`
+	const refused = `the column "id" has no unique index of its own, so a key could get several rows`
 	d := newMariaDB(t)
 	for i, test := range []struct {
 		columns string
 		unique  bool
 	}{
-		{"id varchar(50), value text", false},
-		{"id varchar(50), value text, INDEX (id)", false},
-		{"id varchar(50), tenant int, value text, PRIMARY KEY (id, tenant)", false},
-		{"id varchar(50), tenant int, value text, UNIQUE (tenant, id)", false},
-		{"id varchar(50), other int UNIQUE, value text", false},
-		{"id varchar(50) PRIMARY KEY, value text", true},
-		{"ID varchar(50) PRIMARY KEY, value text", true},
-		{"id varchar(50) NULL UNIQUE, value text", true},
-		{"id varchar(50), tenant int DEFAULT 1, value text, PRIMARY KEY (id, tenant), INDEX (id), UNIQUE u (id)", true},
-		{"id varchar(50), value text, UNIQUE (id(10))", true}, // more than unique
+		{"id varbinary(50), value text", false},
+		{"id varbinary(50), value text, INDEX (id)", false},
+		{"id varbinary(50), tenant int, value text, PRIMARY KEY (id, tenant)", false},
+		{"id varbinary(50), tenant int, value text, UNIQUE (tenant, id)", false},
+		{"id varbinary(50), other int UNIQUE, value text", false},
+		{"id varbinary(50) PRIMARY KEY, value text", true},
+		{"ID varbinary(50) PRIMARY KEY, value text", true},
+		{"id varbinary(50) NULL UNIQUE, value text", true},
+		{"id varbinary(50), tenant int DEFAULT 1, value text, PRIMARY KEY (id, tenant), INDEX (id), UNIQUE u (id)", true},
+		{"id varbinary(50), value text, UNIQUE (id(10))", false}, // of a part
 	} {
 		table := fmt.Sprintf("t%d", i)
 		d.exec(t, "CREATE TABLE `"+table+"` ("+strings.ReplaceAll(test.columns, " text", " longtext")+")")
@@ -136,7 +136,7 @@ func TestCreateRefusesAKeyThatIsNotUnique(t *testing.T) {
 			switch {
 			case test.unique && (v != "v" || err != nil):
 				t.Errorf("with %s: Create = %q, %v; want v", test.columns, v, err)
-			case !test.unique && (v != "" || err == nil || err.Error() != refused):
+			case !test.unique && (v != "" || err == nil || !strings.Contains(err.Error(), refused)):
 				t.Errorf("with %s: Create = %q, %v; want %s", test.columns, v, err, refused)
 			}
 		}
@@ -186,24 +186,12 @@ func TestKeyThatIsTooLongIsRefusedAndNotCut(t *testing.T) {
 	}
 	for range 2 {
 		v, err := s.Create(t.Context(), long+"k", "w")
-		if e, ok := err.(*mysql.MySQLError); v != "" || !ok || e.Number != 1406 { //nolint:errorlint // unchanged
-			t.Errorf("Create of 3,073 bytes = %q, %v; want that the data are too long", v, err)
+		if v != "" || err == nil || !strings.Contains(err.Error(), "longer than its column, 3072") {
+			t.Errorf("Create of 3,073 bytes = %q, %v; want that the key is too long", v, err)
 		}
 	}
-	if _, err := s.Lookup(t.Context(), long+"k"); !errors.Is(err, fetchonce.ErrNotFound) {
-		t.Errorf("Lookup of 3,073 bytes = %v; want ErrNotFound", err)
-	}
-}
-
-// Without strict mode, the server does cut it. Nobody is told that it was created.
-func TestKeyThatIsCutIsNotCreated(t *testing.T) {
-	s := textStore(t, newMariaDB(t, "sql_mode=%27%27"), "things")
-	long := strings.Repeat("k", 3073)
-	if v, err := s.Create(t.Context(), long, "v"); v != "" || !isDriversUniqueViolation(err) {
-		t.Errorf("Create of 3,073 bytes = %q, %v; want an error", v, err)
-	}
-	if _, err := s.Lookup(t.Context(), long); !errors.Is(err, fetchonce.ErrNotFound) {
-		t.Errorf("Lookup of 3,073 bytes = %v; want ErrNotFound", err)
+	if _, err := s.Lookup(t.Context(), long+"k"); err == nil || errors.Is(err, fetchonce.ErrNotFound) {
+		t.Errorf("Lookup of 3,073 bytes = %v; want that the key is too long", err)
 	}
 }
 
@@ -212,9 +200,9 @@ func TestKeyThatIsCutIsNotCreated(t *testing.T) {
 func TestValuesHoldInEachModeOfTheServer(t *testing.T) {
 	for _, settings := range [][]string{
 		{"interpolateParams=true"},
-		{"sql_mode=%27ANSI_QUOTES%27"},
-		{"sql_mode=%27NO_BACKSLASH_ESCAPES%27", "interpolateParams=true"},
-		{"sql_mode=%27ORACLE%27"},
+		{"sql_mode=%27ANSI_QUOTES,STRICT_TRANS_TABLES%27"},
+		{"sql_mode=%27NO_BACKSLASH_ESCAPES,STRICT_TRANS_TABLES%27", "interpolateParams=true"},
+		{"sql_mode=%27ORACLE,STRICT_TRANS_TABLES%27"},
 		{"charset=utf8mb4", "collation=utf8mb4_unicode_ci"},
 		{"clientFoundRows=true"},
 		{"columnsWithAlias=true"},
