@@ -83,7 +83,9 @@ type Options[V any] struct {
 
 	// Lease is how long a process that died while it fetched blocks a key, in
 	// its own name. A process that lives renews its lease at a third of it, so
-	// a fetch may take longer. The default is 5 seconds; the least is 10 ms.
+	// a fetch may take longer. A renewal is given up after another third, so that
+	// there is time for a second one: Lease should be at least three times as long
+	// as Redis may take to answer. The default is 5 seconds; the least is 10 ms.
 	Lease time.Duration
 
 	// FetchTimeout is the longest that a fetch, with the lookup and the
@@ -100,8 +102,8 @@ type Options[V any] struct {
 	MaxFetches int
 
 	// RedisTimeout is the limit of every operation in Redis, retries included.
-	// A caller whose own context ends sooner waits no longer than that. The
-	// default is 500 ms.
+	// The limit of a renewal is a third of Lease if that is less. A caller whose own
+	// context ends sooner waits no longer than that. The default is 500 ms.
 	RedisTimeout time.Duration
 
 	// OnRedisDown says what a Get does when Redis does not answer, or answers
@@ -299,7 +301,9 @@ type LockOptions struct {
 
 	// Lease is how long a process that died while it held a lock blocks it. A
 	// process that lives renews its lease at a third of it, so a lock may be
-	// held for longer. The default is 5 seconds; the least is 10 ms.
+	// held for longer. A renewal is given up after another third, so that there is
+	// time for a second one: Lease should be at least three times as long as Redis
+	// may take to answer. The default is 5 seconds; the least is 10 ms.
 	Lease time.Duration
 
 	// MaxHold is the longest that a lock may be held. Then the holder's context
@@ -309,8 +313,8 @@ type LockOptions struct {
 	MaxHold time.Duration
 
 	// RedisTimeout is the limit of every operation in Redis, retries included,
-	// and not of the wait for a lock, which is the caller's context's. The
-	// default is 500 ms.
+	// and not of the wait for a lock, which is the caller's context's. The limit of
+	// a renewal is a third of Lease if that is less. The default is 500 ms.
 	RedisTimeout time.Duration
 
 	// Slots is how many may hold a lock at once: with 1 it is a lock, with more

@@ -81,7 +81,7 @@ func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent tim
 			sent, pause := time.Now(), l.opt.Lease/3
 			// Its context does not end with stopped: what is on its way then would
 			// still arrive, and after the unmark.
-			if err := l.redis.Mark(ctx, k.names, mark, l.opt.Lease); err != nil {
+			if err := l.redis.Remark(ctx, k.names, mark, l.opt.Lease); err != nil {
 				pause = l.opt.Lease / 10
 			}
 			next.Reset(time.Until(sent.Add(pause)))

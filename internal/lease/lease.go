@@ -117,8 +117,9 @@ func (k *Keeper) ring() {
 	}
 	k.busy = false
 	if err != nil {
-		// Nothing is lost yet. Try again soon, until the deadline.
-		k.next = time.Now().Add(k.length / 10)
+		// Nothing is lost yet. Try again soon, until the deadline: at once after a
+		// renewal that was not answered.
+		k.next = sent.Add(k.length / 10)
 	} else {
 		k.deadline = sent.Add(valid(k.length))
 		k.next = sent.Add(k.length / 3)

@@ -59,6 +59,14 @@ func NewClient(run Runner, ns *Namespace, process string, timeout time.Duration,
 	return &Client{run: run, ns: ns, process: process, timeout: timeout, tell: tell}
 }
 
+// renewing returns a client for the renewals of a lease. Its operations take at most
+// a third of the lease: a renewal that is not answered leaves time for another one.
+func (c *Client) renewing(lease time.Duration) *Client {
+	r := *c
+	r.timeout = min(c.timeout, lease/3)
+	return &r
+}
+
 // ErrType says that a key holds something that is not a string.
 var ErrType = errors.New("the key holds another type than ours")
 
@@ -304,9 +312,9 @@ func (c *Client) release(ctx context.Context, k Key, owner string, message []byt
 }
 
 // Renew makes the owner's lease last from now. It reports whether there still
-// is such a lease.
+// is such a lease. It takes at most a third of lease.
 func (c *Client) Renew(ctx context.Context, k Key, owner string, lease time.Duration) (bool, error) {
-	reply, err := c.script(ctx, renew, nil, []string{k.meta()}, owner, lease.Milliseconds())
+	reply, err := c.renewing(lease).script(ctx, renew, nil, []string{k.meta()}, owner, lease.Milliseconds())
 	return reply == int64(1), err
 }
 
@@ -320,12 +328,16 @@ func (c *Client) Invalidate(ctx context.Context, k Key) error {
 
 // Mark marks a key as being written at its source: until the mark is taken off,
 // or for as long as lasts, no value that is fetched is stored. What was there is
-// invalidated first. Sent again, it renews the mark. Each mark of a key has an
-// end of its own.
+// invalidated first. Each mark of a key has an end of its own.
 func (c *Client) Mark(ctx context.Context, k Key, mark string, lasts time.Duration) error {
 	_, err := c.script(ctx, invalidate, nil, []string{k.Value, k.meta(), k.marks()},
 		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.ns.changes, mark, lasts.Milliseconds())
 	return err
+}
+
+// Remark renews a mark. It takes at most a third of lasts.
+func (c *Client) Remark(ctx context.Context, k Key, mark string, lasts time.Duration) error {
+	return c.renewing(lasts).Mark(ctx, k, mark, lasts)
 }
 
 // Unmark invalidates the key and takes the mark off.

@@ -100,9 +100,9 @@ func (c *Client) ReleaseLock(ctx context.Context, l Lock, w LockWish) (bool, err
 }
 
 // RenewLock makes the owner's lease last from now. It reports whether there
-// still is such a lease.
+// still is such a lease. It takes at most a third of w.Lease.
 func (c *Client) RenewLock(ctx context.Context, l Lock, w LockWish) (bool, error) {
-	reply, err := c.lockScript(ctx, lockRenew, l, w)
+	reply, err := c.renewing(w.Lease).lockScript(ctx, lockRenew, l, w)
 	return reply == int64(1), err
 }
 
