@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/cleanup"
 	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/lease"
 	"github.com/fetchonce/fetchonce/internal/protocol"
@@ -46,16 +47,16 @@ type Locker struct {
 	channel string
 	unused  func() // ends that
 
-	ctx     context.Context // ends with Close
-	stop    context.CancelFunc
-	running sync.WaitGroup
-	closing sync.Once
+	ctx       context.Context // ends with Close; no request is sent with it, see send
+	stop      context.CancelFunc
+	closing   sync.Once
+	leftovers cleanup.List
 
-	mu       sync.Mutex
-	closed   bool
-	names    map[string]*lockName
-	holdings int
-	idle     chan struct{} // closed when the locker is closed and holdings is 0
+	mu     sync.Mutex
+	closed bool
+	names  map[string]*lockName
+	open   int           // what Close waits for: leases, and requests that may change who has one
+	idle   chan struct{} // closed when the locker is closed and open is 0
 }
 
 // A lockName is what goes on under one name in this process. It is there while
@@ -63,7 +64,7 @@ type Locker struct {
 type lockName struct {
 	name string
 	lock protocol.Lock
-	left chan struct{} // receives when the last of waiters has left; made for the first
+	left chan struct{} // receives when the last of waiters has left
 
 	// Guarded by the locker's mu.
 	waiters list.List // of *lockWaiter, the longest first
@@ -74,8 +75,12 @@ type lockName struct {
 
 // A lockWaiter is a goroutine that waits for a lock.
 type lockWaiter struct {
-	place *list.Element // guarded by the locker's mu; nil once something was sent to ready
-	ready chan lockTurn // has room for one
+	ctx   context.Context // the caller's, without its end
+	ready chan lockTurn   // has room for one
+
+	// Guarded by the locker's mu.
+	place *list.Element // in the local queue; nil if it is not in it
+	over  bool          // it has left, or something was sent to ready
 }
 
 // A lockTurn is what a waiter waits for.
@@ -130,6 +135,7 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 		client: protocol.NewClient(batch.New(rdb), ns, mailbox.Process(), opt.RedisTimeout, cluster),
 		names:  make(map[string]*lockName), idle: make(chan struct{}),
 	}
+	lk.leftovers.IsFinal = protocol.IsFinal
 	lk.unused = mailbox.Use(lk.channel)
 	lk.notices = notices{logger: opt.Logger}
 	lk.trace = newTracer(opt.Trace, &lk.notices)
@@ -148,7 +154,14 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 // context of a [Lease], of the same name: it would wait for itself.
 //
 // When ctx ends before fn was called, the error is [ErrLocked] joined with the
-// cause of that.
+// cause of that. When Redis fails, or does not answer within RedisTimeout, the error is an
+// [*Error], and fn is not called.
+//
+// The context given to fn compares the clock in Err and Done. So after a pause of the
+// process that was longer than the lease, it has ended when fn asks it next. A context
+// that is derived from it, with [context.WithTimeout] or another function, does not
+// compare the clock: after such a pause it ends a moment later, when the runtime has run
+// its timers. Code that must not go on without the lock asks the context given to fn.
 func (lk *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context) error) error {
 	return lk.do(ctx, name, fn, lk.Acquire)
 }
@@ -188,7 +201,7 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 
 // Acquire waits for the lock and returns its lease, which must be released, and
 // a context to work with, as [Locker.Do] gives to fn. That context ends with
-// the lease.
+// the lease. A caller whose ctx has ended never has the lock.
 func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *Lease, error) {
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
@@ -201,7 +214,7 @@ func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *L
 			return ctx, nil, err
 		}
 		held, ls, err := lk.begin(ctx, n, h)
-		if !errors.Is(err, ErrLockLost) {
+		if !errors.Is(err, errTooLate) {
 			lk.trace.locked(ctx, asked, TraceLock{Name: name, HandedOn: ls != nil && ls.handed, Err: err})
 			return held, ls, err
 		}
@@ -210,7 +223,8 @@ func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *L
 }
 
 // TryAcquire is like [Locker.Acquire], but does not wait: if the lock is held,
-// or others wait for it, it returns [ErrLocked].
+// or others wait for it, it returns [ErrLocked]. If ctx ends first, it returns the cause
+// of that; if the answer of Redis comes when the lease has ended, an [*Error].
 func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context, *Lease, error) {
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
@@ -222,9 +236,15 @@ func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context,
 		return ctx, nil, err
 	}
 	held, ls, err := lk.begin(ctx, n, h)
+	if errors.Is(err, errTooLate) {
+		err = &Error{Op: "lock", Key: name, Err: errTooLate}
+	}
 	lk.trace.locked(ctx, asked, TraceLock{Name: name, Try: true, Err: err})
 	return held, ls, err
 }
+
+// errTooLate says that the answer to a request came when the lease it granted had ended.
+var errTooLate = errors.New("redis granted the lock too late: its lease has ended")
 
 var errReentrant = errors.New("this call holds the lock already, and would wait for itself")
 
@@ -287,8 +307,7 @@ func (ls *Lease) Release() error {
 		if ls.tooLong != nil {
 			ls.tooLong.Stop()
 		}
-		held := ls.keeper.Held()
-		ls.keeper.Stop()
+		held := ls.keeper.Stop()
 		ls.err = ls.locker.handOn(ls.name, ls.holding, held)
 	})
 	if ls.traced.CompareAndSwap(false, true) { // not inside once: a Trace may call Release
@@ -297,19 +316,21 @@ func (ls *Lease) Release() error {
 	return ls.err
 }
 
-// Close ends the locker. Callers that wait get [ErrClosed]. The contexts of
-// those who hold a lock end with that cause, and their leases are not renewed
-// any more; but only they themselves know when they have stopped, so it is them
-// who give the locks back. Close returns when they have, or when their leases
-// have ended.
+// Close ends the locker. Callers that wait get [ErrClosed]. The contexts of the
+// holders end with that cause, and their leases are not renewed any more. A holder
+// keeps its lock until it calls [Lease.Release], as only the holder knows when it has
+// stopped. Close returns when all holders have released their locks, or their leases
+// have ended. Requests to Redis that may change who holds a lock are waited for, each
+// at most RedisTimeout; what failed requests have left behind is then taken back, also
+// within RedisTimeout.
 func (lk *Locker) Close() error {
 	lk.closing.Do(func() {
 		for _, k := range lk.shut() {
 			k.End(ErrClosed)
 		}
 		lk.stop()
-		lk.running.Wait()
 		<-lk.idle
+		lk.leftovers.Close(lk.opt.RedisTimeout)
 		lk.unused()
 		lk.mailbox.Close()
 	})
@@ -331,9 +352,7 @@ func (lk *Locker) shut() []*lease.Keeper {
 			}
 		}
 	}
-	if lk.holdings == 0 {
-		close(lk.idle)
-	}
+	lk.checkIdle()
 	return keepers
 }
 
@@ -357,7 +376,7 @@ func (lk *Locker) begin(ctx context.Context, n *lockName, h *holding) (context.C
 	switch {
 	case !keeper.Held():
 		_ = ls.Release()
-		return ctx, nil, ErrLockLost
+		return ctx, nil, errTooLate
 	case closed:
 		_ = ls.Release()
 		return ctx, nil, ErrClosed
@@ -396,105 +415,72 @@ func (lk *Locker) fences() int {
 
 // wait waits for a turn.
 func (lk *Locker) wait(ctx context.Context, name string) (*lockName, *holding, error) {
-	n, w, err := lk.join(name)
+	n, w, err := lk.join(ctx, name)
 	if err != nil {
 		return nil, nil, err
 	}
-	if w == nil {
-		var h *holding
-		if h, w, err = lk.first(ctx, n); w == nil {
-			return n, h, err
-		}
+	h, err := lk.await(ctx, n, w)
+	if errors.Is(err, errEnded) {
+		err = errors.Join(ErrLocked, context.Cause(ctx))
 	}
-	select {
-	case t := <-w.ready:
-		return n, t.holding, t.err
-	case <-ctx.Done():
-	}
-	cause := context.Cause(ctx)
-	if !lk.leave(n, w) {
-		// It was the waiter's turn at the same moment: the next one's, then. The caller does not wait for that.
-		if t := <-w.ready; t.holding != nil {
-			lk.spawn(func() { _ = lk.handOn(n, t.holding, true) })
-		}
-	}
-	return nil, nil, errors.Join(ErrLocked, cause)
+	return n, h, err
 }
 
-// join puts a waiter at the end of the queue of a name. There is no waiter if the
-// caller is the one to ask Redis, as first does.
-func (lk *Locker) join(name string) (*lockName, *lockWaiter, error) {
+// join puts a waiter at the end of the local queue of a name, and makes somebody ask
+// Redis if nobody does.
+func (lk *Locker) join(ctx context.Context, name string) (*lockName, *lockWaiter, error) {
+	w := newWaiter(ctx)
 	lk.mu.Lock()
 	defer lk.mu.Unlock()
 	if lk.closed {
 		return nil, nil, ErrClosed
 	}
 	n := lk.named(name)
-	if n.waiters.Len() == 0 && !n.asking && len(n.held) < lk.opt.Slots {
-		n.asking = true
-		return n, nil, nil
-	}
-	w := newWaiter(n)
 	w.place = n.waiters.PushBack(w)
+	lk.hire(n)
 	return n, w, nil
 }
 
-func newWaiter(n *lockName) *lockWaiter {
-	if n.left == nil {
-		n.left = make(chan struct{}, 1)
-	}
-	return &lockWaiter{ready: make(chan lockTurn, 1)}
+func newWaiter(ctx context.Context) *lockWaiter {
+	return &lockWaiter{ctx: context.WithoutCancel(ctx), ready: make(chan lockTurn, 1)}
 }
 
-// first asks Redis on the goroutine of a caller whom nobody here is before: a
-// lock that is free costs no other. If it is not, first returns a waiter, at the
-// head of the queue here, and somebody else goes on asking.
-func (lk *Locker) first(ctx context.Context, n *lockName) (*holding, *lockWaiter, error) {
-	r := lk.request(n)
-	answer, err := r.send(ctx, lk)
-	ended := err != nil && ctx.Err() != nil // not under lk.mu: a context may call the locker
-	lk.mu.Lock()
-	if err == nil && !answer.Held && !lk.closed {
-		w := newWaiter(n)
-		w.place = n.waiters.PushFront(w)
-		lk.running.Go(func() { lk.goOn(r, answer, nil) }) // as in hire
+// errEnded says that the context of a waiter has ended.
+var errEnded = errors.New("the context has ended")
+
+// await waits for what is sent to a waiter. A context that has ended always loses:
+// what was sent is then handed on in the background, and await returns errEnded.
+func (lk *Locker) await(ctx context.Context, n *lockName, w *lockWaiter) (*holding, error) {
+	var t lockTurn
+	select {
+	case t = <-w.ready:
+	case <-ctx.Done():
+		if lk.leave(n, w) {
+			return nil, errEnded
+		}
+		t = <-w.ready
+	}
+	if ctx.Err() == nil {
+		return t.holding, t.err
+	}
+	if t.holding != nil {
+		lk.mu.Lock()
+		lk.run(func() { _ = lk.handOn(n, t.holding, true) }) // ends within RedisTimeout
 		lk.mu.Unlock()
-		return nil, w, nil
 	}
-	defer r.slot.Close()
-	n.asking = false
-	var h *holding
-	switch {
-	case lk.closed:
-		answer, err = protocol.LockAnswer{}, ErrClosed
-	case err == nil:
-		h = r.holding(answer)
-		h.more = min(1+n.waiters.Len(), lk.fences()) - 1 // as in granted
-		lk.hold(n, h)
-	case ended:
-		err = ErrLocked
-	default:
-		err = &Error{Op: "lock", Key: n.name, Err: err}
-		n.fail(err)
-	}
-	lk.hire(n) // those who have come meanwhile
-	lk.drop(n)
-	lk.mu.Unlock()
-	if err != nil {
-		lk.spawn(func() { lk.forget(n.lock, r.wish.Owner, true) })
-	}
-	if ended && errors.Is(err, ErrLocked) {
-		err = errors.Join(err, context.Cause(ctx))
-	}
-	return h, nil, err
+	return nil, errEnded
 }
 
-// leave takes a waiter out of the queue. It reports whether it was in it.
+// leave ends the wait of a waiter. It reports whether nothing was sent to it before.
 func (lk *Locker) leave(n *lockName, w *lockWaiter) bool {
 	lk.mu.Lock()
 	defer lk.mu.Unlock()
-	if w.place == nil {
+	if w.over {
 		return false
+	}
+	w.over = true
+	if w.place == nil {
+		return true
 	}
 	n.waiters.Remove(w.place)
 	w.place = nil
@@ -513,7 +499,7 @@ func (lk *Locker) leave(n *lockName, w *lockWaiter) bool {
 func (lk *Locker) named(name string) *lockName {
 	n := lk.names[name]
 	if n == nil {
-		n = &lockName{name: name, lock: lk.ns.Lock(name)}
+		n = &lockName{name: name, lock: lk.ns.Lock(name), left: make(chan struct{}, 1)}
 		lk.names[name] = n
 	}
 	return n
@@ -530,6 +516,12 @@ func (lk *Locker) drop(n *lockName) {
 func (n *lockName) next(t lockTurn) {
 	w := n.waiters.Remove(n.waiters.Front()).(*lockWaiter)
 	w.place = nil
+	w.send(t)
+}
+
+// send gives a waiter what it waits for.
+func (w *lockWaiter) send(t lockTurn) {
+	w.over = true
 	w.ready <- t // never blocks
 }
 
@@ -543,7 +535,7 @@ func (n *lockName) fail(err error) {
 func (lk *Locker) hire(n *lockName) {
 	if lk.wanting(n) {
 		n.asking = true
-		lk.running.Go(func() { lk.ask(n) }) // ends when nobody waits, or with lk.ctx
+		lk.run(func() { lk.ask(n) }) // ends when nobody waits, or with lk.ctx
 	}
 }
 
@@ -551,22 +543,37 @@ func (lk *Locker) wanting(n *lockName) bool {
 	return n.waiters.Len() > 0 && !n.asking && len(n.held) < lk.opt.Slots && !lk.closed
 }
 
-// spawn runs f on a goroutine that Close waits for, or, after Close, here.
-func (lk *Locker) spawn(f func()) {
-	lk.mu.Lock()
-	closed := lk.closed
-	if !closed {
-		lk.running.Go(f)
-	}
-	lk.mu.Unlock()
-	if closed {
+// run runs f on a goroutine that Close waits for.
+func (lk *Locker) run(f func()) {
+	lk.open++
+	go func() {
+		defer lk.done()
 		f()
+	}()
+}
+
+// done says that something which Close waits for has ended.
+func (lk *Locker) done() {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	lk.open--
+	lk.checkIdle()
+}
+
+func (lk *Locker) checkIdle() {
+	if !lk.closed || lk.open > 0 {
+		return
+	}
+	select {
+	case <-lk.idle: // a lease that was lost was released after Close
+	default:
+		close(lk.idle)
 	}
 }
 
 func (lk *Locker) hold(n *lockName, h *holding) {
 	n.held = append(n.held, h)
-	lk.holdings++
+	lk.open++
 }
 
 func (lk *Locker) unhold(n *lockName, h *holding) {
@@ -575,10 +582,8 @@ func (lk *Locker) unhold(n *lockName, h *holding) {
 		return
 	}
 	n.held = slices.Delete(n.held, i, i+1)
-	lk.holdings--
-	if lk.holdings == 0 && lk.closed {
-		close(lk.idle)
-	}
+	lk.open--
+	lk.checkIdle()
 }
 
 // lost is called when a lease was lost: those who wait here must not wait for
@@ -592,13 +597,15 @@ func (lk *Locker) lost(n *lockName, h *holding) {
 }
 
 // handOn ends a turn. The next one is that of a waiter here, or whose turn it
-// is in Redis. held says that the lease is believed to be ours.
+// is in Redis. held says that the lease is believed to be ours. Its requests change who
+// holds the lock: they are sent with a context that does not end before their answer.
 func (lk *Locker) handOn(n *lockName, h *holding, held bool) error {
-	ask, done := lk.endTurn(n, h, held)
-	switch {
-	case done:
+	ask, here := lk.endTurn(n, h, held)
+	if here {
 		return nil
-	case ask:
+	}
+	defer lk.done()
+	if ask {
 		return lk.passOn(n, h)
 	}
 	ours, err := lk.client.ReleaseLock(context.Background(), n.lock, lk.wish(h.owner))
@@ -606,7 +613,7 @@ func (lk *Locker) handOn(n *lockName, h *holding, held bool) error {
 	case !held:
 		return ErrLockLost // and that was only to be sure that nothing is left of it
 	case err != nil:
-		lk.spawn(func() { lk.forget(n.lock, h.owner, true) })
+		lk.takeBack(n.lock, h.owner, 0)
 		return &Error{Op: "release", Key: n.name, Err: err}
 	case !ours:
 		return ErrLockLost
@@ -614,10 +621,10 @@ func (lk *Locker) handOn(n *lockName, h *holding, held bool) error {
 	return nil
 }
 
-// endTurn hands the lease to the next waiter here, if there is one and it may,
-// and then reports that it is done. Else it reports whether, while giving the
-// lease back, one should ask for another.
-func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, done bool) {
+// endTurn hands the lease to the next waiter here, if there is one and it may, and
+// reports that as here. Else it reports whether, while giving the lease back, one should
+// ask for another; Close then waits until the caller calls done.
+func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, here bool) {
 	lk.mu.Lock()
 	defer lk.mu.Unlock()
 	if held && h.more > 0 && n.waiters.Len() > 0 && time.Since(h.began) < turnsTime && !lk.closed {
@@ -628,6 +635,7 @@ func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, done bool) {
 		n.next(lockTurn{holding: h})
 		return false, true
 	}
+	lk.open++ // before unhold, so that Close does not take the locker for idle in between
 	lk.unhold(n, h)
 	if !held {
 		lk.hire(n)
@@ -642,10 +650,12 @@ func (lk *Locker) endTurn(n *lockName, h *holding, held bool) (ask, done bool) {
 func (lk *Locker) passOn(n *lockName, h *holding) error {
 	r := lk.request(n)
 	r.wish.Return = h.owner
-	answer, err := r.send(lk.ctx, lk)
-	lk.spawn(func() { lk.goOn(r, answer, err) })
+	answer, err := r.send(lk)
+	lk.mu.Lock()
+	lk.run(func() { lk.goOn(r, answer, err) }) // as in hire
+	lk.mu.Unlock()
 	if err != nil {
-		lk.spawn(func() { lk.forget(n.lock, h.owner, true) })
+		lk.takeBack(n.lock, h.owner, lk.opt.RedisTimeout)
 		return &Error{Op: "release", Key: n.name, Err: err}
 	}
 	if !answer.Returned {
@@ -658,7 +668,7 @@ func (lk *Locker) passOn(n *lockName, h *holding) error {
 // there are as many as there may be.
 func (lk *Locker) ask(n *lockName) {
 	r := lk.request(n)
-	answer, err := r.send(lk.ctx, lk)
+	answer, err := r.send(lk)
 	lk.goOn(r, answer, err)
 }
 
@@ -666,16 +676,17 @@ func (lk *Locker) ask(n *lockName) {
 func (lk *Locker) goOn(r *lockRequest, answer protocol.LockAnswer, err error) {
 	for lk.follow(r, answer, err) {
 		r = lk.request(r.name)
-		answer, err = r.send(lk.ctx, lk)
+		answer, err = r.send(lk)
 	}
 }
 
 // A lockRequest is one place in the queue in Redis.
 type lockRequest struct {
-	name *lockName
-	wish protocol.LockWish
-	slot *wake.Slot
-	sent time.Time
+	name     *lockName
+	wish     protocol.LockWish
+	slot     *wake.Slot
+	sent     time.Time
+	answered bool // once at least
 }
 
 func (lk *Locker) request(n *lockName) *lockRequest {
@@ -691,12 +702,31 @@ func (lk *Locker) wish(owner string) protocol.LockWish {
 	return protocol.LockWish{Owner: owner, Lease: lk.opt.Lease, Slots: lk.opt.Slots}
 }
 
-func (r *lockRequest) send(ctx context.Context, lk *Locker) (protocol.LockAnswer, error) {
+// send sends the request and waits for its answer, at most RedisTimeout: neither Close
+// nor the end of a caller's context ends the wait. A release that is sent without that
+// answer may overtake the request, and the lock is then held by nobody for a lease.
+func (r *lockRequest) send(lk *Locker) (protocol.LockAnswer, error) {
+	return r.sendFor(lk, lk.contextOf(r.name))
+}
+
+// sendFor is send with the values of a context that does not end.
+func (r *lockRequest) sendFor(lk *Locker, ctx context.Context) (protocol.LockAnswer, error) {
 	r.sent = time.Now()
 	answer, err := lk.client.AcquireLock(ctx, r.name.lock, r.wish)
+	r.answered = r.answered || err == nil
 	r.wish.Ticket = answer.Ticket
 	r.wish.Return = ""
 	return answer, err
+}
+
+// contextOf returns the context of the longest waiter for a name, without its end.
+func (lk *Locker) contextOf(n *lockName) context.Context {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	if n.waiters.Len() == 0 {
+		return context.Background()
+	}
+	return n.waiters.Front().Value.(*lockWaiter).ctx
 }
 
 // holding returns the lease that was the answer.
@@ -715,7 +745,7 @@ func (lk *Locker) follow(r *lockRequest, answer protocol.LockAnswer, err error) 
 		switch {
 		case err != nil:
 			lk.refused(n, err)
-			lk.forget(n.lock, r.wish.Owner, true)
+			lk.forget(r, err)
 			return false
 		case answer.Held:
 			if answer.Handed && byItself {
@@ -731,10 +761,10 @@ func (lk *Locker) follow(r *lockRequest, answer protocol.LockAnswer, err error) 
 			deaf = min(2*deaf, latestDeafLook)
 		}
 		if byItself, err = lk.sleep(r, wait); err != nil {
-			lk.forget(n.lock, r.wish.Owner, false)
+			lk.forget(r, nil)
 			return false
 		}
-		answer, err = r.send(lk.ctx, lk)
+		answer, err = r.send(lk)
 	}
 }
 
@@ -792,7 +822,7 @@ func (lk *Locker) granted(r *lockRequest, answer protocol.LockAnswer) (more bool
 	if n.waiters.Len() == 0 {
 		lk.drop(n)
 		lk.mu.Unlock()
-		lk.forget(n.lock, r.wish.Owner, false)
+		lk.forget(r, nil)
 		return false
 	}
 	h.more = min(n.waiters.Len(), lk.fences()) - 1 // those who come later have their turn after the other processes
@@ -806,74 +836,94 @@ func (lk *Locker) granted(r *lockRequest, answer protocol.LockAnswer) (more bool
 
 // try asks Redis for a lease that is free this moment.
 func (lk *Locker) try(ctx context.Context, name string) (*lockName, *holding, error) {
+	n, w, err := lk.startTry(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := lk.await(ctx, n, w)
+	if errors.Is(err, errEnded) {
+		err = context.Cause(ctx)
+	}
+	return n, h, err
+}
+
+// startTry starts a request for a lease that is free this moment, unless it is known
+// here that none is.
+func (lk *Locker) startTry(ctx context.Context, name string) (*lockName, *lockWaiter, error) {
 	lk.mu.Lock()
+	defer lk.mu.Unlock()
 	if lk.closed {
-		lk.mu.Unlock()
 		return nil, nil, ErrClosed
 	}
 	n := lk.named(name)
 	if n.waiters.Len() > 0 || len(n.held) >= lk.opt.Slots {
-		lk.mu.Unlock()
 		return nil, nil, ErrLocked
 	}
+	w := newWaiter(ctx)
 	n.trying++
-	lk.mu.Unlock()
-
-	r := lk.request(n)
-	r.slot.Close()
-	r.wish.Try = true
-	r.sent = time.Now()
-	answer, err := lk.client.AcquireLock(ctx, n.lock, r.wish)
-
-	lk.mu.Lock()
-	n.trying--
-	closed := lk.closed
-	var h *holding
-	if err == nil && answer.Held && !closed {
-		h = r.holding(answer)
-		h.more = lk.fences() - 1
-		lk.hold(n, h)
-	}
-	lk.drop(n)
-	lk.mu.Unlock()
-	switch {
-	case h != nil:
-		return n, h, nil
-	case err == nil && !answer.Held:
-		return nil, nil, ErrLocked
-	}
-	lk.spawn(func() { lk.forget(n.lock, r.wish.Owner, err != nil) })
-	switch {
-	case closed:
-		return nil, nil, ErrClosed
-	case ctx.Err() != nil:
-		return nil, nil, context.Cause(ctx)
-	}
-	return nil, nil, &Error{Op: "lock", Key: name, Err: err}
+	lk.run(func() { lk.sendTry(n, w) }) // ends within RedisTimeout
+	return n, w, nil
 }
 
-// forget takes an owner out of a lock, whether it is in the queue, holds it, or
-// neither. It tries until Redis answers, but no longer than what it is about
-// lasts by itself. If it is not even known whether the request for it has
-// arrived yet, forget does it once more, later.
-func (lk *Locker) forget(l protocol.Lock, owner string, unsure bool) {
-	for end := time.Now().Add(lk.opt.Lease); ; {
-		_, err := lk.client.ReleaseLock(context.Background(), l, lk.wish(owner))
-		if err == nil {
-			if !unsure {
-				return
-			}
-			unsure = false
-		}
-		if time.Now().After(end) {
-			return
-		}
-		timer := time.NewTimer(lk.opt.RedisTimeout)
-		select {
-		case <-timer.C:
-		case <-lk.ctx.Done():
-			timer.Stop()
-			return
-		}
+// sendTry sends a request, and gives what it came to to a waiter, if that has not left.
+func (lk *Locker) sendTry(n *lockName, w *lockWaiter) {
+	r := &lockRequest{name: n, wish: lk.wish(lk.mailbox.Owner())}
+	r.wish.Try = true
+	answer, err := r.sendFor(lk, w.ctx)
+	if !lk.tried(r, w, answer, err) && (err != nil || answer.Held) {
+		lk.forget(r, err)
 	}
+}
+
+// tried gives the outcome of a request to a waiter. It reports whether the waiter has
+// the lease that was granted.
+func (lk *Locker) tried(r *lockRequest, w *lockWaiter, answer protocol.LockAnswer, err error) (taken bool) {
+	lk.mu.Lock()
+	defer lk.mu.Unlock()
+	n := r.name
+	n.trying--
+	t := lockTurn{err: ErrLocked}
+	switch {
+	case lk.closed:
+		t.err = ErrClosed
+	case err != nil:
+		t.err = &Error{Op: "lock", Key: n.name, Err: err}
+	case answer.Held && !w.over:
+		h := r.holding(answer)
+		h.more = lk.fences() - 1
+		lk.hold(n, h)
+		t, taken = lockTurn{holding: h}, true
+	}
+	if !w.over {
+		w.send(t)
+	}
+	lk.drop(n)
+	return taken
+}
+
+// forget takes the owner of a request out of a lock in the background, whether it is in
+// the queue, holds it, or neither. err is what the request has come to; if that is
+// not known, it may still arrive, and forget does it once more, later. If nothing was
+// sent, or Redis has refused it for good, there is nothing to do.
+func (lk *Locker) forget(r *lockRequest, err error) {
+	var again time.Duration
+	if err != nil {
+		if !r.answered && (protocol.NotSent(err) || protocol.IsFinal(err)) {
+			return
+		}
+		again = lk.opt.RedisTimeout
+	}
+	lk.takeBack(r.name.lock, r.wish.Owner, again)
+}
+
+// takeBack is forget for an owner that may hold the lock, or be in its queue.
+func (lk *Locker) takeBack(l protocol.Lock, owner string, again time.Duration) {
+	lk.leftovers.Add(cleanup.Task{
+		Lasts: lk.opt.Lease,
+		Again: again,
+		TakeBack: func(ctx context.Context) error {
+			_, err := lk.client.ReleaseLock(ctx, l, lk.wish(owner))
+			return err
+		},
+	})
 }

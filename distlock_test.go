@@ -605,7 +605,7 @@ func asking(ctx context.Context, t *testing.T, r backend) (lk *fetchonce.Locker,
 	first = take(ctx, t, r, lk)
 	<-g.stopped
 	second = take(t.Context(), t, r, lk)
-	r.Until("it waits", func() bool { return lk.Waiting("it") == 1 })
+	r.Until("both wait", func() bool { return lk.Waiting("it") == 2 })
 	return lk, g, first, second
 }
 
@@ -633,12 +633,15 @@ func TestCallerMayLeaveItsRequest(t *testing.T) {
 func TestClosedWhileItsRequestIsUnderWay(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk, g, first, second := asking(t.Context(), t, r)
-		if err := lk.Close(); err != nil {
-			t.Error(err)
-		}
-		second.ended()
-		g.open()
+		closed := returns(t, "Close", func() { _ = lk.Close() })
 		first.ended()
+		second.ended()
+		r.Settle()
+		if isClosed(closed) {
+			t.Error("Close returned before the request was answered")
+		}
+		g.open()
+		<-closed
 		if first.err != fetchonce.ErrClosed || second.err != fetchonce.ErrClosed {
 			t.Errorf("Acquire = %v and %v, want ErrClosed", first.err, second.err)
 		}

@@ -51,3 +51,6 @@ func (l *Loader[V]) Listen() bool {
 
 // IsFree reports whether the locker's mutex can be locked.
 func (lk *Locker) IsFree() bool { return contexttest.IsFree(&lk.mu) }
+
+// Leftovers returns how many requests the locker is still to take back.
+func (lk *Locker) Leftovers() int { return lk.leftovers.Len() }

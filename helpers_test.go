@@ -316,3 +316,12 @@ func isCluster(rdb redis.UniversalClient) bool {
 	_, ok := rdb.(*redis.ClusterClient)
 	return ok
 }
+
+// free lets other scripts pass. The one that was stopped goes on when arrive is called.
+func (g *gate) free() (arrive func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	closed := g.closed
+	g.closed = nil
+	return func() { close(closed) }
+}

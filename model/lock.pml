@@ -280,7 +280,7 @@ wait:
 	/* distlock.go: case <-timer.C: */
 	:: atomic { true -> goto ask }
 #endif
-	/* distlock.go: lk.forget(n.lock, r.wish.Owner, false) */
+	/* distlock.go: lk.forget(r, nil) */
 #ifdef LIVE
 	:: atomic { me != 0 ->
 #else

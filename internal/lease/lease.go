@@ -48,6 +48,7 @@ type Keeper struct {
 	stopped  bool               // guarded by mu, as are those below
 	cause    error              // of the context's end; not changed once stopped, nor is cut
 	wasLost  bool               // it was stopped for that
+	refused  bool               // a renewal has found that the lease is gone
 	whenLost func()             // see WhenLost
 	cut      context.CancelFunc // ends the renewal under way
 	deadline time.Time
@@ -107,6 +108,9 @@ func (k *Keeper) ring() {
 	sent := time.Now()
 	ours, err := k.renew(ctx)
 	if err == nil && !ours {
+		k.mu.Lock()
+		k.refused = true // also if it is being stopped
+		k.mu.Unlock()
 		k.Lost()
 		return
 	}
@@ -168,15 +172,21 @@ func (k *Keeper) WhenLost(f func()) {
 func (k *Keeper) End(cause error) { k.cancel(cause) }
 
 // Stop ends the keeping: the lease is given back, or about to be. The context
-// ends. Stop waits for a renewal that is under way.
-func (k *Keeper) Stop() {
+// ends. Stop waits for a renewal that is under way. It reports whether the lease may be
+// taken for ours until then: it was neither lost nor stopped before, and a renewal that
+// was under way has not found that it is gone.
+func (k *Keeper) Stop() (held bool) {
 	k.mu.Lock()
+	held = !k.stopped && time.Now().Before(k.deadline)
 	if !k.stopped {
 		k.stop(nil)
 	}
 	k.mu.Unlock()
 	k.end()
 	k.renewing.Wait()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return held && !k.refused
 }
 
 // stop ends the renewals. The caller holds k.mu, and calls end once it has unlocked it.

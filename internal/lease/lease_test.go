@@ -440,3 +440,27 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 	everything.Wait()
 }
+
+// A renewal that is under way when the keeper is stopped finds that the lease is gone.
+func TestStopReportsALeaseThatIsGone(t *testing.T) {
+	for name, answer := range map[string]bool{"gone": false, "ours": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				arrives := make(chan struct{})
+				s := newServer(func(context.Context, int) (bool, error) { <-arrives; return answer, nil })
+				_, k := s.keep(t)
+				time.Sleep(length / 2)
+				held := make(chan bool)
+				go func() { held <- k.Stop() }()
+				synctest.Wait()
+				close(arrives)
+				if got := <-held; got != answer {
+					t.Errorf("Stop = %v, want %v", got, answer)
+				}
+				if k.Stop() {
+					t.Error("a second Stop = true")
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,258 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/contexttest"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// longLease makes the end of a lease no way out for a test that waits.
+func longLease(opt *lockOptions) {
+	opt.Lease, opt.RedisTimeout = 10*time.Minute, 10*time.Second
+}
+
+// returns waits until f has returned.
+func returns(t *testing.T, what string, f func()) (done chan struct{}) {
+	t.Helper()
+	done = make(chan struct{})
+	go func() { defer close(done); f() }()
+	t.Cleanup(func() {
+		select {
+		case <-done:
+		case <-time.After(time.Minute):
+			t.Error(what, "never returned")
+		}
+	})
+	return done
+}
+
+func isClosed(done chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
+// The request that gives a lease back and asks for another is stopped on its way, the
+// locker is closed, and only then the request arrives: nothing is left of it, and Release
+// returns what it came to.
+func TestCloseWaitsForARelease(t *testing.T) {
+	for name, waiters := range map[string]int{"alone": 0, "with a waiter": 1} {
+		t.Run(name, func(t *testing.T) {
+			redistest.Each(t, func(t *testing.T, r backend) {
+				rdb := r.Client()
+				g := newGate(rdb)
+				lk := lockerOf(t, rdb, longLease)
+				began := time.Now()
+				first := taken(t, r, lk)
+				for range waiters {
+					take(t.Context(), t, r, lk)
+				}
+				r.Until("they wait", func() bool { return lk.Waiting("it") == waiters })
+				r.Until("the time for local hand-offs is over", func() bool { return time.Since(began) > 20*time.Millisecond })
+				g.shut()
+				released := returns(t, "Release", func() { first.release(nil) })
+				<-g.stopped
+				arrive := g.free()
+				closed := returns(t, "Close", func() { _ = lk.Close() })
+				r.Until("the context has ended", func() bool { return first.ctx.Err() != nil })
+				r.Settle()
+				if isClosed(closed) {
+					t.Error("Close returned before the request was answered")
+				}
+				arrive()
+				<-released
+				<-closed
+				if err := newLocker(t, r).TryDo(t.Context(), "it", nothing); err != nil {
+					t.Errorf("after Close, TryDo = %v", err)
+				}
+			})
+		})
+	}
+}
+
+// The caller leaves while its request is on its way. The request then has its answer,
+// and what it was granted is given back: the release does not overtake it.
+func TestRequestOfACallerThatLeft(t *testing.T) {
+	for name, acquire := range map[string]func(*fetchonce.Locker, context.Context, string) (context.Context, *fetchonce.Lease, error){
+		"Acquire": (*fetchonce.Locker).Acquire, "TryAcquire": (*fetchonce.Locker).TryAcquire,
+	} {
+		t.Run(name, func(t *testing.T) {
+			redistest.Each(t, func(t *testing.T, r backend) {
+				rdb := r.Client()
+				g := newGate(rdb)
+				lk := lockerOf(t, rdb, longLease)
+				g.shut()
+				ctx, cancel := context.WithCancelCause(t.Context())
+				var err error
+				left := returns(t, name, func() { _, _, err = acquire(lk, ctx, "it") })
+				<-g.stopped
+				arrive := g.free()
+				cancel(errMine)
+				<-left
+				if !errors.Is(err, errMine) {
+					t.Errorf("%s = %v, want the cause of the end of the context", name, err)
+				}
+				r.Settle()
+				arrive()
+				began := time.Now()
+				other := newLocker(t, r)
+				r.Until("it was given back", func() bool { return other.TryDo(t.Context(), "it", nothing) == nil })
+				if took := time.Since(began); r.Fake() && took > time.Second {
+					t.Errorf("it took %v to give it back", took)
+				}
+				r.Until("nothing goes on any more", func() bool { return lk.Names() == 0 })
+			})
+		})
+	}
+}
+
+// 200 names, each with a waiter, are released while the locker is closed.
+func TestCloseDuringReleases(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		lk := newLocker(t, r, longLease)
+		var leases []*fetchonce.Lease
+		began := time.Now()
+		for i := range 200 {
+			name := fmt.Sprint("name", i)
+			_, ls, err := lk.Acquire(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			leases = append(leases, ls)
+			returns(t, "Acquire", func() {
+				if _, ls, err := lk.Acquire(t.Context(), name); err == nil {
+					_ = ls.Release()
+				} else if err != fetchonce.ErrClosed {
+					t.Errorf("Acquire = %v, want ErrClosed", err)
+				}
+			})
+		}
+		r.Until("they wait", func() bool { return lk.Waiting("name199") == 1 })
+		r.Until("the time for local hand-offs is over", func() bool { return time.Since(began) > 20*time.Millisecond })
+		for i, ls := range leases {
+			returns(t, "Release", func() {
+				if i > 100 {
+					runtime.Gosched() // so that some come after Close
+				}
+				if err := ls.Release(); err != nil {
+					t.Errorf("Release = %v", err)
+				}
+			})
+		}
+		_ = lk.Close()
+		other := newLocker(t, r)
+		for i := range 200 {
+			if err := other.TryDo(t.Context(), fmt.Sprint("name", i), nothing); err != nil {
+				t.Errorf("after Close, TryDo of name %d = %v", i, err)
+			}
+		}
+	})
+}
+
+// An outage leaves no goroutine for each call that failed in it, and nothing at all for
+// calls that sent nothing.
+func TestOutageOfLocksIsBounded(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		lk := newLocker(t, r, func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = 10*time.Minute, 100*time.Millisecond })
+		before := runtime.NumGoroutine()
+		fail := func(n int) {
+			t.Helper()
+			done := make(chan error)
+			for i := range n {
+				go func() { done <- lk.Do(t.Context(), fmt.Sprint("name", i), nothing) }()
+			}
+			for range n {
+				if err := <-done; err == nil {
+					t.Error("Do without Redis succeeded")
+				}
+			}
+		}
+		r.Kill()
+		fail(500)
+		known := !isCluster(r.Client()) // its client tries node after node until RedisTimeout, and what came of that is not known
+		r.Until("the calls that sent nothing leave nothing", func() bool {
+			return (lk.Leftovers() == 0 || !known) && runtime.NumGoroutine() < before+100
+		})
+		r.Restart()
+		r.Until("it works again", func() bool { return lk.Do(t.Context(), "it", nothing) == nil })
+		r.Pause()
+		fail(500)
+		r.Until("few goroutines are left", func() bool { return runtime.NumGoroutine() < before+200 })
+		r.Resume()
+		r.Until("nothing is left", func() bool { return lk.Leftovers() == 0 && lk.Names() == 0 })
+	})
+}
+
+// What Redis refuses for good leaves nothing behind.
+func TestRefusedLockLeavesNothing(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		lk := newLocker(t, r, longLease)
+		admin(r).Set(t.Context(), "test:l:{it}", "mine", 0)
+		var ours *fetchonce.Error
+		if err := lk.Do(t.Context(), "it", nothing); !errors.As(err, &ours) {
+			t.Errorf("Do = %v, want an *Error", err)
+		}
+		if err := lk.TryDo(t.Context(), "it", nothing); !errors.As(err, &ours) {
+			t.Errorf("TryDo = %v, want an *Error", err)
+		}
+		if n := lk.Leftovers(); n > 0 {
+			t.Errorf("%d requests are to be taken back", n)
+		}
+	})
+}
+
+// A context that has ended before its caller had the lock never has it.
+func TestEndedContextNeverHasTheLock(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		lk := newLocker(t, r)
+		for range 50 {
+			first := taken(t, r, lk)
+			inner, cancel := context.WithCancelCause(t.Context())
+			var once sync.Once
+			ctx := &contexttest.Context{Context: inner, Called: func() {
+				if lk.Waiting("it") == 1 { // the caller is about to wait: let it have the lock, and its context end
+					once.Do(func() {
+						first.release(nil)
+						cancel(errMine)
+					})
+				}
+			}}
+			if _, _, err := lk.Acquire(ctx, "it"); !errors.Is(err, fetchonce.ErrLocked) || !errors.Is(err, errMine) {
+				t.Fatalf("Acquire = %v, want ErrLocked and the cause of the end of the context", err)
+			}
+			r.Until("nothing goes on any more", func() bool { return lk.Names() == 0 })
+		}
+	})
+}
+
+// An answer that comes after the lease has ended is no lease, and no lease was lost.
+func TestTooLateForATry(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		if !r.Fake() {
+			return // the answer comes too late by the bubble's clock
+		}
+		rdb := r.Client()
+		lk := lockerOf(t, rdb, func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = time.Second, 10*time.Second })
+		redistest.WireOf(rdb).Pause()
+		var err error
+		done := returns(t, "TryAcquire", func() { _, _, err = lk.TryAcquire(t.Context(), "it") })
+		time.Sleep(2 * time.Second)
+		redistest.WireOf(rdb).Resume()
+		<-done
+		var ours *fetchonce.Error
+		if !errors.As(err, &ours) || errors.Is(err, fetchonce.ErrLockLost) {
+			t.Errorf("TryAcquire = %v, want an *Error and not ErrLockLost", err)
+		}
+	})
+}
