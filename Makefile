@@ -43,6 +43,10 @@ cover: ## run the tests of every module for their coverage, function by function
 	go test -shuffle=on $(TESTFLAGS) -coverpkg=work -coverprofile=cover.out work
 	go tool cover -func=cover.out
 
+# go vet type-checks every package and its tests for each of these. It compiles
+# what they import, once for each target.
+TARGETS = linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+
 # All steps run, also after one that fails. The formatters are part of
 # golangci-lint run. On 386 an int has 32 bits. A key that .golangci.yml
 # misspells would be passed over in silence if it were not verified.
@@ -53,6 +57,9 @@ lint: ## look for mistakes in every module: vet, golangci-lint, formatting, go.m
 	step go vet work; \
 	step env CGO_ENABLED=0 GOARCH=386 go vet ./...; \
 	step env CGO_ENABLED=0 GOARCH=386 go build ./...; \
+	for target in $(TARGETS); do \
+		step env CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go vet work; \
+	done; \
 	step go fix -diff work; \
 	for dir in $(MODULES); do step go -C "$$dir" mod tidy -diff; done; \
 	step $(GOLANGCI_LINT) config verify; \

@@ -171,7 +171,7 @@ func TestHolderStoppedBeyondItsLease(t *testing.T) {
 	server := redistest.Server(t)
 	holder := startWorker(t, server)
 	first := holder.says("fetching")
-	holder.signal(syscall.SIGSTOP)
+	holder.signal(redistest.SignalStop)
 
 	second := startWorker(t, server)
 	fence := second.says("fetching") // the lease has ended
@@ -179,7 +179,7 @@ func TestHolderStoppedBeyondItsLease(t *testing.T) {
 		t.Errorf("fences %v and %v do not rise", first, fence)
 	}
 	holder.returns("old")
-	holder.signal(syscall.SIGCONT)
+	holder.signal(redistest.SignalContinue)
 	if cause := holder.says("ended"); cause != fetchonce.ErrLockLost.Error() {
 		t.Errorf("its context ended because of %v", cause)
 	}

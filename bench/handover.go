@@ -12,8 +12,6 @@ import (
 	"time"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fetchonce/fetchonce/bench/peer"
 	"github.com/fetchonce/fetchonce/bench/run"
 )
@@ -188,7 +186,7 @@ func openSection(path string) (*section, error) {
 	if err := f.Truncate(size); err != nil {
 		return nil, err
 	}
-	memory, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	memory, err := mapShared(f, size)
 	if err != nil {
 		return nil, fmt.Errorf("mmap: %w", err)
 	}
@@ -207,4 +205,4 @@ func (s *section) enter(me int64) (before int64, overlap bool) {
 
 func (s *section) leave() { s.inside.Store(0) }
 
-func (s *section) close() error { return unix.Munmap(s.memory) }
+func (s *section) close() error { return unmap(s.memory) }

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -44,7 +42,7 @@ func startServer() (*server, error) {
 	_, port, _ := net.SplitHostPort(addr)
 	s.daemon, err = daemon.Start(daemon.Options{
 		Dir: dir, Remove: true, Signal: "KILL", Ready: s.answers,
-		As: func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }, // a ^C is for us, who then stop it
+		As: daemon.OwnGroup, // a ^C ends us, and we then stop it
 	}, bin, "--port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--appendonly", "no")
 	if err != nil {
 		return nil, errors.Join(err, s.rdb.Close())

@@ -14,5 +14,8 @@ func As(string, string) (become func(*exec.Cmd), err error) {
 	return nil, fmt.Errorf("%w: it is not started on %s", ErrCannot, runtime.GOOS)
 }
 
+// OwnGroup does nothing.
+func OwnGroup(*exec.Cmd) {}
+
 // TempDir returns where to make a server's directory.
 func TempDir() string { return os.TempDir() }

@@ -39,6 +39,9 @@ func As(name, dir string) (become func(*exec.Cmd), err error) {
 	return func(cmd *exec.Cmd) { cmd.SysProcAttr = &attr }, nil
 }
 
+// OwnGroup has cmd run in a process group of its own.
+func OwnGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
+
 // TempDir returns where to make a server's directory. It is not os.TempDir:
 // that may be out of reach for the server's user, and too long for the path of
 // a socket, which has a hundred bytes.

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 )
 
@@ -26,6 +27,9 @@ var ErrNoRedis = errors.New("no redis-server")
 // it. With --sentinel among its arguments it runs as a Sentinel. The error is
 // [ErrNoRedis] unless FETCHONCE_REDIS_SERVER names a program.
 func Redis() (string, error) {
+	if runtime.GOOS == "windows" {
+		return "", fmt.Errorf("%w: none is started on Windows, which has no signals", ErrNoRedis)
+	}
 	if chosen := os.Getenv("FETCHONCE_REDIS_SERVER"); chosen != "" {
 		path, err := exec.LookPath(chosen)
 		if err != nil {

@@ -1,5 +1,3 @@
-//go:build unix
-
 package redistest
 
 import (
@@ -11,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -374,7 +371,7 @@ func (c *trio) runs() bool {
 // resume continues the nodes that are paused.
 func (c *trio) resume() {
 	for _, d := range c.nodes {
-		_ = d.cmd.Process.Signal(syscall.SIGCONT)
+		_ = d.cmd.Process.Signal(SignalContinue)
 	}
 }
 

@@ -1,12 +1,9 @@
-//go:build unix
-
 package redistest
 
 import (
 	"bytes"
 	"fmt"
 	"os"
-	"syscall"
 	"testing"
 	"time"
 
@@ -122,7 +119,7 @@ func (p *Process) Pid() int { return p.d.cmd.Process.Pid }
 // new ones, and nothing is answered until Resume is called.
 func (p *Process) Pause() {
 	p.t.Helper()
-	p.signal(syscall.SIGSTOP)
+	p.signal(SignalStop)
 	// The signal is sent; wait until it has worked. Where there is no /proc,
 	// trust that it soon does.
 	stat := fmt.Sprintf("/proc/%d/stat", p.Pid())
@@ -140,7 +137,7 @@ func (p *Process) Pause() {
 // Resume continues a process that was paused (SIGCONT).
 func (p *Process) Resume() {
 	p.t.Helper()
-	p.signal(syscall.SIGCONT)
+	p.signal(SignalContinue)
 }
 
 func (p *Process) signal(sig os.Signal) {
