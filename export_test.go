@@ -54,3 +54,6 @@ func (lk *Locker) IsFree() bool { return contexttest.IsFree(&lk.mu) }
 
 // Leftovers returns how many requests the locker is still to take back.
 func (lk *Locker) Leftovers() int { return lk.leftovers.Len() }
+
+// TakingBack returns how many things the loader has to take back in Redis.
+func (l *Loader[V]) TakingBack() int { return l.cleanup.Len() }

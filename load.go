@@ -76,7 +76,9 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 		a, err := r.redis.Acquire(context.WithoutCancel(ctx), r.k.names, r.owner, r.opt.Lease, r.over)
 		if err != nil {
 			r.luck.reset()
-			r.dropLease() // we may hold one, and not know it
+			if !protocol.NotSent(err) {
+				r.dropLease(r.mayArrive(err)) // we may hold one, and not know it
+			}
 			return r.lostRedis(ctx, err)
 		}
 		r.learnClock(a.Now, sent)
@@ -471,7 +473,7 @@ func (r *run[V]) fill(ctx context.Context, a protocol.Acquired, m made[V]) {
 	switch {
 	case err != nil:
 		r.notices.warn(noticeUnstored, err)
-		r.dropLease()
+		r.dropLease(0)
 	case filled.Stored:
 		r.call.Mark() // the lease was ours until now, so it is news to all who wait
 	}
@@ -520,31 +522,8 @@ func (r *run[V]) release(ctx context.Context, fence int64, failure error) {
 		_, err = r.redis.ReleaseFailed(ctx, r.k.names, r.owner, fence, describe(failure), share, pause)
 	}
 	if err != nil {
-		r.dropLease()
+		r.dropLease(0)
 	}
-}
-
-// dropLease gives back, in the background, a lease of which it is not known
-// whether we hold it. If Redis does not answer for as long as the lease lasts,
-// it is over anyway.
-func (r *run[V]) dropLease() {
-	names, owner := r.k.names, r.owner
-	r.background.Go(func() { // ends with the lease, or with closing
-		ctx, cancel := context.WithTimeout(r.closing, r.opt.Lease)
-		defer cancel()
-		for pause := firstDeaf; ; pause = min(2*pause, longestDeaf) {
-			if _, err := r.redis.Release(ctx, names, owner, protocol.AnyFence); err == nil {
-				return
-			}
-			timer := time.NewTimer(pause/2 + rand.N(pause))
-			select {
-			case <-timer.C:
-			case <-ctx.Done():
-				timer.Stop()
-				return
-			}
-		}
-	})
 }
 
 // describe says what another process can be told of a failure.

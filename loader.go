@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/cleanup"
 	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/flight"
@@ -30,7 +30,7 @@ type Loader[V any] struct {
 	unsure  bool // the codec may refuse to read what it wrote for a V
 	redis   *protocol.Client
 	names   *protocol.Namespace
-	router  *batch.Router
+	nodes   *nodes
 	cluster bool
 	mailbox *wake.Mailbox
 	channel string // on which the others tell us
@@ -45,10 +45,8 @@ type Loader[V any] struct {
 	pauses  pauses
 	luck    luck
 
-	closed     atomic.Bool
-	closing    context.Context // ends what runs in the background
-	stop       context.CancelFunc
-	background sync.WaitGroup
+	closed  atomic.Bool
+	cleanup cleanup.List // of leases and marks that may have been left in Redis
 }
 
 // A Result is a value and where it came from.
@@ -152,15 +150,15 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.trace = newTracer(opt.Trace, &l.notices)
 	l.channel = l.names.Channel(l.mailbox.Process())
 	l.unused = l.mailbox.Use(l.channel)
-	l.router = batch.NewRouter(rdb)
-	l.redis = protocol.NewClient(l.router, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
+	l.nodes = &nodes{rdb: rdb, all: batch.New(rdb)}
+	l.redis = protocol.NewClient(l.nodes.all, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
 	l.redis.Failed = l.trace.redisFailed()
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
 	}
 	l.hub = near.Open(rdb, l.mailbox.Process())
 	l.openNear()
-	l.closing, l.stop = context.WithCancel(context.Background())
+	l.cleanup.IsFinal = protocol.IsFinal
 	return l, nil
 }
 
@@ -175,10 +173,10 @@ func (l *Loader[V]) Close() error {
 	if l.closed.Swap(true) {
 		return nil
 	}
+	ends := time.Now().Add(l.opt.RedisTimeout)
 	l.flights.Close(ErrClosed)
-	l.stop()
-	l.background.Wait()
-	l.router.Close(ErrClosed) // after all that still gives leases back
+	l.cleanup.Close(time.Until(ends))
+	l.nodes.close() // after all that still gives leases back
 	l.unused()
 	l.mailbox.Close()
 	if l.near != nil {
@@ -406,7 +404,7 @@ func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
 	}
 	ticket := l.ask(k)
 	if node := ticket.Node(); node != nil {
-		got := l.redis.GetMany(ctx, l.router.At(node), []protocol.Key{k.names}, l.readLimit())[0]
+		got := l.redis.GetMany(ctx, l.nodes.at(node), []protocol.Key{k.names}, l.readLimit())[0]
 		return l.seeGot(ctx, k, ticket, got)
 	}
 	b, err := l.redis.Get(ctx, k.names, l.readLimit())

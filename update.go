@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
 // Update changes the source of truth and the cache together: it calls write,
@@ -30,7 +32,8 @@ import (
 // on.
 //
 // When Redis does not answer, [Options.OnRedisDown] decides: under [FailClosed]
-// an *Error is returned before write was called. Under [FailOpen] write is called;
+// an *Error is returned before write was called. A mark that arrives in Redis after
+// that, or after ctx has ended, is taken off in the background. Under [FailOpen] write is called;
 // then only if Redis is back when it has returned is the error nil.
 func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx context.Context) error) (err error) {
 	k, err := l.enter(ctx, "update", key, false)
@@ -41,16 +44,20 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 		return &Error{Op: "update", Key: key, Err: errors.New("write is nil")}
 	}
 	mark, sent := l.mailbox.Owner(), time.Now()
-	if err := l.redis.Mark(ctx, k.names, mark, l.opt.Lease); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
+	markErr := l.redis.Mark(ctx, k.names, mark, l.opt.Lease)
+	if markErr != nil {
+		if err = ctx.Err(); err == nil {
+			err = l.refuse(k, "update", markErr)
 		}
-		if err := l.refuse(k, "update", err); err != nil {
+		if err != nil {
+			if !protocol.NotSent(markErr) {
+				l.dropMark(k, mark, l.mayArrive(markErr))
+			}
 			return err
 		}
 	}
 	l.hub.Changed(k.names.Value)
-	stop := l.keepMark(context.WithoutCancel(ctx), k, mark, sent)
+	stop := l.keepMark(context.WithoutCancel(ctx), k, mark, sent, l.mayArrive(markErr))
 	defer func() {
 		if ours := l.written(ctx, k, mark, stop); err == nil {
 			err = ours
@@ -66,7 +73,10 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 // could not be renewed in time: while Redis was away, or this process was stopped,
 // an old value may have been stored, and the renewal that gets through again ends
 // that too.
-func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent time.Time) (stop func()) {
+//
+// late is for how long the first Mark may still arrive. stop returns that of the last
+// one which was not answered.
+func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent time.Time, late time.Duration) (stop func() time.Duration) {
 	stopped := make(chan struct{})
 	var renewing sync.WaitGroup
 	renewing.Go(func() { // ends when stopped
@@ -83,21 +93,27 @@ func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent tim
 			// still arrive, and after the unmark.
 			if err := l.redis.Remark(ctx, k.names, mark, l.opt.Lease); err != nil {
 				pause = l.opt.Lease / 10
+				late = max(late, l.mayArrive(err))
 			}
 			next.Reset(time.Until(sent.Add(pause)))
 		}
 	})
-	return func() {
+	return func() time.Duration {
 		close(stopped)
 		renewing.Wait()
+		return late
 	}
 }
 
-// written ends an Update.
-func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, stop func()) error {
-	stop() // first: a renewal must not set again what is taken off
+// written ends an Update. A Mark that was not answered may arrive after the Unmark:
+// then the mark is taken off once more.
+func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, stop func() time.Duration) error {
+	late := stop() // first: a renewal must not set again what is taken off
 	err := l.redis.Unmark(context.WithoutCancel(ctx), k.names, mark)
 	l.changed(k)
+	if err != nil || late > 0 {
+		l.dropMark(k, mark, late)
+	}
 	if err != nil {
 		return &Error{Op: "update", Key: k.user, Err: fmt.Errorf("written, but caches may be stale until their TTL: %w", err)}
 	}

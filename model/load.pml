@@ -476,7 +476,7 @@ set:
 	};
 
 update:
-	/* update.go: if err := l.redis.Mark(ctx, k.names, mark, l.opt.Lease); err != nil { */
+	/* update.go: markErr := l.redis.Mark(ctx, k.names, mark, l.opt.Lease) */
 	/* invalidate.lua: redis.call("HSET", KEYS[3], ARGV[5], string.format("%.0f", now + tonumber(ARGV[6]))) */
 	/* invalidate.lua: if redis.call("PTTL", KEYS[3]) < tonumber(ARGV[6]) then redis.call("PEXPIRE", KEYS[3], ARGV[6]) end */
 #ifdef MUTANT_MARK_FORGETS_NOTHING

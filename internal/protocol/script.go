@@ -105,14 +105,16 @@ func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, arg
 		return err
 	}
 	known := func(within time.Duration) error {
+		sent := time.Now()
 		err := send(within)
 		if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
 			args = append([]any{"eval", s.text}, args[2:]...)
-			err = send(within) // all of it: Redis has just answered
+			err = send(within - time.Since(sent))
 		}
 		return err
 	}
-	err := m.unsentOr(c.persist(ctx, known(c.timeout), known))
+	started := time.Now()
+	err := m.unsentOr(c.persist(ctx, started, known(c.timeout), known))
 	c.failed(ctx, s.op, err)
 	return reply, err
 }
@@ -123,12 +125,11 @@ const (
 )
 
 // persist goes on after an operation that failed with err: it sends it again,
-// after pauses, until it succeeds, fails for good, or has failed for as long as
-// timeout. All our operations may be sent twice, so a lost answer is no reason to
-// give up. The time before the first failure does not count: it may have been
-// spent in a queue.
-func (c *Client) persist(ctx context.Context, err error, send func(within time.Duration) error) (last error) {
-	started, wasCut := time.Now(), false
+// after pauses, until it succeeds, fails for good, or the time since started is
+// over. All our operations may be sent twice, so a lost answer is no reason to
+// give up.
+func (c *Client) persist(ctx context.Context, started time.Time, err error, send func(within time.Duration) error) (last error) {
+	wasCut := false
 	defer func() {
 		if e, ok := errors.AsType[interface {
 			error

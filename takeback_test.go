@@ -1,0 +1,176 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"runtime"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// An Update leaves, because its own time or that of Redis is over, while its mark is on
+// its way. The mark arrives later, and is taken off.
+func TestMarkOfAnUpdateThatLeftIsTakenOff(t *testing.T) {
+	for name, limits := range map[string]struct{ own, redis time.Duration }{
+		"its own time":  {100 * time.Millisecond, time.Second},
+		"that of Redis": {time.Minute, 100 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r backend) {
+				rdb, admin := r.Client(), r.Client()
+				l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout, opt.Lease = limits.redis, time.Hour })
+				if err := l.Delete(t.Context(), "k"); err != nil { // there is a connection, and Redis knows the script
+					t.Fatal(err)
+				}
+				redistest.WireOf(rdb).Pause()
+				ctx, cancel := context.WithTimeout(t.Context(), limits.own)
+				defer cancel()
+				err := l.Update(ctx, "k", func(context.Context) error { t.Error("write was called"); return nil })
+				if err == nil || errors.Is(err, context.DeadlineExceeded) != (limits.own < limits.redis) {
+					t.Errorf("Update = %v", err)
+				}
+				time.Sleep(200 * time.Millisecond)
+				redistest.WireOf(rdb).Resume()
+				time.Sleep(10 * time.Second)
+				if n := admin.Exists(t.Context(), "test:u:{k}").Val(); n != 0 {
+					t.Error("the mark is still there")
+				}
+				o := newOrigin(t)
+				reader := get(t, t.Context(), newLoader(t, r), "k", o)
+				o.next().returns("v")
+				reader.want("v")
+				wantKept(t, l, "v")
+			})
+		})
+	}
+}
+
+// A delayer is a hook that has no script answered in time while it is on. The test has
+// the first of them arrive later.
+type delayer struct {
+	on    atomic.Bool
+	first func() // sends it
+}
+
+func (*delayer) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d *delayer) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if !d.on.Load() || cmd.Name() != "evalsha" {
+			return next(ctx, cmd)
+		}
+		if d.first == nil {
+			d.first = func() { _ = next(context.Background(), redis.NewCmd(context.Background(), cmd.Args()...)) }
+		}
+		cmd.SetErr(os.ErrDeadlineExceeded)
+		return os.ErrDeadlineExceeded
+	}
+}
+
+func (*delayer) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A renewal of the mark is not answered in time, and arrives after the mark was taken
+// off. It is taken off again.
+func TestLateRenewalOfAMarkIsTakenOff(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		rdb, admin, d := r.Client(), r.Client(), &delayer{}
+		rdb.AddHook(d)
+		writer := loaderOf(t, rdb, func(opt *options) { opt.RedisTimeout, opt.Lease = time.Second, time.Hour })
+		u := startUpdate(t, writer).began()
+		d.on.Store(true)
+		time.Sleep(21 * time.Minute) // a renewal
+		d.on.Store(false)
+		if err := u.returns(nil); err != nil {
+			t.Error(err)
+		}
+		if d.first == nil {
+			t.Fatal("there was no renewal")
+		}
+		synctest.Wait()
+		d.first()
+		if n := admin.Exists(t.Context(), "test:u:{k}").Val(); n != 1 {
+			t.Error("the renewal did not arrive: the test has no force")
+		}
+		time.Sleep(10 * time.Second)
+		if n := admin.Exists(t.Context(), "test:u:{k}").Val(); n != 0 {
+			t.Error("the mark is still there")
+		}
+	})
+}
+
+// failAcquires has many Gets of different keys fail in their ACQUIRE.
+func failAcquires(t *testing.T, l loader, n int) {
+	t.Helper()
+	for i := range n {
+		_, err := l.Get(t.Context(), strconv.Itoa(i), func(context.Context, string) (string, error) { return "v", nil })
+		if _, ok := errors.AsType[*fetchonce.Error](err); !ok {
+			t.Fatalf("Get = %v, want an *Error of Redis", err)
+		}
+	}
+}
+
+// What Redis refuses for good is not asked again for a lease.
+func TestRefusedLeasesAreNotTakenBackForEver(t *testing.T) {
+	for _, text := range []string{"NOPERM this user has no permissions", "ERR unknown command 'EVALSHA'"} {
+		inBubble(t, func(t *testing.T, r backend) {
+			rdb := r.Client()
+			l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Hour })
+			redistest.WireOf(rdb).Fail(redistest.All, text, "EVALSHA", "EVAL")
+			failAcquires(t, l, 20)
+			time.Sleep(time.Minute)
+			before := scripts(rdb)
+			time.Sleep(10 * time.Minute)
+			if n := scripts(rdb) - before; n != 0 {
+				t.Errorf("%d scripts were sent in ten minutes after %q", n, text)
+			}
+		})
+	}
+}
+
+// Leases that cannot be given back wait on a list, and not in a goroutine each.
+func TestOutageLeavesFewGoroutines(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		rdb := r.Client()
+		l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Hour })
+		redistest.WireOf(rdb).Fail(redistest.All, "ERR not now", "EVALSHA", "EVAL")
+		before := runtime.NumGoroutine()
+		failAcquires(t, l, 1000)
+		if n := runtime.NumGoroutine() - before; n > 200 {
+			t.Errorf("1,000 failed Gets left %d goroutines", n)
+		}
+		redistest.WireOf(rdb).Heal()
+		time.Sleep(time.Minute)
+		before = scripts(rdb)
+		time.Sleep(10 * time.Minute)
+		if n := scripts(rdb) - before; n != 0 {
+			t.Errorf("%d scripts were sent after all leases were given back", n)
+		}
+	})
+}
+
+// Nothing is taken back that was never sent.
+func TestUnsentAcquireIsNotTakenBack(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Hour })
+		for i := range 40 { // so that a Get asks for the lease at once
+			_, _ = l.Get(t.Context(), "m"+strconv.Itoa(i), func(context.Context, string) (string, error) { return "v", nil })
+		}
+		r.Kill()
+		failAcquires(t, l, 20)
+		synctest.Wait()
+		if n := l.TakingBack(); n != 0 {
+			t.Errorf("%d leases are to be taken back, of none that was asked for", n)
+		}
+	})
+}
