@@ -85,17 +85,17 @@ vuln: ## look for known vulnerabilities in what every module calls
 
 # The seeds are fixed, so that a run can be had again; what the processes do
 # meanwhile is theirs. Longer, with other seeds: go run ./chaos -duration 2h
-PROFILES ?= standalone sentinel cluster full
+PROFILES ?= standalone sentinel cluster full illnode
 
 .PHONY: chaos
-chaos: ## do harm to processes, networks and Redis for 4 x 20 s, and judge the history
+chaos: ## do harm to processes, networks and Redis for 5 x 20 s, and judge the history
 	@seed=0; for profile in $(PROFILES); do \
 		seed=$$((seed + 1)); \
 		go run ./chaos -profile $$profile -seed $$seed -duration 20s || exit; \
 	done
 
 .PHONY: soak
-soak: ## the same for 4 x 10 minutes, with seeds from the clock
+soak: ## the same for 5 x 10 minutes, with seeds from the clock
 	for profile in $(PROFILES); do go run ./chaos -profile $$profile -duration 10m || exit; done
 
 .PHONY: mutants

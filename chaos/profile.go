@@ -113,9 +113,9 @@ func (s *supervisor) fill(_ *seat, rng *rand.Rand) error {
 // triedEnough returns an error if a run tells nothing of what its profile is there for.
 func (s *supervisor) triedEnough(tried map[history.Trial]int, lasts time.Duration) error {
 	floors := map[string]map[history.Trial]float64{ // in 30 s
-		illnode: {history.GetBeside: 1000, history.FetchBeside: 50, history.DeleteBeside: 20, history.LockBeside: 20},
+		illnode: {history.GetBeside: 300, history.FetchBeside: 15, history.DeleteBeside: 10, history.LockBeside: 15},
 		full: {
-			history.LockKept: 3, history.LeaseKept: 3, history.LockPassed: 3, history.FullGet: 500, history.FullDelete: 20,
+			history.LockKept: 3, history.LeaseKept: 3, history.LockPassed: 3, history.FullGet: 300, history.FullDelete: 15,
 		},
 	}
 	var errs []error

@@ -92,4 +92,11 @@ var Soaked = []Mutant{
 		New:     `finish()`,
 		Profile: "full",
 	},
+	{
+		Name:    "all nodes of a cluster share one queue",
+		File:    "internal/batch/router.go",
+		Old:     `if cluster, ok := rdb.(*redis.ClusterClient); ok {`,
+		New:     `if cluster, ok := rdb.(*redis.ClusterClient); ok && false {`,
+		Profile: "illnode",
+	},
 }
