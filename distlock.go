@@ -39,6 +39,7 @@ import (
 // is run.
 type Locker struct {
 	opt     LockOptions
+	router  *batch.Router
 	client  *protocol.Client
 	notices notices
 	trace   tracer
@@ -130,9 +131,10 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 	opt = opt.withDefaults()
 	ns := protocol.NewNamespace(opt.Prefix, "")
 	mailbox := wake.Open(rdb)
+	router := batch.NewRouter(rdb)
 	lk := &Locker{
-		opt: opt, ns: ns, mailbox: mailbox, channel: ns.Channel(mailbox.Process()),
-		client: protocol.NewClient(batch.New(rdb), ns, mailbox.Process(), opt.RedisTimeout, cluster),
+		opt: opt, router: router, ns: ns, mailbox: mailbox, channel: ns.Channel(mailbox.Process()),
+		client: protocol.NewClient(router, ns, mailbox.Process(), opt.RedisTimeout, cluster),
 		names:  make(map[string]*lockName), idle: make(chan struct{}),
 	}
 	lk.leftovers.IsFinal = protocol.IsFinal
@@ -331,6 +333,7 @@ func (lk *Locker) Close() error {
 		lk.stop()
 		<-lk.idle
 		lk.leftovers.Close(lk.opt.RedisTimeout)
+		lk.router.Close(ErrClosed)
 		lk.unused()
 		lk.mailbox.Close()
 	})

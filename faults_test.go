@@ -516,7 +516,7 @@ func TestCallerLeavesDuringAcquire(t *testing.T) {
 		warmScripts(t, r, newLoader(t, r))
 		slow := &slowFirst{stopped: make(chan struct{}), free: make(chan struct{})}
 		rdb := r.Client()
-		rdb.AddHook(slow)
+		addHook(rdb, slow)
 		ctx, cancel := context.WithCancel(t.Context())
 		o := newOrigin(t)
 		g := get(t, ctx, loaderOf(t, rdb), "k", o)

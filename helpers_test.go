@@ -221,8 +221,18 @@ type gate struct {
 
 func newGate(rdb redis.UniversalClient) *gate {
 	g := &gate{stopped: make(chan struct{}, 1000)}
-	rdb.AddHook(g)
+	addHook(rdb, g)
 	return g
+}
+
+// addHook adds a hook to a client that has not been used. The library sends by the
+// clients of a cluster's nodes, so those have it.
+func addHook(rdb redis.UniversalClient, hook redis.Hook) {
+	if cluster, ok := rdb.(*redis.ClusterClient); ok {
+		cluster.OnNewNode(func(node *redis.Client) { node.AddHook(hook) })
+		return
+	}
+	rdb.AddHook(hook)
 }
 
 func (g *gate) shut() {

@@ -30,7 +30,7 @@ type Loader[V any] struct {
 	unsure  bool // the codec may refuse to read what it wrote for a V
 	redis   *protocol.Client
 	names   *protocol.Namespace
-	nodes   *nodes
+	router  *batch.Router
 	cluster bool
 	mailbox *wake.Mailbox
 	channel string // on which the others tell us
@@ -150,8 +150,8 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.trace = newTracer(opt.Trace, &l.notices)
 	l.channel = l.names.Channel(l.mailbox.Process())
 	l.unused = l.mailbox.Use(l.channel)
-	l.nodes = &nodes{rdb: rdb, all: batch.New(rdb)}
-	l.redis = protocol.NewClient(l.nodes.all, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
+	l.router = batch.NewRouter(rdb)
+	l.redis = protocol.NewClient(l.router, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
 	l.redis.Failed = l.trace.redisFailed()
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
@@ -176,7 +176,7 @@ func (l *Loader[V]) Close() error {
 	ends := time.Now().Add(l.opt.RedisTimeout)
 	l.flights.Close(ErrClosed)
 	l.cleanup.Close(time.Until(ends))
-	l.nodes.close() // after all that still gives leases back
+	l.router.Close(ErrClosed) // after all that still gives leases back
 	l.unused()
 	l.mailbox.Close()
 	if l.near != nil {
@@ -404,7 +404,7 @@ func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
 	}
 	ticket := l.ask(k)
 	if node := ticket.Node(); node != nil {
-		got := l.redis.GetMany(ctx, l.nodes.at(node), []protocol.Key{k.names}, l.readLimit())[0]
+		got := l.redis.GetMany(ctx, l.router.At(node), []protocol.Key{k.names}, l.readLimit())[0]
 		return l.seeGot(ctx, k, ticket, got)
 	}
 	b, err := l.redis.Get(ctx, k.names, l.readLimit())

@@ -11,7 +11,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/fetchonce/fetchonce/internal/batch"
 	"github.com/fetchonce/fetchonce/internal/bisect"
 	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/near"
@@ -19,7 +18,7 @@ import (
 )
 
 // GetMany is like [Loader.Get] for many keys at once: what is kept is read in one
-// round trip for each node of Redis, and what is not is fetched in one batch. A
+// round trip for each node of Redis and each thousand keys, and what is not is fetched in one batch. A
 // key that is being loaded, by another GetMany or a Get, here or in another
 // process, is waited for, and is not in the batch.
 //
@@ -135,24 +134,23 @@ func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
 		l.lookManyInStore(ctx, all)
 		return
 	}
-	groups := make(map[protocol.Runner][]*wanted[V])
+	groups := make(map[*redis.Client][]*wanted[V]) // by the node that keeps a near copy true, if one does
 	for _, w := range all {
 		if c, early := l.nearCopy(ctx, w.k.user); c != nil && w.err == nil {
 			w.seen, w.err = l.lookNear(ctx, w.k, c, early)
 			continue
 		}
 		w.ticket = l.ask(w.k)
-		run := l.nodes.of(ctx, w.k.names.Value, w.ticket.Node())
-		groups[run] = append(groups[run], w)
+		groups[w.ticket.Node()] = append(groups[w.ticket.Node()], w)
 	}
 	var asking sync.WaitGroup
-	for run, group := range groups {
+	for node, group := range groups {
 		asking.Go(func() {
 			names := make([]protocol.Key, len(group))
 			for i, w := range group {
 				names[i] = w.k.names
 			}
-			for i, got := range l.redis.GetMany(ctx, run, names, l.readLimit()) {
+			for i, got := range l.redis.GetMany(ctx, l.router.At(node), names, l.readLimit()) {
 				w := group[i]
 				if w.err == nil {
 					w.seen, w.err = l.seeGot(ctx, w.k, w.ticket, got)
@@ -327,62 +325,6 @@ func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
 		return values, &ManyError{Errs: errs}
 	}
 	return values, nil
-}
-
-// A nodes finds the way to the node that has a key. Commands to one node share a
-// round trip, and those to others do not wait for it.
-type nodes struct {
-	rdb redis.UniversalClient
-
-	all *batch.Batcher // for a Redis that is one, and what is not about many keys
-
-	mu     sync.Mutex
-	runs   map[*redis.Client]*batch.Batcher
-	closed bool
-}
-
-// of returns the way to a node, or where that is nil to the one that has a name.
-func (n *nodes) of(ctx context.Context, name string, node *redis.Client) protocol.Runner {
-	if cluster, ok := n.rdb.(*redis.ClusterClient); ok && node == nil {
-		node, _ = cluster.MasterForKey(ctx, name) // without one, the cluster's client will find it, or say why not
-	}
-	return n.at(node)
-}
-
-// at returns the way to a node, or to any if that is nil.
-func (n *nodes) at(node *redis.Client) protocol.Runner {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if node == nil || n.closed {
-		return n.all
-	}
-	run := n.runs[node]
-	if run == nil {
-		if len(n.runs) >= mostNodes {
-			clear(n.runs) // of nodes that are gone, most likely
-		}
-		if n.runs == nil {
-			n.runs = make(map[*redis.Client]*batch.Batcher)
-		}
-		run = batch.New(node)
-		n.runs[node] = run
-	}
-	return run
-}
-
-const mostNodes = 1000
-
-// close ends what goes to the nodes with ErrClosed.
-func (n *nodes) close() {
-	n.mu.Lock()
-	n.closed = true
-	runs := n.runs
-	n.runs = nil
-	n.mu.Unlock()
-	n.all.Close(ErrClosed)
-	for _, run := range runs {
-		run.Close(ErrClosed)
-	}
 }
 
 // fetchingMany is the context of a batch's fetch: it says what is fetched, as

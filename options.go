@@ -101,9 +101,11 @@ type Options[V any] struct {
 	// as one, and holds its leases while it waits. The default is no limit.
 	MaxFetches int
 
-	// RedisTimeout is the limit of every operation in Redis, retries included.
-	// The limit of a renewal is a third of Lease if that is less. A caller whose own
-	// context ends sooner waits no longer than that. The default is 500 ms.
+	// RedisTimeout is how long an operation waits for an answer of Redis; a renewal
+	// waits for a third of Lease if that is less. An error that ends soon, as in a
+	// failover, is retried for as long again. While many operations are queued and
+	// Redis answers others, the time in the queue does not count. A caller whose own
+	// context ends sooner waits no longer than that. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
 	// OnRedisDown says what a Get does when Redis does not answer, or answers

@@ -68,11 +68,12 @@ type Batcher struct {
 	free sync.Pool
 
 	mu     sync.Mutex
-	queue  []*batch // in order, none of them empty; the last may still be joined
-	flying []*batch // in the hands
-	busy   int      // hands at work and in time
-	stuck  int      // hands whose callers have given up on them
-	prompt bool     // what was answered last was answered soon
+	queue  []*batch      // in order, none of them empty; the last may still be joined
+	flying []*batch      // in the hands
+	busy   int           // hands at work and in time
+	stuck  int           // hands whose callers have given up on them
+	prompt bool          // what was answered last was answered soon
+	heard  time.Duration // when Redis answered last, since epoch
 	closed error
 	idle   chan struct{} // closed when the batcher is, and busy is 0
 	over   chan struct{} // for the next limit: the last one's, if that was kept
@@ -115,6 +116,7 @@ type batch struct {
 	came     time.Duration // when the first did, since epoch
 	within   time.Duration // that each of them was given
 	until    time.Duration // when the time of the last is over
+	floor    time.Duration // and not before this, once it was sent; see Batcher.ends
 	sent     time.Duration // when it was
 	requests []*request    // nil where a caller has left in the queue
 	live     int           // how many are not nil
@@ -148,7 +150,7 @@ func (l *limit) Err() error {
 
 // New returns a batcher over a client.
 func New(conn Conn) *Batcher {
-	b := &Batcher{conn: conn, punctual: isPunctual(conn), once: sendsOnce(conn), straggle: straggle, idle: make(chan struct{})}
+	b := &Batcher{conn: conn, punctual: isPunctual(conn), once: sendsOnce(conn), straggle: straggle, heard: never, idle: make(chan struct{})}
 	b.alarm = time.AfterFunc(time.Hour, b.ring)
 	b.alarm.Stop()
 	return b
@@ -160,6 +162,9 @@ var epoch = time.Now()
 
 func now() time.Duration { return time.Since(epoch) }
 
+// never is before every other time, also in a synctest bubble, which begins in 2000.
+const never time.Duration = -1 << 62
+
 func (b *Batcher) request() *request {
 	if r, ok := b.free.Get().(*request); ok {
 		return r
@@ -169,7 +174,9 @@ func (b *Batcher) request() *request {
 
 // Do sends commands, in their order and on one connection, and returns the
 // first error among theirs. It returns early with ctx's error when ctx ends,
-// and with [ErrTimeout] when within is over; the commands may then still be
+// and with [ErrTimeout] when within is over: it counts from the call or, if the
+// commands had to wait in the queue, from the last answer of Redis before they were
+// sent. So a queue times out only while Redis answers nobody. The commands may then still be
 // executed, and must not be touched any more. On a closed batcher it returns the
 // cause given to Close. [NotSent] says of which errors it is known that no command
 // was sent.
@@ -311,7 +318,7 @@ func (b *Batcher) entrust(f *batch, end time.Time, ends bool) {
 	r := f.requests[0]
 	r.state = carried
 	if ends && end.Before(f.limit.until) {
-		r.until = end.Sub(epoch)
+		r.until, f.floor = end.Sub(epoch), never
 		f.until, f.limit.until = r.until, end
 		b.ringAt(r.until)
 	}
@@ -390,7 +397,8 @@ func (b *Batcher) next() *batch {
 	if b.over == nil {
 		b.over = make(chan struct{})
 	}
-	f.sent, f.limit, b.over = now(), limit{until: epoch.Add(f.until), over: b.over}, nil
+	f.floor = b.heard + f.within
+	f.sent, f.limit, b.over = now(), limit{until: epoch.Add(max(f.until, f.floor)), over: b.over}, nil
 	b.flying = append(b.flying, f)
 	return f
 }
@@ -439,7 +447,11 @@ func (b *Batcher) work(f *batch) {
 func (b *Batcher) land(f *batch, ok bool) {
 	i := slices.Index(b.flying, f)
 	b.flying = slices.Delete(b.flying, i, i+1)
-	b.prompt = ok && now()-f.sent <= soon
+	t := now()
+	b.prompt = ok && t-f.sent <= soon
+	if ok {
+		b.heard = t
+	}
 	if f.limit.Err() == nil {
 		b.over = f.limit.over
 	}
@@ -603,6 +615,17 @@ func (b *Batcher) ring() {
 	b.hire()
 }
 
+// ends returns when a request's time is over: what it was given, from its arrival,
+// but in the queue at least from the last answer of Redis. To wait while Redis works
+// off what came before is no timeout. Once a request was sent, no other's answer
+// prolongs its time. The caller holds b.mu.
+func (b *Batcher) ends(f *batch, r *request) time.Duration {
+	if f.limit.over != nil {
+		return max(r.until, f.floor)
+	}
+	return max(r.until, b.heard+f.within)
+}
+
 // expire sends the callers of one batch away whose time is over. The caller
 // holds b.mu.
 func (b *Batcher) expire(f *batch, t time.Duration) {
@@ -611,8 +634,8 @@ func (b *Batcher) expire(f *batch, t time.Duration) {
 		switch {
 		case r == nil:
 			continue
-		case r.until > t:
-			b.ringAt(r.until)
+		case b.ends(f, r) > t:
+			b.ringAt(b.ends(f, r))
 			return
 		case f.limit.over != nil:
 			b.giveUp(f)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"os"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -31,9 +30,13 @@ const (
 //
 // Read is Do of one command that reads the key it is given first. It may have the
 // reply of an equal one that was sent after it was called.
+//
+// Each sends commands of any keys, which have nothing to do with each other, and
+// returns the error of each.
 type Runner interface {
 	Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error
 	Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error
+	Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error
 }
 
 // A Client speaks the protocol in one namespace for one process.
@@ -75,10 +78,9 @@ var ErrType = errors.New("the key holds another type than ours")
 // without being read.
 func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	cmd := redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-	started := time.Now()
 	err := discreet(c.run.Read(ctx, c.timeout, cmd))
 	if err != nil {
-		err = c.persist(ctx, started, err, func(within time.Duration) error {
+		err = c.persist(ctx, err, func(within time.Duration) error {
 			cmd = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
 			return discreet(c.run.Read(ctx, within, cmd))
 		})
@@ -107,48 +109,80 @@ type Got struct {
 	Again bool // it was asked for once more, so it may be of another node
 }
 
-// GetMany is Get of many keys in one round trip of run, which may lead to the one
-// node that has them all. A key of which the node says that it has it no more, or
-// not yet, is asked for once more by itself, wherever it is, as is a single key if
-// the connection ends.
-func (c *Client) GetMany(ctx context.Context, run Runner, keys []Key, limit int) []Got {
-	got := make([]Got, len(keys))
-	cmds := make([]redis.Cmder, len(keys))
-	values := make([]*redis.StringCmd, len(keys))
-	for i, k := range keys {
-		values[i] = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-		cmds[i] = values[i]
+// GetMany is Get of many keys in few round trips. It asks at one node if at is not
+// nil, and else at the node of each key. Keys that get an error that ends soon are
+// asked for again, together and wherever they are, for as long as an operation may
+// take; and so are those, once, whose connection ends.
+func (c *Client) GetMany(ctx context.Context, at Runner, keys []Key, limit int) []Got {
+	m := getMany{c: c, keys: keys, limit: limit, got: make([]Got, len(keys)), left: make([]int, len(keys))}
+	for i := range keys {
+		m.left[i] = i
 	}
-	var err error
-	if len(keys) == 1 {
-		err = run.Read(ctx, c.timeout, values[0]) // a Get of one node's
+	if at == nil {
+		at = c.run
+	}
+	if err := m.ask(ctx, at, c.timeout); err != nil {
+		_ = c.persist(ctx, err, func(within time.Duration) error { // the errors are in got
+			for _, i := range m.left {
+				m.got[i].Again = true
+			}
+			return m.ask(ctx, c.run, within)
+		})
+	}
+	c.failed(ctx, "read", m.failure())
+	return m.got
+}
+
+// A getMany is one GetMany.
+type getMany struct {
+	c     *Client
+	keys  []Key
+	limit int
+	got   []Got
+	left  []int // the indices of those that are to be asked for
+}
+
+// ask asks for those that are left. Those that may be asked for again are then left,
+// and the error is that of one of them.
+func (m *getMany) ask(ctx context.Context, at Runner, within time.Duration) (last error) {
+	cmds := make([]redis.Cmder, len(m.left))
+	values := make([]*redis.StringCmd, len(m.left))
+	for j, i := range m.left {
+		values[j] = redis.NewStringCmd(ctx, "getrange", m.keys[i].Value, 0, m.limit)
+		cmds[j] = values[j]
+	}
+	var errs []error
+	if len(cmds) == 1 {
+		errs = []error{at.Read(ctx, within, values[0])} // it may share the reply of an equal one
 	} else {
-		err = run.Do(ctx, c.timeout, cmds...)
+		errs = at.Each(ctx, within, cmds)
 	}
-	if err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded)) {
-		c.failed(ctx, "read", err)
-		for i := range got { // the commands may still be on their way: they are not ours to look at
-			got[i].Err = err
+	left := m.left[:0]
+	for j, i := range m.left {
+		err := discreet(errs[j])
+		if err != nil && redis.HasErrorPrefix(err, "WRONGTYPE") {
+			err = ErrType
 		}
-		return got
-	}
-	var failure error // of the round trip, most likely
-	for i, value := range values {
-		switch err := value.Err(); {
-		case err == nil && value.Val() != "":
-			got[i].Value, _ = value.Bytes()
-		case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
-			got[i].Err = ErrType
-		case err != nil && (passing(err) || len(keys) == 1 && cut(err)):
-			got[i].Again = true
-			got[i].Value, got[i].Err = c.Get(ctx, keys[i], limit)
-		case err != nil:
-			failure = discreet(err)
-			got[i].Err = failure
+		m.got[i].Err = err
+		switch {
+		case err == nil && values[j].Val() != "":
+			m.got[i].Value, _ = values[j].Bytes()
+		case err != nil && (passing(err) || cut(err)):
+			left, last = append(left, i), err
 		}
 	}
-	c.failed(ctx, "read", failure)
-	return got
+	m.left = left
+	return last
+}
+
+// failure returns an error of Redis among the keys', if there is one.
+func (m *getMany) failure() error {
+	for _, got := range m.got {
+		if got.Err != nil && got.Err != ErrType { //nolint:errorlint // it is ours, as it is
+			return got.Err
+		}
+	}
+	return nil
 }
 
 // A State says what an Acquire found.

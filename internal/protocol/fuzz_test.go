@@ -97,6 +97,8 @@ func (l *lister) Read(ctx context.Context, within time.Duration, cmd *redis.Stri
 	return l.Do(ctx, within, cmd)
 }
 
+func (*lister) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
+
 func (l *lister) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) error {
 	for _, cmd := range cmds {
 		l.sent = append(l.sent, cmd.Args())

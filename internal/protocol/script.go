@@ -105,16 +105,14 @@ func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, arg
 		return err
 	}
 	known := func(within time.Duration) error {
-		sent := time.Now()
 		err := send(within)
 		if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
 			args = append([]any{"eval", s.text}, args[2:]...)
-			err = send(within - time.Since(sent))
+			err = send(within) // all of it: Redis has just answered
 		}
 		return err
 	}
-	started := time.Now()
-	err := m.unsentOr(c.persist(ctx, started, known(c.timeout), known))
+	err := m.unsentOr(c.persist(ctx, known(c.timeout), known))
 	c.failed(ctx, s.op, err)
 	return reply, err
 }
@@ -125,11 +123,12 @@ const (
 )
 
 // persist goes on after an operation that failed with err: it sends it again,
-// after pauses, until it succeeds, fails for good, or the time since started is
-// over. All our operations may be sent twice, so a lost answer is no reason to
-// give up.
-func (c *Client) persist(ctx context.Context, started time.Time, err error, send func(within time.Duration) error) (last error) {
-	wasCut := false
+// after pauses, until it succeeds, fails for good, or has failed for as long as
+// timeout. All our operations may be sent twice, so a lost answer is no reason to
+// give up. The time before the first failure does not count: it may have been
+// spent in a queue.
+func (c *Client) persist(ctx context.Context, err error, send func(within time.Duration) error) (last error) {
+	started, wasCut := time.Now(), false
 	defer func() {
 		if e, ok := errors.AsType[interface {
 			error

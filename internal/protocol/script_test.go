@@ -317,6 +317,8 @@ func (f *failing) Read(ctx context.Context, within time.Duration, cmd *redis.Str
 	return f.Do(ctx, within, cmd)
 }
 
+func (f *failing) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
+
 func (f *failing) Do(context.Context, time.Duration, ...redis.Cmder) error {
 	f.runs++
 	return f.err
@@ -377,6 +379,8 @@ type answers struct{ reply any }
 func (a answers) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
 	return a.Do(ctx, within, cmd)
 }
+
+func (answers) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
 
 func (a answers) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) error {
 	for _, cmd := range cmds {

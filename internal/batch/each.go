@@ -1,0 +1,100 @@
+package batch
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	partSize = 1000 // commands of an Each that share a round trip
+	parts    = 2    // in the queue or in flight at once: behind more, others' commands would wait
+)
+
+// Each sends commands that have nothing to do with each other, in parts of which
+// each is a [Batcher.Do], and returns the error of each command. A command of which
+// the error is [ErrTimeout], or ctx's, must not be touched any more.
+func (b *Batcher) Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error {
+	errs := make([]error, len(cmds))
+	b.each(ctx, within, cmds, errs)
+	return errs
+}
+
+func (b *Batcher) each(ctx context.Context, within time.Duration, cmds []redis.Cmder, errs []error) {
+	next := make(chan [2]int)
+	var all sync.WaitGroup
+	for range min(parts, (len(cmds)+partSize-1)/partSize) {
+		all.Go(func() {
+			for part := range next {
+				b.part(ctx, within, cmds[part[0]:part[1]], errs[part[0]:part[1]])
+			}
+		})
+	}
+	for from := 0; from < len(cmds); from += partSize {
+		next <- [2]int{from, min(from+partSize, len(cmds))}
+	}
+	close(next)
+	all.Wait()
+}
+
+// part sends some of the commands of an Each.
+func (b *Batcher) part(ctx context.Context, within time.Duration, cmds []redis.Cmder, errs []error) {
+	err := b.do(ctx, within, nil, cmds)
+	unknown := err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) || NotSent(err))
+	for i, cmd := range cmds {
+		if unknown { // the commands may still be on their way
+			errs[i] = err
+		} else {
+			errs[i] = cmd.Err()
+		}
+	}
+}
+
+// Each is [Batcher.Each] of commands that may belong to different nodes. Those of
+// one node do not wait for another.
+func (r *Router) Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error {
+	if r.single != nil {
+		return r.single.Each(ctx, within, cmds)
+	}
+	errs := make([]error, len(cmds))
+	groups := make(map[*Batcher][]int)
+	for i, cmd := range cmds {
+		b, _, err := r.of(ctx, within, keyOf(cmd))
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		groups[b] = append(groups[b], i)
+	}
+	var all sync.WaitGroup
+	for b, group := range groups {
+		all.Go(func() { r.group(ctx, within, b, group, cmds, errs) })
+	}
+	all.Wait()
+	return errs
+}
+
+// group sends those commands of an Each that one node has, and follows its
+// redirections.
+func (r *Router) group(ctx context.Context, within time.Duration, b *Batcher, group []int, cmds []redis.Cmder, errs []error) {
+	some := make([]redis.Cmder, len(group))
+	for i, at := range group {
+		some[i] = cmds[at]
+	}
+	var moved sync.WaitGroup
+	for i, err := range b.Each(ctx, within, some) {
+		errs[group[i]] = err
+		switch to, _ := redirection(err); {
+		case err == nil || isAnswer(err) && to == "":
+		case to != "":
+			moved.Go(func() { errs[group[i]] = r.follow(ctx, within, b, err, some[i:i+1]) })
+		default:
+			r.reload(reloadIll)
+		}
+	}
+	moved.Wait()
+}

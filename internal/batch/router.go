@@ -1,0 +1,229 @@
+package batch
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A Router sends each command to the master that has its key. Each master has a
+// [Batcher] of its own, so a node that hangs delays only the commands sent to it.
+// Over a client of a single server it is one Batcher.
+//
+// It sends to the nodes' clients, and not through the ClusterClient: a pipeline of
+// that returns when the slowest of its nodes does. So it follows MOVED and ASK
+// itself; see topology.go for how it learns which nodes there are.
+type Router struct {
+	cluster *redis.ClusterClient // nil for a single server
+	single  *Batcher             // nil for a cluster
+
+	topology atomic.Pointer[topology] // nil until it was loaded
+
+	mu       sync.Mutex
+	closed   error
+	batchers map[*redis.Client]*Batcher
+	loading  loading
+}
+
+// Runner is what [Batcher] and [Router] have in common.
+type Runner interface {
+	Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error
+	Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error
+	Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error
+}
+
+// NewRouter returns a Router over a client. It must be closed. It connects to
+// nothing until it is used.
+//
+// What wraps a ClusterClient is taken for a single server: its methods may do more
+// than the nodes' clients do.
+func NewRouter(rdb redis.UniversalClient) *Router {
+	if cluster, ok := rdb.(*redis.ClusterClient); ok {
+		return &Router{cluster: cluster, batchers: make(map[*redis.Client]*Batcher), loading: loading{began: never, ended: make(chan struct{})}}
+	}
+	return &Router{single: New(rdb)}
+}
+
+// Do is [Batcher.Do] at the node of the commands' key, which is one.
+func (r *Router) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
+	if r.single != nil {
+		return r.single.do(ctx, within, nil, cmds)
+	}
+	return r.do(ctx, within, nil, cmds)
+}
+
+// Read is [Batcher.Read] at the node of the command's key.
+func (r *Router) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
+	if r.single != nil {
+		return r.single.do(ctx, within, cmd, nil)
+	}
+	return r.do(ctx, within, cmd, nil)
+}
+
+// At returns what sends to one node, whatever the commands' keys. MOVED and ASK are
+// then errors. The node is nil for a single server.
+func (r *Router) At(node *redis.Client) Runner {
+	if r.single != nil || node == nil {
+		return r
+	}
+	return r.batcher(node)
+}
+
+func (r *Router) do(ctx context.Context, within time.Duration, read *redis.StringCmd, cmds []redis.Cmder) error {
+	first := redis.Cmder(read)
+	if read == nil {
+		first = cmds[0]
+	}
+	began := now()
+	b, waited, err := r.of(ctx, within, keyOf(first))
+	if err != nil {
+		return err
+	}
+	if waited {
+		within -= now() - began
+	}
+	err = b.do(ctx, within, read, cmds)
+	if err == nil {
+		return nil
+	}
+	if cmds == nil {
+		cmds = []redis.Cmder{read}
+	}
+	return r.follow(ctx, within, b, err, cmds)
+}
+
+// follow sends commands again if their error says that they belong to another node.
+// Any other error it returns, after having the topology loaded if it may have changed.
+func (r *Router) follow(ctx context.Context, within time.Duration, b *Batcher, err error, cmds []redis.Cmder) error {
+	to, ask := redirection(err)
+	switch {
+	case to != "":
+		if node := r.find(ctx, within, to); node != nil {
+			return r.batcher(node).redirected(ctx, within, ask, cmds)
+		}
+	case errors.Is(err, redis.ErrClosed): // go-redis has given the node up
+		if other, _, failed := r.of(ctx, within, keyOf(cmds[0])); failed == nil && other != b {
+			return other.do(ctx, within, nil, cmds)
+		}
+	case ctx.Err() == nil && !isAnswer(err):
+		r.reload(reloadIll) // the node may have been replaced
+	}
+	return err
+}
+
+// redirected sends commands that another node has sent here. After ASK, this node
+// takes each of them only right behind an ASKING.
+func (b *Batcher) redirected(ctx context.Context, within time.Duration, ask bool, cmds []redis.Cmder) error {
+	if !ask {
+		return b.do(ctx, within, nil, cmds)
+	}
+	all := make([]redis.Cmder, 0, 2*len(cmds))
+	for _, cmd := range cmds {
+		all = append(all, redis.NewStatusCmd(ctx, "asking"), cmd)
+	}
+	return b.do(ctx, within, nil, all)
+}
+
+// redirection returns the address of the node to which an error redirects, or "",
+// and whether it does so for this once only.
+func redirection(err error) (to string, ask bool) {
+	if to, ok := redis.IsMovedError(err); ok {
+		return hostPort(to), false
+	}
+	if to, ok := redis.IsAskError(err); ok {
+		return hostPort(to), true
+	}
+	return "", false
+}
+
+// hostPort writes an address as go-redis does: the server has no brackets around an
+// IPv6 address.
+func hostPort(addr string) string {
+	i := strings.LastIndexByte(addr, ':')
+	if i < 0 {
+		return addr
+	}
+	return net.JoinHostPort(strings.Trim(addr[:i], "[]"), addr[i+1:])
+}
+
+// keyOf returns the first key of a command: a script's stands behind the number of
+// its keys.
+func keyOf(cmd redis.Cmder) string {
+	args, at := cmd.Args(), 1
+	if args[0] == "evalsha" || args[0] == "eval" {
+		at = 3
+	}
+	if at >= len(args) {
+		return ""
+	}
+	key, _ := args[at].(string)
+	return key
+}
+
+// of returns the batcher of the node that has a key, and whether it had to wait for
+// the topology.
+func (r *Router) of(ctx context.Context, within time.Duration, key string) (b *Batcher, waited bool, err error) {
+	if r.topology.Load() == nil {
+		waited = true
+		if err := r.await(ctx, within); err != nil {
+			return nil, true, err
+		}
+	}
+	node, err := r.cluster.MasterForKey(ctx, key) // no round trip: the topology was loaded
+	if err != nil {
+		return nil, waited, unsent{err}
+	}
+	return r.batcher(node), waited, nil
+}
+
+// batcher returns the batcher of a node.
+func (r *Router) batcher(node *redis.Client) *Batcher {
+	if t := r.topology.Load(); t != nil {
+		if b := t.batchers[node]; b != nil {
+			return b
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if b := r.batchers[node]; b != nil {
+		return b
+	}
+	b := New(node)
+	if r.closed != nil {
+		b.Close(r.closed) // nothing was sent, so nothing is waited for
+		return b
+	}
+	r.batchers[node] = b
+	if t := r.topology.Load(); t != nil {
+		r.topology.Store(&topology{nodes: t.nodes, batchers: maps.Clone(r.batchers)}) // the next time without the mutex
+	}
+	return b
+}
+
+// Close is [Batcher.Close] of the batchers of all nodes at once.
+func (r *Router) Close(cause error) {
+	if r.single != nil {
+		r.single.Close(cause)
+		return
+	}
+	r.mu.Lock()
+	if r.closed == nil {
+		r.closed = cause
+		r.loading.end()
+	}
+	open := slices.Collect(maps.Values(r.batchers))
+	r.mu.Unlock()
+	var all sync.WaitGroup
+	for _, b := range open {
+		all.Go(func() { b.Close(cause) })
+	}
+	all.Wait()
+}

@@ -1,0 +1,159 @@
+package batch
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A topology is which nodes a cluster has. It is replaced, and never changed.
+//
+// go-redis knows which of them has a key, and says so without a round trip once it
+// has loaded that. But it loads from one node after another, and waits ReadTimeout
+// (5 s by default) for one that hangs. So no caller loads: a goroutine does, and
+// another one is started if it takes longer than hedge.
+type topology struct {
+	nodes    map[string]*redis.Client // by address
+	batchers map[*redis.Client]*Batcher
+}
+
+// A loading is the state of the goroutines that load a topology. The router's mu
+// guards it.
+type loading struct {
+	running int
+	began   time.Duration // when the last one did, since epoch; or never
+	ended   chan struct{} // closed when the next one ends
+	err     error         // of the last one that ended
+}
+
+func (l *loading) end() {
+	close(l.ended)
+	l.ended = make(chan struct{})
+}
+
+const (
+	hedge       = 100 * time.Millisecond // a load that takes longer may be stuck at a node that hangs
+	mostLoads   = 8                      // goroutines that load at once
+	loadTime    = 5 * time.Second        // for one of them, if the client honours deadlines
+	reloadMoved = 100 * time.Millisecond // the least time between two loads after MOVED,
+	reloadIll   = time.Second            // and while a node does not answer
+)
+
+// reload has the topology loaded in the background, unless that began less than
+// least ago.
+func (r *Router) reload(least time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := &r.loading
+	if l.running > 0 {
+		least = max(least, hedge)
+	}
+	if r.closed != nil || l.running == mostLoads || now()-l.began < least {
+		return
+	}
+	l.running++
+	l.began = now()
+	go r.load() // ends when the client has asked each node, within its timeouts
+}
+
+func (r *Router) load() {
+	ctx, cancel := context.WithTimeout(context.Background(), loadTime)
+	defer cancel()
+	var mu sync.Mutex // guards nodes: the function is called for all nodes at once
+	nodes := make(map[string]*redis.Client)
+	err := r.cluster.ForEachShard(ctx, func(_ context.Context, node *redis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		nodes[node.Options().Addr] = node
+		return nil
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.loading.running--
+	r.loading.err = err
+	if err == nil && r.closed == nil {
+		r.keep(nodes)
+	}
+	r.loading.end()
+}
+
+// keep makes a topology the present one. The batchers of nodes that are gone are
+// forgotten; they end when their commands have. The caller holds r.mu.
+func (r *Router) keep(nodes map[string]*redis.Client) {
+	known := make(map[*redis.Client]bool, len(nodes))
+	for _, node := range nodes {
+		known[node] = true
+	}
+	maps.DeleteFunc(r.batchers, func(node *redis.Client, _ *Batcher) bool { return !known[node] })
+	r.topology.Store(&topology{nodes: nodes, batchers: maps.Clone(r.batchers)})
+}
+
+// await waits until there is a topology.
+func (r *Router) await(ctx context.Context, within time.Duration) error {
+	limit, again := time.NewTimer(within), time.NewTicker(hedge)
+	defer limit.Stop()
+	defer again.Stop()
+	for {
+		r.mu.Lock()
+		ended, closed := r.loading.ended, r.closed
+		r.mu.Unlock()
+		switch {
+		case closed != nil:
+			return unsent{closed}
+		case r.topology.Load() != nil:
+			return nil
+		}
+		r.reload(0)
+		select {
+		case <-ended:
+			if err := r.failed(); err != nil {
+				return unsent{err}
+			}
+		case <-again.C:
+		case <-limit.C:
+			return unsent{ErrTimeout}
+		case <-ctx.Done():
+			return unsent{ctx.Err()}
+		}
+	}
+}
+
+// failed returns why the last load did, unless there is a topology.
+func (r *Router) failed() error {
+	if r.topology.Load() != nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.loading.err
+}
+
+// find returns the node at an address to which another one redirects, and has the
+// topology loaded, as it has changed. A node that is not known yet is waited for.
+// It is nil if it is not known in time.
+func (r *Router) find(ctx context.Context, within time.Duration, addr string) *redis.Client {
+	limit, again := time.NewTimer(within), time.NewTicker(hedge)
+	defer limit.Stop()
+	defer again.Stop()
+	for tries := 0; tries < 3; tries++ {
+		r.mu.Lock()
+		ended := r.loading.ended
+		r.mu.Unlock()
+		r.reload(reloadMoved)
+		if t := r.topology.Load(); t != nil && t.nodes[addr] != nil {
+			return t.nodes[addr]
+		}
+		select {
+		case <-ended:
+		case <-again.C:
+		case <-limit.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
