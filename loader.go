@@ -121,6 +121,10 @@ type Fetch[V any] struct {
 // ReplicaOnly for Sentinels: New cannot find that out, and such a client reads from
 // replicas.
 //
+// Over a *redis.ClusterClient, commands are sent by the clients of its nodes, so that
+// a node that hangs delays only its own keys. A hook on the ClusterClient does not run
+// for them: add it to the nodes' clients, in OnNewNode.
+//
 // Give the client timeouts: go-redis' own are 5 seconds and several retries, and
 // although no caller waits for them, a connection does. With its
 // ContextTimeoutEnabled, a caller who is alone needs no second goroutine, which
