@@ -22,10 +22,13 @@ searches() {
 		updates         holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DPASSOVER -DJOINS=1
 		late-messages   holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DMAIL=2 -DJOINS=1
 		waiting         holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DLIVE
+		half-moved      holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DAPART
+		half-updates    holds load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DUPDATES -DAPART
 		lock            holds lock -DP=2 -DR=2 -DFAULTS=1
 		lock-of-three   holds lock -DP=3 -DR=1 -DFAULTS=1
 		lock-faults     holds lock -DP=2 -DR=1 -DFAULTS=4
 		semaphore       holds lock -DP=3 -DR=1 -DFAULTS=1 -DSLOTS=2
+		half-moved-lock holds lock -DP=2 -DR=2 -DFAULTS=1 -DAPART
 		waiting-lock    holds lock -DP=2 -DR=1 -DFAULTS=2 -DLIVE
 		near            holds near
 		store           holds store
@@ -63,6 +66,8 @@ searches() {
 		m31 fails near -DMUTANT_OWN_CHANGE_IS_HEARD
 		m32 fails store -DMUTANT_PLAIN_INSERT
 		m33 fails store -DMUTANT_RETURNS_ITS_OWN
+		m34 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DAPART -DMUTANT_VALUE_FIRST
+		m35 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DAPART -DMUTANT_MARK_LAST
 	END
 }
 

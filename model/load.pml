@@ -321,13 +321,14 @@ fill:
 			valid[me] = false;
 			if
 			/* fill.lua: ttl = "0" -- it was fetched while somebody wrote at the source */
-			/* fill.lua: redis.call("DEL", KEYS[1]) */
+			/* fill.lua: redis.call("DEL", value) */
 			:: taint -> deleteValue()
-			/* fill.lua: refused = redis.pcall("SET", KEYS[1], ARGV[3], "PX", ttl).err */
+			/* fill.lua: refused = redis.pcall("SET", value, ARGV[3], "PX", ttl).err */
 			:: !taint -> val = found; valf = lease; brief = false; stored()
-			:: !taint /* a full Redis refuses it: what was there stays */
+			/* fill.lua: refused = "TRYAGAIN the value is on another node" */
+			:: !taint /* so does a full Redis: what was there stays */
 			fi;
-			/* fill.lua: redis.call("DEL", KEYS[2]) -- before the messages: who is woken finds the lease free */
+			/* fill.lua: redis.call("DEL", meta) -- before the messages: who is woken finds the lease free */
 			i = 0; deleteMeta();
 			/* fill.lua: for _, process in ipairs(waiters) do redis.pcall("PUBLISH", ARGV[5] .. process, message) end */
 			publish(i, V, lease, found);
@@ -406,18 +407,35 @@ end:
 }
 
 inline invalidate(i) {
-	/* invalidate.lua: local n = redis.call("DEL", KEYS[1]) */
+	/* invalidate.lua: n = redis.call("DEL", value) */
 	deleteValue();
 #ifdef MUTANT_INVALIDATE_KEEPS_LEASE
 	skip
 #else
-	/* invalidate.lua: redis.call("DEL", KEYS[2]) */
+	/* invalidate.lua: redis.call("DEL", meta) */
 	revoke(); deleteMeta();
-	/* invalidate.lua: redis.pcall("PUBLISH", ARGV[1] .. string.sub(meta[i], 2), ARGV[2]) */
+	/* invalidate.lua: redis.pcall("PUBLISH", ARGV[1] .. string.sub(fields[i], 2), ARGV[2]) */
 	publish(i, R, ANY, 0)
 	/* To the holder, who in this model finds out by himself: */
-	/* invalidate.lua: redis.pcall("PUBLISH", ARGV[1] .. string.match(meta[i + 1], "^[^.]*"), ARGV[3] .. meta[i + 1]) */
+	/* invalidate.lua: redis.pcall("PUBLISH", ARGV[1] .. string.match(fields[i + 1], "^[^.]*"), ARGV[3] .. fields[i + 1]) */
 #endif
+}
+
+/* In a half moved slot, an invalidation is three scripts. What is not named in a
+ * step is not in its reach. That its first and its last are the same matters for
+ * the old value that a lease may go with, which is not in this model. */
+inline endLease(i) {
+	/* internal/protocol/apart.go: steps := []step{{invalidateMeta, meta}, {invalidateValue, value}, {invalidateMeta, meta}} */
+	revoke(); deleteMeta();
+	publish(i, R, ANY, 0)
+}
+
+inline invalidateApart(i) {
+#ifndef MUTANT_VALUE_FIRST
+	atomic { endLease(i) };
+#endif
+	atomic { deleteValue() };
+	atomic { endLease(i) }
 }
 
 inline markEnds(w) {
@@ -449,6 +467,10 @@ proctype Writer(byte me) {
 
 delete:
 	atomic { source++; version = source };
+#ifdef APART
+	invalidateApart(i);
+	atomic { rise(completed, version); rise(least, version); assert(val == 0 || val >= least); goto end };
+#endif
 	/* loader.go: if err := l.redis.Invalidate(ctx, k.names); err != nil { */
 	atomic { invalidate(i); rise(completed, version); rise(least, version); goto end };
 
@@ -477,12 +499,23 @@ set:
 
 update:
 	/* update.go: markErr := l.redis.Mark(ctx, k.names, mark, l.opt.Lease) */
-	/* invalidate.lua: redis.call("HSET", KEYS[3], ARGV[5], string.format("%.0f", now + tonumber(ARGV[6]))) */
-	/* invalidate.lua: if redis.call("PTTL", KEYS[3]) < tonumber(ARGV[6]) then redis.call("PEXPIRE", KEYS[3], ARGV[6]) end */
+	/* invalidate.lua: redis.call("HSET", marks, ARGV[5], string.format("%.0f", now + tonumber(ARGV[6]))) */
+	/* invalidate.lua: if redis.call("PTTL", marks) < tonumber(ARGV[6]) then redis.call("PEXPIRE", marks, ARGV[6]) end */
+#ifdef APART
+#ifdef MUTANT_MARK_LAST
+	invalidateApart(i);
+	atomic { marked[me] = true; lapsed[me] = false };
+#else
+	/* internal/protocol/apart.go: steps = append([]step{marks}, steps...) */
+	atomic { marked[me] = true; lapsed[me] = false };
+	invalidateApart(i);
+#endif
+#else
 #ifdef MUTANT_MARK_FORGETS_NOTHING
 	atomic { marked[me] = true; lapsed[me] = false };
 #else
 	atomic { marked[me] = true; lapsed[me] = false; invalidate(i) };
+#endif
 #endif
 marking:
 	if
@@ -502,8 +535,15 @@ marking:
 	fi;
 	if
 	:: atomic { fault; dead[me] = true; goto end }
+#ifdef APART
+	/* internal/protocol/apart.go: steps = append(steps, marks) */
+	:: invalidateApart(i);
+		atomic { marked[me] = false;
+		rise(completed, version); rise(least, version); written[me] = 0;
+		assert(val == 0 || val >= least) }
+#else
 	/* update.go: err := l.redis.Unmark(context.WithoutCancel(ctx), k.names, mark) */
-	/* invalidate.lua: redis.call("HDEL", KEYS[3], ARGV[5]) */
+	/* invalidate.lua: redis.call("HDEL", marks, ARGV[5]) */
 	:: atomic {
 #ifdef MUTANT_UNMARK_KEEPS
 		marked[me] = false;
@@ -516,6 +556,7 @@ marking:
 #endif
 		rise(completed, version); rise(least, version); written[me] = 0;
 		assert(val == 0 || val >= least) }
+#endif
 	fi;
 
 end:

@@ -103,10 +103,18 @@ inline findHead(o) {
 	k = 0
 }
 
+/* A request in a half moved slot reaches the lock alone, and no queue. */
+#ifdef APART
+#define reach() if :: apart = false :: apart = true fi
+#else
+#define reach() skip
+#endif
+
+/* lock.lua: if not KEYS[2] then return end */
 /* lock.lua: while holders < slots do */
 inline settle(o) {
 	do
-	:: holders < SLOTS ->
+	:: !apart && holders < SLOTS ->
 		/* lock.lua: local head = redis.call("ZRANGE", KEYS[2], 0, 0)[1] */
 		findHead(head);
 		if
@@ -145,7 +153,7 @@ inline drop(o) {
 inline noBarging(o) {
 	k = 0;
 	do
-	:: k < O -> assert(k == o || ticket[k] == 0 || !alive[k]); k++
+	:: k < O -> assert(k == o || ticket[k] == 0 || !alive[k] || apart); k++
 	:: else -> break
 	od;
 	k = 0
@@ -186,7 +194,7 @@ inline givenBack(o) {
 proctype Process(byte me) {
 	byte request = 0, o = 0, back = NONE, place = 0, fence = 0;
 	byte head = 0, k = 0, n = 0;
-	bool trying = false, ours = false, twice = false;
+	bool trying = false, ours = false, twice = false, apart = false;
 
 next:
 	skip; /* any time later */
@@ -205,6 +213,7 @@ ready:
 
 ask:
 	atomic {
+		reach();
 		/* lock_acquire.lua: drop(ARGV[6]) */
 		if
 		:: back != NONE -> givenBack(back)
@@ -224,14 +233,20 @@ ask:
 			:: holders < SLOTS -> noBarging(o); grant(o, true)
 			:: else
 			fi
+		/* lock_acquire.lua: if holders < slots and not ARGV[6] then grant(owner, lease) end */
+		:: !held[o] && !trying && apart ->
+			if
+			:: holders < SLOTS && back == NONE -> grant(o, true)
+			:: else
+			fi
 		/* lock_acquire.lua: elseif holders < slots and redis.call("EXISTS", KEYS[2]) == 0 then */
-		/* lock_free.lua: if last and redis.call("EXISTS", KEYS[2]) == 0 then */
+		/* lock_free.lua: if last and (not KEYS[2] or redis.call("EXISTS", KEYS[2]) == 0) then */
 #ifdef MUTANT_OVERTAKE
-		:: !held[o] && !trying && holders < SLOTS -> noBarging(o); grant(o, true)
-		:: !held[o] && !trying && holders >= SLOTS ->
+		:: !held[o] && !trying && !apart && holders < SLOTS -> noBarging(o); grant(o, true)
+		:: !held[o] && !trying && !apart && holders >= SLOTS ->
 #else
-		:: !held[o] && !trying && holders < SLOTS && head == O -> noBarging(o); grant(o, true)
-		:: !held[o] && !trying && (holders >= SLOTS || head != O) ->
+		:: !held[o] && !trying && !apart && holders < SLOTS && head == O -> noBarging(o); grant(o, true)
+		:: !held[o] && !trying && !apart && (holders >= SLOTS || head != O) ->
 #endif
 			/* lock_acquire.lua: if place or returned == 1 then redis.call("PEXPIRE", KEYS[2], 3000) end */
 			/* lock_acquire.lua: ticket = tonumber(place or ARGV[5] or "0") */
@@ -304,6 +319,7 @@ work:
 
 release:
 	atomic {
+		reach();
 		givenBack(o);
 		settle(o);
 		if
@@ -316,6 +332,7 @@ release:
 
 leave:
 	atomic {
+		reach();
 		if
 #ifdef MUTANT_RELEASE_ANY
 		:: true -> k = 0;
@@ -332,7 +349,12 @@ leave:
 		fi;
 		/* lock_release.lua: redis.call("ZREM", KEYS[2], ARGV[1]) */
 		/* lock_release.lua: redis.call("HDEL", KEYS[3], ARGV[1]) */
-		ticket[o] = 0; alive[o] = false; told[o] = false;
+		/* lock_release.lua: elseif KEYS[2] then */
+		if
+		:: !apart -> ticket[o] = 0; alive[o] = false
+		:: else /* it falls out of the queue by itself */
+		fi;
+		told[o] = false;
 		settle(o);
 		goto next
 	};

@@ -12,7 +12,7 @@ var Soaked = []Mutant{
 	{
 		Name: "an invalidation leaves the lease, so a value from before is stored",
 		File: "internal/protocol/invalidate.lua",
-		Old:  `redis.call("DEL", KEYS[2])`,
+		Old:  `redis.call("DEL", meta)`,
 		New:  ``,
 	},
 	{
@@ -72,8 +72,8 @@ var Soaked = []Mutant{
 	{
 		Name:   "a value is kept for ever",
 		File:   "internal/protocol/fill.lua",
-		Old:    `redis.pcall("SET", KEYS[1], ARGV[3], "PX", ttl)`,
-		New:    `redis.pcall("SET", KEYS[1], ARGV[3])`,
+		Old:    `redis.pcall("SET", value, ARGV[3], "PX", ttl)`,
+		New:    `redis.pcall("SET", value, ARGV[3])`,
 		Faults: "fetch error",
 		Late:   true,
 	},

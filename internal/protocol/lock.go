@@ -46,11 +46,11 @@ func (c *Client) AcquireLock(ctx context.Context, l Lock, w LockWish) (LockAnswe
 	var err error
 	switch { // what is not needed is not sent
 	case w.Return != "":
-		reply, err = c.lockScript(ctx, lockAcquire, l, w, w.mode(), cmp.Or(w.Ticket, "0"), w.Return)
+		reply, err = c.lockScript(ctx, lockAcquire, l.keys[:], w, w.mode(), cmp.Or(w.Ticket, "0"), w.Return)
 	case w.Ticket != "" || w.Try:
-		reply, err = c.lockScript(ctx, lockAcquire, l, w, w.mode(), cmp.Or(w.Ticket, "0"))
+		reply, err = c.lockScript(ctx, lockAcquire, l.keys[:], w, w.mode(), cmp.Or(w.Ticket, "0"))
 	default:
-		reply, err = c.lockScript(ctx, lockAcquire, l, w)
+		reply, err = c.lockScript(ctx, lockAcquire, l.keys[:], w)
 	}
 	if err != nil {
 		return LockAnswer{}, err
@@ -95,21 +95,21 @@ func parseFreeLock(text string) (LockAnswer, error) {
 // It reports whether there was a lease. When the answer to a release is lost, the
 // release is sent again and reports that there was none.
 func (c *Client) ReleaseLock(ctx context.Context, l Lock, w LockWish) (bool, error) {
-	reply, err := c.lockScript(ctx, lockRelease, l, w)
+	reply, err := c.lockScript(ctx, lockRelease, l.keys[:], w)
 	return reply == int64(1), err
 }
 
 // RenewLock makes the owner's lease last from now. It reports whether there
 // still is such a lease. It takes at most a third of w.Lease.
 func (c *Client) RenewLock(ctx context.Context, l Lock, w LockWish) (bool, error) {
-	reply, err := c.renewing(w.Lease).lockScript(ctx, lockRenew, l, w)
+	reply, err := c.renewing(w.Lease).lockScript(ctx, lockRenew, l.keys[:1], w)
 	return reply == int64(1), err
 }
 
-func (c *Client) lockScript(ctx context.Context, s *script, l Lock, w LockWish, argv ...any) (any, error) {
+func (c *Client) lockScript(ctx context.Context, s *script, keys []any, w LockWish, argv ...any) (any, error) {
 	args := make([]any, 0, 13)
-	args = append(args, "evalsha", s.hash, len(l.keys))
-	args = append(args, l.keys[:]...)
+	args = append(args, "evalsha", s.hash, len(keys))
+	args = append(args, keys...)
 	args = append(args, w.Owner, (w.Lease + linger).Milliseconds(), w.Slots)
 	return c.evalsha(ctx, s, nil, append(args, argv...))
 }

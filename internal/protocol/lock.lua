@@ -2,6 +2,7 @@
 -- KEYS  1 lock: a string: "lock <f>", and for each holder " <owner> <fence> <end>" (ms). f is the first fence of the last lease
 --       2 queue: a sorted set: the owners that wait, by ticket
 --       3 alive: a hash: until when (ms) each of those is believed to wait
+--       While a slot of a cluster moves, the lock alone: the queue may be on the other node. See apart.go.
 -- ARGV  1 owner   2 lease + 1000 (ms): so long the lock is remembered   3 slots
 -- A lease has 16 fences, one for each turn inside its process; a free lock is remembered for 1000 ms; a hand-over waits for 250 ms,
 -- or half a lease, to be confirmed. These are literals, as every argument costs as much as a quarter of a command.
@@ -41,6 +42,7 @@ end
 
 -- settle gives what is free to those who wait, the longest first, and tells them.
 local function settle()
+  if not KEYS[2] then return end
   while holders < slots do
     local head = redis.call("ZRANGE", KEYS[2], 0, 0)[1]
     if not head then return end

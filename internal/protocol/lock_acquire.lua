@@ -21,6 +21,9 @@ if fences[owner] then
 elseif ARGV[4] == "try" then
   settle() -- those who wait come first
   if holders < slots then grant(owner, lease) end
+elseif not KEYS[2] then
+  ticket = tonumber(ARGV[5] or "0")
+  if holders < slots and not ARGV[6] then grant(owner, lease) end -- who gives a lease back lets others poll first
 elseif holders < slots and redis.call("EXISTS", KEYS[2]) == 0 then
   grant(owner, lease)
 else
@@ -42,5 +45,6 @@ finish(handed == 1 or returned == 1)
 
 if fences[owner] then return {"leased", returned, fences[owner], handed} end
 local left = lease
+if not KEYS[2] then left = math.min(left, 50) end -- no message comes from a queue that is out of reach
 for _, stop in pairs(ends) do left = math.min(left, stop - now) end
 return {"wait", returned, string.format("%.0f", ticket), left}

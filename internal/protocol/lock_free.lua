@@ -4,7 +4,7 @@ local state = redis.call("GET", KEYS[1])
 if not ARGV[6] then
   local last = 0
   if state then last = string.match(state, "^lock (%d+)$") end
-  if last and redis.call("EXISTS", KEYS[2]) == 0 then
+  if last and (not KEYS[2] or redis.call("EXISTS", KEYS[2]) == 0) then
     local time = redis.call("TIME")
     local clock = time[1] * 1000000 + time[2]
     last = tonumber(last)

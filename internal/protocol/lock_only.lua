@@ -3,7 +3,7 @@
 local state = redis.call("GET", KEYS[1])
 if state then
   local free, owner = string.match(state, "^(lock %d+) (%S+) %d+ %d+$")
-  if owner == ARGV[1] and redis.call("EXISTS", KEYS[2]) == 0 then
+  if owner == ARGV[1] and (not KEYS[2] or redis.call("EXISTS", KEYS[2]) == 0) then
     if redis.pcall("SET", KEYS[1], free, "PX", "1000").err then
       redis.call("PEXPIRE", KEYS[1], "1000") -- a full Redis then allows the SET
       redis.call("SET", KEYS[1], free, "PX", "1000")

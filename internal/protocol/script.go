@@ -49,22 +49,37 @@ var (
 	lockRenewText string
 
 	acquire    = newScript("acquire", acquireText)
-	fill       = newScript("fill", fillText)
+	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+fillText)
 	release    = newScript("release", releaseText)
 	renew      = newScript("renew", renewText)
-	invalidate = newScript("invalidate", invalidateText)
+	invalidate = newScript("invalidate", "local value, meta, marks = KEYS[1], KEYS[2], KEYS[3]\n"+invalidateText)
 	set        = newScript("set", setText)
 
 	lockAcquire = newScript("lock", lockFreeText+lockText+lockAcquireText)
 	lockRelease = newScript("unlock", lockOnlyText+lockText+lockReleaseText)
 	lockRenew   = newScript("renew lock", lockStateText+lockText+lockRenewText)
+
+	// The same with one key each, see apart.go.
+	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+fillText)
+	invalidateValue = newScript("invalidate", "local value, meta, marks = KEYS[1], nil, nil\n"+invalidateText)
+	invalidateMeta  = newScript("invalidate", "local value, meta, marks = nil, KEYS[1], nil\n"+invalidateText)
+	invalidateMarks = newScript("invalidate", "local value, meta, marks = nil, nil, KEYS[1]\n"+invalidateText)
 )
+
+func init() {
+	lockAcquire.apart, lockRelease.apart = firstKeyAlone(lockAcquire), firstKeyAlone(lockRelease)
+	invalidate.apart = inSteps
+	fill.apart, fill.patient = metaAlone, true // as it does less
+}
 
 // A script has its text and the hash by which the server knows it. It is not a
 // [redis.Script], because that cannot share a pipeline with others and learn
 // there that the server has forgotten it.
 type script struct {
 	op, text, hash string
+
+	apart   apart // does its work while its keys are on two nodes; nil if nothing can
+	patient bool  // it waits for half of the timeout first, see patience
 }
 
 func newScript(op, text string) *script {
@@ -87,34 +102,50 @@ func (c *Client) script(ctx context.Context, s *script, before redis.Cmder, keys
 func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, args []any) (any, error) {
 	var reply any
 	m := mark(args)
-	send := func(within time.Duration) error {
-		reply = nil
-		cmd := redis.NewCmd(ctx, args...)
-		cmd.SetFirstKeyPos(3)
-		cmds := []redis.Cmder{cmd}
-		if before != nil {
-			cmds = []redis.Cmder{before, cmd}
+	started := time.Now()
+	split := false
+	send := func(within time.Duration) (err error) {
+		if !split {
+			reply, err = c.once(ctx, s, before, args, within)
+			split = isApart(err) && s.apart != nil && time.Since(started) >= c.patience(s)
 		}
-		err := discreet(c.run.Do(ctx, within, cmds...))
-		if _, answered := errors.AsType[redis.Error](err); err == nil || answered { // else the command may still be on its way, and is not ours to look at
-			reply = cmd.Val()
-			if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
-				return cmd.Err()
-			}
+		if split {
+			reply, err = s.apart(ctx, c, args, within) // all of it: Redis has just answered
 		}
 		return err
 	}
-	known := func(within time.Duration) error {
-		err := send(within)
-		if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
-			args = append([]any{"eval", s.text}, args[2:]...)
-			err = send(within) // all of it: Redis has just answered
-		}
-		return err
-	}
-	err := m.unsentOr(c.persist(ctx, known(c.timeout), known))
+	err := m.unsentOr(c.persist(ctx, send(c.timeout), send))
 	c.failed(ctx, s.op, err)
 	return reply, err
+}
+
+// once sends a script once, and again with its text to a server that does not know it.
+func (c *Client) once(ctx context.Context, s *script, before redis.Cmder, args []any, within time.Duration) (any, error) {
+	args[0], args[1] = "evalsha", s.hash
+	reply, err := c.send(ctx, before, args, within)
+	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		args = append([]any{"eval", s.text}, args[2:]...)
+		reply, err = c.send(ctx, before, args, within) // all of it: Redis has just answered
+	}
+	return reply, err
+}
+
+// send sends a command EVALSHA or EVAL, and a command right before it if there is one.
+func (c *Client) send(ctx context.Context, before redis.Cmder, args []any, within time.Duration) (any, error) {
+	cmd := redis.NewCmd(ctx, args...)
+	cmd.SetFirstKeyPos(3)
+	cmds := []redis.Cmder{cmd}
+	if before != nil {
+		cmds = []redis.Cmder{before, cmd}
+	}
+	err := discreet(c.run.Do(ctx, within, cmds...))
+	if _, answered := errors.AsType[redis.Error](err); err != nil && !answered {
+		return nil, err // the command may still be on its way, and must not be read
+	}
+	if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
+		err = cmd.Err()
+	}
+	return cmd.Val(), err
 }
 
 const (
