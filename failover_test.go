@@ -30,6 +30,10 @@ func TestLeaseIsLostInAFailover(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	r.Until("the Delete has reached the replica", func() bool {
+		return infoField(tell(t, replica, "info", "replication"), "slave_repl_offset") ==
+			infoField(tell(t, master, "info", "replication"), "master_repl_offset")
+	})
 	tell(t, replica, "config", "set", "masterauth", "wrong") // when it connects again
 	if err := replica.Client().ClientKillByFilter(t.Context(), "type", "master").Err(); err != nil {
 		t.Fatal(err)
@@ -47,6 +51,16 @@ func TestLeaseIsLostInAFailover(t *testing.T) {
 				holders.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil
 		})
 	})
+}
+
+// infoField returns a field of what INFO says, or "".
+func infoField(info, name string) string {
+	for line := range strings.Lines(info) {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
 }
 
 // The slot of a key moves to another node, with all that is in it, while a process

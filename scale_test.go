@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fetchonce/fetchonce/internal/programs"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
@@ -30,6 +31,13 @@ func TestMessagesBetweenTheNodesOfACluster(t *testing.T) {
 			}
 		}
 		return all
+	}
+	before := sent()
+	if err := nodes[0].Client().Publish(t.Context(), "test:counted", "m").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if sent() == before {
+		programs.Lacks(t, "a count of the PUBLISH messages between nodes")
 	}
 	costs := func(what string, want int, do func()) {
 		t.Helper()

@@ -183,6 +183,7 @@ func wantConnections(t *testing.T, server *redistest.Process, addr string) {
 	t.Helper()
 	messages, tracking := 0, 0
 	for line := range strings.Lines(server.Client().ClientList(t.Context()).Val()) {
+		line = strings.TrimSpace(line) + " " // so that each field ends with a space
 		if !strings.Contains(line, " user=app ") {
 			continue
 		}

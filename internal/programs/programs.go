@@ -57,6 +57,17 @@ func Directories(patterns ...string) (dirs []string) {
 	return dirs
 }
 
+// Lacks skips a test because the server cannot do something. It fails the test if
+// FETCHONCE_REQUIRE_SERVERS is 1 and no other server than redis-server is chosen:
+// the one that CI installs can do everything.
+func Lacks(tb testing.TB, what string) {
+	tb.Helper()
+	if os.Getenv("FETCHONCE_REDIS_SERVER") == "" {
+		Missing(tb, errors.New("redis-server lacks "+what))
+	}
+	tb.Skip("this server lacks ", what)
+}
+
 // Missing skips a test for the reason why: a program that it needs is missing. It
 // fails the test if FETCHONCE_REQUIRE_SERVERS is 1.
 func Missing(tb testing.TB, why error) {

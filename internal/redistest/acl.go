@@ -2,6 +2,7 @@ package redistest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -15,7 +16,12 @@ import (
 const user, password = "app", "a-password-of-your-own"
 
 // limits has what Limit was given, as redis-server takes it; nothing without it.
-var limits []string
+// Servers that do not know an extra right refuse to start with it: each gets the
+// extras when it runs.
+var limits, extras []string
+
+// optional are the rights that only some servers know.
+var optional = []string{"+client|setinfo"}
 
 // Limit has all clients of real servers, from now on, be the user that an ACL
 // file for the prefix "app" describes, with the given prefixes in the place of
@@ -33,6 +39,10 @@ func Limit(file string, prefixes ...string) error {
 		if rule, ok := strings.CutPrefix(line, "user "+user+" on >"+password+" "); ok {
 			limits = []string{"--user", user, "on", ">" + password}
 			for word := range strings.FieldsSeq(rule) {
+				if slices.Contains(optional, word) {
+					extras = append(extras, word)
+					continue
+				}
 				if !strings.Contains(word, user+":") {
 					limits = append(limits, word)
 					continue
@@ -99,6 +109,33 @@ func (a asAdmin) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 		_, err := pipeline.Exec(ctx)
 		return err
 	}
+}
+
+// addExtras gives the limited user of a server that runs the extra rights, as far
+// as the server knows them. A server that can take no subcommand away (Redis 6.2)
+// does not limit the user's CLIENT at all, as docs/redis.acl says.
+func (d *daemon) addExtras() error {
+	if len(extras) == 0 {
+		return nil
+	}
+	return d.tell(func(ctx context.Context, rdb *redis.Client) error {
+		rights := extras
+		if refuses(rdb.Do(ctx, "ACL", "SETUSER", "subcommands", "-client|tracking").Err()) {
+			rights = []string{"+client"}
+		}
+		for _, right := range rights {
+			if err := rdb.Do(ctx, "ACL", "SETUSER", user, right).Err(); err != nil && !refuses(err) {
+				return err
+			}
+		}
+		return rdb.Do(ctx, "ACL", "DELUSER", "subcommands").Err()
+	})
+}
+
+// refuses reports whether err is what a server answered.
+func refuses(err error) bool {
+	_, answered := errors.AsType[redis.Error](err)
+	return answered
 }
 
 // wantNoDenials fails the test if d has denied anything to the limited user: what

@@ -83,7 +83,11 @@ func (d *daemon) start() error {
 		_ = d.cmd.Wait()
 		close(ended)
 	}()
-	if err := d.await(); err != nil {
+	err = d.await()
+	if err == nil {
+		err = d.addExtras()
+	}
+	if err != nil {
 		d.kill()
 		said, _ := os.ReadFile(log.Name())
 		return fmt.Errorf("%w\n%s\n%s", err, strings.Join(d.args, " "), bytes.TrimSpace(said))

@@ -17,6 +17,7 @@ import (
 
 func TestWithoutRedisServerTestsAreSkippedOrFail(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
+	t.Setenv("FETCHONCE_REDIS_SERVER", "")
 	for name, start := range map[string]func(testing.TB){
 		"Server":    func(t testing.TB) { redistest.Server(t) },
 		"TCPServer": func(t testing.TB) { redistest.TCPServer(t) },

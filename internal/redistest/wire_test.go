@@ -14,6 +14,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fetchonce/fetchonce/internal/programs"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
@@ -273,6 +274,9 @@ func TestDroppedMessages(t *testing.T) {
 func TestDroppedShardMessages(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
+		if err := rdb.SPublish(t.Context(), "one", "to nobody").Err(); err != nil {
+			programs.Lacks(t, "SPUBLISH: "+err.Error())
+		}
 		sub := rdb.SSubscribe(t.Context(), "one")
 		defer sub.Close()
 		if _, err := sub.Receive(t.Context()); err != nil {
