@@ -127,7 +127,7 @@ inline settle(o) {
 		if
 		/* lock.lua: if alive and tonumber(alive) > now then */
 		:: alive[head] ->
-			/* lock.lua: grant(head, math.min(250, math.floor(lease / 2))) */
+			/* lock.lua: grant(head, 250) */
 			grant(head, false);
 			if
 			/* lock.lua: redis.pcall("PUBLISH", channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head) */

@@ -4,8 +4,8 @@
 --       3 alive: a hash: until when (ms) each of those is believed to wait
 --       While a slot of a cluster moves, the lock alone: the queue may be on the other node. See apart.go.
 -- ARGV  1 owner   2 lease + 1000 (ms): so long the lock is remembered   3 slots
--- A lease has 16 fences, one for each turn inside its process; a free lock is remembered for 1000 ms; a hand-over waits for 250 ms,
--- or half a lease, to be confirmed. These are literals, as every argument costs as much as a quarter of a command.
+-- A lease has 16 fences, one for each turn inside its process; a free lock is remembered for 1000 ms; a hand-over waits for 250 ms
+-- to be confirmed, however long the lease of the process that releases is. These are literals, as every argument costs as much as a quarter of a command.
 -- A full Redis (maxmemory, noeviction) refuses a SET, ZADD or HSET, unless the script has written before with a command that needs no
 -- memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what keeps, gives back or hands over a lease.
 -- An end is a time of this server's clock: the string of a semaphore has several, and Redis gives a key only one.
@@ -50,7 +50,7 @@ local function settle()
     redis.call("ZREM", KEYS[2], head)
     redis.call("HDEL", KEYS[3], head)
     if alive and tonumber(alive) > now then
-      grant(head, math.min(250, math.floor(lease / 2)))
+      grant(head, 250)
       if head ~= ARGV[1] then
         -- The channel's name begins as the key's does. pcall: without the right to PUBLISH the hand-over stands, and is found by a timer.
         local channel = string.match(KEYS[1], "^([^{]*):l:{") .. ":b:" .. string.match(head, "^[^.]*")

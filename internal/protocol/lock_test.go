@@ -256,3 +256,25 @@ func TestStringThatIsNoLock(t *testing.T) {
 		}
 	})
 }
+
+// A process with a short lease releases a lock. The process that it is handed to has as
+// long as any other to confirm that.
+func TestHandOffOfAShortLease(t *testing.T) {
+	inLock(t, func(_ *testing.T, l *locking) {
+		short := l.wish("p.1")
+		short.Lease = 20 * time.Millisecond
+		if a := l.ask(short); !a.Held {
+			l.t.Fatalf("AcquireLock = %+v, want the lease", a)
+		}
+		l.waits("p.2")
+		l.waits("p.3")
+		if ours, err := l.ReleaseLock(l.t.Context(), l.lock, short); !ours || err != nil {
+			l.t.Errorf("ReleaseLock = %v, %v", ours, err)
+		}
+		time.Sleep(249 * time.Millisecond)
+		l.waits("p.3")
+		if a := l.has("p.2"); !a.Handed {
+			l.t.Error("the hand-off did not last until it was confirmed")
+		}
+	})
+}
