@@ -142,6 +142,7 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 	lk.notices = notices{logger: opt.Logger}
 	lk.trace = newTracer(opt.Trace, &lk.notices)
 	lk.client.Failed = lk.trace.redisFailed()
+	lk.client.Unnotified = lk.notices.unnotified
 	lk.ctx, lk.stop = context.WithCancel(context.Background())
 	return lk, nil
 }
@@ -190,7 +191,7 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 		case back == nil:
 		case !errors.Is(back, ErrLockLost):
 			// fn had the lock for as long as it ran, so that is no error of Do's.
-			lk.opt.Logger.LogAttrs(ctx, slog.LevelWarn, "fetchonce: a lock could not be given back; it ends with its lease",
+			lk.opt.Logger.LogAttrs(ctx, slog.LevelWarn, "fetchonce: lock not released; it ends with its lease",
 				slog.Any("error", keyless(back)))
 		case err == nil:
 			err = ErrLockLost

@@ -157,6 +157,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.router = batch.NewRouter(rdb)
 	l.redis = protocol.NewClient(l.router, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
 	l.redis.Failed = l.trace.redisFailed()
+	l.redis.Unnotified = l.notices.unnotified
 	if opt.MaxFetches > 0 {
 		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
 	}
@@ -462,12 +463,17 @@ func (l *Loader[V]) lookInStore(ctx context.Context, k keyed) (look[V], error) {
 	return look[V]{found: true, result: Result[V]{Value: v, Source: SourceStore}}, nil
 }
 
-// refuse returns the error for a Redis that is down, if the policy is to refuse.
+// refuse returns the error for a Redis that does not answer, or answers with an error,
+// if the policy is to refuse.
 func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 	if l.opt.OnRedisDown == FailClosed {
 		return &Error{Op: op, Key: k.user, Err: err}
 	}
-	l.notices.warn(noticeDown, err)
+	if _, answered := errors.AsType[redis.Error](err); answered {
+		l.notices.warn(noticeRefused, err)
+	} else {
+		l.notices.warn(noticeDown, err)
+	}
 	return nil
 }
 

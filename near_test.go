@@ -209,7 +209,7 @@ func TestNearWithoutTracking(t *testing.T) {
 				t.Errorf("Peek = %+v after a change elsewhere", got)
 			}
 		}
-		if n := log.count("does not tell what changes"); n != 1 {
+		if n := log.count("redis refused CLIENT TRACKING"); n != 1 {
 			t.Errorf("the log was told %d times that the server refuses", n)
 		}
 	})
@@ -401,7 +401,7 @@ func TestNearOfAUserWithoutTracking(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := log.count("does not tell what changes"); n != 1 {
+	if n := log.count("redis refused CLIENT TRACKING"); n != 1 {
 		t.Errorf("the log was told %d times that the server refuses", n)
 	}
 }
@@ -419,7 +419,7 @@ func TestNearOfAUserWhoHearsNothing(t *testing.T) {
 	set(t, l, "k", "old")
 	r.Backend().Until("the log is told", func() bool {
 		wantSource(t, l, "old", fetchonce.SourceRedis)
-		return log.count("near copies are not used at present") > 0
+		return log.count("near cache not used") > 0
 	})
 	set(t, other, "k", "new")
 	wantSource(t, l, "new", fetchonce.SourceRedis)
@@ -453,7 +453,7 @@ func nearByTracking(t *testing.T, r backend, rdb redis.UniversalClient) {
 		_, err := l.Peek(t.Context(), "k")
 		return err == fetchonce.ErrNotFound
 	})
-	if n := log.count("near copies"); n != 0 {
+	if n := log.count("near cache"); n != 0 {
 		t.Errorf("the log was told %d times that something is wrong with near copies", n)
 	}
 }

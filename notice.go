@@ -7,15 +7,17 @@ import (
 	"time"
 )
 
-// What the log is told.
+// The messages of the log.
 const (
-	noticeDown      = "fetchonce: Redis is down: going on without it"
-	noticeUnusable  = "fetchonce: a value in Redis is not usable and will be replaced"
-	noticeUntracked = "fetchonce: the server does not tell what changes: near copies miss the changes of others until their TTL"
-	noticeNoNear    = "fetchonce: near copies are not used at present"
-	noticeUnstored  = "fetchonce: a fetched value could not be stored"
-	noticeRefresh   = "fetchonce: a refresh failed; the old value is used as long as it may be"
-	noticeTrace     = "fetchonce: a function of the Trace panicked"
+	noticeDown      = "fetchonce: redis unavailable; loading without a lease"
+	noticeRefused   = "fetchonce: redis refused a command; loading without a lease"
+	noticeSilent    = "fetchonce: redis refused PUBLISH; waiters are not notified"
+	noticeUnusable  = "fetchonce: unusable value in redis; replacing it"
+	noticeUntracked = "fetchonce: redis refused CLIENT TRACKING; near cache misses changes by other programs until its TTL"
+	noticeNoNear    = "fetchonce: tracking connection failed; near cache not used"
+	noticeUnstored  = "fetchonce: fetched value not stored"
+	noticeRefresh   = "fetchonce: refresh failed; serving the stale value"
+	noticeTrace     = "fetchonce: trace function panicked"
 )
 
 // noticeEvery is how often the log is told the same thing.
@@ -39,9 +41,12 @@ type notice struct {
 
 func (n *notices) warn(what string, why error) {
 	if unsaid := n.count(what); unsaid > 0 {
-		n.logger.Warn(what, "error", why, "times", unsaid)
+		n.logger.Warn(what, "error", why, "count", unsaid)
 	}
 }
+
+// unnotified logs, once, that the server refuses notifications.
+func (n *notices) unnotified(why error) { n.once(noticeSilent, why) }
 
 // keyless returns what the log may be told of an error for a caller, which names
 // the caller's key.

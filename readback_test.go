@@ -119,7 +119,7 @@ func writeAndRead[V any](t *testing.T, codec fetchonce.Codec, v V, why string) {
 		switch {
 		case why == "" && fetches != 1:
 			t.Errorf("two Gets made %d fetches; want 1", fetches)
-		case why != "" && (len(stored) != 2 || stored[0].Err == nil || !strings.Contains(log.String(), "could not be stored")):
+		case why != "" && (len(stored) != 2 || stored[0].Err == nil || !strings.Contains(log.String(), "fetched value not stored")):
 			t.Errorf("Trace.Stored = %+v, log %q; want both to say why it is not stored", stored, log.String())
 		case why != "" && strings.Contains(log.String(), "secret"):
 			t.Errorf("log %q quotes the value", log.String())

@@ -100,6 +100,8 @@ inline rise(what, to) {
 }
 
 inline publish(i, kind, f, version) {
+	/* notify.lua: local function notify(channel, message) */
+	/* notify.lua: local sent = redis.pcall("PUBLISH", channel, message) */
 	i = 0;
 	do
 	:: i < N ->
@@ -330,7 +332,7 @@ fill:
 			fi;
 			/* fill.lua: redis.call("DEL", meta) -- before the messages: who is woken finds the lease free */
 			i = 0; deleteMeta();
-			/* fill.lua: for _, process in ipairs(waiters) do redis.pcall("PUBLISH", ARGV[5] .. process, message) end */
+			/* fill.lua: for _, process in ipairs(waiters) do notify(ARGV[5] .. process, message) end */
 			publish(i, V, lease, found);
 			got = found
 		fi;
@@ -361,7 +363,7 @@ release:
 		:: mine ->
 			/* release.lua: redis.call("DEL", KEYS[1]) */
 			deleteMeta();
-			/* release.lua: if string.byte(meta[i]) == 119 then redis.pcall("PUBLISH", ARGV[2] .. string.sub(meta[i], 2), ARGV[3]) end */
+			/* release.lua: if string.byte(meta[i]) == 119 then notify(ARGV[2] .. string.sub(meta[i], 2), ARGV[3]) end */
 			if
 			:: publish(i, R, lease, 0) /* all callers have left */
 			/* release.lua: redis.call("HSET", KEYS[1], "e", ARGV[4], "f", fence) */
@@ -414,10 +416,10 @@ inline invalidate(i) {
 #else
 	/* invalidate.lua: redis.call("DEL", meta) */
 	revoke(); deleteMeta();
-	/* invalidate.lua: redis.pcall("PUBLISH", ARGV[1] .. string.sub(fields[i], 2), ARGV[2]) */
+	/* invalidate.lua: notify(ARGV[1] .. string.sub(fields[i], 2), ARGV[2]) */
 	publish(i, R, ANY, 0)
 	/* To the holder, who in this model finds out by himself: */
-	/* invalidate.lua: redis.pcall("PUBLISH", ARGV[1] .. string.match(fields[i + 1], "^[^.]*"), ARGV[3] .. fields[i + 1]) */
+	/* invalidate.lua: notify(ARGV[1] .. string.match(fields[i + 1], "^[^.]*"), ARGV[3] .. fields[i + 1]) */
 #endif
 }
 
@@ -488,11 +490,11 @@ set:
 #ifndef MUTANT_SET_KEEPS_LEASE
 		/* set.lua: redis.call("DEL", KEYS[2]) */
 		revoke(); deleteMeta();
-		/* set.lua: for _, process in ipairs(waiters) do redis.pcall("PUBLISH", ARGV[4] .. process, message) end */
+		/* set.lua: for _, process in ipairs(waiters) do notify(ARGV[4] .. process, message) end */
 		/* set.lua: message = "V" .. fence_bytes .. ARGV[5] .. envelope */
 		publish(i, V, now, source);
 		/* To the holder: */
-		/* set.lua: redis.pcall("PUBLISH", ARGV[4] .. string.match(owner, "^[^.]*"), ARGV[7] .. owner) */
+		/* set.lua: notify(ARGV[4] .. string.match(owner, "^[^.]*"), ARGV[7] .. owner) */
 #endif
 		goto end
 	};

@@ -130,7 +130,7 @@ inline settle(o) {
 			/* lock.lua: grant(head, 250) */
 			grant(head, false);
 			if
-			/* lock.lua: redis.pcall("PUBLISH", channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head) */
+			/* lock.lua: notify(channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head) */
 			:: head != o -> told[head] = true
 			:: true /* lost */
 			fi
@@ -276,7 +276,7 @@ ask:
 		fi;
 		twice = false; ours = false; back = NONE; told[o] = false;
 		if
-		/* lock_acquire.lua: if fences[owner] then return {"leased", returned, fences[owner], handed} end */
+		/* lock_acquire.lua: if fences[owner] then return answer({"leased", returned, fences[owner], handed}) end */
 		:: held[o] -> fence = first[o]; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto work
 		:: !held[o] && trying -> trying = false; waiting0 = waiting0 && me != 0; goto next
 		:: else

@@ -11,8 +11,8 @@ import (
 // quote is how a model quotes a line of a script or of a Go file.
 var quote = regexp.MustCompile(`/\* ([\w/]+\.(?:lua|go)): (.*?) \*/`)
 
-// writes finds the commands of a script that change something.
-var writes = regexp.MustCompile(`"(SET|SETRANGE|DEL|RENAME|PEXPIRE|HSET|HDEL|ZADD|ZREM|PUBLISH)"`)
+// writes finds the commands of a script that change something, and its notifications.
+var writes = regexp.MustCompile(`"(SET|SETRANGE|DEL|RENAME|PEXPIRE|HSET|HDEL|ZADD|ZREM|PUBLISH)"|\bnotify\(`)
 
 // TestModelsQuoteWhatIsThere says that the models are of the scripts as they are:
 // whatever line a model quotes is still there, and no line that changes something

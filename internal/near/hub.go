@@ -168,6 +168,7 @@ func (h *Hub) all() []*listener {
 }
 
 func (h *Hub) notify(refused bool, why error) {
+	why = protocol.Discreet(why) // it goes into a log
 	for _, l := range h.all() {
 		l.notify(refused, why)
 	}

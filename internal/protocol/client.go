@@ -50,6 +50,12 @@ type Client struct {
 	// Failed, if it is not nil, is told of each operation that fails, but for
 	// those whose context has ended. It is to be set before the first one.
 	Failed func(ctx context.Context, op string, err error)
+
+	// Unnotified, if it is not nil, is called after each script whose notification the
+	// server refused. It is to be set before the first one.
+	Unnotified func(err error)
+
+	replica *replica
 }
 
 // NewClient returns a client for the namespace. Every operation of it takes at
@@ -59,7 +65,7 @@ func NewClient(run Runner, ns *Namespace, process string, timeout time.Duration,
 	if cluster {
 		tell = tellCluster
 	}
-	return &Client{run: run, ns: ns, process: process, timeout: timeout, tell: tell}
+	return &Client{run: run, ns: ns, process: process, timeout: timeout, tell: tell, replica: &replica{}}
 }
 
 // renewing returns a client for the renewals of a lease. Its operations take at most
@@ -78,11 +84,11 @@ var ErrType = errors.New("the key holds another type than ours")
 // without being read.
 func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	cmd := redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-	err := discreet(c.run.Read(ctx, c.timeout, cmd))
+	err := Discreet(c.run.Read(ctx, c.timeout, cmd))
 	if err != nil {
 		err = c.persist(ctx, err, func(within time.Duration) error {
 			cmd = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-			return discreet(c.run.Read(ctx, within, cmd))
+			return Discreet(c.run.Read(ctx, within, cmd))
 		})
 	}
 	switch {
@@ -159,7 +165,7 @@ func (m *getMany) ask(ctx context.Context, at Runner, within time.Duration) (las
 	}
 	left := m.left[:0]
 	for j, i := range m.left {
-		err := discreet(errs[j])
+		err := Discreet(errs[j])
 		if err != nil && redis.HasErrorPrefix(err, "WRONGTYPE") {
 			err = ErrType
 		}

@@ -56,7 +56,7 @@ redis.call("DEL", meta) -- before the messages: who is woken finds the lease fre
 -- so it is only sent where somebody who wants it listens on this node too.
 if value then
   local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[10])
-  if listen.err or tonumber(listen[2]) > 0 then redis.pcall("PUBLISH", ARGV[10], value) end
+  if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[10], value) end
 end
 
 if #waiters > 0 then
@@ -64,8 +64,7 @@ if #waiters > 0 then
   if ARGV[3] ~= "" and #ARGV[3] <= tonumber(ARGV[8]) and #waiters <= tonumber(ARGV[9]) then
     message = ARGV[6] .. ARGV[3]
   end
-  -- pcall: a user that may not PUBLISH must not undo what is stored. The waiters then find out by their timers.
-  for _, process in ipairs(waiters) do redis.pcall("PUBLISH", ARGV[5] .. process, message) end
+  for _, process in ipairs(waiters) do notify(ARGV[5] .. process, message) end
 end
-if refused then return {"refused", #waiters, refused} end
-return {"stored", #waiters}
+if refused then return answer({"refused", #waiters, refused}) end
+return answer({"stored", #waiters})

@@ -25,18 +25,18 @@ if value then
   -- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
   -- so it is only sent where somebody who wants it listens on this node too.
   local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[4])
-  if listen.err or tonumber(listen[2]) > 0 then redis.pcall("PUBLISH", ARGV[4], value) end
+  if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[4], value) end
 end
-if not meta then return n end
+if not meta then return answer(n) end
 
 local fields = redis.pcall("HGETALL", meta)
 redis.call("DEL", meta)
-if fields.err then return n end
+if fields.err then return answer(n) end
 for i = 1, #fields, 2 do
   if string.byte(fields[i]) == 119 then
-    redis.pcall("PUBLISH", ARGV[1] .. string.sub(fields[i], 2), ARGV[2])
+    notify(ARGV[1] .. string.sub(fields[i], 2), ARGV[2])
   elseif fields[i] == "o" then
-    redis.pcall("PUBLISH", ARGV[1] .. string.match(fields[i + 1], "^[^.]*"), ARGV[3] .. fields[i + 1])
+    notify(ARGV[1] .. string.match(fields[i + 1], "^[^.]*"), ARGV[3] .. fields[i + 1])
   end
 end
-return n
+return answer(n)

@@ -52,9 +52,9 @@ local function settle()
     if alive and tonumber(alive) > now then
       grant(head, 250)
       if head ~= ARGV[1] then
-        -- The channel's name begins as the key's does. pcall: without the right to PUBLISH the hand-over stands, and is found by a timer.
+        -- The channel's name begins as the key's does. Without the right to PUBLISH the hand-over stands, and is found by a timer.
         local channel = string.match(KEYS[1], "^([^{]*):l:{") .. ":b:" .. string.match(head, "^[^.]*")
-        redis.pcall("PUBLISH", channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head)
+        notify(channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head)
       end
     end
   end

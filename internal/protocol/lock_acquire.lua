@@ -43,8 +43,8 @@ settle()
 if fences[owner] then ends[owner] = now + lease end
 finish(handed == 1 or returned == 1)
 
-if fences[owner] then return {"leased", returned, fences[owner], handed} end
+if fences[owner] then return answer({"leased", returned, fences[owner], handed}) end
 local left = lease
 if not KEYS[2] then left = math.min(left, 50) end -- no message comes from a queue that is out of reach
 for _, stop in pairs(ends) do left = math.min(left, stop - now) end
-return {"wait", returned, string.format("%.0f", ticket), left}
+return answer({"wait", returned, string.format("%.0f", ticket), left})

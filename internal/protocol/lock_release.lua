@@ -11,4 +11,4 @@ elseif KEYS[2] then
 end
 settle()
 finish(true)
-return ours
+return answer(ours)

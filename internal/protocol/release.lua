@@ -17,6 +17,6 @@ if ARGV[5] ~= "0" then
   redis.call("PEXPIRE", KEYS[1], ARGV[5])
 end
 for i = 1, #meta, 2 do
-  if string.byte(meta[i]) == 119 then redis.pcall("PUBLISH", ARGV[2] .. string.sub(meta[i], 2), ARGV[3]) end
+  if string.byte(meta[i]) == 119 then notify(ARGV[2] .. string.sub(meta[i], 2), ARGV[3]) end
 end
-return 1
+return answer(1)

@@ -35,6 +35,8 @@ var (
 	invalidateText string
 	//go:embed set.lua
 	setText string
+	//go:embed notify.lua
+	notifyText string
 	//go:embed lock_free.lua
 	lockFreeText string
 	//go:embed lock_only.lua
@@ -49,21 +51,21 @@ var (
 	lockRenewText string
 
 	acquire    = newScript("acquire", acquireText)
-	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+fillText)
-	release    = newScript("release", releaseText)
+	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+notifyText+fillText)
+	release    = newScript("release", notifyText+releaseText)
 	renew      = newScript("renew", renewText)
-	invalidate = newScript("invalidate", "local value, meta, marks = KEYS[1], KEYS[2], KEYS[3]\n"+invalidateText)
-	set        = newScript("set", setText)
+	invalidate = newScript("invalidate", "local value, meta, marks = KEYS[1], KEYS[2], KEYS[3]\n"+notifyText+invalidateText)
+	set        = newScript("set", notifyText+setText)
 
-	lockAcquire = newScript("lock", lockFreeText+lockText+lockAcquireText)
-	lockRelease = newScript("unlock", lockOnlyText+lockText+lockReleaseText)
-	lockRenew   = newScript("renew lock", lockStateText+lockText+lockRenewText)
+	lockAcquire = newScript("lock", lockFreeText+notifyText+lockText+lockAcquireText)
+	lockRelease = newScript("unlock", lockOnlyText+notifyText+lockText+lockReleaseText)
+	lockRenew   = newScript("renew lock", lockStateText+notifyText+lockText+lockRenewText)
 
 	// The same with one key each, see apart.go.
-	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+fillText)
-	invalidateValue = newScript("invalidate", "local value, meta, marks = KEYS[1], nil, nil\n"+invalidateText)
-	invalidateMeta  = newScript("invalidate", "local value, meta, marks = nil, KEYS[1], nil\n"+invalidateText)
-	invalidateMarks = newScript("invalidate", "local value, meta, marks = nil, nil, KEYS[1]\n"+invalidateText)
+	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+notifyText+fillText)
+	invalidateValue = newScript("invalidate", "local value, meta, marks = KEYS[1], nil, nil\n"+notifyText+invalidateText)
+	invalidateMeta  = newScript("invalidate", "local value, meta, marks = nil, KEYS[1], nil\n"+notifyText+invalidateText)
+	invalidateMarks = newScript("invalidate", "local value, meta, marks = nil, nil, KEYS[1]\n"+notifyText+invalidateText)
 )
 
 func init() {
@@ -119,6 +121,19 @@ func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, arg
 	return reply, err
 }
 
+// notified returns the reply of a script, and reports a notification that the server
+// refused; see notify.lua.
+func (c *Client) notified(reply any) any {
+	list, ok := reply.([]any)
+	if !ok || len(list) != 3 || list[0] != "unnotified" {
+		return reply
+	}
+	if text, ok := list[1].(string); ok && c.Unnotified != nil {
+		c.Unnotified(Discreet(answeredError(text)))
+	}
+	return list[2]
+}
+
 // once sends a script once, and again with its text to a server that does not know it.
 func (c *Client) once(ctx context.Context, s *script, before redis.Cmder, args []any, within time.Duration) (any, error) {
 	args[0], args[1] = "evalsha", s.hash
@@ -127,7 +142,7 @@ func (c *Client) once(ctx context.Context, s *script, before redis.Cmder, args [
 		args = append([]any{"eval", s.text}, args[2:]...)
 		reply, err = c.send(ctx, before, args, within) // all of it: Redis has just answered
 	}
-	return reply, err
+	return c.notified(reply), err
 }
 
 // send sends a command EVALSHA or EVAL, and a command right before it if there is one.
@@ -138,7 +153,7 @@ func (c *Client) send(ctx context.Context, before redis.Cmder, args []any, withi
 	if before != nil {
 		cmds = []redis.Cmder{before, cmd}
 	}
-	err := discreet(c.run.Do(ctx, within, cmds...))
+	err := Discreet(c.run.Do(ctx, within, cmds...))
 	if _, answered := errors.AsType[redis.Error](err); err != nil && !answered {
 		return nil, err // the command may still be on its way, and must not be read
 	}
@@ -170,6 +185,8 @@ func (c *Client) persist(ctx context.Context, err error, send func(within time.D
 	}()
 	for pause := firstPause; err != nil; pause = min(2*pause, longestPause) {
 		switch {
+		case isReadOnly(err) && c.replica.isKnown():
+			return err
 		case passing(err):
 		case cut(err) && !wasCut:
 			wasCut = true // once: go-redis itself has tried as often as it was told to
@@ -177,6 +194,9 @@ func (c *Client) persist(ctx context.Context, err error, send func(within time.D
 			return err
 		}
 		if left := c.timeout - time.Since(started); left < 2*pause {
+			if isReadOnly(err) {
+				c.replica.note()
+			}
 			return err
 		}
 		if !sleep(ctx, pause/2+rand.N(pause)) {
@@ -194,15 +214,20 @@ type afterCut struct{ error }
 func (e afterCut) Unwrap() error { return e.error }
 func (afterCut) NotSent() bool   { return false }
 
-// discreet returns an error without what the server quotes in it: to a command
-// that it does not know, because somebody has renamed that, or a proxy has no such
-// command, it says with what it came, which may be a key and a value.
-func discreet(err error) error {
-	said, ok := errors.AsType[redis.Error](err)
+// Discreet returns an error without the arguments that the server quotes in it. To a
+// command that it does not know, because it was renamed or a proxy has no such command,
+// the server answers with the first arguments, which may be a key and a value. A refused
+// CLIENT TRACKING names the prefixes.
+func Discreet(err error) error {
+	answered, ok := errors.AsType[redis.Error](err)
 	if !ok {
 		return err
 	}
-	if text, _, quotes := strings.Cut(said.Error(), ", with args beginning with"); quotes {
+	text, _, quotes := strings.Cut(answered.Error(), ", with args beginning with")
+	if strings.HasPrefix(text, "ERR Prefix '") {
+		text, quotes = "ERR a prefix overlaps with another one", true
+	}
+	if quotes {
 		return answeredError(text)
 	}
 	return err

@@ -68,16 +68,16 @@ redis.call("DEL", KEYS[2])
 -- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
 -- so it is only sent where somebody who wants it listens on this node too.
 local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[10])
-if listen.err or tonumber(listen[2]) > 0 then redis.pcall("PUBLISH", ARGV[10], KEYS[1]) end
+if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[10], KEYS[1]) end
 
 if owner then
-  redis.pcall("PUBLISH", ARGV[4] .. string.match(owner, "^[^.]*"), ARGV[7] .. owner)
+  notify(ARGV[4] .. string.match(owner, "^[^.]*"), ARGV[7] .. owner)
 end
 if #waiters > 0 then
   local message = ARGV[6]
   if envelope ~= "" and #envelope <= tonumber(ARGV[8]) and #waiters <= tonumber(ARGV[9]) then
     message = "V" .. fence_bytes .. ARGV[5] .. envelope
   end
-  for _, process in ipairs(waiters) do redis.pcall("PUBLISH", ARGV[4] .. process, message) end
+  for _, process in ipairs(waiters) do notify(ARGV[4] .. process, message) end
 end
-return string.format("%.0f", fence)
+return answer(string.format("%.0f", fence))

@@ -1,0 +1,208 @@
+package fetchonce_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+const (
+	logUnavailable = "redis unavailable; loading without a lease"
+	logSilent      = "redis refused PUBLISH; waiters are not notified"
+	logRefused     = "redis refused a command; loading without a lease"
+)
+
+// The log says what Redis answered, and that it is unavailable only if there was no answer.
+func TestLogSaysWhatRedisAnswered(t *testing.T) {
+	for name, text := range map[string]string{
+		"NOPERM": "NOPERM this user has no permissions to run the 'evalsha' command", "OOM": "OOM command not allowed when used memory > 'maxmemory'.",
+		"READONLY": "READONLY You can't write against a read only replica.", "an unknown command": "ERR unknown command 'evalsha'",
+		"no answer": "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := redistest.Bubble(t)
+				log := &logged{}
+				l := loaderOf(t, r.Client(), func(opt *options) { opt.Logger, opt.RedisTimeout = log.logger(), time.Second })
+				want, not := logRefused, logUnavailable
+				if text == "" {
+					want, not = not, want
+					r.Kill()
+				} else {
+					r.Wire().Fail(redistest.All, text, "EVALSHA", "EVAL")
+				}
+				o := newOrigin(t)
+				g := get(t, t.Context(), l, "k", o)
+				o.next().returns("v")
+				g.want("v")
+				if log.count(want) != 1 || log.count(not) != 0 || log.count(text) == 0 {
+					t.Errorf("the log says %s, want %q and %q", log.text.String(), want, text)
+				}
+			})
+		})
+	}
+}
+
+// So it does of a client that is given several addresses, which makes it a cluster's, of servers that are none.
+func TestSeveralAddressesThatAreNoCluster(t *testing.T) {
+	r := redistest.TCPServer(t)
+	rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{r.Addr(), r.Addr()}})
+	defer rdb.Close()
+	log := &logged{}
+	l := loaderOf(t, rdb, func(opt *options) { opt.Logger = log.logger() })
+	o := newOrigin(t)
+	g := get(t, t.Context(), l, "k", o)
+	o.next().returns("v")
+	g.want("v")
+	if log.count(logRefused) != 1 || log.count(logUnavailable) != 0 || log.count("cluster support disabled") == 0 {
+		t.Errorf("the log says %s", log.text.String())
+	}
+}
+
+// A miss at a replica waits for the end of a failover once, and no more while the server stays a replica.
+func TestReplicaIsWaitedForOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		l := loaderOf(t, r.Client(), func(opt *options) { opt.RedisTimeout = time.Second })
+		r.Wire().Fail(redistest.All, "READONLY You can't write against a read only replica.", "EVALSHA", "EVAL")
+		miss := func(key string) time.Duration {
+			start := time.Now()
+			o := newOrigin(t)
+			g := get(t, t.Context(), l, key, o)
+			o.next().returns("v")
+			g.want("v")
+			return time.Since(start)
+		}
+		if took := miss("first"); took < time.Second/2 {
+			t.Errorf("the first miss took %v: it did not wait for a failover to end", took)
+		}
+		for range 20 {
+			if took := miss("k"); took > 0 {
+				t.Fatalf("a miss took %v", took)
+			}
+			time.Sleep(time.Second)
+		}
+		r.Wire().Heal()
+		miss("k")
+		wantSource(t, l, "v", fetchonce.SourceRedis)
+	})
+}
+
+// The log does not quote the arguments of a command that the server does not know.
+func TestLogQuotesNoArguments(t *testing.T) {
+	r := redistest.Server(t, "--rename-command", "CLIENT", "")
+	log := &logged{}
+	l := loaderOf(t, r.Client(), withNear, func(opt *options) { opt.Logger = log.logger() })
+	set(t, l, "k", "v")
+	r.Backend().Until("the log has the refusal", func() bool {
+		_, _ = l.Peek(t.Context(), "k")
+		return log.count("unknown command") > 0
+	})
+	if log.count("with args") != 0 || log.count("test:") != 0 {
+		t.Errorf("the log says %s", log.text.String())
+	}
+}
+
+// A server that refuses PUBLISH is said so, once for each Loader, whatever could not be notified.
+func TestRefusedPublishIsLogged(t *testing.T) {
+	r := redistest.Server(t)
+	if err := r.Client().Do(t.Context(), "acl", "setuser", "quiet", "on", ">secret", "~*", "&*", "+@all", "-publish").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for name, op := range map[string]func(quiet, other loader, o *origin){
+		"FILL": func(quiet, other loader, o *origin) {
+			first := get(t, t.Context(), quiet, "k", o)
+			c := o.next()
+			second := get(t, t.Context(), other, "k", o)
+			awaitWaiters(t, r.Backend(), "k", 1)
+			c.returns("v")
+			first.want("v")
+			second.want("v") // by its timer
+		},
+		"RELEASE": func(quiet, other loader, o *origin) {
+			first := get(t, t.Context(), quiet, "k", o)
+			c := o.next()
+			second := get(t, t.Context(), other, "k", o)
+			awaitWaiters(t, r.Backend(), "k", 1)
+			c.fails(errHarmless)
+			first.wantErr(errHarmless)
+			o.next().returns("v")
+			second.want("v")
+		},
+		"SET": func(quiet, other loader, o *origin) {
+			first := get(t, t.Context(), other, "k", o)
+			c := o.next()
+			set(t, quiet, "k", "w")
+			c.returns("v")
+			first.outcome()
+		},
+		"INVALIDATE": func(quiet, other loader, o *origin) {
+			first := get(t, t.Context(), other, "k", o)
+			c := o.next()
+			if err := quiet.Delete(t.Context(), "k"); err != nil {
+				t.Errorf("Delete = %v", err)
+			}
+			c.returns("v")
+			first.outcome()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := &logged{}
+			quiet := loaderOf(t, r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "quiet", "secret" }),
+				func(opt *options) { opt.Logger = log.logger() })
+			other := newLoader(t, r.Backend())
+			for range 2 {
+				op(quiet, other, newOrigin(t))
+				if err := other.Delete(t.Context(), "k"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := log.count(logSilent); n != 1 {
+				t.Errorf("the log was told %d times: %s", n, log.text.String())
+			}
+		})
+	}
+}
+
+func TestRefusedPublishOfALockIsLogged(t *testing.T) {
+	r := redistest.Server(t)
+	rdb := r.Client()
+	if err := rdb.Do(t.Context(), "acl", "setuser", "quiet", "on", ">secret", "~*", "&*", "+@all", "-publish").Err(); err != nil {
+		t.Fatal(err)
+	}
+	log := &logged{}
+	locker := func(user string) *fetchonce.Locker {
+		lk, err := fetchonce.NewLocker(r.Client(func(opt *redis.Options) { opt.Username, opt.Password = user, "secret" }),
+			fetchonce.LockOptions{Prefix: "test", RedisTimeout: 10 * time.Second, Logger: log.logger()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = lk.Close() })
+		return lk
+	}
+	a, b := locker("quiet"), locker("quiet")
+	_, held, err := a.Acquire(t.Context(), "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() { // ends when it has had the lock
+		done <- b.Do(t.Context(), "n", func(context.Context) error { return nil })
+	}()
+	r.Backend().Until("the other waits", func() bool { return rdb.ZCard(t.Context(), "test:q:{n}").Val() == 1 })
+	if err := held.Release(); err != nil {
+		t.Errorf("Release = %v", err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Do = %v", err)
+	}
+	if n := log.count(logSilent); n != 1 {
+		t.Errorf("the log was told %d times: %s", n, log.text.String())
+	}
+}
