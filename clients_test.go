@@ -220,3 +220,17 @@ func panicsAreErrors(t *testing.T, armed bomb) {
 	}
 	time.Sleep(5 * time.Second) // near and wake try again
 }
+
+// So is a panic of the function that lists a cluster's nodes.
+func TestPanicOfAClustersTopologyIsAnError(t *testing.T) {
+	rdb := redis.NewClusterClient(&redis.ClusterOptions{
+		Addrs:        []string{"127.0.0.1:1"},
+		ClusterSlots: func(context.Context) ([]redis.ClusterSlot, error) { panic(errBomb) },
+	})
+	defer rdb.Close()
+	l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), withNear)
+	l.Listen()
+	if err := l.Set(t.Context(), "k", "v"); !errors.Is(err, errBomb) {
+		t.Errorf("Set = %v, want what the function panicked with", err)
+	}
+}

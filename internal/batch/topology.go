@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/client"
 )
 
 // A topology is which nodes a cluster has. It is replaced, and never changed.
@@ -64,11 +66,13 @@ func (r *Router) load() {
 	defer cancel()
 	var mu sync.Mutex // guards nodes: the function is called for all nodes at once
 	nodes := make(map[string]*redis.Client)
-	err := r.cluster.ForEachShard(ctx, func(_ context.Context, node *redis.Client) error {
-		mu.Lock()
-		defer mu.Unlock()
-		nodes[node.Options().Addr] = node
-		return nil
+	err := client.Call(func() error {
+		return r.cluster.ForEachShard(ctx, func(_ context.Context, node *redis.Client) error {
+			mu.Lock()
+			defer mu.Unlock()
+			nodes[node.Options().Addr] = node
+			return nil
+		})
 	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
