@@ -1,0 +1,162 @@
+package batch_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// tell sends a node a command.
+func tell(t *testing.T, node *redistest.Process, args ...any) any {
+	t.Helper()
+	rdb := node.Client()
+	defer func() { _ = rdb.Close() }()
+	got, err := rdb.Do(t.Context(), args...).Result()
+	if err != nil {
+		t.Fatalf("%v: %v", args, err)
+	}
+	return got
+}
+
+// halfMoved moves a key, but not its slot, from its node to another one, and returns
+// what completes that.
+func halfMoved(t *testing.T, c *redistest.Masters, key string) (complete func()) {
+	t.Helper()
+	nodes := c.Nodes()
+	master, err := c.Client().MasterForKey(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := nodes[0], nodes[1]
+	for i, node := range nodes {
+		if node.Addr() == master.Options().Addr {
+			from, to = node, nodes[(i+1)%len(nodes)]
+		}
+	}
+	slot, target := tell(t, from, "cluster", "keyslot", key), tell(t, to, "cluster", "myid")
+	tell(t, to, "cluster", "setslot", slot, "importing", tell(t, from, "cluster", "myid"))
+	tell(t, from, "cluster", "setslot", slot, "migrating", target)
+	host, port, _ := net.SplitHostPort(to.Addr())
+	tell(t, from, "migrate", host, port, key, 0, 10_000)
+	return func() {
+		for _, node := range []*redistest.Process{to, from, nodes[0], nodes[1], nodes[2]} {
+			tell(t, node, "cluster", "setslot", slot, "node", target)
+		}
+	}
+}
+
+// The client itself follows no redirection: it has no MaxRedirects.
+func TestRouterFollowsRedirections(t *testing.T) {
+	c := redistest.Cluster(t)
+	r := batch.NewRouter(c.Client())
+	if err := r.Do(t.Context(), within, set("k", "v")); err != nil {
+		t.Fatal(err)
+	}
+	wantAll := func(when string) {
+		t.Helper()
+		cmd, again, script := getRange("k", 10), get("k"), redis.NewCmd(t.Context(), "eval", `return redis.call("GET", KEYS[1])`, 1, "k")
+		if err := r.Read(t.Context(), within, cmd); err != nil || cmd.Val() != "v" {
+			t.Errorf("%s: Read = %q, %v", when, cmd.Val(), err)
+		}
+		if err := r.Do(t.Context(), within, again, script); err != nil || again.Val() != "v" || script.Val() != "v" {
+			t.Errorf("%s: Do = %q, %v, %v", when, again.Val(), script.Val(), err)
+		}
+		some := []redis.Cmder{get("a"), get("k"), get("b"), get("c")}
+		errs := r.Each(t.Context(), within, some)
+		if errs[1] != nil || some[1].(*redis.StringCmd).Val() != "v" || !errors.Is(errs[0], redis.Nil) {
+			t.Errorf("%s: Each = %v, errors %v", when, some, errs)
+		}
+	}
+	wantAll("before the move")
+	complete := halfMoved(t, c, "k")
+	wantAll("ASK")
+	complete()
+	wantAll("MOVED")
+	r.Close(io.EOF)
+	wantNotSent(t, "after Close", r.Do(t.Context(), within, get("k")), true)
+}
+
+// A refusal is known to have sent nothing: go-redis makes one attempt at a node.
+func TestClusterWithoutNodes(t *testing.T) {
+	c := redistest.Cluster(t)
+	warm, cold := batch.NewRouter(c.Client()), batch.NewRouter(c.Plain())
+	defer warm.Close(io.EOF)
+	if err := warm.Do(t.Context(), within, set("k", "v")); err != nil {
+		t.Fatal(err)
+	}
+	c.Kill()
+	wantNotSent(t, "of a node that was known", warm.Do(t.Context(), within, get("k")), true)
+	wantNotSent(t, "of no known node", cold.Do(t.Context(), within, get("k")), true)
+	if errs := cold.Each(t.Context(), within, []redis.Cmder{get("k"), get("l")}); errs[0] == nil || errs[1] == nil {
+		t.Errorf("Each without nodes = %v", errs)
+	}
+	cold.Close(io.EOF)
+	if err := cold.Do(t.Context(), within, get("k")); !errors.Is(err, io.EOF) {
+		t.Errorf("Do of a Router that was closed cold = %v, want %v", err, io.EOF)
+	}
+}
+
+// A caller waits for the topology no longer than it may.
+func TestColdRouterInFrontOfAClusterThatHangs(t *testing.T) {
+	c := redistest.Cluster(t)
+	r := batch.NewRouter(c.Client(func(opt *redis.ClusterOptions) { opt.ReadTimeout = time.Hour }))
+	c.Pause()
+	defer c.Resume()
+	if err := r.Do(t.Context(), 300*time.Millisecond, get("k")); !errors.Is(err, batch.ErrTimeout) {
+		t.Errorf("Do = %v, want %v", err, batch.ErrTimeout)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := route(ctx, r)
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("Do = %v, want %v", err, context.Canceled)
+	}
+	ended = route(t.Context(), r)
+	r.Close(io.EOF)
+	if err := <-ended; !errors.Is(err, io.EOF) {
+		t.Errorf("Do = %v, want %v", err, io.EOF)
+	}
+}
+
+// route calls a Router's Do on a goroutine of its own.
+func route(ctx context.Context, r *batch.Router) <-chan error {
+	ended := make(chan error, 1)
+	go func() { ended <- r.Do(ctx, time.Hour, get("k")) }()
+	return ended
+}
+
+func BenchmarkRouter(b *testing.B) {
+	c := redistest.Cluster(b)
+	rdb := c.Client()
+	r := batch.NewRouter(rdb)
+	if err := r.Do(b.Context(), within, set("k", "v")); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("master for a key", func(b *testing.B) {
+		for b.Loop() {
+			_, _ = rdb.MasterForKey(b.Context(), "prefix:v:{some key}")
+		}
+	})
+	b.Run("a read", func(b *testing.B) {
+		for b.Loop() {
+			if err := r.Read(b.Context(), within, getRange("k", 10)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("a bare read", func(b *testing.B) {
+		for b.Loop() {
+			if err := rdb.GetRange(b.Context(), "k", 0, 10).Err(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
