@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fetchonce/fetchonce/internal/flight"
@@ -20,11 +21,19 @@ type gathering[V any] struct {
 	ctx   context.Context // the caller's, without its end
 	fetch func(ctx context.Context, keys []string) (map[string]V, error)
 
+	pace chan struct{} // a permit for each load that may use Redis now
+	down chan struct{} // closed when Redis does not answer: nobody waits for a permit any more
+	fell sync.Once     // closes down
+
 	mu        sync.Mutex
 	undecided int
 	members   []*member[V] // that want to fetch
 	started   bool         // the first fetch, or there was none
 }
+
+// pace is how many loads of a GetMany use Redis at once: enough for four full
+// pipelines. If all of 30,000 did, the process would have no time to read the answers.
+const pace = 1200
 
 // gatherLate is for how long late ones are gathered.
 const gatherLate = 5 * time.Millisecond
@@ -33,6 +42,33 @@ const gatherLate = 5 * time.Millisecond
 type part[V any] struct {
 	gathering *gathering[V]
 	once      sync.Once
+	paced     atomic.Bool // it has a permit of pace
+}
+
+// begin waits until the load may use Redis, or its context ends.
+func (p *part[V]) begin(ctx context.Context) {
+	select {
+	case p.gathering.pace <- struct{}{}:
+		p.paced.Store(true)
+	case <-p.gathering.down:
+	case <-ctx.Done():
+	}
+}
+
+// lostRedis says that Redis does not answer. All other loads then find that out at
+// once, and not one after another.
+func (p *part[V]) lostRedis() {
+	if p != nil {
+		p.gathering.fell.Do(func() { close(p.gathering.down) })
+	}
+}
+
+// pause says that the load does not use Redis for now. It may be called more than
+// once, and on no part at all.
+func (p *part[V]) pause() {
+	if p != nil && p.paced.Swap(false) {
+		<-p.gathering.pace
+	}
 }
 
 func (g *gathering[V]) part() *part[V] {
@@ -96,8 +132,10 @@ func (p *part[V]) get(ctx context.Context, key string, behind, blind bool) (V, S
 	}
 	g.mu.Unlock()
 	p.decide()
+	p.pause()
 	select {
 	case <-m.done:
+		p.begin(ctx) // what was fetched is to be stored
 		return m.value, m.source, m.err
 	case <-ctx.Done():
 	}

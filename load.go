@@ -166,6 +166,7 @@ func (r *run[V]) endedOr(ctx context.Context, err error) error {
 
 // lostRedis goes on after an error of Redis, as the policy says.
 func (r *run[V]) lostRedis(ctx context.Context, err error) (Result[V], error) {
+	r.part.lostRedis()
 	r.waitOver(ctx, false)
 	if ctx.Err() != nil {
 		return Result[V]{}, r.fail(context.Cause(ctx))
@@ -201,6 +202,7 @@ func (r *run[V]) blind(ctx context.Context) (Result[V], error) {
 // wait waits for the message of the process that holds the lease.
 func (r *run[V]) wait(ctx context.Context, a protocol.Acquired, slot *wake.Slot) (Result[V], bool, error) {
 	r.part.decide() // the batch need not wait for us
+	r.part.pause()
 	r.waitBegins()
 	timer := time.NewTimer(r.patience(a.Left))
 	defer timer.Stop()

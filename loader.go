@@ -563,6 +563,10 @@ func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Contex
 		}
 		defer run.giveTurn()
 		defer part.decide()
+		if part != nil {
+			part.begin(ctx)
+			defer part.pause()
+		}
 		if seen.down != nil {
 			return run.blind(ctx)
 		}

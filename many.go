@@ -241,7 +241,7 @@ func isLost(err error) bool {
 // joinMany joins or starts the loads of what was not found, and has the batch
 // fetch what is ours to fetch.
 func (l *Loader[V]) joinMany(ctx context.Context, came flight.Arrival, all []*wanted[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
-	b := &gathering[V]{Loader: l, ctx: context.WithoutCancel(ctx), fetch: fetch, undecided: 1}
+	b := &gathering[V]{Loader: l, ctx: context.WithoutCancel(ctx), fetch: fetch, undecided: 1, pace: make(chan struct{}, pace), down: make(chan struct{})}
 	defer b.decided() // all have joined
 	m := l.trace.missed()
 	for _, w := range all {

@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
@@ -488,4 +490,63 @@ func (s *panicky) Lookup(ctx context.Context, key string) (string, error) {
 		panic("the Store")
 	}
 	return s.slowTable.Lookup(ctx, key)
+}
+
+// delays is a hook with which each round trip takes a while, and which can hold all.
+type delays struct {
+	takes time.Duration
+	hold  func() bool // whether the next script is not answered any more
+}
+
+func (delays) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d delays) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		d.delay(ctx, cmd)
+		return next(ctx, cmd)
+	}
+}
+
+func (d delays) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		d.delay(ctx, cmds[0])
+		return next(ctx, cmds)
+	}
+}
+
+func (d delays) delay(ctx context.Context, cmd redis.Cmder) {
+	time.Sleep(d.takes)
+	if cmd.Name() == "evalsha" && d.hold() {
+		<-ctx.Done()
+	}
+}
+
+// 10,000 loads at once keep a Redis that answers 300 of them in 100 ms busy for longer
+// than RedisTimeout. None of them fails. If it hangs meanwhile, all end soon.
+func TestGetManyOfManyColdKeys(t *testing.T) {
+	for name, hangs := range map[string]bool{"Redis answers": false, "Redis hangs meanwhile": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rdb := redistest.Bubble(t).Client()
+				var sent atomic.Int64
+				rdb.AddHook(delays{100 * time.Millisecond, func() bool { return hangs && sent.Add(1) > 4 }})
+				l := loaderOf(t, rdb, func(opt *options) {
+					opt.RedisTimeout, opt.OnRedisDown, opt.Lease = 500*time.Millisecond, fetchonce.FailClosed, time.Minute
+				})
+				keys := make([]string, 10_000)
+				for i := range keys {
+					keys[i] = fmt.Sprint("k", i)
+				}
+				start := time.Now()
+				got, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch)
+				took := time.Since(start)
+				switch {
+				case hangs && (err == nil || took > 4*time.Second):
+					t.Errorf("GetMany = %d values, an error: %v, after %v", len(got), err != nil, took)
+				case !hangs && (err != nil || len(got) != len(keys) || took < time.Second):
+					t.Errorf("GetMany = %d values, %.200v, after %v", len(got), err, took)
+				}
+			})
+		})
+	}
 }
