@@ -86,12 +86,9 @@ func (l *List) Add(t Task) {
 	if l.closed {
 		return
 	}
-	if len(l.tasks) >= maxSize {
-		l.dropFirstToEnd()
-	}
 	l.added++
 	t.order, t.ends, t.retry = l.added, time.Now().Add(t.Lasts), firstRetry
-	heap.Push(&l.tasks, &t)
+	l.push(&t)
 	if l.running {
 		l.signal()
 		return
@@ -140,6 +137,15 @@ func (l *List) signal() {
 	case l.changed <- struct{}{}:
 	default:
 	}
+}
+
+// push puts a task on the list. A full list drops the task that ends first. The caller
+// holds l.mu.
+func (l *List) push(t *Task) {
+	if len(l.tasks) >= maxSize {
+		l.dropFirstToEnd()
+	}
+	heap.Push(&l.tasks, t)
 }
 
 // dropFirstToEnd makes room. The caller holds l.mu.
@@ -240,7 +246,7 @@ func (l *List) try(round []*Task) (succeeded int) {
 			succeeded++
 		}
 		if l.tryAgain(t, errs[i], now) {
-			heap.Push(&l.tasks, t)
+			l.push(t)
 		}
 	}
 	return succeeded
