@@ -13,6 +13,8 @@
  *   loss
  *   no false     a release reports a loss only if the lease was lost, or if the
  *   alarm        release was sent twice
+ *   no leftovers a process that ends, or closes its locker, without dying leaves
+ *                no lease
  *   no wait      (LIVE) who waits does not wait for ever
  */
 #ifndef P
@@ -194,15 +196,15 @@ inline givenBack(o) {
 proctype Process(byte me) {
 	byte request = 0, o = 0, back = NONE, place = 0, fence = 0;
 	byte head = 0, k = 0, n = 0;
-	bool trying = false, ours = false, twice = false, apart = false;
+	bool trying = false, ours = false, twice = false, apart = false, closed = false;
 
 next:
 	skip; /* any time later */
 ready:
 	atomic {
 		if
-		:: request == R && back == NONE -> goto end
-		:: request < R -> o = me * R + request; request++
+		:: (request == R || closed) && back == NONE -> goto end
+		:: request < R && !closed -> o = me * R + request; request++
 		fi;
 		place = 0;
 		if
@@ -211,6 +213,13 @@ ready:
 		fi
 	};
 
+#ifdef MUTANT_CLOSE_OVERTAKES
+	/* Close does not wait for the answer: what takes the request back arrives before it. */
+	if
+	:: atomic { true -> ticket[o] = 0; alive[o] = false; closed = true }
+	:: atomic { true -> skip }
+	fi;
+#endif
 ask:
 	atomic {
 		reach();
@@ -277,7 +286,13 @@ ask:
 		twice = false; ours = false; back = NONE; told[o] = false;
 		if
 		/* lock_acquire.lua: if fences[owner] then return answer({"leased", returned, fences[owner], handed}) end */
-		:: held[o] -> fence = first[o]; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto work
+		:: held[o] && !closed -> fence = first[o]; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto work
+#ifdef MUTANT_CLOSE_OVERTAKES
+		:: closed -> place = 0; waiting0 = waiting0 && me != 0; goto end
+#else
+		/* distlock.go: case lk.closed: */
+		:: held[o] -> closed = true; place = 0; waiting0 = waiting0 && me != 0; goto leave
+#endif
 		:: !held[o] && trying -> trying = false; waiting0 = waiting0 && me != 0; goto next
 		:: else
 		fi
@@ -314,7 +329,7 @@ work:
 #endif
 	:: atomic { true -> working[o] = false; goto release }
 	/* distlock.go: r.wish.Return = h.owner */
-	:: atomic { request < R -> working[o] = false; back = o; goto ready }
+	:: atomic { request < R && !closed -> working[o] = false; back = o; goto ready }
 	fi;
 
 release:
@@ -360,7 +375,18 @@ leave:
 	};
 
 end:
-	skip
+#ifdef APART
+	skip /* a place in a queue that was out of reach may be handed the lock, until the grace ends */
+#else
+	atomic {
+		k = 0;
+		do
+		:: k < O -> assert(k / R != me || !held[k] || dead[me]); k++ /* no leftovers */
+		:: else -> break
+		od;
+		k = 0
+	}
+#endif
 }
 
 inline ends(o) {
