@@ -23,7 +23,7 @@ type (
 	ofCluster struct{ *redis.ClusterClient }
 	ofRing    struct{ *redis.Ring }
 	twice     struct {
-		name string
+		calls int //nolint:unused // a field that is no client
 		ofAny
 	}
 	uncomparable struct {
@@ -180,6 +180,7 @@ func TestPanicsOfAClientAreErrors(t *testing.T) {
 }
 
 func panicsAreErrors(t *testing.T, armed bomb) {
+	t.Helper()
 	rdb := redistest.Bubble(t).Client()
 	rdb.AddHook(&armed)
 	l := loaderOf(t, rdb, func(opt *options) {

@@ -710,11 +710,11 @@ func (lk *Locker) wish(owner string) protocol.LockWish {
 // nor the end of a caller's context ends the wait. A release that is sent without that
 // answer may overtake the request, and the lock is then held by nobody for a lease.
 func (r *lockRequest) send(lk *Locker) (protocol.LockAnswer, error) {
-	return r.sendFor(lk, lk.contextOf(r.name))
+	return r.sendFor(lk.contextOf(r.name), lk)
 }
 
 // sendFor is send with the values of a context that does not end.
-func (r *lockRequest) sendFor(lk *Locker, ctx context.Context) (protocol.LockAnswer, error) {
+func (r *lockRequest) sendFor(ctx context.Context, lk *Locker) (protocol.LockAnswer, error) {
 	r.sent = time.Now()
 	answer, err := lk.client.AcquireLock(ctx, r.name.lock, r.wish)
 	r.answered = r.answered || err == nil
@@ -873,7 +873,7 @@ func (lk *Locker) startTry(ctx context.Context, name string) (*lockName, *lockWa
 func (lk *Locker) sendTry(n *lockName, w *lockWaiter) {
 	r := &lockRequest{name: n, wish: lk.wish(lk.mailbox.Owner())}
 	r.wish.Try = true
-	answer, err := r.sendFor(lk, w.ctx)
+	answer, err := r.sendFor(w.ctx, lk)
 	if !lk.tried(r, w, answer, err) && (err != nil || answer.Held) {
 		lk.forget(r, err)
 	}

@@ -25,6 +25,7 @@ func patient(opt *redis.ClusterOptions) { opt.ReadTimeout = time.Minute }
 
 // keysOf returns n keys of the nodes for which ok holds.
 func keysOf(t *testing.T, rdb *redis.ClusterClient, nodes []*redistest.Process, n int, ok func(*redistest.Process) bool) []string {
+	t.Helper()
 	var keys []string
 	for i := 0; len(keys) < n; i++ {
 		if key := fmt.Sprint("k", i); ok(nodeOf(t, rdb, nodes, key)) {

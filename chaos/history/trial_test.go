@@ -26,7 +26,8 @@ func TestTried(t *testing.T) {
 		name, history string
 		want          map[history.Trial]int
 	}{
-		{"beside a node that hangs", first + `
+		{
+			"beside a node that hangs", first + `
 			1110 a got k since 1100 v 1
 			1120 a fetching k since 1110 fence 5 by a1
 			1130 a fetched k fence 5 by a1
@@ -34,7 +35,8 @@ func TestTried(t *testing.T) {
 			1150 a locked l since 1140 fence 5 by a3
 			1160 a unlocked l since 1155 by a3
 			2000 * hit since 1000 fault node_hang node 3`,
-			map[history.Trial]int{history.GetBeside: 1, history.FetchBeside: 1, history.DeleteBeside: 1}},
+			map[history.Trial]int{history.GetBeside: 1, history.FetchBeside: 1, history.DeleteBeside: 1},
+		},
 		{"beside a node that hangs, but this one was slow", first + `
 			1110 a got k since 1100 v 1
 			1050 * hit since 1040 fault redis_slow node 2
@@ -42,7 +44,8 @@ func TestTried(t *testing.T) {
 		{"beside a node that hung before", first + `
 			3110 a got k since 3100 v 1
 			2000 * hit since 1000 fault node_hang node 3`, nil},
-		{"in a full Redis", first + `
+		{
+			"in a full Redis", first + `
 			900 a locked l since 890 fence 5 by a1
 			1600 a unlocked l since 1599 by a1
 			1650 b locked l since 950 fence 6 by b1
@@ -54,7 +57,8 @@ func TestTried(t *testing.T) {
 			2000 * hit since 1000 fault full`,
 			map[history.Trial]int{
 				history.LockKept: 1, history.LeaseKept: 1, history.LockPassed: 1, history.FullGet: 1, history.FullDelete: 1,
-			}},
+			},
+		},
 		{"in a full Redis, but for less than a lease", first + `
 			900 a locked l since 890 fence 5 by a1
 			1400 a unlocked l since 1399 by a1

@@ -34,6 +34,7 @@ func (s slow) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 
 // flood has n callers send a command each, with half a second for it.
 func flood(t *testing.T, b *batch.Batcher, n int) []<-chan outcome {
+	t.Helper()
 	all := make([]<-chan outcome, n)
 	for i := range all {
 		all[i] = do(t.Context(), b, 500*time.Millisecond, set(fmt.Sprint("k", i), "v"))

@@ -142,7 +142,7 @@ func (r *Router) find(ctx context.Context, within time.Duration, addr string) *r
 	limit, again := time.NewTimer(within), time.NewTicker(hedge)
 	defer limit.Stop()
 	defer again.Stop()
-	for tries := 0; tries < 3; tries++ {
+	for range 3 {
 		r.mu.Lock()
 		ended := r.loading.ended
 		r.mu.Unlock()

@@ -119,7 +119,7 @@ func TestTaskIsDoneOnceMore(t *testing.T) {
 		l.Add(task)
 		time.Sleep(time.Second - 1)
 		s.want(t, "before", 1)
-		time.Sleep(2)
+		time.Sleep(2 * time.Nanosecond)
 		s.want(t, "after that time", 2)
 		time.Sleep(time.Hour)
 		s.want(t, "an hour later", 2)

@@ -180,7 +180,7 @@ func (c *Client) persist(ctx context.Context, err error, send func(within time.D
 			error
 			NotSent() bool
 		}](last); ok && wasCut && e.NotSent() {
-			last = afterCut{last}
+			last = afterCutError{last}
 		}
 	}()
 	for pause := firstPause; err != nil; pause = min(2*pause, longestPause) {
@@ -207,12 +207,12 @@ func (c *Client) persist(ctx context.Context, err error, send func(within time.D
 	return nil
 }
 
-// afterCut is the error of an operation of which an earlier attempt may have
+// afterCutError is the error of an operation of which an earlier attempt may have
 // arrived: the connection ended before the answer came. batch.NotSent asks it.
-type afterCut struct{ error }
+type afterCutError struct{ error }
 
-func (e afterCut) Unwrap() error { return e.error }
-func (afterCut) NotSent() bool   { return false }
+func (e afterCutError) Unwrap() error { return e.error }
+func (afterCutError) NotSent() bool   { return false }
 
 // Discreet returns an error without the arguments that the server quotes in it. To a
 // command that it does not know, because it was renamed or a proxy has no such command,

@@ -16,8 +16,8 @@ type plain struct {
 	Took    time.Duration
 	Tags    map[string][]string
 	Nested  struct{ X, Y [2]float64 }
-	private chan int
-	again   struct{ At time.Time }
+	private chan int               //nolint:unused // a codec skips it
+	again   struct{ At time.Time } //nolint:unused // likewise
 }
 
 type (
