@@ -164,7 +164,7 @@ func TestRefusedPublishIsLogged(t *testing.T) {
 				}
 			}
 			if n := log.count(logSilent); n != 1 {
-				t.Errorf("the log was told %d times: %s", n, log.text.String())
+				t.Errorf("the log has %d such lines: %s", n, log.text.String())
 			}
 		})
 	}
@@ -203,6 +203,6 @@ func TestRefusedPublishOfALockIsLogged(t *testing.T) {
 		t.Errorf("Do = %v", err)
 	}
 	if n := log.count(logSilent); n != 1 {
-		t.Errorf("the log was told %d times: %s", n, log.text.String())
+		t.Errorf("the log has %d such lines: %s", n, log.text.String())
 	}
 }
