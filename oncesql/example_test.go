@@ -44,7 +44,7 @@ func ExampleNew_columns() {
 		Key:     "number",
 		Columns: []string{"title", "added_at"},
 		Values:  func(v Article) []any { return []any{v.Title, v.Added} },
-		Scan: func(scan func(dest ...any) error) (v Article, err error) {
+		Scan: func(_ string, scan func(dest ...any) error) (v Article, err error) {
 			err = scan(&v.Title, &v.Added)
 			return v, err
 		},

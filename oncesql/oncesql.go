@@ -74,7 +74,7 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 	s := &Store[V]{db: db, dialect: d, fold: opt.FoldKeys}
 	if len(opt.Columns) > 0 {
 		s.write = func(key string, v V) ([]any, error) { return columnValues(opt.Values(v), len(opt.Columns), key) }
-		s.read = func(_ string, scan func(dest ...any) error) (V, error) { return opt.Scan(scan) }
+		s.read = opt.Scan
 		s.prepare(opt.Table, opt.Key, opt.Columns, "")
 		return s, nil
 	}

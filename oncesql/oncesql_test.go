@@ -35,7 +35,7 @@ func (codec) Unmarshal(data []byte, v any) error { return json.Unmarshal(data, v
 
 func values(v string) []any { return []any{v} }
 
-func scan(scan func(dest ...any) error) (v string, err error) {
+func scan(_ string, scan func(dest ...any) error) (v string, err error) {
 	err = scan(&v)
 	return v, err
 }

@@ -59,12 +59,13 @@ type Options[V any] struct {
 	// types that database/sql takes.
 	Values func(v V) []any
 
-	// Scan reads a value from a row: it calls scan as it would
+	// Scan returns the value of a row. key is the key that was asked for; the row's
+	// may differ from it if FoldKeys is set. Scan calls scan as it would call
 	// [database/sql.Rows.Scan], with one destination for each of Columns. Its
 	// error comes back unchanged from [Store.Lookup] and [Store.Create]. A row
 	// for which it returns [fetchonce.ErrNotFound] counts as absent for a
 	// Lookup, but still has the key, so that a Create returns that error too.
-	Scan func(scan func(dest ...any) error) (V, error)
+	Scan func(key string, scan func(dest ...any) error) (V, error)
 }
 
 // check sets the defaults of opt, and returns an error that names the first

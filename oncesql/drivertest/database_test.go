@@ -261,7 +261,7 @@ var forms = []form{
 	{"columns", oncesql.Options[thing]{
 		Columns: []string{"name", "size"},
 		Values:  func(v thing) []any { return []any{v.Name, v.Size} },
-		Scan: func(scan func(dest ...any) error) (v thing, err error) {
+		Scan: func(_ string, scan func(dest ...any) error) (v thing, err error) {
 			err = scan(&v.Name, &v.Size)
 			return v, err
 		},

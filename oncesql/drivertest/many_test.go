@@ -303,7 +303,7 @@ func TestLookupManyPassesOnErrorsOfScan(t *testing.T) {
 				Table:   "things",
 				Columns: []string{"name"},
 				Values:  func(v string) []any { return []any{v} },
-				Scan: func(scan func(dest ...any) error) (v string, err error) {
+				Scan: func(_ string, scan func(dest ...any) error) (v string, err error) {
 					if err := scan(&v); err != nil {
 						return "", err
 					}

@@ -232,7 +232,7 @@ func TestCreateReturnsWhatMySQLMadeOfIt(t *testing.T) {
 		Table:   "moments",
 		Columns: []string{"at"},
 		Values:  func(v time.Time) []any { return []any{v} },
-		Scan: func(scan func(dest ...any) error) (v time.Time, err error) {
+		Scan: func(_ string, scan func(dest ...any) error) (v time.Time, err error) {
 			err = scan(&v)
 			return v, err
 		},

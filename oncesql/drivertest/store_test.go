@@ -97,7 +97,7 @@ func TestCreateReturnsWhatTheDatabaseMadeOfIt(t *testing.T) {
 		Table:   "moments",
 		Columns: []string{"at"},
 		Values:  func(v time.Time) []any { return []any{v} },
-		Scan: func(scan func(dest ...any) error) (v time.Time, err error) {
+		Scan: func(_ string, scan func(dest ...any) error) (v time.Time, err error) {
 			err = scan(&v)
 			return v, err
 		},
@@ -130,7 +130,7 @@ func TestDeclaredTypesHoldInBothStatements(t *testing.T) {
 		Table:   "moments",
 		Columns: []string{"at", "ok", "data"},
 		Values:  func(v moment) []any { return []any{v.At, v.OK, v.Data} },
-		Scan: func(scan func(dest ...any) error) (v moment, err error) {
+		Scan: func(_ string, scan func(dest ...any) error) (v moment, err error) {
 			err = scan(&v.At, &v.OK, &v.Data)
 			return v, err
 		},
@@ -492,7 +492,7 @@ func TestWrongNumberOfValuesIsRefusedBeforeTheInsert(t *testing.T) {
 				Table:   "things",
 				Columns: []string{"a", "b"},
 				Values:  func(v string) []any { return []any{v} },
-				Scan:    func(func(dest ...any) error) (string, error) { return "", nil },
+				Scan:    func(string, func(dest ...any) error) (string, error) { return "", nil },
 			})
 			const want = `oncesql: create "k": Values returned 1 values for 2 Columns`
 			if _, err := s.Create(t.Context(), "k", "v"); err == nil || err.Error() != want {
@@ -512,7 +512,7 @@ func TestErrorOfScanComesBackUnchanged(t *testing.T) {
 					Table:   "things",
 					Columns: []string{"name"},
 					Values:  func(v string) []any { return []any{v} },
-					Scan: func(scan func(dest ...any) error) (v string, err error) {
+					Scan: func(_ string, scan func(dest ...any) error) (v string, err error) {
 						if err := scan(&v); err != nil {
 							return "", err
 						}
@@ -530,6 +530,42 @@ func TestErrorOfScanComesBackUnchanged(t *testing.T) {
 	}
 }
 
+// FoldKeys makes two keys one row. Scan gets the key of the call, and not the row's.
+func TestScanIsGivenTheKeyThatWasAskedFor(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			keyType := map[oncesql.Dialect]string{oncesql.Postgres: "int", oncesql.MySQL: "varchar(20)", oncesql.SQLite: "text COLLATE NOCASE"}[d.dialect]
+			row, asked := "Bob", "bob"
+			if d.dialect == oncesql.Postgres {
+				row, asked = "7", "007"
+			}
+			d.exec(t, "CREATE TABLE things (id "+keyType+" NOT NULL PRIMARY KEY, name text)", "INSERT INTO things VALUES ('"+row+"', 'v')")
+			s := newStore(t, d, oncesql.Options[string]{
+				Table: "things", Key: "id", FoldKeys: true,
+				Columns: []string{"name"},
+				Values:  func(v string) []any { return []any{v} },
+				Scan: func(key string, scan func(dest ...any) error) (v string, err error) {
+					err = scan(&v)
+					return key + " has " + v, err
+				},
+			})
+			for _, key := range []string{row, asked} {
+				want := key + " has v"
+				if v, err := s.Lookup(t.Context(), key); v != want || err != nil {
+					t.Errorf("Lookup(%s) = %q, %v; want %q", key, v, err, want)
+				}
+				if v, err := s.Create(t.Context(), key, "w"); v != want || err != nil {
+					t.Errorf("Create(%s) = %q, %v; want %q", key, v, err, want)
+				}
+				if found, err := s.LookupMany(t.Context(), []string{key, "8"}); found[key] != want || len(found) != 1 || err != nil {
+					t.Errorf("LookupMany(%s) = %v, %v; want %q", key, found, err, want)
+				}
+			}
+		})
+	}
+}
+
 func TestScanThatPanicsLeavesNoConnectionBusy(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -539,7 +575,7 @@ func TestScanThatPanicsLeavesNoConnectionBusy(t *testing.T) {
 				Table:   "things",
 				Columns: []string{"name"},
 				Values:  func(v string) []any { return []any{v} },
-				Scan:    func(func(dest ...any) error) (string, error) { panic("no") },
+				Scan:    func(string, func(dest ...any) error) (string, error) { panic("no") },
 			})
 			func() {
 				defer func() { _ = recover() }()
@@ -602,7 +638,7 @@ func slugs(t *testing.T, d database) *oncesql.Store[string] {
 		Table:   "pages",
 		Columns: []string{"slug"},
 		Values:  func(v string) []any { return []any{v} },
-		Scan: func(scan func(dest ...any) error) (v string, err error) {
+		Scan: func(_ string, scan func(dest ...any) error) (v string, err error) {
 			err = scan(&v)
 			return v, err
 		},
