@@ -24,7 +24,7 @@ func withinSeconds(opt *options) {
 func patient(opt *redis.ClusterOptions) { opt.ReadTimeout = time.Minute }
 
 // keysOf returns n keys of the nodes for which ok holds.
-func keysOf(t *testing.T, rdb *redis.ClusterClient, nodes []*redistest.Process, n int, ok func(*redistest.Process) bool) []string {
+func keysOf(t testing.TB, rdb *redis.ClusterClient, nodes []*redistest.Process, n int, ok func(*redistest.Process) bool) []string {
 	t.Helper()
 	var keys []string
 	for i := 0; len(keys) < n; i++ {

@@ -29,7 +29,7 @@ func tell(t *testing.T, node *redistest.Process, args ...any) string {
 }
 
 // nodeOf returns which of the nodes has a key.
-func nodeOf(t *testing.T, rdb *redis.ClusterClient, nodes []*redistest.Process, key string) *redistest.Process {
+func nodeOf(t testing.TB, rdb *redis.ClusterClient, nodes []*redistest.Process, key string) *redistest.Process {
 	t.Helper()
 	master, err := rdb.MasterForKey(t.Context(), "test:v:{"+key+"}")
 	if err != nil {
