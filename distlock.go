@@ -218,7 +218,7 @@ func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *L
 		}
 		held, ls, err := lk.begin(ctx, n, h)
 		if !errors.Is(err, errTooLate) {
-			lk.trace.locked(ctx, asked, TraceLock{Name: name, HandedOn: ls != nil && ls.handed, Err: err})
+			lk.trace.locked(ctx, asked, TraceLock{Name: name, LocalHandoff: ls != nil && ls.handed, Err: err})
 			return held, ls, err
 		}
 		// This process was stopped between having the lease and using it.

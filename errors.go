@@ -86,20 +86,20 @@ func (e *PanicError) Unwrap() error {
 // A ManyError says which keys of a [Loader.GetMany] failed, and how. [errors.Is]
 // and [errors.As] look into all of their errors.
 type ManyError struct {
-	Errs map[string]error // by key
+	Errors map[string]error // by key
 }
 
 // Error names a few of the keys, and says how many there are.
 func (e *ManyError) Error() string {
 	const most = 3
-	keys := slices.Sorted(maps.Keys(e.Errs))
+	keys := slices.Sorted(maps.Keys(e.Errors))
 	var b strings.Builder
 	fmt.Fprintf(&b, "fetchonce: %d keys failed: ", len(keys))
 	for i, key := range keys[:min(len(keys), most)] {
 		if i > 0 {
 			b.WriteString("; ")
 		}
-		fmt.Fprintf(&b, "%q: %v", key, e.Errs[key])
+		fmt.Fprintf(&b, "%q: %v", key, e.Errors[key])
 	}
 	if len(keys) > most {
 		b.WriteString("; and others")
@@ -109,9 +109,9 @@ func (e *ManyError) Error() string {
 
 // Unwrap returns the errors of all keys.
 func (e *ManyError) Unwrap() []error {
-	errs := make([]error, 0, len(e.Errs))
-	for _, key := range slices.Sorted(maps.Keys(e.Errs)) {
-		errs = append(errs, e.Errs[key])
+	errs := make([]error, 0, len(e.Errors))
+	for _, key := range slices.Sorted(maps.Keys(e.Errors)) {
+		errs = append(errs, e.Errors[key])
 	}
 	return errs
 }

@@ -244,13 +244,13 @@ func (g *gathering[V]) serve(ctx context.Context, r *round[V], members []*member
 
 // fetching returns the trace of the fetch for some members.
 func (g *gathering[V]) fetching(ctx context.Context, r *round[V], members []*member[V]) *fetchTrace {
-	info := TraceFetch{Keys: len(members), Behind: true}
+	info := TraceFetch{Keys: len(members), Background: true}
 	if len(members) == 1 {
 		info.Key = members[0].key
 	}
 	for _, m := range members {
-		info.Behind = info.Behind && m.behind
-		info.Blind = info.Blind || m.blind
+		info.Background = info.Background && m.behind
+		info.Unleased = info.Unleased || m.blind
 	}
 	trace := g.trace.fetching(ctx, info)
 	g.mu.Lock()

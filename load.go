@@ -270,7 +270,7 @@ func (r *run[V]) waitEnds(ctx context.Context) { r.waitOver(ctx, ctx.Err() == ni
 // waitOver tells of it, if there was one that was not told yet.
 func (r *run[V]) waitOver(ctx context.Context, served bool) {
 	if !r.waiting.IsZero() {
-		r.trace.waited(ctx, TraceWait{Key: r.k.user, Took: time.Since(r.waiting), Served: served})
+		r.trace.waited(ctx, TraceWait{Key: r.k.user, Took: time.Since(r.waiting), Answered: served})
 		r.waiting = time.Time{}
 	}
 }
@@ -377,7 +377,7 @@ type fetching struct {
 // waits for it until the context limited ends: it may not heed its context, and
 // then goes on alone.
 func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
-	trace := r.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Behind: r.behind, Blind: fence == 0})
+	trace := r.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Background: r.behind, Unleased: fence == 0})
 	ended := make(chan made[V], 1)
 	go func() {
 		m := made[V]{trace: trace}
@@ -483,7 +483,7 @@ func (r *run[V]) fill(ctx context.Context, a protocol.Acquired, m made[V]) {
 		r.notices.warn(noticeUnstored, filled.Refused)
 	}
 	if err = cmp.Or(err, filled.Refused, unkept); keep > 0 || err != nil {
-		r.trace.stored(ctx, TraceStore{Key: r.k.user, Bytes: len(sealed), Refused: err == nil && !filled.Stored, Err: err})
+		r.trace.stored(ctx, TraceStore{Key: r.k.user, Bytes: len(sealed), Superseded: err == nil && !filled.Stored, Err: err})
 	}
 }
 

@@ -216,7 +216,7 @@ func lookupMany[V any](ctx context.Context, s manyStore[V], keys []string) (foun
 		values, err := s.LookupMany(ctx, some)
 		maps.Copy(found, values)
 		if many, ok := errors.AsType[*ManyError](err); ok {
-			maps.Copy(own, many.Errs)
+			maps.Copy(own, many.Errors)
 			return nil
 		}
 		if errors.Is(err, ErrNotFound) {
@@ -322,7 +322,7 @@ func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
 		}
 	}
 	if len(errs) > 0 {
-		return values, &ManyError{Errs: errs}
+		return values, &ManyError{Errors: errs}
 	}
 	return values, nil
 }

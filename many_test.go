@@ -172,7 +172,7 @@ func TestGetManyPartialFailure(t *testing.T) {
 			t.Errorf("GetMany = %v", got)
 		}
 		many, ok := errors.AsType[*fetchonce.ManyError](err)
-		if !ok || !errors.Is(err, boom) || len(many.Errs) != 2 || many.Errs["b"] != boom || many.Errs["c"] != boom {
+		if !ok || !errors.Is(err, boom) || len(many.Errors) != 2 || many.Errors["b"] != boom || many.Errors["c"] != boom {
 			t.Errorf("GetMany = %v, want an error that lists b and c", err)
 		}
 
@@ -307,10 +307,10 @@ func TestGetManyWithANodeDown(t *testing.T) {
 	c.Nodes()[0].Kill()
 	got, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch)
 	many, ok := errors.AsType[*fetchonce.ManyError](err)
-	if !ok || len(got) < 30 || len(got)+len(many.Errs) != len(keys) {
+	if !ok || len(got) < 30 || len(got)+len(many.Errors) != len(keys) {
 		t.Errorf("GetMany = %d values, %v", len(got), err)
 	}
-	for key := range many.Errs {
+	for key := range many.Errors {
 		if _, ok := got[key]; ok {
 			t.Errorf("%s came back, and failed", key)
 		}
@@ -332,7 +332,7 @@ func TestGetManyNearWithANodeDown(t *testing.T) {
 	for range 3 {
 		got, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch)
 		many, ok := errors.AsType[*fetchonce.ManyError](err)
-		if !ok || len(got) < 30 || len(got)+len(many.Errs) != len(keys) {
+		if !ok || len(got) < 30 || len(got)+len(many.Errors) != len(keys) {
 			t.Errorf("GetMany = %d values, %v", len(got), err)
 		}
 	}
@@ -420,7 +420,7 @@ func TestReentrantGetManyIsRefused(t *testing.T) {
 		_, err := l.GetMany(t.Context(), numbered(0, 3), func(ctx context.Context, keys []string) (map[string]string, error) {
 			return l.GetMany(ctx, keys, (&bulk{}).fetch)
 		})
-		if many, ok := errors.AsType[*fetchonce.ManyError](err); !ok || len(many.Errs) != 3 {
+		if many, ok := errors.AsType[*fetchonce.ManyError](err); !ok || len(many.Errors) != 3 {
 			t.Errorf("GetMany = %v, want an error for each key", err)
 		}
 	})

@@ -55,7 +55,7 @@ func TestOneBadKeyOfAStoreFailsAlone(t *testing.T) {
 		failed  int
 		lookups int // before the fetch and again under the lease
 	}{
-		"it says which":   {&fetchonce.ManyError{Errs: map[string]error{"bad": mine}}, 1, 1 + 1},
+		"it says which":   {&fetchonce.ManyError{Errors: map[string]error{"bad": mine}}, 1, 1 + 1},
 		"it says that":    {mine, 1, 1 + 2 + 2 + 2 + 1},
 		"it is not there": {io.EOF, 6, 1},
 	} {
@@ -74,7 +74,7 @@ func TestOneBadKeyOfAStoreFailsAlone(t *testing.T) {
 						return map[string]string{keys[0]: "fetched"}, nil
 					})
 				many, ok := errors.AsType[*fetchonce.ManyError](err)
-				if !ok || len(many.Errs) != test.failed || test.failed == 1 && many.Errs["bad"] != mine {
+				if !ok || len(many.Errors) != test.failed || test.failed == 1 && many.Errors["bad"] != mine {
 					t.Errorf("GetMany's error is %v; want that of %d keys", err, test.failed)
 				}
 				want := map[string]string{"a": "row", "b": "row", "c": "row", "d": "row", "e": "fetched"}

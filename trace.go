@@ -11,87 +11,77 @@ import (
 	"github.com/fetchonce/fetchonce/internal/flight"
 )
 
-// A Trace is functions that are told what a [Loader] or a [Locker] does; any of
-// them may be nil, and then costs nothing. The package onceotel has a Trace that
-// makes metrics of it.
+// A Trace holds hooks that report what a [Loader] or a [Locker] does. A nil hook is
+// skipped and costs nothing. Package onceotel has a Trace that records metrics.
 //
-// Each function is called once for each thing that it tells of, after that has
-// happened. A function may be called by many goroutines at once: by that of the
-// caller whom it is about, and by goroutines of ours. All wait for it, and the
-// one that hears of changes for the near copies is among them, so it must return
-// soon, and must not call the Loader or the Locker. A panic in it is told the
-// Logger, once in ten seconds, and goes no further. The functions are read when
-// the Loader or Locker is made.
+// A hook is called once for each event, after the event. Hooks run on the caller's
+// goroutine and on internal goroutines, concurrently. The goroutine that drops near
+// entries is one of them, so a hook must return quickly and must not call the Loader
+// or Locker. A panic in a hook is recovered and logged at most every ten seconds.
+// [New] and [NewLocker] copy the hooks.
 //
-// The context has the values of the caller's, or of one of the callers' where
-// there are several, and may have ended. Where there is no caller it has none.
+// The context carries the values of the caller's context, or of one caller's context
+// when several share the event. It may have ended. Without a caller it is empty.
 //
-// Keys and names are as the caller gave them. They may be secrets, and there may
-// be millions of them: nothing to have as a label of a metric. Errors may have a
-// key in their text.
+// Keys and lock names are as the caller gave them. They may be secret and they are
+// unbounded: do not use them as metric labels. The text of an error may contain a key.
 //
 // # Fetches saved
 //
-// Every Got is of one [GetKind]. So, in any time,
+// Each Get is of one [GetKind]. Over any period:
 //
-//	gets   = hits + misses + joined + refused
-//	misses and joined = Gets for which a fetch would be due
-//	saved  = misses + joined - fetches
+//	gets                = hits + misses + joined + failed
+//	fetches without us  = misses + joined
+//	saved               = misses + joined - fetches
 //
-// where fetches is the sum of [TraceFetch.Keys] of all that are not
-// [TraceFetch.Behind]. That is what this library has saved beyond what a cache
-// without it would: of 50 callers of a key that is not there, in all processes,
-// 49 are saved. Over one process it is what that process has saved, and it may be
-// less than none for a while, as a fetch is told before the Gets that it answers.
+// where fetches is the sum of [TraceFetch.Keys] without [TraceFetch.Background]. If 50
+// callers in all processes ask for a missing key, 49 fetches are saved. For one process
+// the figure may be negative for a moment: a fetch is reported before its Gets.
 type Trace struct {
-	// Got tells of a [Loader.Get] or [Loader.Load], or of one key of a
-	// [Loader.GetMany], that is about to return, on the caller's goroutine. A call
-	// that is refused for its arguments, because its context had ended before, or
-	// because the Loader was closed, is not told.
+	// Got reports a [Loader.Get], a [Loader.Load] or one key of a [Loader.GetMany]. It
+	// runs on the caller's goroutine, just before the call returns. Calls with invalid
+	// arguments, an ended context or a closed Loader are not reported.
 	Got func(context.Context, TraceGet)
 
-	// Fetched tells of a fetch that has returned, or that is not waited for any
-	// more, whatever it does: because its time is over, or all callers have left.
+	// Fetched reports a fetch that returned, or that nobody waits for any more: it timed
+	// out, or all its callers left.
 	Fetched func(context.Context, TraceFetch)
 
-	// Waited tells of a load that has waited for another process, once it does
-	// not any more. All callers in this process wait in one load.
+	// Waited reports the end of a load's wait for another process. All callers in this
+	// process share one wait.
 	Waited func(context.Context, TraceWait)
 
-	// Stored tells of what was fetched and came to be stored in Redis, or did not.
-	// What [Loader.Set] stores, and what is not to be kept, is not told.
+	// Stored reports a fetched value that was written to Redis, or could not be. It does
+	// not report [Loader.Set], nor values that are not to be kept.
 	Stored func(context.Context, TraceStore)
 
-	// LeaseLost tells of a lease that was lost while the fetch ran under it: the
-	// key was deleted or set meanwhile, or the lease could not be renewed in time.
-	// It is called when the fetch has ended.
+	// LeaseLost reports a lease that was lost during its fetch: the key was deleted or
+	// set, or a renewal failed. It is called when the fetch has ended.
 	LeaseLost func(context.Context, TraceLease)
 
-	// RedisFailed tells of an operation in Redis that failed, after all retries. An
-	// operation that was given up because its caller's context had ended is not
-	// told.
+	// RedisFailed reports a Redis operation that failed after all retries. Operations
+	// that were cancelled by their caller's context are not reported.
 	RedisFailed func(context.Context, TraceRedisError)
 
-	// NearDropped tells of near copies that are not used any more before their
-	// time; see [Near].
+	// NearDropped reports near entries that were dropped before their TTL; see [Near].
 	NearDropped func(context.Context, TraceNearDrop)
 
-	// Locked tells of an Acquire or a Do, or of a TryAcquire or TryDo, that has
-	// the lock, or will not get it. What is refused for its arguments is not told.
+	// Locked reports the result of an Acquire, Do, TryAcquire or TryDo. Calls with
+	// invalid arguments are not reported.
 	Locked func(context.Context, TraceLock)
 
-	// Unlocked tells of a [Lease] that was released, on the goroutine that did.
+	// Unlocked reports the release of a [Lease], on the goroutine that released it.
 	Unlocked func(context.Context, TraceUnlock)
 }
 
-// A TraceGet is what [Trace.Got] is told.
+// A TraceGet is the event of [Trace.Got].
 type TraceGet struct {
 	Key    string
 	Kind   GetKind
-	Source Source        // where the value came from, or the word that there is none; 0 if it is not known
-	Stale  bool          // an old value was returned; see [Result.Stale]
-	Took   time.Duration // from when there was nothing to be found until it returns, a GetMany with all its keys; 0 for a hit
-	Err    error         // as the caller gets it; a [*PanicError] if Get panics with it
+	Source Source        // where the value, or the knowledge that there is none, came from; 0 if unknown
+	Stale  bool          // a stale value was returned; see [Result.Stale]
+	Took   time.Duration // from the end of the lookup to the return, for all keys of a GetMany; 0 for a hit
+	Err    error         // what the caller receives; a [*PanicError] if Get panics with it
 }
 
 // A GetKind says how a Get was answered.
@@ -99,13 +89,13 @@ type GetKind int
 
 // The kinds of Gets.
 const (
-	GetHit     GetKind = iota + 1 // with what was kept: near, in Redis, or in a Store without Redis
-	GetMiss                       // by a load that this caller has begun
-	GetJoined                     // by a load that another caller of this process had begun
-	GetRefused                    // by an error, before it came to a load
+	GetHit    GetKind = iota + 1 // by the lookup: near cache, Redis, or a Store without Redis
+	GetMiss                      // by a load that this caller started
+	GetJoined                    // by a load that another caller of this process started
+	GetFailed                    // by an error, before a load
 )
 
-// String returns the name of k: hit, miss, joined or refused.
+// String returns the name of k: hit, miss, joined or failed.
 func (k GetKind) String() string {
 	switch k {
 	case GetHit:
@@ -114,73 +104,73 @@ func (k GetKind) String() string {
 		return "miss"
 	case GetJoined:
 		return "joined"
-	case GetRefused:
-		return "refused"
+	case GetFailed:
+		return "failed"
 	}
 	return "none"
 }
 
-// A TraceFetch is what [Trace.Fetched] is told.
+// A TraceFetch is the event of [Trace.Fetched].
 type TraceFetch struct {
-	Key    string // empty for a batch of several keys
-	Keys   int    // how many keys it was to fetch: 1 but for a GetMany
-	Behind bool   // nobody waited for it when it began: it is the refresh of a value that is kept
-	Blind  bool   // without a lease, because Redis was down
-	Took   time.Duration
+	Key        string // empty for a batch fetch of several keys
+	Keys       int    // number of keys to fetch: 1 except in a GetMany
+	Background bool   // no caller waited for it when it started: it refreshes a kept value
+	Unleased   bool   // it ran without a lease, because Redis was unavailable
+	Took       time.Duration
 
 	// Err is nil, an [ErrNotFound], or the failure: a [*PanicError] if the fetch
-	// has panicked; if its context has ended, why: [ErrFetchTimeout],
-	// [ErrLockLost], [ErrClosed], or [context.Canceled] if all callers have left;
-	// else its own error. That a batch has not found some of its keys is no error.
+	// panicked, or the fetch's own error. If its context ended, Err is the cause:
+	// [ErrFetchTimeout], [ErrLockLost], [ErrClosed], or [context.Canceled] when all
+	// callers left. A batch fetch that does not find some keys has no error.
 	Err error
 }
 
-// A TraceWait is what [Trace.Waited] is told.
+// A TraceWait is the event of [Trace.Waited].
 type TraceWait struct {
-	Key    string
-	Took   time.Duration
-	Served bool // the other process, or what it has stored or failed with, was the answer
+	Key      string
+	Took     time.Duration
+	Answered bool // the other process answered, with its value or its failure
 }
 
-// A TraceStore is what [Trace.Stored] is told.
+// A TraceStore is the event of [Trace.Stored].
 type TraceStore struct {
-	Key     string
-	Bytes   int   // as encoded
-	Refused bool  // it came too late: the lease was not ours any more
-	Err     error // it cannot be encoded or read back, is too large, or Redis failed
+	Key        string
+	Bytes      int   // encoded size
+	Superseded bool  // not stored: the lease was lost before the value arrived
+	Err        error // it cannot be encoded or read back, is too large, or Redis failed
 }
 
-// A TraceLease is what [Trace.LeaseLost] is told.
+// A TraceLease is the event of [Trace.LeaseLost].
 type TraceLease struct {
 	Key  string
-	Held time.Duration // from when the lease was asked for until the fetch had ended
+	Held time.Duration // from the request for the lease to the end of the fetch
 }
 
-// A TraceRedisError is what [Trace.RedisFailed] is told.
+// A TraceRedisError is the event of [Trace.RedisFailed].
 type TraceRedisError struct {
-	// Op is one of read, acquire, renew, fill, release, set and invalidate of a
-	// Loader, where invalidate is of a Delete or Update, and of lock, renew lock and
-	// unlock of a Locker.
+	// Op is one of read, acquire, renew, fill, release, set and invalidate for a Loader
+	// (invalidate is that of Delete and Update), and lock, renew lock and unlock for a
+	// Locker.
 	Op  string
 	Err error
 }
 
-// A TraceNearDrop is what [Trace.NearDropped] is told.
+// A TraceNearDrop is the event of [Trace.NearDropped].
 type TraceNearDrop struct {
-	Copies int  // how many, about
-	Reset  bool // all there were: the connection that hears of changes was lost, a cluster has changed, or the database was emptied. Else one value has changed
+	Copies int  // number of entries, approximate
+	Reset  bool // all entries: the tracking connection was lost, the cluster changed, or the database was emptied
 }
 
-// A TraceLock is what [Trace.Locked] is told.
+// A TraceLock is the event of [Trace.Locked].
 type TraceLock struct {
-	Name     string
-	Try      bool // it would not wait
-	Waited   time.Duration
-	HandedOn bool  // from another holder in this process, without a word to Redis
-	Err      error // why there is no lock: [ErrLocked], with the cause if a wait was given up, [ErrClosed], or an [*Error] of Redis
+	Name         string
+	Try          bool // TryAcquire or TryDo
+	Waited       time.Duration
+	LocalHandoff bool  // taken over from a holder in this process, without a command to Redis
+	Err          error // why there is no lock: [ErrLocked], joined with the cause of a wait that ended, [ErrClosed], or an [*Error]
 }
 
-// A TraceUnlock is what [Trace.Unlocked] is told.
+// A TraceUnlock is the event of [Trace.Unlocked].
 type TraceUnlock struct {
 	Name string
 	Held time.Duration
@@ -218,7 +208,7 @@ func (t *tracer) looked(ctx context.Context, key string, found bool, source Sour
 
 func (t *tracer) got(ctx context.Context, key string, found bool, source Source, err error) {
 	defer t.caught()
-	kind := GetRefused
+	kind := GetFailed
 	if found {
 		kind = GetHit
 	}
@@ -235,7 +225,7 @@ func (t *tracer) missed() miss {
 	if t.Got == nil {
 		return miss{}
 	}
-	return miss{began: time.Now(), kind: GetRefused}
+	return miss{began: time.Now(), kind: GetFailed}
 }
 
 // joined notes that it waits for a load, which it has started or not.
@@ -250,7 +240,7 @@ func (m *miss) joined(started bool) {
 
 // old notes that what was seen is the answer: a hit, unless it has waited before.
 func (m *miss) old() {
-	if m.kind == GetRefused {
+	if m.kind == GetFailed {
 		m.kind = GetHit
 	}
 }

@@ -78,19 +78,19 @@ func (x *told) saved() int {
 	n := x.kinds()
 	saved := n[fetchonce.GetMiss] + n[fetchonce.GetJoined]
 	for _, f := range x.fetches {
-		if !f.Behind {
+		if !f.Background {
 			saved -= f.Keys
 		}
 	}
 	return saved
 }
 
-func (x *told) wantKinds(hits, misses, joined, refused int) {
+func (x *told) wantKinds(hits, misses, joined, failed int) {
 	x.t.Helper()
 	n := x.kinds()
-	got := [4]int{n[fetchonce.GetHit], n[fetchonce.GetMiss], n[fetchonce.GetJoined], n[fetchonce.GetRefused]}
-	if want := [4]int{hits, misses, joined, refused}; got != want {
-		x.t.Errorf("hits, misses, joined, refused: %v; want %v", got, want)
+	got := [4]int{n[fetchonce.GetHit], n[fetchonce.GetMiss], n[fetchonce.GetJoined], n[fetchonce.GetFailed]}
+	if want := [4]int{hits, misses, joined, failed}; got != want {
+		x.t.Errorf("hits, misses, joined, failed: %v; want %v", got, want)
 	}
 }
 
@@ -133,8 +133,8 @@ func TestTraceOfAColdMiss(t *testing.T) {
 		wantEach(t, here.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Took: 3 * time.Second})
 		wantEach(t, there.fetches)
 		wantEach(t, here.waits)
-		wantEach(t, there.waits, fetchonce.TraceWait{Key: "k", Took: 3 * time.Second, Served: true})
-		if len(here.stores) != 1 || here.stores[0].Bytes == 0 || here.stores[0].Refused || here.stores[0].Err != nil {
+		wantEach(t, there.waits, fetchonce.TraceWait{Key: "k", Took: 3 * time.Second, Answered: true})
+		if len(here.stores) != 1 || here.stores[0].Bytes == 0 || here.stores[0].Superseded || here.stores[0].Err != nil {
 			t.Errorf("stored: %+v; want one value", here.stores)
 		}
 		for _, x := range []*told{here, there} {
@@ -195,7 +195,7 @@ func TestTraceOfARefresh(t *testing.T) {
 		}
 		stale := fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis, Stale: true}
 		wantEach(t, x.gets, stale, stale, stale, stale)
-		wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Behind: true, Took: time.Second, Err: boom})
+		wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Background: true, Took: time.Second, Err: boom})
 		if saved := x.saved(); saved != 0 {
 			t.Errorf("%d fetches were saved, want none", saved)
 		}
@@ -264,8 +264,8 @@ func TestTraceOfALostLease(t *testing.T) {
 				c.returns("v")
 				g.want("v")
 				wantEach(t, x.leases, fetchonce.TraceLease{Key: "k", Held: time.Second})
-				if len(x.stores) != 1 || x.stores[0].Refused == heeds {
-					t.Errorf("stored: %+v; want one, refused: %v", x.stores, !heeds)
+				if len(x.stores) != 1 || x.stores[0].Superseded == heeds {
+					t.Errorf("stored: %+v; want one, superseded: %v", x.stores, !heeds)
 				}
 				if heeds {
 					wantEach(t, x.fetches,
@@ -320,7 +320,7 @@ func TestTraceOfAWaitForNothing(t *testing.T) {
 		redistest.WireOf(rdb).Down()
 		o.next().returns("v")
 		g.want("v")
-		if len(x.waits) != 1 || x.waits[0].Served || x.waits[0].Took < time.Second || x.waits[0].Took > 6*time.Second {
+		if len(x.waits) != 1 || x.waits[0].Answered || x.waits[0].Took < time.Second || x.waits[0].Took > 6*time.Second {
 			t.Errorf("waits: %+v; want one, of a lease, that was not served", x.waits)
 		}
 		wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1})
@@ -343,7 +343,7 @@ func TestTraceWithoutRedis(t *testing.T) {
 					o.next().returns("blind")
 					g.want("blind")
 					x.wantKinds(0, 1, 0, 0)
-					wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Blind: true})
+					wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Unleased: true})
 				}
 				if err := l.Set(t.Context(), "k", "v"); err == nil {
 					t.Error("Set without Redis is said to be done")
@@ -521,7 +521,7 @@ func TestTraceOfALock(t *testing.T) {
 			fetchonce.TraceLock{Name: "it", Waited: time.Second, Err: c.err},
 			fetchonce.TraceLock{Name: "it", Waited: 2 * time.Second},
 			fetchonce.TraceLock{Name: "it", Try: true, Err: fetchonce.ErrLocked},
-			fetchonce.TraceLock{Name: "it", Waited: 2*time.Second + 5*time.Millisecond, HandedOn: true},
+			fetchonce.TraceLock{Name: "it", Waited: 2*time.Second + 5*time.Millisecond, LocalHandoff: true},
 			fetchonce.TraceLock{Name: "other", Try: true})
 		wantEach(t, x.unlocks,
 			fetchonce.TraceUnlock{Name: "it"},
@@ -602,7 +602,7 @@ func TestTraceTotals(t *testing.T) {
 							_, err = l.GetMany(ctx, []string{"0", "1", "2", key + "x"}, fetch)
 							many, _ := errors.AsType[*fetchonce.ManyError](err)
 							if err = nil; many != nil {
-								failed.Add(int64(len(many.Errs)))
+								failed.Add(int64(len(many.Errors)))
 							}
 						default:
 							gets.Add(1)
@@ -621,7 +621,7 @@ func TestTraceTotals(t *testing.T) {
 		time.Sleep(time.Minute) // for the fetches nobody waits for
 		n := x.kinds()
 		t.Logf("%v, %d fetches of %d keys, %d saved", n, fetched.Load(), keys.Load(), x.saved())
-		if sum := n[fetchonce.GetHit] + n[fetchonce.GetMiss] + n[fetchonce.GetJoined] + n[fetchonce.GetRefused]; int64(sum) != gets.Load() || sum != len(x.gets) {
+		if sum := n[fetchonce.GetHit] + n[fetchonce.GetMiss] + n[fetchonce.GetJoined] + n[fetchonce.GetFailed]; int64(sum) != gets.Load() || sum != len(x.gets) {
 			t.Errorf("%d Gets were told, as %v; there were %d", len(x.gets), n, gets.Load())
 		}
 		var toldKeys, toldFailed int64

@@ -1,36 +1,34 @@
-// Package onceotel makes metrics of OpenTelemetry of what fetchonce does.
+// Package onceotel records OpenTelemetry metrics of fetchonce.
 //
 //	trace, err := onceotel.Trace(onceotel.WithAttributes(attribute.String("loader", "things")))
 //	things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{Prefix: "things", Trace: trace})
 //
-// These are its instruments. All durations are in seconds.
+// The instruments and their attributes are below. Durations are in seconds.
 //
 //	fetchonce.gets                 counter    Gets, Loads and keys of a GetMany: kind, source, stale, outcome
-//	fetchonce.get.duration         histogram  how long those took that were no hits: kind, outcome
-//	fetchonce.fetch.duration       histogram  fetches: behind, blind, outcome
-//	fetchonce.fetch.keys           counter    keys that were fetched: behind
-//	fetchonce.wait.duration        histogram  waits for another process: served
-//	fetchonce.store.size           histogram  bytes that were stored in Redis, or not: outcome
+//	fetchonce.get.duration         histogram  Gets that were no hits: kind, outcome
+//	fetchonce.fetch.duration       histogram  fetches: background, unleased, outcome
+//	fetchonce.fetch.keys           counter    fetched keys: background
+//	fetchonce.wait.duration        histogram  waits for another process: answered
+//	fetchonce.fill.size            histogram  bytes of fetched values written to Redis: outcome
 //	fetchonce.lease.lost           counter    leases lost during a fetch
-//	fetchonce.redis.errors         counter    operations in Redis that failed: operation
-//	fetchonce.near.dropped         counter    near copies dropped before their time: reset
-//	fetchonce.near.resets          counter    times that all near copies were dropped
-//	fetchonce.lock.wait.duration   histogram  locks asked for: handed_on, try, outcome
-//	fetchonce.lock.hold.duration   histogram  locks held: outcome
+//	fetchonce.redis.errors         counter    failed Redis operations: operation
+//	fetchonce.near.dropped         counter    near entries dropped before their TTL: reset
+//	fetchonce.near.resets          counter    drops of all near entries
+//	fetchonce.lock.wait.duration   histogram  lock requests: local_handoff, try, outcome
+//	fetchonce.lock.hold.duration   histogram  lock holds: outcome
 //
-// The attributes are named fetchonce.kind, fetchonce.source and so on, as the
-// fields of the structs that a [fetchonce.Trace] is told. fetchonce.outcome is ok,
-// not_found, refused or error; with an error, error.type says which: fetch_timeout,
-// lock_lost, locked, closed, canceled, timeout, panic, fetchonce for an
-// [*fetchonce.Error] of another cause, or _OTHER. Every attribute has a few values:
-// no key, no name of a lock, and no text of an error is among them.
+// Attributes are named fetchonce.kind, fetchonce.source and so on, after the fields of
+// the [fetchonce.Trace] events. fetchonce.outcome is ok, not_found, superseded or error.
+// With an error, error.type is fetch_timeout, lock_lost, locked, closed, canceled,
+// timeout, panic, fetchonce (an [*fetchonce.Error] of another cause) or _OTHER. No
+// attribute contains a key, a lock name or the text of an error.
 //
-// Fetches saved, as [fetchonce.Trace] defines them, are the sum of fetchonce.gets
-// of the kinds miss and joined, less the sum of fetchonce.fetch.keys that are not
-// behind.
+// Fetches saved, as [fetchonce.Trace] defines them, are fetchonce.gets of the kinds miss
+// and joined minus fetchonce.fetch.keys with background=false.
 //
-// There are no spans. The context that a fetch is given has the values of one of
-// its callers', so a span that the fetch itself starts is a child of that caller's.
+// The package makes no spans. A fetch's context carries the values of one caller's
+// context, so a span that the fetch starts is a child of that caller's span.
 package onceotel
 
 import (
@@ -99,23 +97,23 @@ func Trace(opts ...Option) (*fetchonce.Trace, error) {
 
 // The names of attributes.
 const (
-	kind      = attribute.Key("fetchonce.kind")
-	source    = attribute.Key("fetchonce.source")
-	stale     = attribute.Key("fetchonce.stale")
-	outcome   = attribute.Key("fetchonce.outcome")
-	errorType = attribute.Key("error.type")
-	behind    = attribute.Key("fetchonce.behind")
-	blind     = attribute.Key("fetchonce.blind")
-	served    = attribute.Key("fetchonce.served")
-	operation = attribute.Key("fetchonce.operation")
-	reset     = attribute.Key("fetchonce.reset")
-	handedOn  = attribute.Key("fetchonce.handed_on")
-	try       = attribute.Key("fetchonce.try")
+	kind         = attribute.Key("fetchonce.kind")
+	source       = attribute.Key("fetchonce.source")
+	stale        = attribute.Key("fetchonce.stale")
+	outcome      = attribute.Key("fetchonce.outcome")
+	errorType    = attribute.Key("error.type")
+	background   = attribute.Key("fetchonce.background")
+	unleased     = attribute.Key("fetchonce.unleased")
+	answered     = attribute.Key("fetchonce.answered")
+	operation    = attribute.Key("fetchonce.operation")
+	reset        = attribute.Key("fetchonce.reset")
+	localHandoff = attribute.Key("fetchonce.local_handoff")
+	try          = attribute.Key("fetchonce.try")
 )
 
 func (m *maker) got() func(context.Context, fetchonce.TraceGet) {
 	gets := m.counter("fetchonce.gets", "{get}", "Gets, Loads and keys of a GetMany.")
-	took := m.histogram("fetchonce.get.duration", "s", "How long Gets took that were no hits.", seconds)
+	took := m.histogram("fetchonce.get.duration", "s", "Duration of Gets that were no hits.", seconds)
 
 	// Hits are frequent: what is said of them is made before.
 	hits := make(map[hit][]metric.AddOption)
@@ -153,48 +151,48 @@ func attributesOf(g fetchonce.TraceGet) []attribute.KeyValue {
 }
 
 func (m *maker) fetched() func(context.Context, fetchonce.TraceFetch) {
-	took := m.histogram("fetchonce.fetch.duration", "s", "How long fetches took.", seconds)
-	keys := m.counter("fetchonce.fetch.keys", "{key}", "Keys that were fetched.")
+	took := m.histogram("fetchonce.fetch.duration", "s", "Duration of fetches.", seconds)
+	keys := m.counter("fetchonce.fetch.keys", "{key}", "Fetched keys.")
 	return func(ctx context.Context, f fetchonce.TraceFetch) {
-		took.Record(ctx, f.Took.Seconds(), m.of(with(f.Err, behind.Bool(f.Behind), blind.Bool(f.Blind))...))
-		keys.Add(ctx, int64(f.Keys), m.of(behind.Bool(f.Behind)))
+		took.Record(ctx, f.Took.Seconds(), m.of(with(f.Err, background.Bool(f.Background), unleased.Bool(f.Unleased))...))
+		keys.Add(ctx, int64(f.Keys), m.of(background.Bool(f.Background)))
 	}
 }
 
 func (m *maker) waited() func(context.Context, fetchonce.TraceWait) {
-	took := m.histogram("fetchonce.wait.duration", "s", "How long another process was waited for.", seconds)
+	took := m.histogram("fetchonce.wait.duration", "s", "Duration of waits for another process.", seconds)
 	return func(ctx context.Context, w fetchonce.TraceWait) {
-		took.Record(ctx, w.Took.Seconds(), m.of(served.Bool(w.Served)))
+		took.Record(ctx, w.Took.Seconds(), m.of(answered.Bool(w.Answered)))
 	}
 }
 
 func (m *maker) stored() func(context.Context, fetchonce.TraceStore) {
-	size := m.histogram("fetchonce.store.size", "By", "Encoded size of what was fetched and came to be stored in Redis.", bytes)
+	size := m.histogram("fetchonce.fill.size", "By", "Encoded size of fetched values written to Redis.", bytes)
 	return func(ctx context.Context, s fetchonce.TraceStore) {
 		said := with(s.Err)
-		if s.Refused {
-			said = []attribute.KeyValue{outcome.String("refused")}
+		if s.Superseded {
+			said = []attribute.KeyValue{outcome.String("superseded")}
 		}
 		size.Record(ctx, float64(s.Bytes), m.of(said...))
 	}
 }
 
 func (m *maker) leaseLost() func(context.Context, fetchonce.TraceLease) {
-	lost := m.counter("fetchonce.lease.lost", "{lease}", "Leases that were lost while a fetch ran.")
+	lost := m.counter("fetchonce.lease.lost", "{lease}", "Leases lost during a fetch.")
 	said := []metric.AddOption{m.of()}
 	return func(ctx context.Context, _ fetchonce.TraceLease) { lost.Add(ctx, 1, said...) }
 }
 
 func (m *maker) redisFailed() func(context.Context, fetchonce.TraceRedisError) {
-	failed := m.counter("fetchonce.redis.errors", "{operation}", "Operations in Redis that failed.")
+	failed := m.counter("fetchonce.redis.errors", "{operation}", "Failed Redis operations.")
 	return func(ctx context.Context, e fetchonce.TraceRedisError) {
 		failed.Add(ctx, 1, m.of(operation.String(e.Op)))
 	}
 }
 
 func (m *maker) nearDropped() func(context.Context, fetchonce.TraceNearDrop) {
-	dropped := m.counter("fetchonce.near.dropped", "{copy}", "Near copies that were dropped before their time.")
-	resets := m.counter("fetchonce.near.resets", "{reset}", "Times that all near copies were dropped.")
+	dropped := m.counter("fetchonce.near.dropped", "{entry}", "Near entries dropped before their TTL.")
+	resets := m.counter("fetchonce.near.resets", "{reset}", "Drops of all near entries.")
 	one, all := []metric.AddOption{m.of(reset.Bool(false))}, []metric.AddOption{m.of(reset.Bool(true))}
 	every := []metric.AddOption{m.of()}
 	return func(ctx context.Context, d fetchonce.TraceNearDrop) {
@@ -208,14 +206,14 @@ func (m *maker) nearDropped() func(context.Context, fetchonce.TraceNearDrop) {
 }
 
 func (m *maker) locked() func(context.Context, fetchonce.TraceLock) {
-	waited := m.histogram("fetchonce.lock.wait.duration", "s", "How long locks were waited for.", seconds)
+	waited := m.histogram("fetchonce.lock.wait.duration", "s", "Duration of lock requests.", seconds)
 	return func(ctx context.Context, l fetchonce.TraceLock) {
-		waited.Record(ctx, l.Waited.Seconds(), m.of(with(l.Err, handedOn.Bool(l.HandedOn), try.Bool(l.Try))...))
+		waited.Record(ctx, l.Waited.Seconds(), m.of(with(l.Err, localHandoff.Bool(l.LocalHandoff), try.Bool(l.Try))...))
 	}
 }
 
 func (m *maker) unlocked() func(context.Context, fetchonce.TraceUnlock) {
-	held := m.histogram("fetchonce.lock.hold.duration", "s", "How long locks were held.", seconds)
+	held := m.histogram("fetchonce.lock.hold.duration", "s", "Duration of lock holds.", seconds)
 	return func(ctx context.Context, u fetchonce.TraceUnlock) {
 		held.Record(ctx, u.Held.Seconds(), m.of(with(u.Err)...))
 	}

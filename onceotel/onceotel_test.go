@@ -138,21 +138,21 @@ func TestLoader(t *testing.T) {
 		_, _ = l.Get(t.Context(), secret+"bad", func(context.Context, string) (string, error) { return "", errors.New(secret) })
 
 		wantMeasured(t, read(), map[string]int64{
-			"fetchonce.gets{kind=miss,outcome=ok,source=fetch,stale=false,loader=things}":                      1,
-			"fetchonce.gets{kind=joined,outcome=ok,source=fetch,stale=false,loader=things}":                    9,
-			"fetchonce.gets{kind=hit,outcome=ok,source=redis,stale=false,loader=things}":                       1,
-			"fetchonce.gets{kind=miss,outcome=not_found,source=fetch,stale=false,loader=things}":               1,
-			"fetchonce.gets{kind=hit,outcome=not_found,source=redis,stale=false,loader=things}":                1,
-			"fetchonce.gets{error.type=_OTHER,kind=miss,outcome=error,source=none,stale=false,loader=things}":  1,
-			"fetchonce.get.duration{kind=miss,outcome=ok,loader=things}":                                       1,
-			"fetchonce.get.duration{kind=joined,outcome=ok,loader=things}":                                     9,
-			"fetchonce.get.duration{kind=miss,outcome=not_found,loader=things}":                                1,
-			"fetchonce.get.duration{error.type=_OTHER,kind=miss,outcome=error,loader=things}":                  1,
-			"fetchonce.fetch.duration{behind=false,blind=false,outcome=ok,loader=things}":                      1,
-			"fetchonce.fetch.duration{behind=false,blind=false,outcome=not_found,loader=things}":               1,
-			"fetchonce.fetch.duration{error.type=_OTHER,behind=false,blind=false,outcome=error,loader=things}": 1,
-			"fetchonce.fetch.keys{behind=false,loader=things}":                                                 3,
-			"fetchonce.store.size{outcome=ok,loader=things}":                                                   2,
+			"fetchonce.gets{kind=miss,outcome=ok,source=fetch,stale=false,loader=things}":                             1,
+			"fetchonce.gets{kind=joined,outcome=ok,source=fetch,stale=false,loader=things}":                           9,
+			"fetchonce.gets{kind=hit,outcome=ok,source=redis,stale=false,loader=things}":                              1,
+			"fetchonce.gets{kind=miss,outcome=not_found,source=fetch,stale=false,loader=things}":                      1,
+			"fetchonce.gets{kind=hit,outcome=not_found,source=redis,stale=false,loader=things}":                       1,
+			"fetchonce.gets{error.type=_OTHER,kind=miss,outcome=error,source=none,stale=false,loader=things}":         1,
+			"fetchonce.get.duration{kind=miss,outcome=ok,loader=things}":                                              1,
+			"fetchonce.get.duration{kind=joined,outcome=ok,loader=things}":                                            9,
+			"fetchonce.get.duration{kind=miss,outcome=not_found,loader=things}":                                       1,
+			"fetchonce.get.duration{error.type=_OTHER,kind=miss,outcome=error,loader=things}":                         1,
+			"fetchonce.fetch.duration{background=false,outcome=ok,unleased=false,loader=things}":                      1,
+			"fetchonce.fetch.duration{background=false,outcome=not_found,unleased=false,loader=things}":               1,
+			"fetchonce.fetch.duration{error.type=_OTHER,background=false,outcome=error,unleased=false,loader=things}": 1,
+			"fetchonce.fetch.keys{background=false,loader=things}":                                                    3,
+			"fetchonce.fill.size{outcome=ok,loader=things}":                                                           2,
 		})
 	})
 }
@@ -180,15 +180,15 @@ func TestFaults(t *testing.T) {
 			return "old", nil
 		})
 		r.Kill()
-		_, _ = l.Get(t.Context(), secret, func(context.Context, string) (string, error) { return "blind", nil })
+		_, _ = l.Get(t.Context(), secret, func(context.Context, string) (string, error) { return "unleased", nil })
 
 		got := read()
 		for _, name := range []string{
 			"fetchonce.gets{kind=hit,outcome=ok,source=near,stale=false}",
 			"fetchonce.near.dropped{reset=false}",
-			"fetchonce.store.size{outcome=refused}",
+			"fetchonce.fill.size{outcome=superseded}",
 			"fetchonce.redis.errors{operation=read}",
-			"fetchonce.fetch.duration{behind=false,blind=true,outcome=ok}",
+			"fetchonce.fetch.duration{background=false,outcome=ok,unleased=true}",
 		} {
 			if got[name] != 1 {
 				t.Errorf("%s is %d, want 1", name, got[name])
@@ -215,9 +215,9 @@ func TestLocker(t *testing.T) {
 			t.Error(err)
 		}
 		wantMeasured(t, read(), map[string]int64{
-			"fetchonce.lock.wait.duration{handed_on=false,outcome=ok,try=false}":                     1,
-			"fetchonce.lock.wait.duration{error.type=locked,handed_on=false,outcome=error,try=true}": 1,
-			"fetchonce.lock.hold.duration{outcome=ok}":                                               1,
+			"fetchonce.lock.wait.duration{local_handoff=false,outcome=ok,try=false}":                     1,
+			"fetchonce.lock.wait.duration{error.type=locked,local_handoff=false,outcome=error,try=true}": 1,
+			"fetchonce.lock.hold.duration{outcome=ok}":                                                   1,
 		})
 	})
 }

@@ -62,7 +62,7 @@ func (s *Store[V]) LookupMany(ctx context.Context, keys []string) (map[string]V,
 	}
 	maps.Copy(l.errs, failed)
 	if len(l.errs) > 0 {
-		return l.found, &fetchonce.ManyError{Errs: l.errs}
+		return l.found, &fetchonce.ManyError{Errors: l.errs}
 	}
 	return l.found, nil
 }

@@ -223,11 +223,11 @@ func TestLookupManyReturnsTheCallersKeys(t *testing.T) {
 func failed(t *testing.T, err error, key string) error {
 	t.Helper()
 	many, ok := errors.AsType[*fetchonce.ManyError](err)
-	if !ok || len(many.Errs) != 1 || many.Errs[key] == nil {
+	if !ok || len(many.Errors) != 1 || many.Errors[key] == nil {
 		t.Errorf("the error is %v; want a *ManyError with %q alone", err, key)
 		return err
 	}
-	return many.Errs[key]
+	return many.Errors[key]
 }
 
 // One key or row that the database, the driver or Scan refuses fails alone.
