@@ -193,9 +193,7 @@ func (g *gathering[V]) start() {
 		func(_ struct{}, err error) {
 			g.traceOf(r).end(err) // if it panicked
 			cancel(nil)
-			for _, m := range members {
-				m.end(*new(V), SourceFetch, err) // if it has not ended: the fetch panicked
-			}
+			failAll(members, err) // those that have not ended: the fetch panicked
 		})
 }
 
@@ -218,13 +216,14 @@ func (g *gathering[V]) serve(ctx context.Context, r *round[V], members []*member
 	if len(rest) == 0 {
 		return
 	}
-	if g.turns != nil {
-		if err := g.turns.Acquire(ctx, 1); err != nil {
-			return // all members have left
+	if g.permits != nil {
+		permit, err := g.permits.acquire(ctx, func() bool { return false })
+		if err != nil {
+			failAll(rest, err)
+			return
 		}
-		turn := &turn{turns: g.turns, held: true}
-		defer turn.giveBack()
-		ctx = context.WithValue(ctx, turnOf{g.Loader}, turn)
+		defer permit.release()
+		ctx = context.WithValue(ctx, permitOf{g.Loader}, permit)
 	}
 	trace := g.fetching(ctx, r, rest)
 	trace.begin()
@@ -239,6 +238,13 @@ func (g *gathering[V]) serve(ctx context.Context, r *round[V], members []*member
 		} else {
 			m.end(v, SourceFetch, err)
 		}
+	}
+}
+
+// failAll ends members with an error.
+func failAll[V any](members []*member[V], err error) {
+	for _, m := range members {
+		m.end(*new(V), SourceFetch, err)
 	}
 }
 

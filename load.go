@@ -31,7 +31,7 @@ type run[V any] struct {
 	over     *protocol.PassOver // the value to replace; nil if there is none
 	old      *Result[V]         // the same, if it is of use
 	staleFor time.Duration
-	turn     *turn         // that we have, of MaxFetches; nil if we have none
+	permit   *permit       // of MaxFetches; nil once a fetch has it
 	waitedOn int64         // fence of the lease we waited for until a timer said to look again
 	deafFor  time.Duration // the pause before that, while no messages come
 	unseen   bool          // nobody has looked yet whether there is a value: the ACQUIRE does
@@ -42,11 +42,10 @@ type run[V any] struct {
 
 // The limits of patience of a run.
 const (
-	longestWait  = time.Second            // for a message that may have been lost
-	firstDeaf    = 10 * time.Millisecond  // while we know that no messages come,
-	longestDeaf  = 250 * time.Millisecond // doubling up to this
-	mostReloads  = 3                      // after so many a fetch goes on though its lease is lost
-	turnInterval = time.Second            // how often a run without a turn looks whether it needs one
+	longestWait = time.Second            // for a message that may have been lost
+	firstDeaf   = 10 * time.Millisecond  // while we know that no messages come,
+	longestDeaf = 250 * time.Millisecond // doubling up to this
+	mostReloads = 3                      // after so many a fetch goes on though its lease is lost
 )
 
 // ask asks Redis for the value or the lease, until it has one of them, or
@@ -59,7 +58,7 @@ func (r *run[V]) ask(ctx context.Context) (Result[V], error) {
 	defer r.waitEnds(ctx)
 	r.mailbox.Listen(ctx, r.channel)
 	for {
-		if seen, err := r.awaitTurn(ctx); err != nil || seen.found {
+		if seen, err := r.awaitPermit(ctx); err != nil || seen.found {
 			return seen.result, r.endedOr(ctx, err)
 		}
 		r.owner = r.mailbox.Owner()
@@ -96,7 +95,7 @@ func (r *run[V]) answered(ctx context.Context, a protocol.Acquired, sent time.Ti
 	if a.State == protocol.Leased {
 		return r.hold(ctx, a, sent)
 	}
-	r.giveTurn()
+	r.releasePermit()
 	if r.opt.TTL == 0 && (a.State == protocol.Stored || a.State == protocol.Large) {
 		return r.passOver(ctx)
 	}
@@ -180,11 +179,11 @@ func (r *run[V]) lostRedis(ctx context.Context, err error) (Result[V], error) {
 // blind fetches without a lease, because Redis is down. Nothing is stored but in
 // the Store.
 func (r *run[V]) blind(ctx context.Context) (Result[V], error) {
-	if r.turn == nil && r.turns != nil && r.part == nil {
-		if err := r.turns.Acquire(ctx, 1); err != nil {
-			return Result[V]{}, r.fail(context.Cause(ctx))
+	if r.permit == nil && r.permits != nil && r.part == nil {
+		var err error
+		if r.permit, err = r.permits.acquire(ctx, func() bool { return false }); err != nil {
+			return Result[V]{}, r.fail(err)
 		}
-		r.takeTurn()
 	}
 	limited, cancel := r.limit(ctx)
 	defer cancel()
@@ -299,7 +298,7 @@ func (r *run[V]) suspect(a protocol.Acquired) {
 
 // hold fetches under a lease, which was asked for at sent.
 func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) (Result[V], bool, error) {
-	defer r.giveTurn()
+	defer r.releasePermit()
 	r.waitOver(ctx, false)
 	if ctx.Err() != nil {
 		r.release(ctx, a.Fence, nil)
@@ -345,8 +344,8 @@ func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) 
 // limit gives a context the FetchTimeout, and the values that a fetch's context has.
 func (r *run[V]) limit(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx = context.WithValue(ctx, fetching{r.Loader, r.k.user}, true)
-	if r.turn != nil {
-		ctx = context.WithValue(ctx, turnOf{r.Loader}, r.turn)
+	if r.permit != nil {
+		ctx = context.WithValue(ctx, permitOf{r.Loader}, r.permit)
 	}
 	if r.opt.FetchTimeout == 0 {
 		return context.WithCancel(ctx)
@@ -373,12 +372,14 @@ type fetching struct {
 	key    string
 }
 
-// work runs the fetch on a goroutine of its own, with the context during, and
-// waits for it until the context limited ends: it may not heed its context, and
-// then goes on alone.
+// work runs the fetch on a goroutine of its own, with the context during. It waits for
+// the fetch until the context limited ends: a fetch that ignores its context continues
+// without callers. The fetch takes the permit with it, and releases it when it returns.
 func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 	trace := r.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Background: r.behind, Unleased: fence == 0})
 	ended := make(chan made[V], 1)
+	permit := r.permit
+	r.permit = nil
 	go func() {
 		m := made[V]{trace: trace}
 		flight.Protect(
@@ -386,6 +387,7 @@ func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 			func(v V, err error) {
 				m.value, m.err = v, err
 				m.trace.end(err) // if it panicked
+				permit.release()
 				ended <- m
 			})
 	}()
@@ -553,55 +555,32 @@ func (r *run[V]) failure(f protocol.Failure) error {
 	return &Error{Op: "fetch", Key: r.k.user, Err: err}
 }
 
-// awaitTurn waits until fewer than MaxFetches fetches run, before any lease is
-// taken. Meanwhile it looks now and then whether another process has stored the
-// value.
-func (r *run[V]) awaitTurn(ctx context.Context) (look[V], error) {
-	switch {
-	case r.turns == nil || r.turn != nil || r.part != nil: // a batch is one fetch, and takes one turn
-		return look[V]{}, nil
-	case r.turns.TryAcquire(1):
-		r.takeTurn()
+// awaitPermit acquires a permit before any lease. While it waits it looks up once a
+// second whether another process has stored the value.
+func (r *run[V]) awaitPermit(ctx context.Context) (seen look[V], err error) {
+	if r.permits == nil || r.permit != nil || r.part != nil { // a batch fetch has one permit
 		return look[V]{}, nil
 	}
-	waiting, leave := context.WithCancel(ctx)
-	defer leave()
-	ours := make(chan error, 1)
-	go func() { ours <- r.turns.Acquire(waiting, 1) }() // ends with waiting
-	ticks := time.NewTicker(turnInterval)
-	defer ticks.Stop()
-	for {
-		select {
-		case err := <-ours:
-			if err == nil {
-				r.takeTurn()
-			}
-			return look[V]{}, err
-		case <-ticks.C:
-		}
+	var lookErr error
+	r.permit, err = r.permits.acquire(ctx, func() bool {
 		r.call.Mark()
-		seen, err := r.look(ctx, r.k)
-		if !seen.found {
-			continue // also after an error: our turn will come
-		}
-		leave()
-		if <-ours == nil { // it may have come at the same moment
-			r.takeTurn()
-		}
-		r.call.Close()
-		return seen, err
+		seen, lookErr = r.look(ctx, r.k)
+		return seen.found // an error of the lookup does not end the wait
+	})
+	switch {
+	case err != nil:
+		return look[V]{}, r.fail(err)
+	case !seen.found:
+		return look[V]{}, nil
 	}
+	r.call.Close()
+	return seen, lookErr
 }
 
-// takeTurn notes that we have one of MaxFetches.
-func (r *run[V]) takeTurn() { r.turn = &turn{turns: r.turns, held: true} }
-
-// giveTurn lets the next one fetch.
-func (r *run[V]) giveTurn() {
-	if r.turn != nil {
-		r.turn.giveBack()
-		r.turn = nil
-	}
+// releasePermit releases the permit, unless a fetch has it.
+func (r *run[V]) releasePermit() {
+	r.permit.release()
+	r.permit = nil
 }
 
 // learnClock notes how far the server's clock is ahead of ours: it said now at

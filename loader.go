@@ -9,7 +9,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
 	"github.com/fetchonce/fetchonce/internal/cleanup"
@@ -38,7 +37,7 @@ type Loader[V any] struct {
 	flights flight.Group[Result[V]]
 	hub     *near.Hub              // for all loaders of the client: what one changes, others have copies of
 	near    *near.Cache[nearby[V]] // nil if it is off
-	turns   *semaphore.Weighted    // for MaxFetches; nil without that limit
+	permits *permits               // of MaxFetches; nil without that limit
 	ahead   atomic.Int64           // by how many ns the server's clock is ahead of ours
 	notices notices
 	trace   tracer
@@ -159,7 +158,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.redis.Failed = l.trace.redisFailed()
 	l.redis.Unnotified = l.notices.unnotified
 	if opt.MaxFetches > 0 {
-		l.turns = semaphore.NewWeighted(int64(opt.MaxFetches))
+		l.permits = newPermits(opt.MaxFetches, opt.FetchTimeout)
 	}
 	l.hub = near.Open(rdb, l.mailbox.Process())
 	l.openNear()
@@ -561,7 +560,7 @@ func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Contex
 		if seen.refresh || seen.spare {
 			run.old, run.staleFor = &seen.result, seen.staleFor
 		}
-		defer run.giveTurn()
+		defer run.releasePermit()
 		defer part.decide()
 		if part != nil {
 			part.begin(ctx)
@@ -577,10 +576,7 @@ func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Contex
 // join waits for the flight: for the SoftTimeout at most, if there is an old
 // value. The flight then goes on without us.
 func (l *Loader[V]) join(ctx context.Context, k keyed, came flight.Arrival, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error), m *miss) (r Result[V], late bool, err error) {
-	if turn, ok := ctx.Value(turnOf{l}).(*turn); ok {
-		turn.lend()
-		defer turn.takeBack(ctx)
-	}
+	defer l.yieldPermit(ctx)()
 	if !seen.spare || l.opt.SoftTimeout == 0 {
 		return l.wait(ctx, k, came, load, m)
 	}

@@ -70,7 +70,7 @@ func (l *Loader[V]) lookLucky(ctx context.Context, k keyed, c *nearby[V], early 
 // that is to be no matter of the turn, and in a cluster a near copy is made only of
 // what is read from the node that vouches for it.
 func (l *Loader[V]) skipsLook() bool {
-	return l.luck.bad() && l.turns == nil && (l.near == nil || !l.cluster)
+	return l.luck.bad() && l.permits == nil && (l.near == nil || !l.cluster)
 }
 
 // learn learns from what a Get has seen. That it was nothing is learned by the
@@ -102,7 +102,7 @@ func (l *Loader[V]) joinUnseen(ctx context.Context, k keyed, came flight.Arrival
 		return seen, seen.result, false, err
 	}
 	m.joined(ticket.Started)
-	r, late, err := l.waitLending(ctx, ticket)
+	r, late, err := l.waitYielding(ctx, ticket)
 	if saw, ok := errors.AsType[*sawError[V]](err); ok {
 		seen = l.own(saw, m)
 		return seen, seen.result, false, saw.err
@@ -124,12 +124,9 @@ func (l *Loader[V]) joinUnseen(ctx context.Context, k keyed, came flight.Arrival
 	return seen, seen.result, false, err
 }
 
-// waitLending waits for a load. A fetch that does so lends its turn.
-func (l *Loader[V]) waitLending(ctx context.Context, t flight.Ticket[Result[V]]) (Result[V], bool, error) {
-	if turn, ok := ctx.Value(turnOf{l}).(*turn); ok {
-		turn.lend()
-		defer turn.takeBack(ctx)
-	}
+// waitYielding waits for a load. A fetch that calls it yields its permit meanwhile.
+func (l *Loader[V]) waitYielding(ctx context.Context, t flight.Ticket[Result[V]]) (Result[V], bool, error) {
+	defer l.yieldPermit(ctx)()
 	return t.Wait(ctx)
 }
 

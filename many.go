@@ -42,10 +42,7 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	came := l.flights.Arrive() // as in get
 	l.lookMany(ctx, wanted)
 	l.joinMany(ctx, came, wanted, fetch)
-	if turn, ok := ctx.Value(turnOf{l}).(*turn); ok {
-		turn.lend()
-		defer turn.takeBack(ctx)
-	}
+	defer l.yieldPermit(ctx)()
 	l.awaitMany(ctx, wanted)
 
 	// A load that came too late for us, as a Get would find it: by itself.

@@ -90,15 +90,21 @@ type Options[V any] struct {
 
 	// FetchTimeout is the longest that a fetch, with the lookup and the
 	// creation in the Store, may run. Then its context ends with
-	// [ErrFetchTimeout], its callers get that, and the lease goes; a fetch that
-	// does not heed its context goes on alone. The default is a minute; it may
-	// be turned off.
+	// [ErrFetchTimeout], its callers get that, and its lease ends. A fetch that
+	// ignores its context continues without callers, and keeps its permit of
+	// MaxFetches until it returns. The default is a minute; it may be turned off.
 	FetchTimeout time.Duration
 
-	// MaxFetches is how many fetches this loader runs at once, over all keys.
-	// Others wait their turn, and hold no lease meanwhile. A fetch that waits in
-	// a Get of another key does not count meanwhile. The batch of a GetMany counts
-	// as one, and holds its leases while it waits. The default is no limit.
+	// MaxFetches is how many fetches this loader runs at once, over all keys. A
+	// fetch counts until its function returns, also after its callers have left.
+	// Other loads wait for a permit, and hold no lease meanwhile. A load returns
+	// [ErrFetchTimeout] when no permit is released for FetchTimeout: then every
+	// permit is held by a fetch that ignores its context.
+	//
+	// A fetch that waits in a Get of another key does not count meanwhile. If its
+	// context ends during that Get and the fetch continues, it counts again as soon as a permit
+	// is free, before loads that wait later. The batch fetch of a GetMany counts as
+	// one, and holds its leases while it waits. Defaults to no limit.
 	MaxFetches int
 
 	// RedisTimeout is how long an operation waits for an answer of Redis; a renewal
