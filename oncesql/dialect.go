@@ -27,8 +27,8 @@ const (
 	MySQL
 
 	// SQLite is SQLite, 3.35 or later. Its connections should have a
-	// busy_timeout: without one, a creator that meets another gets SQLITE_BUSY,
-	// and does not wait.
+	// busy_timeout. Without one, a statement that meets another writer is repeated
+	// for about a second, and then fails with SQLITE_BUSY.
 	SQLite
 )
 
@@ -221,29 +221,51 @@ func sqlState(err error) string {
 	return e.SQLState()
 }
 
-// errorNumber returns the number that a MySQL server gave to err, or 0. There is
-// no method to ask for it, so that this is the field in which a driver keeps it:
-// Number in github.com/go-sql-driver/mysql, Code in github.com/go-mysql-org's.
-// The text of the error would have it as well, but not where a driver or a
-// wrapper words it in its own way.
-func errorNumber(err error) uint16 {
+// errorNumber returns the number that a MySQL server gave to err, or 0. Drivers
+// have no method for it. It is the field Number of an error of
+// github.com/go-sql-driver/mysql, and Code of github.com/go-mysql-org's. The
+// text of an error is no help: a driver or a wrapper may word it in its own way.
+func errorNumber(err error) uint16 { return uint16(numberIn(err, reflect.Uint16, "Number", "Code")) } //nolint:gosec // it is one
+
+// sqliteCode returns the primary result code that SQLite gave to err, or 0. It is
+// the result of the method Code of modernc.org/sqlite's errors, and the field Code
+// of github.com/mattn/go-sqlite3's.
+func sqliteCode(err error) int {
+	e, ok := errors.AsType[interface {
+		error
+		Code() int
+	}](err)
+	if ok {
+		return e.Code() & 0xff // the other bits extend it
+	}
+	return int(numberIn(err, reflect.Int, "Code") & 0xff)
+}
+
+// numberIn returns what the first error in the tree of err has in an exported field
+// of that kind and one of these names, or 0.
+func numberIn(err error, kind reflect.Kind, names ...string) int64 {
 	if err == nil {
 		return 0
 	}
 	if v := reflect.Indirect(reflect.ValueOf(err)); v.Kind() == reflect.Struct {
-		for _, name := range []string{"Number", "Code"} {
+		for _, name := range names {
 			field, ok := v.Type().FieldByName(name)
-			if ok && len(field.Index) == 1 && field.IsExported() && field.Type.Kind() == reflect.Uint16 {
-				return uint16(v.FieldByIndex(field.Index).Uint())
+			if !ok || len(field.Index) != 1 || !field.IsExported() || field.Type.Kind() != kind {
+				continue
+			}
+			if n := v.FieldByIndex(field.Index); n.CanUint() {
+				return int64(n.Uint()) //nolint:gosec // of 16 bits
+			} else if n.CanInt() {
+				return n.Int()
 			}
 		}
 	}
 	switch e := err.(type) { //nolint:errorlint // this is how errors.As goes through a tree
 	case interface{ Unwrap() error }:
-		return errorNumber(e.Unwrap())
+		return numberIn(e.Unwrap(), kind, names...)
 	case interface{ Unwrap() []error }:
 		for _, err := range e.Unwrap() {
-			if n := errorNumber(err); n != 0 {
+			if n := numberIn(err, kind, names...); n != 0 {
 				return n
 			}
 		}

@@ -55,7 +55,8 @@ func passes(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
 	}
-	return isLost(err) || slices.Contains(passingStates, sqlState(err)) || slices.Contains(passingNumbers, errorNumber(err))
+	return isLost(err) || slices.Contains(passingStates, sqlState(err)) || slices.Contains(passingNumbers, errorNumber(err)) ||
+		slices.Contains(passingCodes, sqliteCode(err))
 }
 
 var passingStates = []string{
@@ -73,6 +74,11 @@ var passingNumbers = []uint16{
 	1243, // unknown prepared statement
 	1412, // table definition has changed
 	1615, // prepared statement needs to be prepared again
+}
+
+var passingCodes = []int{
+	5, // SQLITE_BUSY: another connection writes
+	6, // SQLITE_LOCKED: another connection with the same cache writes
 }
 
 // lostNumbers are the errors with which MySQL and MariaDB end a connection:

@@ -12,7 +12,8 @@
 // What the database and its driver refuse comes back as their error, unchanged.
 // A statement is repeated, after a pause and for about a second, when its error
 // passes: a lost connection, a deadlock or a lock timeout, a serialization failure,
-// a plan of a table that has changed. It is not repeated once ctx has ended.
+// a plan of a table that has changed, or a SQLite file that is locked. It is not
+// repeated once ctx has ended.
 package oncesql
 
 import (
@@ -180,16 +181,17 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 		switch {
 		case found:
 			return kept, lookupErr
+		case passes(lookupErr): // the key may have a row
 		case insertErr != nil && !passes(insertErr) && !s.dialect.again(insertErr):
 			return zero, insertErr
-		case lookupErr != nil && !passes(lookupErr):
+		case lookupErr != nil:
 			return zero, lookupErr
 		}
 		// The row was deleted after our insert met it, or an error passes. More than
 		// one deletion is rare, and more than a few mean that rows are hidden from us.
-		err := cmp.Or(insertErr, lookupErr)
-		if attempt == attempts || passes(err) && !pause(ctx, attempt) {
-			return zero, cmp.Or(err, fmt.Errorf("oncesql: create %q: no row was there after an insert, %d times", key, attempts))
+		wait := passes(insertErr) || passes(lookupErr)
+		if attempt == attempts || wait && !pause(ctx, attempt) {
+			return zero, cmp.Or(insertErr, lookupErr, fmt.Errorf("oncesql: create %q: no row was there after an insert, %d times", key, attempts))
 		}
 	}
 }

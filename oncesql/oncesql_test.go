@@ -170,6 +170,42 @@ func TestNumberOfAnErrorIsFound(t *testing.T) {
 	}
 }
 
+// What drivers of SQLite have for errors.
+type (
+	methodCodeError struct{ code int } // as in modernc.org/sqlite
+	fieldCodeError  struct {           // as in github.com/mattn/go-sqlite3
+		Code         resultCode
+		ExtendedCode int
+	}
+	resultCode int
+)
+
+func (*methodCodeError) Error() string { return "methodCodeError" }
+func (e *methodCodeError) Code() int   { return e.code }
+func (fieldCodeError) Error() string   { return "fieldCodeError" }
+
+func TestResultCodeOfAnErrorIsFound(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{&methodCodeError{5}, 5},
+		{&methodCodeError{517}, 5}, // SQLITE_BUSY_SNAPSHOT
+		{fieldCodeError{Code: 6}, 6},
+		{fmt.Errorf("traced: %w", &methodCodeError{5}), 5},
+		{fmt.Errorf("traced: %w", fieldCodeError{Code: 5}), 5},
+		{codeError{Code: 5}, 0},
+		{wideError{5}, 0},
+		{textCodeError{"5"}, 0},
+		{context.Canceled, 0},
+	} {
+		if got := oncesql.SQLiteCode(test.err); got != test.want {
+			t.Errorf("the result code of %T is %d, want %d", test.err, got, test.want)
+		}
+	}
+}
+
 // A value that the codec would not read is not inserted: no Create could replace
 // the row.
 func TestCreateRefusesWhatTheCodecDoesNotRead(t *testing.T) {

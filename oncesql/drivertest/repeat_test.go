@@ -31,9 +31,18 @@ func passing(dialect oncesql.Dialect) map[string]error {
 		for _, number := range []uint16{1213, 1205, 1020, 1053, 1615, 1243, 1412, 1927, 4031} {
 			errs[fmt.Sprint(number)] = &mysql.MySQLError{Number: number}
 		}
+	case oncesql.SQLite:
+		errs["busy"], errs["locked"] = sqliteError(5), sqliteError(6)
 	}
 	return errs
 }
+
+// A sqliteError has the method of modernc.org/sqlite's errors, which only that
+// package can make.
+type sqliteError int
+
+func (e sqliteError) Error() string { return fmt.Sprintf("SQLite: %d", int(e)) }
+func (e sqliteError) Code() int     { return int(e) }
 
 // A statement that fails with an error that passes is repeated, whatever it is
 // for. Other errors come back after the first time.
@@ -71,6 +80,35 @@ func TestPassingErrorsAreRepeated(t *testing.T) {
 	}
 }
 
+// An insert fails for good, for a row that has the key by then. The lookup after it
+// is repeated until it says so.
+func TestCreateRepeatsTheLookupAfterAFailedInsert(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			d := newDatabase(t)
+			kept := textStore(t, d, "things")
+			lasting, failed := errors.New("lasting"), 0
+			s := newStore(t, d.before(t, func(statement string) error {
+				switch {
+				case strings.HasPrefix(statement, "INSERT"):
+					if _, err := kept.Create(t.Context(), "k", "theirs"); err != nil {
+						t.Error(err)
+					}
+					return lasting
+				case strings.HasPrefix(statement, "SELECT"):
+					if failed++; failed < 3 {
+						return io.ErrUnexpectedEOF
+					}
+				}
+				return nil
+			}), oncesql.Options[string]{Table: "things"})
+			if v, err := s.Create(t.Context(), "k", "mine"); v != "theirs" || err != nil {
+				t.Errorf("Create = %q, %v; want theirs, nil", v, err)
+			}
+		})
+	}
+}
+
 func TestLastingErrorsAreNotRepeated(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -78,7 +116,7 @@ func TestLastingErrorsAreNotRepeated(t *testing.T) {
 			textStore(t, d, "things")
 			for _, lasting := range []error{
 				errors.New("other"), context.DeadlineExceeded,
-				&pgconn.PgError{Code: "42P01"}, &pgconn.PgError{Code: "22021"}, &mysql.MySQLError{Number: 1146},
+				&pgconn.PgError{Code: "42P01"}, &pgconn.PgError{Code: "22021"}, &mysql.MySQLError{Number: 1146}, sqliteError(1),
 			} {
 				selects := 0
 				s := newStore(t, d.before(t, func(statement string) error {
