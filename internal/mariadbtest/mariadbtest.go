@@ -26,9 +26,11 @@ var ErrNotInstalled = errors.New("mariadbtest: no MariaDB")
 // A Server is a running MariaDB. Its methods may be called by many goroutines at
 // once.
 type Server struct {
-	client string // the program mariadb
-	socket string
-	daemon *daemon.Daemon
+	server  string // the program mariadbd
+	client  string // the program mariadb
+	socket  string
+	daemon  *daemon.Daemon
+	options daemon.Options
 }
 
 var shared = daemon.Share("mariadbtest", func(dir string) (*Server, error) { return start(dir, true) })
@@ -76,16 +78,27 @@ func start(dir string, remove bool) (*Server, error) {
 	if err := daemon.Run(install); err != nil {
 		return nil, fmt.Errorf("mariadbtest: %w", err)
 	}
-	s := &Server{client: found[2], socket: filepath.Join(dir, "socket")}
-	s.daemon, err = daemon.Start(daemon.Options{Dir: dir, Remove: remove, As: as, Signal: "TERM", Ready: s.ready},
-		found[0], "--no-defaults", data, "--socket="+s.socket, "--skip-networking", "--tmpdir="+dir,
+	s := &Server{server: found[0], client: found[2], socket: filepath.Join(dir, "socket")}
+	s.options = daemon.Options{Dir: dir, Remove: remove, As: as, Signal: "TERM", Ready: s.ready}
+	if err := s.launch(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// launch starts the server over the files that are there.
+func (s *Server) launch() error {
+	dir := s.options.Dir
+	d, err := daemon.Start(s.options,
+		s.server, "--no-defaults", "--datadir="+filepath.Join(dir, "data"), "--socket="+s.socket, "--skip-networking", "--tmpdir="+dir,
 		"--pid-file="+filepath.Join(dir, "pid"), "--max-connections=200",
 		// Nothing is fsynced: the data need not outlive the machine.
 		"--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync", "--innodb-doublewrite=0", "--innodb-fast-shutdown=2")
 	if err != nil {
-		return nil, fmt.Errorf("mariadbtest: MariaDB: %w", err)
+		return fmt.Errorf("mariadbtest: MariaDB: %w", err)
 	}
-	return s, nil
+	s.daemon = d
+	return nil
 }
 
 // ready reports whether the server greets us. The socket alone is there before
@@ -132,6 +145,15 @@ func (s *Server) Stop() error {
 		return fmt.Errorf("mariadbtest: MariaDB: %w", err)
 	}
 	return nil
+}
+
+// Restart stops a server that [Run] started, starts it again with its data, and
+// returns when it can be connected to. No other method may run meanwhile.
+func (s *Server) Restart() error {
+	if err := s.Stop(); err != nil {
+		return err
+	}
+	return s.launch()
 }
 
 // locate returns the paths of programs: on PATH, or where servers are kept,

@@ -58,6 +58,24 @@ func TestStoppedServerIsGoneAndKeepsItsFiles(t *testing.T) {
 	}
 }
 
+func TestRestartedServerHasItsData(t *testing.T) {
+	mariadbtest.Start(t) // skips, without a MariaDB
+	s, err := mariadbtest.Run(reachable(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop() })
+	if out, err := query(t, s.DSN(), "CREATE TABLE t SELECT 7 AS n"); err != nil {
+		t.Fatal(out, err)
+	}
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := query(t, s.DSN(), "SELECT n FROM t"); err != nil || out != "7" {
+		t.Errorf("after Restart, SELECT n = %q, %v; want 7", out, err)
+	}
+}
+
 func TestServerThatCannotStartSaysWhy(t *testing.T) {
 	mariadbtest.Start(t)
 	dir := reachable(t)

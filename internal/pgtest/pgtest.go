@@ -28,9 +28,10 @@ var ErrNotInstalled = errors.New("pgtest: no PostgreSQL")
 // A Server is a running PostgreSQL. Its methods may be called by many
 // goroutines at once.
 type Server struct {
-	bin    string // the directory of PostgreSQL's programs
-	dir    string // ours; the socket is in it, and data
-	daemon *daemon.Daemon
+	bin     string // the directory of PostgreSQL's programs
+	dir     string // ours; the socket is in it, and data
+	daemon  *daemon.Daemon
+	options daemon.Options
 }
 
 var shared = daemon.Share("pgtest", func(dir string) (*Server, error) { return start(dir, true) })
@@ -80,16 +81,26 @@ func start(dir string, remove bool) (*Server, error) {
 	if err := daemon.Run(initdb); err != nil {
 		return nil, fmt.Errorf("pgtest: %w", err)
 	}
-	s.daemon, err = daemon.Start(daemon.Options{Dir: dir, Remove: remove, As: as, Signal: "INT", Ready: s.ready},
-		filepath.Join(bin, "postgres"), "-D", filepath.Join(dir, "data"),
-		"-c", "listen_addresses=", "-c", "unix_socket_directories="+dir, "-c", "unix_socket_permissions=0777",
+	s.options = daemon.Options{Dir: dir, Remove: remove, As: as, Signal: "INT", Ready: s.ready}
+	if err := s.launch(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// launch starts the server over the files that are there.
+func (s *Server) launch() error {
+	d, err := daemon.Start(s.options,
+		filepath.Join(s.bin, "postgres"), "-D", filepath.Join(s.dir, "data"),
+		"-c", "listen_addresses=", "-c", "unix_socket_directories="+s.dir, "-c", "unix_socket_permissions=0777",
 		// Nothing is fsynced: the data need not outlive the machine.
 		"-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
 		"-c", "max_connections=200", "-c", "logging_collector=off")
 	if err != nil {
-		return nil, fmt.Errorf("pgtest: PostgreSQL: %w", err)
+		return fmt.Errorf("pgtest: PostgreSQL: %w", err)
 	}
-	return s, nil
+	s.daemon = d
+	return nil
 }
 
 // ready reads the server's status, as pg_ctl does.
@@ -133,6 +144,15 @@ func (s *Server) Stop() error {
 		return fmt.Errorf("pgtest: PostgreSQL: %w", err)
 	}
 	return nil
+}
+
+// Restart stops a server that [Run] started, starts it again with its data, and
+// returns when it can be connected to. No other method may run meanwhile.
+func (s *Server) Restart() error {
+	if err := s.Stop(); err != nil {
+		return err
+	}
+	return s.launch()
 }
 
 // locate returns the directory of PostgreSQL's programs: the one on PATH, or

@@ -76,6 +76,24 @@ func TestStoppedServerIsGoneAndKeepsItsFiles(t *testing.T) {
 	}
 }
 
+func TestRestartedServerHasItsData(t *testing.T) {
+	pgtest.Start(t) // skips, without a PostgreSQL
+	s, err := pgtest.Run(reachable(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop() })
+	if out, err := psql(t, s.DSN(), "CREATE TABLE t AS SELECT 7 AS n"); err != nil {
+		t.Fatal(out, err)
+	}
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := psql(t, s.DSN(), "SELECT n FROM t"); err != nil || out != "7\n" {
+		t.Errorf("after Restart, SELECT n = %q, %v; want 7", out, err)
+	}
+}
+
 func TestServerThatCannotStartSaysWhy(t *testing.T) {
 	pgtest.Start(t)
 	dir := reachable(t)

@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package drivertest_test
+
+const hasCgo = false
