@@ -4,26 +4,14 @@ import (
 	"context"
 	"time"
 
-	"github.com/fetchonce/fetchonce/internal/contexttest"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 )
 
 // Waiting returns how many goroutines wait for a lock in this locker.
-func (lk *Locker) Waiting(name string) int {
-	lk.mu.Lock()
-	defer lk.mu.Unlock()
-	if n := lk.names[name]; n != nil {
-		return n.waiters.Len()
-	}
-	return 0
-}
+func (lk *Locker) Waiting(name string) int { return lk.queue.Waiting(name) }
 
-// Names returns under how many names something is going on in this locker.
-func (lk *Locker) Names() int {
-	lk.mu.Lock()
-	defer lk.mu.Unlock()
-	return len(lk.names)
-}
+// Names returns how many names this locker holds or waits for.
+func (lk *Locker) Names() int { return lk.queue.Len() }
 
 // Lives returns for how long a value and an absence are fresh and kept in Redis,
 // as the options say and the fetch wants; 0 is not at all.
@@ -49,11 +37,8 @@ func (l *Loader[V]) Listen() bool {
 	return l.mailbox.Hears(l.channel)
 }
 
-// IsFree reports whether the locker's mutex can be locked.
-func (lk *Locker) IsFree() bool { return contexttest.IsFree(&lk.mu) }
-
 // Leftovers returns how many requests the locker is still to take back.
-func (lk *Locker) Leftovers() int { return lk.leftovers.Len() }
+func (lk *Locker) Leftovers() int { return lk.queue.Leftovers() }
 
 // TakingBack returns how many things the loader has to take back in Redis.
 func (l *Loader[V]) TakingBack() int { return l.cleanup.Len() }

@@ -2,65 +2,14 @@ package fetchonce_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/fetchonce/fetchonce"
-	"github.com/fetchonce/fetchonce/internal/contexttest"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
-
-// The locker calls no method of a context, and no function of the user's, while it
-// holds its mutex: both may call the locker, or another one that waits for it.
-func TestContextMayCallTheLocker(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r backend) {
-		var lk *fetchonce.Locker
-		var calls, held atomic.Int32
-		called := func() {
-			calls.Add(1)
-			if !lk.IsFree() {
-				held.Add(1)
-			}
-		}
-		trace := fetchonce.Trace{
-			Locked:      func(context.Context, fetchonce.TraceLock) { called() },
-			Unlocked:    func(context.Context, fetchonce.TraceUnlock) { called() },
-			RedisFailed: func(context.Context, fetchonce.TraceRedisError) { called() },
-		}
-		lk = newLocker(t, r, shortLockLease(r), func(opt *lockOptions) { opt.Trace = &trace })
-		inner, cancel := context.WithCancel(t.Context())
-		ctx := &contexttest.Context{Context: inner, Called: called}
-
-		first := take(ctx, t, r, lk)
-		first.has()
-		second := take(ctx, t, r, lk)
-		r.Until("it waits", func() bool { return lk.Waiting("it") == 1 })
-		if err := lk.TryDo(ctx, "it", nothing); !errors.Is(err, fetchonce.ErrLocked) {
-			t.Errorf("TryDo = %v, want ErrLocked", err)
-		}
-		first.release(nil)
-		second.has()
-		third := take(ctx, t, r, lk)
-		r.Until("it waits", func() bool { return lk.Waiting("it") == 1 })
-		cancel()
-		third.ended()
-		second.release(nil)
-
-		ctx = &contexttest.Context{Context: t.Context(), Called: called}
-		r.Kill()
-		if lk.Do(ctx, "it", nothing) == nil || lk.TryDo(ctx, "it", nothing) == nil {
-			t.Error("Do without Redis succeeded")
-		}
-		r.Restart()
-		if calls.Load() == 0 || held.Load() > 0 {
-			t.Errorf("of %d calls, %d were made under the locker's mutex", calls.Load(), held.Load())
-		}
-	})
-}
 
 // Two lockers, and locks of each inside those of the other, while Redis hangs until
 // the outer leases end: all calls return.

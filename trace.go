@@ -383,6 +383,6 @@ func (t *tracer) locked(ctx context.Context, asked time.Time, l TraceLock) {
 func (t *tracer) unlocked(ls *Lease) {
 	if t.Unlocked != nil && !ls.begun.IsZero() {
 		defer t.caught()
-		t.Unlocked(ls.ctx, TraceUnlock{Name: ls.name.name, Held: time.Since(ls.begun), Err: ls.err})
+		t.Unlocked(ls.ctx, TraceUnlock{Name: ls.name, Held: time.Since(ls.begun), Err: ls.err})
 	}
 }

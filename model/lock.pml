@@ -290,7 +290,7 @@ ask:
 #ifdef MUTANT_CLOSE_OVERTAKES
 		:: closed -> place = 0; waiting0 = waiting0 && me != 0; goto end
 #else
-		/* distlock.go: case lk.closed: */
+		/* internal/lockqueue/try.go: case q.closed: */
 		:: held[o] -> closed = true; place = 0; waiting0 = waiting0 && me != 0; goto leave
 #endif
 		:: !held[o] && trying -> trying = false; waiting0 = waiting0 && me != 0; goto next
@@ -303,14 +303,14 @@ wait:
 #ifdef MUTANT_UNCONFIRMED
 	:: atomic { told[o] -> told[o] = false; assert(valid[o]); fence = first[o]; begin(o, fence); goto work }
 #else
-	/* distlock.go: case <-r.slot.Ready(): */
+	/* internal/lockqueue/requester.go: case <-r.slot.Ready(): */
 	:: atomic { told[o] -> told[o] = false; goto ask }
 #endif
 #ifndef MUTANT_NO_TIMER
-	/* distlock.go: case <-timer.C: */
+	/* internal/lockqueue/requester.go: case <-timer.C: */
 	:: atomic { true -> goto ask }
 #endif
-	/* distlock.go: lk.forget(r, nil) */
+	/* internal/lockqueue/requester.go: r.forget(nil) */
 #ifdef LIVE
 	:: atomic { me != 0 ->
 #else
@@ -324,11 +324,11 @@ work:
 	if
 	:: atomic { fault; dead[me] = true; working[o] = false; goto end }
 #if SLOTS == 1
-	/* distlock.go: h.fence++ */
+	/* internal/lockqueue/hold.go: g.fence++ */
 	:: atomic { fence == first[o] && held[o] -> fence++; begin(o, fence); goto work }
 #endif
 	:: atomic { true -> working[o] = false; goto release }
-	/* distlock.go: r.wish.Return = h.owner */
+	/* internal/lockqueue/hold.go: r.wish.Return = h.grant.owner */
 	:: atomic { request < R && !closed -> working[o] = false; back = o; goto ready }
 	fi;
 

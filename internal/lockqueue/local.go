@@ -1,0 +1,165 @@
+package lockqueue
+
+import (
+	"container/list"
+	"context"
+	"slices"
+
+	"github.com/fetchonce/fetchonce/internal/protocol"
+)
+
+// A name is the state of one lock in this process. It exists while a caller holds the
+// lock or wants it. Its fields are guarded by the queue's mu.
+type name struct {
+	text    string
+	lock    protocol.Lock
+	emptied chan struct{} // receives when the last waiter leaves
+
+	waiters    list.List // of *waiter, in order of arrival
+	grants     []*grant
+	requesting bool // a requester exists
+	trying     int  // TryAcquires that wait for an answer
+}
+
+// A waiter is a caller that waits for a lock.
+type waiter struct {
+	q     *Queue
+	n     *name
+	ctx   context.Context // the caller's, without its end
+	ready chan result     // has room for one
+
+	// Guarded by q.mu.
+	place *list.Element // in the local queue; nil if it is not in it
+	over  bool          // it has left, or a result was sent
+}
+
+// A result is what a waiter waits for.
+type result struct {
+	hold *Hold
+	err  error
+}
+
+// join appends a waiter to the local queue of a name, and starts a requester if one is
+// needed.
+func (q *Queue) join(ctx context.Context, text string) (*waiter, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return nil, ErrClosed
+	}
+	w := q.newWaiter(ctx, q.named(text))
+	w.place = w.n.waiters.PushBack(w)
+	q.startRequester(w.n)
+	return w, nil
+}
+
+func (q *Queue) newWaiter(ctx context.Context, n *name) *waiter {
+	return &waiter{q: q, n: n, ctx: context.WithoutCancel(ctx), ready: make(chan result, 1)}
+}
+
+// await waits for the result. If the context has ended it returns ErrEnded, also when a
+// hold arrived at the same moment: that hold is released in the background.
+func (w *waiter) await(ctx context.Context) (*Hold, error) {
+	var r result
+	select {
+	case r = <-w.ready:
+	case <-ctx.Done():
+		if w.leave() {
+			return nil, ErrEnded
+		}
+		r = <-w.ready
+	}
+	if ctx.Err() == nil {
+		return r.hold, r.err
+	}
+	if r.hold != nil {
+		w.q.mu.Lock()
+		w.q.start(func() { _ = r.hold.Release(true) })
+		w.q.mu.Unlock()
+	}
+	return nil, ErrEnded
+}
+
+// leave ends the wait. It reports whether no result was sent.
+func (w *waiter) leave() bool {
+	w.q.mu.Lock()
+	defer w.q.mu.Unlock()
+	if w.over {
+		return false
+	}
+	w.over = true
+	if w.place == nil {
+		return true
+	}
+	w.n.waiters.Remove(w.place)
+	w.place = nil
+	if w.n.waiters.Len() == 0 {
+		select {
+		case w.n.emptied <- struct{}{}:
+		default:
+		}
+		w.q.drop(w.n)
+	}
+	return true
+}
+
+// send ends the wait with a result. The caller holds q.mu.
+func (w *waiter) send(r result) {
+	if w.place != nil {
+		w.n.waiters.Remove(w.place)
+		w.place = nil
+	}
+	w.over = true
+	w.ready <- r // has room
+}
+
+// named returns the state of a name. The caller holds q.mu, as for each function below.
+func (q *Queue) named(text string) *name {
+	n := q.names[text]
+	if n == nil {
+		n = &name{text: text, lock: q.Names.Lock(text), emptied: make(chan struct{}, 1)}
+		q.names[text] = n
+	}
+	return n
+}
+
+// drop forgets a name that no caller holds or wants.
+func (q *Queue) drop(n *name) {
+	if n.waiters.Len() == 0 && len(n.grants) == 0 && !n.requesting && n.trying == 0 && q.names[n.text] == n {
+		delete(q.names, n.text)
+	}
+}
+
+// first returns the waiter that has waited longest, or nil.
+func (n *name) first() *waiter {
+	if n.waiters.Len() == 0 {
+		return nil
+	}
+	return n.waiters.Front().Value.(*waiter)
+}
+
+// fail ends the wait of all waiters with an error.
+func (n *name) fail(err error) {
+	for w := n.first(); w != nil; w = n.first() {
+		w.send(result{err: err})
+	}
+}
+
+// take gives a grant to a waiter, for at most local hand-offs after it.
+func (q *Queue) take(w *waiter, g *grant, handOffs int) {
+	g.handOffs = handOffs
+	w.n.grants = append(w.n.grants, g)
+	q.open++
+	w.send(result{hold: &Hold{q: q, n: w.n, grant: g, fence: g.fence}})
+}
+
+// give removes a grant from those of a name, if it is still there.
+func (q *Queue) give(n *name, g *grant) {
+	i := slices.Index(n.grants, g)
+	if i < 0 {
+		return
+	}
+	n.grants = slices.Delete(n.grants, i, i+1)
+	q.open--
+	q.checkIdle()
+}

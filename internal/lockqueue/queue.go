@@ -1,0 +1,156 @@
+package lockqueue
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/cleanup"
+	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/wake"
+)
+
+// The errors of a Queue, beside those of Redis.
+var (
+	ErrBusy   = errors.New("the lock is held, or others wait for it")
+	ErrEnded  = errors.New("the context has ended")
+	ErrClosed = errors.New("the queue is closed")
+	ErrLost   = errors.New("the lock was lost")
+)
+
+// A Config is what a Queue works with.
+type Config struct {
+	Redis        *protocol.Client
+	Names        *protocol.Namespace
+	Mailbox      *wake.Mailbox
+	Lease        time.Duration // how long a grant lasts without a renewal
+	Slots        int           // holds at once
+	RedisTimeout time.Duration // of one request
+}
+
+// A Queue has the local queues of all names of one Locker. It must be closed.
+type Queue struct {
+	Config
+	channel     string // of the notifications for this process
+	unsubscribe func()
+	leftovers   cleanup.List
+
+	ctx  context.Context // ends with Close; requests are not sent with it
+	stop context.CancelFunc
+
+	mu     sync.Mutex
+	closed bool
+	names  map[string]*name
+	open   int           // what Close waits for: grants, and goroutines of start
+	idle   chan struct{} // closed when the queue is closed and open is 0
+}
+
+// New returns a Queue. It sends nothing before the first Acquire.
+func New(c Config) *Queue {
+	q := &Queue{Config: c, channel: c.Names.Channel(c.Mailbox.Process()), names: make(map[string]*name), idle: make(chan struct{})}
+	q.leftovers.IsFinal = protocol.IsFinal
+	q.unsubscribe = c.Mailbox.Use(q.channel)
+	q.ctx, q.stop = context.WithCancel(context.Background())
+	return q
+}
+
+// Acquire waits for a lock. The error is ErrEnded if ctx ends first, ErrClosed, or that
+// of Redis.
+func (q *Queue) Acquire(ctx context.Context, name string) (*Hold, error) {
+	w, err := q.join(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return w.await(ctx)
+}
+
+// TryAcquire is Acquire without the wait: the error is ErrBusy if the lock is held, or if
+// others wait for it.
+func (q *Queue) TryAcquire(ctx context.Context, name string) (*Hold, error) {
+	w, err := q.try(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return w.await(ctx)
+}
+
+// Close fails the waiters with ErrClosed and ends the holds with the cause. It returns
+// when all holds are released or lost, and all requests are answered. Then it takes back
+// what failed requests left in Redis, for at most RedisTimeout.
+func (q *Queue) Close(cause error) {
+	for _, end := range q.shut() {
+		end(cause)
+	}
+	q.stop()
+	<-q.idle
+	q.leftovers.Close(q.RedisTimeout)
+	q.unsubscribe()
+}
+
+// Waiting returns how many callers wait in the local queue of a name.
+func (q *Queue) Waiting(name string) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if n := q.names[name]; n != nil {
+		return n.waiters.Len()
+	}
+	return 0
+}
+
+// Len returns how many names callers hold or wait for.
+func (q *Queue) Len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.names)
+}
+
+// Leftovers returns how many owners are still to be taken out of locks.
+func (q *Queue) Leftovers() int { return q.leftovers.Len() }
+
+// shut refuses new callers, fails the waiters, and returns the functions that end the
+// holds.
+func (q *Queue) shut() []func(error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	var ends []func(error)
+	for _, n := range q.names {
+		n.fail(ErrClosed)
+		for _, g := range n.grants {
+			if g.end != nil { // else its hold has not begun, and Begin refuses it
+				ends = append(ends, g.end)
+			}
+		}
+	}
+	q.checkIdle()
+	return ends
+}
+
+// start runs f on a goroutine that Close waits for. The caller holds q.mu.
+func (q *Queue) start(f func()) {
+	q.open++
+	go func() {
+		defer q.done()
+		f()
+	}()
+}
+
+// done ends what Close waits for.
+func (q *Queue) done() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.open--
+	q.checkIdle()
+}
+
+func (q *Queue) checkIdle() {
+	if !q.closed || q.open > 0 {
+		return
+	}
+	select {
+	case <-q.idle: // a lost lock was released after Close
+	default:
+		close(q.idle)
+	}
+}
