@@ -96,7 +96,7 @@ func set(key, value string) *redis.StatusCmd {
 	return redis.NewStatusCmd(context.Background(), "set", key, value)
 }
 
-func TestOneAloneIsAPlainCommand(t *testing.T) {
+func TestLoneCommandIsNoPipeline(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
 		var c counter
@@ -117,7 +117,7 @@ func TestOneAloneIsAPlainCommand(t *testing.T) {
 	})
 }
 
-func TestCommandsOfOneCallerShareATripAndKeepTheirOrder(t *testing.T) {
+func TestCommandsOfOneCallerShareARoundTripInOrder(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
 		b := batch.NewEager(rdb)
@@ -146,7 +146,7 @@ func TestCommandsOfOneCallerShareATripAndKeepTheirOrder(t *testing.T) {
 	})
 }
 
-// busy has all hands carry a command each, to a Redis that is paused.
+// busy has maxInFlight pipelines of one command each in flight, to a Redis that is paused.
 func busy(t *testing.T, b *batch.Batcher, ctx context.Context, within time.Duration) []<-chan outcome { //nolint:revive // a helper of tests
 	t.Helper()
 	var ended []<-chan outcome
@@ -157,7 +157,7 @@ func busy(t *testing.T, b *batch.Batcher, ctx context.Context, within time.Durat
 	return ended
 }
 
-func TestManyShareFewTrips(t *testing.T) {
+func TestManyCallersShareFewRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
@@ -175,7 +175,7 @@ func TestManyShareFewTrips(t *testing.T) {
 		}
 		synctest.Wait()
 		if c.alone != 4 || c.pipelines != nil {
-			t.Fatalf("%d plain commands and pipelines of %v are under way, want one in each of 4 hands", c.alone, c.pipelines)
+			t.Fatalf("%d plain commands and pipelines of %v are under way, want one in each of 4 pipelines", c.alone, c.pipelines)
 		}
 		r.Resume()
 		synctest.Wait()
@@ -198,9 +198,8 @@ func TestManyShareFewTrips(t *testing.T) {
 	})
 }
 
-// A caller with many commands keeps them together, also where they make a
-// pipeline longer than it should be.
-func TestCallersCommandsAreNotTornApart(t *testing.T) {
+// The commands of one caller share a pipeline, even if that makes it too long.
+func TestCommandsOfOneCallerStayTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
@@ -253,7 +252,7 @@ func TestCancelReturnsAtOnce(t *testing.T) {
 	})
 }
 
-func TestTimeIsOverWhileRedisHangs(t *testing.T) {
+func TestHangingRedisTimesOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		b := batch.NewEager(r.Client())
@@ -271,7 +270,7 @@ func TestTimeIsOverWhileRedisHangs(t *testing.T) {
 	})
 }
 
-func TestClientIsToldHowMuchTimeThereIs(t *testing.T) {
+func TestClientReceivesTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
 		var h deadlines
@@ -306,8 +305,8 @@ func (*deadlines) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 	return next
 }
 
-// The time that is over is ours, not the caller's, whoever notices it first:
-// the caller, or the client by the deadline it was given.
+// The time limit is not the caller's deadline, whether the Batcher or the client notices
+// first that it is over.
 func TestTimeoutIsNotTheCallersDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -355,7 +354,7 @@ func TestWithoutTimeNothingIsSent(t *testing.T) {
 	})
 }
 
-func TestOthersAreNotHarmedByOneThatLeaves(t *testing.T) {
+func TestCallerThatLeavesHarmsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
@@ -437,8 +436,8 @@ func TestCallerThatLeftInTheQueueIsNeverSent(t *testing.T) {
 	})
 }
 
-// Also after the head of the queue was sent, and its numbers with it.
-func TestLeavingALongQueueTakesOutTheRightOne(t *testing.T) {
+// Also after the head of the queue was sent.
+func TestLeavingALongQueueRemovesTheRightRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
@@ -471,7 +470,7 @@ func TestLeavingALongQueueTakesOutTheRightOne(t *testing.T) {
 	})
 }
 
-// A queue from which everybody left is forgotten, whole.
+// A queue that all callers left is removed.
 func TestQueueFromWhichAllHaveLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -533,9 +532,9 @@ func (p *tarpit) ProcessPipelineHook(redis.ProcessPipelineHook) redis.ProcessPip
 	return func(context.Context, []redis.Cmder) error { p.take(); return nil }
 }
 
-// As a network that loses everything, and then nothing any more: go-redis is
-// still stuck on its old connections, but those who come now are not.
-func TestStuckHandsDoNotBlockRecovery(t *testing.T) {
+// A network loses all packets, and then none. go-redis is still stuck on its old
+// connections; callers that come now are not.
+func TestStuckPipelinesDoNotBlockRecovery(t *testing.T) {
 	for name, leave := range map[string]func(t *testing.T, b *batch.Batcher) <-chan outcome{
 		"their callers waited for all the time they had": func(t *testing.T, b *batch.Batcher) <-chan outcome {
 			return do(t.Context(), b, time.Second, get("k"))
@@ -579,9 +578,9 @@ func TestStuckHandsDoNotBlockRecovery(t *testing.T) {
 	}
 }
 
-// With a Redis that never answers, the hands do not become more and more; and
-// when it answers after all, they are as many as before.
-func TestStuckHandsAreBounded(t *testing.T) {
+// While Redis does not answer, the number of pipelines is bounded. When it answers, there
+// are as many as before.
+func TestStuckPipelinesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, b := newTarpit(t)
 		for range 3 {
@@ -614,8 +613,8 @@ func TestStuckHandsAreBounded(t *testing.T) {
 	})
 }
 
-// A hand that has answered those who left is as good as any.
-func TestHandThatWasSlowOnceIsNotGivenUpLater(t *testing.T) {
+// A pipeline that answered callers that had left counts as any other.
+func TestPipelineThatWasSlowOnceIsNotGivenUpLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, b := newTarpit(t)
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -624,7 +623,7 @@ func TestHandThatWasSlowOnceIsNotGivenUpLater(t *testing.T) {
 			do(ctx, b, time.Second, get("k"))
 			synctest.Wait()
 		}
-		for range 2 { // these go together, in one of the four hands
+		for range 2 { // these go together, in one of the four pipelines
 			do(t.Context(), b, time.Minute, get("k"))
 		}
 		time.Sleep(200 * time.Millisecond) // the callers of the first four have left
@@ -643,8 +642,8 @@ func TestHandThatWasSlowOnceIsNotGivenUpLater(t *testing.T) {
 	})
 }
 
-// A few who come while many are on their way wait for those, but not for long.
-func TestFewWaitForMany(t *testing.T) {
+// Few commands that come while many are in flight wait for those, but not for long.
+func TestFewCommandsLingerWhileManyAreInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &tarpit{drain: make(chan struct{})}
 		p.on.Store(true)
@@ -681,7 +680,7 @@ func TestFewWaitForMany(t *testing.T) {
 	})
 }
 
-// Those in the queue are sent away; those on their way get their answers.
+// Queued requests fail; those in flight get their replies.
 func TestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -711,7 +710,7 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// Close waits for nobody whose time is over.
+// Close does not wait for a request that timed out.
 func TestCloseWhileRedisHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, b := newTarpit(t)
@@ -728,7 +727,7 @@ func TestCloseWhileRedisHangs(t *testing.T) {
 	})
 }
 
-func TestErrorOfOneHurtsNoOther(t *testing.T) {
+func TestErrorOfOneCommandHarmsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		b := batch.NewEager(r.Client())
@@ -786,7 +785,7 @@ func TestFirstErrorIsReturned(t *testing.T) {
 	})
 }
 
-func TestCutConnectionFailsThoseOnItAndNobodyLater(t *testing.T) {
+func TestCutConnectionFailsOnlyWhatIsInFlight(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		b := batch.NewEager(r.Client())
 		r.Wire().LoseReplies(1)
@@ -801,7 +800,7 @@ func TestCutConnectionFailsThoseOnItAndNobodyLater(t *testing.T) {
 	})
 }
 
-func TestRedisThatIsDownSaysSoAtOnce(t *testing.T) {
+func TestRefusedConnectionIsAnErrorAtOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		b := batch.NewEager(r.Client())
 		if err := b.Do(t.Context(), within, set("k", "v")); err != nil {
@@ -816,9 +815,9 @@ func TestRedisThatIsDownSaysSoAtOnce(t *testing.T) {
 	})
 }
 
-// Whoever comes and goes, everybody gets the answer to his own question, and
-// whatever was sent without an error is there.
-func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
+// Callers come and leave. Each receives the reply to its own command, and each SET without
+// an error is stored.
+func TestEachCallerGetsItsOwnReply(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
 		b := batch.NewEager(rdb)
@@ -853,7 +852,7 @@ func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
 	})
 }
 
-func BenchmarkAlone(b *testing.B) {
+func BenchmarkLoneCommand(b *testing.B) {
 	batcher := batch.New(failing{nil})
 	cmd := get("k")
 	b.ReportAllocs()

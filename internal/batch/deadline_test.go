@@ -43,9 +43,9 @@ func flood(t *testing.T, b *batch.Batcher, n int) []<-chan outcome {
 	return all
 }
 
-// A queue of 34 pipelines takes a Redis that answers each after 100 ms, four at a
-// time, longer than each command was given.
-func TestWaitingForItsTurnIsNoTimeout(t *testing.T) {
+// Redis answers each of 34 pipelines after 100 ms, four at a time. So the queue takes
+// longer than the time limit of each command.
+func TestQueueTimeIsNoTimeoutWhileRedisReplies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
 		rdb.AddHook(slow(100 * time.Millisecond))
@@ -63,7 +63,7 @@ func TestWaitingForItsTurnIsNoTimeout(t *testing.T) {
 	})
 }
 
-// When Redis hangs, a queue ends as soon as a single command would.
+// When Redis hangs, a queue times out as soon as a single command would.
 func TestQueueEndsWhenRedisHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)

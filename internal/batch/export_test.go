@@ -2,14 +2,14 @@ package batch
 
 import "github.com/fetchonce/fetchonce/internal/contexttest"
 
-// NewEager returns a batcher whose commands go as soon as a hand is free.
+// NewEager returns a Batcher that does not linger.
 func NewEager(conn Conn) *Batcher {
 	b := New(conn)
-	b.straggle = 0
+	b.linger = 0
 	return b
 }
 
-// Queued returns how many callers wait for a hand.
+// Queued returns how many requests are queued.
 func (b *Batcher) Queued() (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -19,5 +19,5 @@ func (b *Batcher) Queued() (n int) {
 	return n
 }
 
-// IsFree reports whether the batcher's mutex can be locked.
+// IsFree reports whether the Batcher's mutex can be locked.
 func (b *Batcher) IsFree() bool { return contexttest.IsFree(&b.mu) }

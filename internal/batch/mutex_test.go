@@ -11,7 +11,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// The batcher calls no method of its caller's context while it holds its mutex.
+// The Batcher calls no method of a caller's context while it holds its mutex.
 func TestContextMayCallTheBatcher(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		for _, rdb := range []batch.Conn{r.Client(), r.Plain()} {

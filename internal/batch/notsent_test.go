@@ -20,7 +20,7 @@ func wantNotSent(t *testing.T, who string, err error, want bool) {
 	}
 }
 
-func TestWhatWasQueuedWasNotSent(t *testing.T) {
+func TestQueuedCommandWasNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		b := batch.NewEager(r.Client())
@@ -45,7 +45,7 @@ func TestWhatWasQueuedWasNotSent(t *testing.T) {
 	})
 }
 
-func TestWhatCameTooLateWasNotSent(t *testing.T) {
+func TestCommandWithoutTimeWasNotSent(t *testing.T) {
 	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -57,7 +57,7 @@ func TestWhatCameTooLateWasNotSent(t *testing.T) {
 	})
 }
 
-func TestWhatFoundNoConnectionWasNotSent(t *testing.T) {
+func TestCommandWithoutAConnectionWasNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		once := batch.New(r.Client())
@@ -76,7 +76,7 @@ func TestWhatFoundNoConnectionWasNotSent(t *testing.T) {
 	})
 }
 
-func TestWhatFoundThePoolUsedUpWasNotSent(t *testing.T) {
+func TestCommandWithoutAPooledConnectionWasNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := redistest.Bubble(t).Client(func(o *redis.Options) { o.PoolSize, o.PoolTimeout = 1, time.Second })
 		conn := rdb.Conn()

@@ -54,7 +54,7 @@ func TestEqualReadsInTheQueueAreOneCommand(t *testing.T) {
 		for range 4 {
 			held = append(held, do(t.Context(), b, within, set("{k}a", "v"), set("{k}b", "v")))
 		}
-		r.Until("all hands are held", func() bool { return g.held.Load() == 4 })
+		r.Until("all pipelines are held", func() bool { return g.held.Load() == 4 })
 		redistest.WireOf(rdb).Reset()
 
 		first, leave := context.WithCancel(t.Context())
@@ -106,7 +106,7 @@ func TestEqualReadsInTheQueueAreOneCommand(t *testing.T) {
 	})
 }
 
-// An error is everybody's, too.
+// Equal reads share an error, too.
 func TestEqualReadsShareTheirError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -131,9 +131,9 @@ func TestEqualReadsShareTheirError(t *testing.T) {
 	})
 }
 
-// What is on its way may have been read before a deletion that is complete: who
-// comes after that has nothing of it.
-func TestReadOnItsWayIsSharedWithNobody(t *testing.T) {
+// A read in flight may have seen a value that a complete Delete has removed. A caller that
+// comes after that Delete does not share it.
+func TestReadInFlightIsNotShared(t *testing.T) {
 	for later := 1; later <= 3; later++ { // alone, and in pipelines
 		t.Run(fmt.Sprint(later), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

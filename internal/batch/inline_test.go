@@ -20,7 +20,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// senders is a hook that notes who sends each command: its caller, or a hand.
+// senders is a hook that notes where each command is sent: inline, or by a pipeline.
 type senders struct {
 	mu  sync.Mutex
 	own []bool
@@ -61,8 +61,7 @@ func (s *senders) taken() []bool {
 	return own
 }
 
-// inFront runs a test in front of a Redis that has just answered, with a client
-// that heeds deadlines.
+// inFront runs a test with a Redis that has just answered, and a deadline-aware client.
 func inFront(t *testing.T, test func(t *testing.T, r redistest.Redis, rdb *redis.Client, s *senders, b *batch.Batcher)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -75,13 +74,13 @@ func inFront(t *testing.T, test func(t *testing.T, r redistest.Redis, rdb *redis
 	})
 }
 
-// answered has a command answered.
+// answered sends a command and waits for its reply.
 func answered(t *testing.T, b *batch.Batcher) {
 	t.Helper()
 	if err := b.Do(t.Context(), within, set("k", "v")); err != nil {
 		t.Fatal(err)
 	}
-	synctest.Wait() // the hand rests
+	synctest.Wait() // the pipeline has ended
 }
 
 func wantSenders(t *testing.T, s *senders, want ...bool) {
@@ -91,7 +90,7 @@ func wantSenders(t *testing.T, s *senders, want ...bool) {
 	}
 }
 
-func TestOneAloneSendsHimself(t *testing.T) {
+func TestLoneCommandIsSentInline(t *testing.T) {
 	inFront(t, func(t *testing.T, _ redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		cmd := getRange("k", 10)
 		if err := b.Read(t.Context(), within, cmd); err != nil || cmd.Val() != "v" {
@@ -105,8 +104,8 @@ func TestOneAloneSendsHimself(t *testing.T) {
 	})
 }
 
-// Not before anything was answered, nor through what may not heed a deadline.
-func TestHandSendsWhereAnAnswerInTimeIsNotSure(t *testing.T) {
+// Not before the first reply, nor by a client that may not end at a deadline.
+func TestNoInlineSendWithoutADeadlineOrAPromptReply(t *testing.T) {
 	for name, c := range map[string]struct {
 		before int // commands that are answered first
 		change func(*redis.Options)
@@ -140,7 +139,7 @@ func TestHandSendsWhereAnAnswerInTimeIsNotSure(t *testing.T) {
 	}
 }
 
-func TestWhoComesMeanwhileIsLeftToAHand(t *testing.T) {
+func TestCommandsBehindAnInlineSendGoInAPipeline(t *testing.T) {
 	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		first := do(t.Context(), b, within, get("k"))
@@ -160,13 +159,13 @@ func TestWhoComesMeanwhileIsLeftToAHand(t *testing.T) {
 			wantEnded(t, "another", ended, 0, nil)
 		}
 		wantSenders(t, s, false)
-		answered(t, b) // it was answered late, but then again soon
+		answered(t, b) // a late reply, and then a prompt one
 		wantSenders(t, s, true)
 	})
 }
 
-// A caller sends what is his, and not who has waited before him.
-func TestNobodyCarriesWhatIsAnothers(t *testing.T) {
+// A caller does not send the commands of another that waited before it.
+func TestCallerSendsOnlyItsOwnCommandInline(t *testing.T) {
 	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		do(t.Context(), b, within, set("a", "v"), set("b", "v"), set("c", "v"))
@@ -188,7 +187,7 @@ func TestNobodyCarriesWhatIsAnothers(t *testing.T) {
 	})
 }
 
-func TestTimeOfOneAloneIsOver(t *testing.T) {
+func TestInlineSendTimesOut(t *testing.T) {
 	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		late := do(t.Context(), b, 200*time.Millisecond, get("k"))
@@ -211,9 +210,9 @@ func TestTimeOfOneAloneIsOver(t *testing.T) {
 	})
 }
 
-// A Redis that stops to answer costs those their promptness who find it out, and
-// nobody else.
-func TestCancelInFrontOfARedisThatHangs(t *testing.T) {
+// Redis stops answering. Only callers that are inline at that moment notice their
+// cancellation late.
+func TestOnlyTheFirstCallersNoticeACancellationLate(t *testing.T) {
 	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -240,7 +239,7 @@ func TestCancelInFrontOfARedisThatHangs(t *testing.T) {
 	})
 }
 
-func TestWhoseContextHasEndedSendsNothingHimself(t *testing.T) {
+func TestEndedContextSendsNothingInline(t *testing.T) {
 	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, _ *senders, b *batch.Batcher) {
 		r.Pause()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -251,7 +250,7 @@ func TestWhoseContextHasEndedSendsNothingHimself(t *testing.T) {
 	})
 }
 
-func TestCloseWhileOneIsAlone(t *testing.T) {
+func TestCloseWaitsForAnInlineSend(t *testing.T) {
 	for _, answers := range []bool{true, false} {
 		t.Run(fmt.Sprint("answers ", answers), func(t *testing.T) {
 			inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
@@ -281,8 +280,8 @@ func TestCloseWhileOneIsAlone(t *testing.T) {
 	}
 }
 
-// A hook that panics is the error of its caller's command, and others go on.
-func TestHookThatPanics(t *testing.T) {
+// A panic of a hook is the error of its command. Other commands are sent.
+func TestPanicOfAHookIsTheCommandsError(t *testing.T) {
 	inFront(t, func(t *testing.T, r redistest.Redis, rdb *redis.Client, s *senders, b *batch.Batcher) {
 		p := &panics{on: true}
 		rdb.AddHook(p)
