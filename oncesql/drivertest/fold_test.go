@@ -54,6 +54,48 @@ func TestRowOfAnotherKeyIsAnError(t *testing.T) {
 	}
 }
 
+// The column begins to take two keys for equal after the check of the table, which
+// holds for ten seconds. The key of the row says so meanwhile.
+func TestRowOfAnotherKeyIsAnErrorBetweenChecks(t *testing.T) {
+	for name, test := range map[string]struct {
+		row, asked string
+		change     []string
+	}{
+		"Postgres": {"7", "007", []string{"ALTER TABLE things ALTER COLUMN id TYPE int USING id::int"}},
+		"MariaDB":  {"bob", "Bob", []string{"ALTER TABLE things MODIFY id varchar(20) COLLATE utf8mb4_general_ci"}},
+		"SQLite": {"bob", "Bob", []string{
+			"CREATE TABLE folding (id text COLLATE NOCASE PRIMARY KEY, value text)", "INSERT INTO folding SELECT * FROM things",
+			"DROP TABLE things", "ALTER TABLE folding RENAME TO things",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := databases[name](t)
+			if d.dialect == oncesql.Postgres { // a statement that is prepared already wants a text
+				d = newPostgres(t, "default_query_exec_mode=exec")
+			}
+			keyType := "text"
+			if d.dialect == oncesql.MySQL {
+				keyType = "varbinary(20)"
+			}
+			d.exec(t, "CREATE TABLE things (id "+keyType+" PRIMARY KEY, value text)", "INSERT INTO things VALUES ('"+test.row+`', '"secret"')`)
+			s := newStore(t, d, oncesql.Options[string]{Table: "things", Key: "id"})
+			if v, err := s.Lookup(t.Context(), test.row); v != "secret" || err != nil {
+				t.Fatalf("Lookup(%q) = %q, %v; want secret", test.row, v, err)
+			}
+			d.exec(t, test.change...)
+			if v, err := s.Lookup(t.Context(), test.asked); v != "" || !strings.Contains(fmt.Sprint(err), "has another key") {
+				t.Errorf("Lookup(%q) = %q, %v; want that the row has another key", test.asked, v, err)
+			}
+			if v, err := s.Create(t.Context(), test.asked, "mine"); v != "" || !strings.Contains(fmt.Sprint(err), "has another key") {
+				t.Errorf("Create(%q) = %q, %v; want that the row has another key", test.asked, v, err)
+			}
+			if found, err := s.LookupMany(t.Context(), []string{test.row, test.asked}); found[test.row] != "secret" || found[test.asked] != "" {
+				t.Errorf("LookupMany = %v, %v; want the value of %q only", found, err, test.row)
+			}
+		})
+	}
+}
+
 // What the column of keys lacks is found by the first Lookup, before any fetch.
 func TestTableIsCheckedBeforeTheFirstLookup(t *testing.T) {
 	for name, test := range map[string]struct {

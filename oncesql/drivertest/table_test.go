@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -155,5 +157,46 @@ func TestJSONInBytesIsRefusedAndNotMangled(t *testing.T) {
 	}
 	if _, err := s.Lookup(t.Context(), "k"); !errors.Is(err, fetchonce.ErrNotFound) {
 		t.Errorf("Lookup = %v; want ErrNotFound", err)
+	}
+}
+
+// The index is dropped after the first check. Calls fail from the check that comes
+// ten seconds after it, and only once a new index is there do they succeed.
+func TestDroppedIndexIsFoundAfterTenSeconds(t *testing.T) {
+	for name, newDatabase := range databases {
+		t.Run(name, func(t *testing.T) {
+			outside := newDatabase(t)
+			synctest.Test(t, func(t *testing.T) {
+				d := outside.again(t)
+				d.exec(t, "CREATE TABLE things (key text NOT NULL, value text)", "CREATE UNIQUE INDEX i ON things ("+d.keyColumn()+")")
+				s := newStore(t, d, oncesql.Options[string]{Table: "things"})
+				if v, err := s.Create(t.Context(), "k", "v"); v != "v" || err != nil {
+					t.Fatalf("Create = %q, %v; want v", v, err)
+				}
+				d.dropIndex(t, "i", "things")
+				time.Sleep(10*time.Second - time.Millisecond)
+				if v, err := s.Lookup(t.Context(), "k"); v != "v" || err != nil {
+					t.Errorf("Lookup before the check = %q, %v; want v", v, err)
+				}
+				time.Sleep(time.Millisecond)
+				for range 2 {
+					_, lookupErr := s.Lookup(t.Context(), "k")
+					_, createErr := s.Create(t.Context(), "l", "v")
+					_, manyErr := s.LookupMany(t.Context(), []string{"k", "l"})
+					for _, err := range []error{lookupErr, createErr, manyErr} {
+						if err == nil || !strings.Contains(err.Error(), "no unique index") {
+							t.Errorf("after ten seconds: %v; want that there is no unique index", err)
+						}
+					}
+				}
+				if n := d.number(t, "SELECT count(*) FROM things"); n != 1 {
+					t.Errorf("%d rows; want 1", n)
+				}
+				d.exec(t, "CREATE UNIQUE INDEX i ON things ("+d.keyColumn()+")")
+				if v, err := s.Create(t.Context(), "l", "v"); v != "v" || err != nil {
+					t.Errorf("Create with a new index = %q, %v; want v", v, err)
+				}
+			})
+		})
 	}
 }
