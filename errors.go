@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/fetchonce/fetchonce/internal/keytext"
 )
 
 var (
@@ -53,12 +54,13 @@ type Error struct {
 	Err error  // the cause
 }
 
-// Error returns a text like `fetchonce: read "user:42": i/o timeout`.
+// Error returns a text like `fetchonce: read "user:42": i/o timeout`. It quotes at most
+// the first 200 bytes of Key.
 func (e *Error) Error() string {
 	if e.Key == "" {
 		return "fetchonce: " + e.Op + ": " + e.Err.Error()
 	}
-	return "fetchonce: " + e.Op + " " + strconv.Quote(e.Key) + ": " + e.Err.Error()
+	return "fetchonce: " + e.Op + " " + keytext.Quote(e.Key) + ": " + e.Err.Error()
 }
 
 // Unwrap returns the cause.
@@ -99,7 +101,7 @@ func (e *ManyError) Error() string {
 		if i > 0 {
 			b.WriteString("; ")
 		}
-		fmt.Fprintf(&b, "%q: %v", key, e.Errors[key])
+		fmt.Fprintf(&b, "%s: %v", keytext.Quote(key), e.Errors[key])
 	}
 	if len(keys) > most {
 		b.WriteString("; and others")

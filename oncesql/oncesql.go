@@ -23,6 +23,7 @@ import (
 	"fmt"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/keytext"
 )
 
 // A Store keeps values in a table, one row for each key. It is made by [New],
@@ -191,7 +192,7 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 		// one deletion is rare, and more than a few mean that rows are hidden from us.
 		wait := passes(insertErr) || passes(lookupErr)
 		if attempt == attempts || wait && !pause(ctx, attempt) {
-			return zero, cmp.Or(insertErr, lookupErr, fmt.Errorf("oncesql: create %q: no row was there after an insert, %d times", key, attempts))
+			return zero, cmp.Or(insertErr, lookupErr, fmt.Errorf("oncesql: create %s: no row was there after an insert, %d times", keytext.Quote(key), attempts))
 		}
 	}
 }
@@ -292,11 +293,11 @@ func (s *Store[V]) keyAlone(key *string) []any {
 
 // otherKey does not quote the key of the row, which may be another user's.
 func otherKey(key string) error {
-	return fmt.Errorf("oncesql: the row for %q has another key, which the column takes for equal; see Options.FoldKeys", key)
+	return fmt.Errorf("oncesql: the row for %s has another key, which the column takes for equal; see Options.FoldKeys", keytext.Quote(key))
 }
 
 func severalRows(key string) error {
-	return fmt.Errorf("oncesql: %q has several rows: the column of keys is not unique", key)
+	return fmt.Errorf("oncesql: %s has several rows: the column of keys is not unique", keytext.Quote(key))
 }
 
 // skipped is the destination of a column that is not read.

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/keytext"
 	"github.com/fetchonce/fetchonce/internal/readback"
 )
 
@@ -192,12 +193,12 @@ func encodingOf[V any](codec fetchonce.Codec) encoding[V] {
 func (e encoding[V]) write(key string, v V) ([]any, error) {
 	data, err := e.codec.Marshal(v)
 	if err != nil {
-		return nil, fmt.Errorf("oncesql: encode the value of %q: %w", key, err)
+		return nil, fmt.Errorf("oncesql: encode the value of %s: %w", keytext.Quote(key), err)
 	}
 	if e.unsure {
 		var read V
 		if err := e.codec.Unmarshal(data, &read); err != nil {
-			return nil, fmt.Errorf("oncesql: encode the value of %q: the codec does not read what it wrote: %w", key, err)
+			return nil, fmt.Errorf("oncesql: encode the value of %s: the codec does not read what it wrote: %w", keytext.Quote(key), err)
 		}
 	}
 	if e.text {
@@ -220,10 +221,10 @@ func (e encoding[V]) read(key string, scan func(dest ...any) error) (V, error) {
 	// Not a key without a value: the row has the key, so that Create could never
 	// put a value there.
 	if !data.Valid {
-		return zero, fmt.Errorf("oncesql: the value of %q is NULL", key)
+		return zero, fmt.Errorf("oncesql: the value of %s is NULL", keytext.Quote(key))
 	}
 	if err := e.codec.Unmarshal(data.V, &v); err != nil {
-		return zero, fmt.Errorf("oncesql: decode the value of %q: %w", key, err)
+		return zero, fmt.Errorf("oncesql: decode the value of %s: %w", keytext.Quote(key), err)
 	}
 	return v, nil
 }
@@ -231,7 +232,7 @@ func (e encoding[V]) read(key string, scan func(dest ...any) error) (V, error) {
 // columnValues returns values if there are as many as columns.
 func columnValues(values []any, columns int, key string) ([]any, error) {
 	if len(values) != columns {
-		return nil, fmt.Errorf("oncesql: create %q: Values returned %d values for %d Columns", key, len(values), columns)
+		return nil, fmt.Errorf("oncesql: create %s: Values returned %d values for %d Columns", keytext.Quote(key), len(values), columns)
 	}
 	return values, nil
 }
