@@ -79,7 +79,7 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 // context of a [Lease], of the same name: it would wait for itself.
 //
 // When ctx ends before fn was called, the error is [ErrLocked] joined with the
-// cause of that. When Redis fails, or does not answer within RedisTimeout, the error is an
+// cause of that. When the call has waited for [LockOptions.MaxWait], it is ErrLocked. When Redis fails, or does not answer within RedisTimeout, the error is an
 // [*Error], and fn is not called.
 //
 // The context given to fn compares the clock in Err and Done. So after a pause of the
@@ -132,8 +132,10 @@ func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *L
 		return ctx, nil, err
 	}
 	asked := lk.trace.asked()
+	limit, stop := lk.waitLimit()
+	defer stop()
 	for {
-		h, err := lk.queue.Acquire(ctx, name)
+		h, err := lk.queue.Acquire(ctx, name, limit)
 		if err != nil {
 			err = lockError(ctx, name, err)
 			lk.trace.locked(ctx, asked, TraceLock{Name: name, Err: err})
@@ -146,6 +148,15 @@ func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *L
 		}
 		// This process was stopped between the grant and its use.
 	}
+}
+
+// waitLimit returns a channel that is closed after MaxWait, and nil without a MaxWait.
+func (lk *Locker) waitLimit() (limit <-chan struct{}, stop func() bool) {
+	if lk.opt.MaxWait == 0 {
+		return nil, func() bool { return true }
+	}
+	passed := make(chan struct{})
+	return passed, time.AfterFunc(lk.opt.MaxWait, func() { close(passed) }).Stop
 }
 
 // TryAcquire is like [Locker.Acquire], but does not wait: if the lock is held,

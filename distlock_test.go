@@ -1058,6 +1058,7 @@ func TestLockersArgumentsAreChecked(t *testing.T) {
 		"LockOptions.Lease cannot be turned off":           {Prefix: "p", Lease: fetchonce.Off},
 		"LockOptions.RedisTimeout cannot be turned off":    {Prefix: "p", RedisTimeout: fetchonce.Off},
 		"LockOptions.MaxHold is 1µs, less than 1ms":        {Prefix: "p", MaxHold: time.Microsecond},
+		"LockOptions.MaxWait is 1µs, less than 1ms":        {Prefix: "p", MaxWait: time.Microsecond},
 		"LockOptions.Slots cannot be turned off":           {Prefix: "p", Slots: fetchonce.Off},
 		"LockOptions.Slots is 1001, more than 1000":        {Prefix: "p", Slots: 1001},
 		"LockOptions.Lease is 1000000h0m0s, more than 100": {Prefix: "p", Lease: 1000000 * time.Hour},

@@ -17,9 +17,10 @@ var (
 	// without a fetch. [Loader.Peek] returns it for a key that is not cached.
 	ErrNotFound = errors.New("fetchonce: not found")
 
-	// ErrLocked says that somebody else holds a lock: to the caller of
-	// [Locker.TryDo] and [Locker.TryAcquire], and to one whose context ended
-	// while it waited, together with the cause of that.
+	// ErrLocked says that another caller holds a lock. [Locker.TryDo] and
+	// [Locker.TryAcquire] return it, and a call that has waited for
+	// [LockOptions.MaxWait]. A call whose context ends while it waits returns it
+	// joined with the cause of that.
 	ErrLocked = errors.New("fetchonce: locked")
 
 	// ErrLockLost is the [context.Cause] of the context given to a fetch, or to

@@ -320,8 +320,13 @@ type LockOptions struct {
 	// lock. The default is no limit.
 	MaxHold time.Duration
 
+	// MaxWait is the longest that a call waits for a lock. Then it leaves the queue
+	// and returns [ErrLocked]. TryDo and TryAcquire do not wait at all. Defaults to
+	// no limit: a call waits until its context ends.
+	MaxWait time.Duration
+
 	// RedisTimeout is the limit of every operation in Redis, retries included,
-	// and not of the wait for a lock, which is the caller's context's. The limit of
+	// and not of the wait for a lock, which ends with the caller's context or MaxWait. The limit of
 	// a renewal is a third of Lease if that is less. The default is 500 ms.
 	RedisTimeout time.Duration
 
@@ -348,7 +353,7 @@ func (o LockOptions) withDefaults() LockOptions {
 	if o.Lease == 0 {
 		o.Lease = defaultLease
 	}
-	o.MaxHold = max(o.MaxHold, 0)
+	o.MaxHold, o.MaxWait = max(o.MaxHold, 0), max(o.MaxWait, 0)
 	if o.RedisTimeout == 0 {
 		o.RedisTimeout = defaultRedisTimeout
 	}
@@ -366,6 +371,7 @@ func (o LockOptions) check() error {
 	err := checkDurations("LockOptions", []givenDuration{
 		{"Lease", o.Lease, leastLease, false},
 		{"MaxHold", o.MaxHold, leastTTL, true},
+		{"MaxWait", o.MaxWait, leastTTL, true},
 		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
 	})
 	switch {

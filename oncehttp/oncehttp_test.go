@@ -157,6 +157,7 @@ func TestNames(t *testing.T) {
 		{nil, "GET /a?x", "GET /a?y", false},
 		{nil, "GET /a", "GET /b", true},
 		{nil, "GET /a", "POST /a", true},
+		{nil, "HEAD /a", "GET /a", false},
 		{nil, "GET " + long, "GET " + long, false},
 		{nil, "GET " + long, "GET " + long + "b", true},
 	} {

@@ -57,15 +57,21 @@ func (q *Queue) newWaiter(ctx context.Context, n *name) *waiter {
 	return &waiter{q: q, n: n, ctx: context.WithoutCancel(ctx), ready: make(chan result, 1)}
 }
 
-// await waits for the result. If the context has ended it returns ErrEnded, also when a
-// hold arrived at the same moment: that hold is released in the background.
-func (w *waiter) await(ctx context.Context) (*Hold, error) {
+// await waits for the result, until limit is closed. If the context has ended it returns
+// ErrEnded, also when a hold arrived at the same moment: that hold is released in the
+// background.
+func (w *waiter) await(ctx context.Context, limit <-chan struct{}) (*Hold, error) {
 	var r result
 	select {
 	case r = <-w.ready:
 	case <-ctx.Done():
 		if w.leave() {
 			return nil, ErrEnded
+		}
+		r = <-w.ready
+	case <-limit:
+		if w.leave() {
+			return nil, ErrBusy
 		}
 		r = <-w.ready
 	}

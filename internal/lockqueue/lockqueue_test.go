@@ -61,7 +61,7 @@ func acquire(t *testing.T, ctx context.Context, q *lockqueue.Queue) *caller {
 	c := &caller{t: t, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
-		c.hold, c.err = q.Acquire(ctx, "it")
+		c.hold, c.err = q.Acquire(ctx, "it", nil)
 	}()
 	synctest.Wait()
 	return c
@@ -257,7 +257,7 @@ func TestCloseWaitsForTheHolders(t *testing.T) {
 		}
 		release(t, h)
 		<-closed
-		if _, err := q.Acquire(t.Context(), "it"); !errors.Is(err, lockqueue.ErrClosed) {
+		if _, err := q.Acquire(t.Context(), "it", nil); !errors.Is(err, lockqueue.ErrClosed) {
 			t.Errorf("Acquire = %v after Close, want ErrClosed", err)
 		}
 	})

@@ -55,14 +55,14 @@ func New(c Config) *Queue {
 	return q
 }
 
-// Acquire waits for a lock. The error is ErrEnded if ctx ends first, ErrClosed, or that
-// of Redis.
-func (q *Queue) Acquire(ctx context.Context, name string) (*Hold, error) {
+// Acquire waits for a lock. The error is ErrEnded if ctx ends first, ErrBusy if limit is
+// closed first, ErrClosed, or that of Redis. A nil limit is never closed.
+func (q *Queue) Acquire(ctx context.Context, name string, limit <-chan struct{}) (*Hold, error) {
 	w, err := q.join(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	return w.await(ctx)
+	return w.await(ctx, limit)
 }
 
 // TryAcquire is Acquire without the wait: the error is ErrBusy if the lock is held, or if
@@ -72,7 +72,7 @@ func (q *Queue) TryAcquire(ctx context.Context, name string) (*Hold, error) {
 	if err != nil {
 		return nil, err
 	}
-	return w.await(ctx)
+	return w.await(ctx, nil)
 }
 
 // Close fails the waiters with ErrClosed and ends the holds with the cause. It returns

@@ -1,0 +1,71 @@
+package oncehttp
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+)
+
+// readAhead is how much of a body is read before the request waits for the lock.
+const readAhead = 64 << 10
+
+// A body is a request's body of which the beginning was read before the request waited
+// for the lock. So a client that sends a small body slowly does not hold the lock. And
+// once a body was read to its end, net/http notices over HTTP/1 that the client leaves.
+type body struct {
+	ahead bytes.Reader
+	rest  io.ReadCloser
+	err   error // what reading ahead ended with; nil if there is a rest
+
+	deadline *http.ResponseController // nil without a limit
+	left     time.Duration            // that Reads of the rest may take
+}
+
+// newBody reads the beginning of the body of r. It returns nil if r has no body.
+func newBody(r *http.Request) *body {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	b := &body{rest: r.Body}
+	var ahead bytes.Buffer
+	n, err := io.Copy(&ahead, io.LimitReader(r.Body, readAhead))
+	b.ahead.Reset(ahead.Bytes())
+	b.err = err // also a MaxBytesError, which the handler answers
+	if err == nil && n < readAhead {
+		b.err = io.EOF
+	}
+	return b
+}
+
+// limit sets how long Reads of the rest may take in total.
+func (b *body) limit(w http.ResponseWriter, r *http.Request, timeout time.Duration) {
+	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if timeout > 0 && (server == nil || server.ReadTimeout <= 0) {
+		b.deadline, b.left = http.NewResponseController(w), timeout
+	}
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	switch {
+	case b.ahead.Len() > 0:
+		return b.ahead.Read(p)
+	case b.err != nil:
+		return 0, b.err
+	case b.deadline == nil:
+		return b.rest.Read(p)
+	}
+	began := time.Now()
+	if err := b.deadline.SetReadDeadline(began.Add(b.left)); errors.Is(err, http.ErrNotSupported) {
+		b.deadline = nil
+		return b.rest.Read(p)
+	}
+	n, err := b.rest.Read(p)
+	b.left -= time.Since(began)
+	// A deadline that passes between two Reads would end the body of an HTTP/2 request.
+	_ = b.deadline.SetReadDeadline(time.Time{})
+	return n, err
+}
+
+func (b *body) Close() error { return b.rest.Close() }

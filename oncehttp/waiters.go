@@ -1,0 +1,40 @@
+package oncehttp
+
+import "sync"
+
+// waiters counts the requests of each name that wait for the lock in this process.
+type waiters struct {
+	limit int // 0 for none
+
+	mu    sync.Mutex
+	names map[string]int // only of names for which requests wait
+}
+
+// enter counts a request, unless as many as may wait already do. The caller calls leave
+// when enter returned true and the request does not wait any more.
+func (w *waiters) enter(name string) bool {
+	if w.limit == 0 {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.names[name] >= w.limit {
+		return false
+	}
+	if w.names == nil {
+		w.names = make(map[string]int)
+	}
+	w.names[name]++
+	return true
+}
+
+func (w *waiters) leave(name string) {
+	if w.limit == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.names[name]--; w.names[name] == 0 {
+		delete(w.names, name)
+	}
+}
