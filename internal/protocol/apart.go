@@ -3,8 +3,6 @@ package protocol
 import (
 	"context"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // While a slot of a cluster moves, some of a key's names are on one node and some
@@ -18,7 +16,7 @@ import (
 type apart func(ctx context.Context, c *Client, args []any, within time.Duration) (any, error)
 
 // isApart reports whether an error says that the keys of a command are on two nodes.
-func isApart(err error) bool { return redis.HasErrorPrefix(err, "TRYAGAIN") }
+func isApart(err error) bool { return hasCode(err, "TRYAGAIN") }
 
 // patience returns for how long a script waits for its slot to have moved: a slot of
 // few keys moves within some milliseconds.

@@ -8,6 +8,10 @@ var (
 	ParseFilled   = parseFilled
 
 	ParseLockAnswer = parseLockAnswer
+
+	IsReadOnly = isReadOnly
+	Passing    = passing
+	IsApart    = isApart
 )
 
 const (

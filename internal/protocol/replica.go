@@ -3,8 +3,6 @@ package protocol
 import (
 	"sync/atomic"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // A replica remembers that a server stayed read-only for as long as an operation may
@@ -30,4 +28,4 @@ func (r *replica) isKnown() bool {
 	return true
 }
 
-func isReadOnly(err error) bool { return redis.HasErrorPrefix(err, "READONLY") }
+func isReadOnly(err error) bool { return hasCode(err, "READONLY") }

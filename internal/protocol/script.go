@@ -242,12 +242,7 @@ func (answeredError) RedisError()     {}
 // passing reports whether an error is a state of the server that ends soon: a
 // slot on its way to another node, a failover, a restart.
 func passing(err error) bool {
-	for _, prefix := range []string{"TRYAGAIN", "MOVED", "ASK", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN"} {
-		if redis.HasErrorPrefix(err, prefix) {
-			return true
-		}
-	}
-	return false
+	return hasCode(err, "TRYAGAIN", "MOVED", "ASK", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN")
 }
 
 // cut reports whether a connection ended before the answer came. A connection

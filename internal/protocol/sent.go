@@ -5,8 +5,6 @@ import (
 	"errors"
 	"os"
 	"sync/atomic"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // A marker is an argument of a script that notes when go-redis writes it. go-redis
@@ -71,10 +69,6 @@ func NotSent(err error) bool {
 // script is sent again: a right that the user does not have, a command that the server
 // does not know, data of another type.
 func IsFinal(err error) bool {
-	for _, prefix := range []string{"NOPERM", "WRONGTYPE", "ERR unknown command", "unknown command"} {
-		if redis.HasErrorPrefix(err, prefix) {
-			return true
-		}
-	}
-	return errors.Is(err, ErrType)
+	return errors.Is(err, ErrType) || hasCode(err, "NOPERM", "WRONGTYPE", "unknown command",
+		"The user executing the script can't", "Unknown Redis command") // the last two in a script
 }

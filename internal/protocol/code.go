@@ -1,0 +1,31 @@
+package protocol
+
+import (
+	"errors"
+	"regexp"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// inScript matches what Redis 6.2 and older put before the error of a command that a script
+// called: "ERR Error running script (call to f_0123): @user_script:7: @user_script: 7: -READONLY ...".
+// Newer servers put it behind.
+var inScript = regexp.MustCompile(`^ERR Error running script \(call to \w*\): (?:@user_script: ?\d+: )*-?`)
+
+// hasCode reports whether err is an answer of Redis that begins with one of the codes, in
+// the form of any server.
+func hasCode(err error, codes ...string) bool {
+	answered, ok := errors.AsType[redis.Error](err)
+	if !ok {
+		return false
+	}
+	text := answered.Error()
+	text = strings.TrimPrefix(text[len(inScript.FindString(text)):], "ERR ")
+	for _, code := range codes {
+		if strings.HasPrefix(text, code) {
+			return true
+		}
+	}
+	return false
+}
