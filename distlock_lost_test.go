@@ -19,7 +19,7 @@ var losses = map[string]func(t *testing.T, r backend, before string){
 	},
 	"the server's clock steps forward": func(t *testing.T, r backend, _ string) { // no server lets its clock be set
 		state := admin(r).Get(t.Context(), "test:l:{it}").Val()
-		admin(r).Set(t.Context(), "test:l:{it}", regexp.MustCompile(`\d+$`).ReplaceAllString(state, "1"), 0)
+		admin(r).Set(t.Context(), "test:l:{it}", regexp.MustCompile(`\d+/\d+$`).ReplaceAllString(state, "1"), 0)
 	},
 }
 

@@ -335,7 +335,8 @@ func isHeld(ctx context.Context, rdb *redis.Client, name string) (bool, error) {
 	now, err := rdb.Time(ctx).Result()
 	words := strings.Fields(text) // see lock.lua: 3, and 3 for each holder
 	for i := 5; i < len(words); i += 3 {
-		if end, err := strconv.ParseInt(words[i], 10, 64); err == nil && end > now.UnixMilli() {
+		at, _, _ := strings.Cut(words[i], "/")
+		if end, err := strconv.ParseInt(at, 10, 64); err == nil && end > now.UnixMilli() {
 			return true, nil
 		}
 	}

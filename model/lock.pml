@@ -7,7 +7,7 @@
  * the end of a lease off, and there is no time here, so it has no step of its own.
  *
  *   one holder   no more than SLOTS are at work whose leases are valid
- *   fences rise  each turn's is higher than all before; a semaphore's, than all given out before
+ *   fences rise  each turn's is higher than those of all turns before
  *   no barging   nobody is granted what somebody alive in the queue has waited for
  *   no silent    a release does not report success for a lease that was lost
  *   loss
@@ -66,7 +66,7 @@ bool waiting0 = false;
 
 /* lock.lua: last = string.format("%.0f", math.max(clock, past + 16)) */
 /* lock_free.lua: local fence = string.format("%.0f", math.max(clock, last + 16)) */
-inline grant(o, sure) {
+inline newFence(o) {
 #ifdef MUTANT_CLOCK_ALONE
 	first[o] = clock;
 #else
@@ -79,13 +79,19 @@ inline grant(o, sure) {
 	assert(first[o] > given); /* fences rise */
 	given = first[o] + FENCES - 1;
 	last = first[o];
-	there = true;
+	there = true
+}
+
+inline grant(o, sure) {
+	newFence(o);
 	/* What a script has changed, it writes at its end, which is the same step. */
 	/* lock.lua: if not redis.pcall("SET", KEYS[1], text, "PX", ms).err then return end */
 	/* lock.lua: redis.call("SET", KEYS[1], text, "PX", ms) */
 	/* It comes before the SET, in a full Redis, and sets no other end: */
 	/* lock.lua: redis.call("PEXPIRE", KEYS[1], ms) */
-	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop, "PX", ARGV[2]) */
+	/* It gives what a stranger wrote an end, and there is no stranger here: */
+	/* lock.lua: if left < 0 or left > ms then redis.call("PEXPIRE", key, ms) end */
+	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop .. "/" .. length, "PX", ARGV[2]) */
 	held[o] = true; confirmed[o] = sure; holders++;
 	valid[o] = true; lost[o] = false
 }
@@ -112,22 +118,22 @@ inline findHead(o) {
 #define reach() skip
 #endif
 
-/* lock.lua: if not KEYS[2] then return end */
+/* lock.lua: if not queue then return end */
 /* lock.lua: while holders < slots do */
 inline settle(o) {
 	do
 	:: !apart && holders < SLOTS ->
-		/* lock.lua: local head = redis.call("ZRANGE", KEYS[2], 0, 0)[1] */
+		/* lock.lua: local head = redis.call("ZRANGE", queue, 0, 0)[1] */
 		findHead(head);
 		if
 		:: head == O -> break
 		:: else
 		fi;
-		/* lock.lua: redis.call("ZREM", KEYS[2], head) */
+		/* lock.lua: redis.call("ZREM", queue, head) */
 		/* lock.lua: redis.call("HDEL", KEYS[3], head) */
 		ticket[head] = 0;
 		if
-		/* lock.lua: if alive and tonumber(alive) > now then */
+		/* lock.lua: if waits(head, alive) then */
 		:: alive[head] ->
 			/* lock.lua: grant(head, 250) */
 			grant(head, false);
@@ -172,10 +178,8 @@ inline begin(o, fence) {
 	k = 0;
 	assert(n <= SLOTS); /* one holder */
 	n = 0;
-#if SLOTS == 1
 	assert(!valid[o] || fence > used); /* fences rise */
 	used = (fence > used -> fence : used)
-#endif
 }
 
 /* A lease is given back, or was lost before. The answer is ours. */
@@ -231,7 +235,13 @@ ask:
 		findHead(head);
 		if
 		/* lock_acquire.lua: if fences[owner] then */
-		:: held[o]
+		:: held[o] ->
+			/* lock_acquire.lua: grant(owner, lease) -- with a fence that is higher */
+#ifdef MUTANT_FENCE_OF_THE_HAND_OVER
+			skip
+#else
+			newFence(o)
+#endif
 		:: !held[o] && trying ->
 			/* lock_acquire.lua: settle() -- those who wait come first */
 #ifndef MUTANT_TRY_OVERTAKES
@@ -248,7 +258,7 @@ ask:
 			:: holders < SLOTS && back == NONE -> grant(o, true)
 			:: else
 			fi
-		/* lock_acquire.lua: elseif holders < slots and redis.call("EXISTS", KEYS[2]) == 0 then */
+		/* lock_acquire.lua: elseif holders < slots and redis.call("EXISTS", queue) == 0 then */
 		/* lock_free.lua: if last and (not KEYS[2] or redis.call("EXISTS", KEYS[2]) == 0) then */
 #ifdef MUTANT_OVERTAKE
 		:: !held[o] && !trying && !apart && holders < SLOTS -> noBarging(o); grant(o, true)
@@ -257,22 +267,22 @@ ask:
 		:: !held[o] && !trying && !apart && holders < SLOTS && head == O -> noBarging(o); grant(o, true)
 		:: !held[o] && !trying && !apart && (holders >= SLOTS || head != O) ->
 #endif
-			/* lock_acquire.lua: if place or returned == 1 then redis.call("PEXPIRE", KEYS[2], 3000) end */
-			/* lock_acquire.lua: ticket = tonumber(place or ARGV[5] or "0") */
+			/* lock_acquire.lua: if place or returned == 1 then redis.call("PEXPIRE", queue, 3000) end */
+			/* lock_acquire.lua: ticket = place or tonumber(ARGV[5] or "0") */
 			if
 			:: ticket[o] == 0 && place != 0 -> ticket[o] = place
 			:: ticket[o] == 0 && place == 0 -> tail++; ticket[o] = tail
 			:: else
 			fi;
-			/* lock_acquire.lua: if not place then redis.call("ZADD", KEYS[2], string.format("%.0f", ticket), owner) end */
+			/* lock_acquire.lua: if not place then redis.call("ZADD", queue, string.format("%.0f", ticket), owner) end */
 			/* lock_acquire.lua: redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + 3000)) */
-			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[2], 3000) */
+			/* lock_acquire.lua: redis.call("PEXPIRE", queue, 3000) */
 			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[3], 3000) */
 			alive[o] = true; place = ticket[o]
 		fi;
 		head = 0;
 		settle(o);
-		/* lock_acquire.lua: if fences[owner] then ends[owner] = now + lease end */
+		/* lock_acquire.lua: if fences[owner] then ends[owner], lengths[owner] = now + lease, lease end */
 		confirmed[o] = held[o];
 		if
 		:: fault; /* the answer is lost: it is sent again */
@@ -362,9 +372,9 @@ leave:
 		:: else
 #endif
 		fi;
-		/* lock_release.lua: redis.call("ZREM", KEYS[2], ARGV[1]) */
+		/* lock_release.lua: redis.call("ZREM", queue, ARGV[1]) */
 		/* lock_release.lua: redis.call("HDEL", KEYS[3], ARGV[1]) */
-		/* lock_release.lua: elseif KEYS[2] then */
+		/* lock_release.lua: elseif queue then */
 		if
 		:: !apart -> ticket[o] = 0; alive[o] = false
 		:: else /* it falls out of the queue by itself */

@@ -41,7 +41,8 @@ func expireHolders(db Database, name string) bool {
 	words := strings.Split(state, " ")
 	found := false
 	for end := 4; end < len(words); end += 3 {
-		if ms, _ := strconv.ParseInt(words[end], 10, 64); ms > time.Now().UnixMilli() {
+		at, _, _ := strings.Cut(words[end], "/")
+		if ms, _ := strconv.ParseInt(at, 10, 64); ms > time.Now().UnixMilli() {
 			words[end] = "0"
 			found = true
 		}

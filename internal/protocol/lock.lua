@@ -1,5 +1,5 @@
 -- lock.lua: what the lock scripts have in common. It stands before each of them, after its quick way if it has one.
--- KEYS  1 lock: a string: "lock <f>", and for each holder " <owner> <fence> <end>" (ms). f is the first fence of the last lease
+-- KEYS  1 lock: a string: "lock <f>", and for each holder " <owner> <fence> <end>/<lease>" (ms). f is the first fence of the last lease
 --       2 queue: a sorted set: the owners that wait, by ticket
 --       3 alive: a hash: until when (ms) each of those is believed to wait
 --       While a slot of a cluster moves, the lock alone: the queue may be on the other node. See apart.go.
@@ -9,47 +9,84 @@
 -- A full Redis (maxmemory, noeviction) refuses a SET, ZADD or HSET, unless the script has written before with a command that needs no
 -- memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what keeps, gives back or hands over a lease.
 -- An end is a time of this server's clock: the string of a semaphore has several, and Redis gives a key only one.
+-- A stranger may have written any of this. Every end that is read is bounded, and so is every loop: see "A forged lock ends" in docs/design.md.
 local time = redis.call("TIME")
 local clock = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now = math.floor(clock / 1000)
 local lease = tonumber(ARGV[2]) - 1000
 local slots = tonumber(ARGV[3])
 
+-- limit gives what a stranger wrote an end.
+local function limit(key, ms)
+  local left = redis.call("PTTL", key)
+  if left < 0 or left > ms then redis.call("PEXPIRE", key, ms) end
+end
+
 local fences = {} -- of the holders, by owner
 local ends = {}
+local lengths = {} -- of their leases
 local holders = 0
 local last, rest
 
-if state then
+local foreign = state.err
+if not foreign and state ~= "" then
   last, rest = string.match(state, "^lock (%d+)(.*)$")
-  if not last then return redis.error_reply("WRONGTYPE the key of a lock holds a string that is none") end
-  for owner, fence, stop in string.gmatch(rest, " (%S+) (%d+) (%d+)") do
-    if tonumber(stop) > now then
-      fences[owner], ends[owner] = fence, tonumber(stop)
-      holders = holders + 1
+  if not last or #state > 131072 then foreign = "WRONGTYPE the key of a lock holds a string that is none" end
+end
+if foreign then
+  limit(KEYS[1], lease)
+  return redis.error_reply(foreign)
+end
+if last then
+  if (tonumber(last) or math.huge) > clock + 999000 then last = "0" end -- not a fence of ours: see grant
+  for owner, fence, stop, length in string.gmatch(rest, " (%S+) (%d+) (%d+)/?(%d*)") do
+    -- Another process may have a longer lease than ours. It is believed up to an hour.
+    length = math.max(lease, math.min(tonumber(length) or 0, 3600000))
+    stop = math.min(tonumber(stop) or 0, now + length)
+    if stop > now then
+      if not fences[owner] then holders = holders + 1 end
+      fences[owner], ends[owner], lengths[owner] = fence, stop, length
     end
   end
 end
 
--- grant makes owner a holder.
+-- The queue is out of reach also where something else lies in its place. 4096 waiters are more than a lock of ours has.
+local queue = KEYS[2]
+if queue then
+  local rest, alive = redis.pcall("ZRANGE", queue, 4096, 4096), redis.pcall("HLEN", KEYS[3])
+  if rest.err or #rest > 0 or type(alive) == "table" then
+    limit(queue, 3000)
+    limit(KEYS[3], 3000)
+    queue = nil
+  end
+end
+
+-- grant makes owner a holder, with a new fence. A last fence counts up to 999 ms ahead of the clock, in case that was set back. As a
+-- free lock is remembered for longer than that, the fence after the next is higher even if that was written by a stranger.
 local function grant(owner, length)
   local past = tonumber(last or "0")
-  if past > clock + 86400000000 then past = 0 end -- more than a day ahead: not a fence of ours
   last = string.format("%.0f", math.max(clock, past + 16)) -- tostring would write 1.795e+15
-  fences[owner], ends[owner] = last, now + length
-  holders = holders + 1
+  if not fences[owner] then holders = holders + 1 end
+  fences[owner], ends[owner], lengths[owner] = last, now + length, length
+end
+
+-- waits reports whether the head of the queue is a waiter of ours that may still be there.
+local function waits(head, alive)
+  if #head > 64 or not string.match(head, "^%w+%.%w+$") or not alive or #alive > 16 then return false end
+  alive = tonumber(alive) or 0
+  return alive > now and alive < now + 4000
 end
 
 -- settle gives what is free to those who wait, the longest first, and tells them.
 local function settle()
-  if not KEYS[2] then return end
+  if not queue then return end
   while holders < slots do
-    local head = redis.call("ZRANGE", KEYS[2], 0, 0)[1]
+    local head = redis.call("ZRANGE", queue, 0, 0)[1]
     if not head then return end
     local alive = redis.call("HGET", KEYS[3], head)
-    redis.call("ZREM", KEYS[2], head)
+    redis.call("ZREM", queue, head)
     redis.call("HDEL", KEYS[3], head)
-    if alive and tonumber(alive) > now then
+    if waits(head, alive) then
       grant(head, 250)
       if head ~= ARGV[1] then
         -- The channel's name begins as the key's does. Without the right to PUBLISH the hand-over stands, and is found by a timer.
@@ -71,7 +108,7 @@ local function finish(force)
   if not last then return end
   local parts, longest = {"lock", last}, now
   for owner, stop in pairs(ends) do
-    parts[#parts + 1] = owner .. " " .. fences[owner] .. " " .. string.format("%.0f", stop)
+    parts[#parts + 1] = owner .. " " .. fences[owner] .. " " .. string.format("%.0f/%.0f", stop, lengths[owner])
     longest = math.max(longest, stop)
   end
   local text, ms = table.concat(parts, " "), longest - now + 1000

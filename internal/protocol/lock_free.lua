@@ -1,17 +1,18 @@
 -- lock_free.lua: the quick way of lock_acquire.lua, before all that it needs else: nobody holds the lock, nobody waits, and nothing is given back.
 -- Returns "<fence>".
-local state = redis.call("GET", KEYS[1])
+local state = redis.pcall("GETRANGE", KEYS[1], 0, 131072) -- a lock of ours is shorter, so what is longer is not read whole
 if not ARGV[6] then
-  local last = 0
-  if state then last = string.match(state, "^lock (%d+)$") end
+  local last
+  if state == "" then last = 0 elseif not state.err then last = string.match(state, "^lock (%d+)$") end
   if last and (not KEYS[2] or redis.call("EXISTS", KEYS[2]) == 0) then
     local time = redis.call("TIME")
     local clock = time[1] * 1000000 + time[2]
-    last = tonumber(last)
-    if last > clock + 86400000000 then last = 0 end
+    last = tonumber(last) or 0
+    if last > clock + 999000 then last = 0 end
     local fence = string.format("%.0f", math.max(clock, last + 16))
-    local stop = math.floor(clock / 1000) + ARGV[2] - 1000
-    redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop, "PX", ARGV[2])
+    local length = ARGV[2] - 1000
+    local stop = math.floor(clock / 1000) + length
+    redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop .. "/" .. length, "PX", ARGV[2])
     return fence
   end
 end

@@ -1,8 +1,8 @@
 -- lock_only.lua: the quick way of lock_release.lua, before all that it needs else: the lease is the only one, and nobody waits.
 -- Whether it has ended makes no difference: nobody had the lock since.
-local state = redis.call("GET", KEYS[1])
-if state then
-  local free, owner = string.match(state, "^(lock %d+) (%S+) %d+ %d+$")
+local state = redis.pcall("GETRANGE", KEYS[1], 0, 131072)
+if not state.err then
+  local free, owner = string.match(state, "^(lock %d+) (%S+) %d+ %d+/?%d*$")
   if owner == ARGV[1] and (not KEYS[2] or redis.call("EXISTS", KEYS[2]) == 0) then
     if redis.pcall("SET", KEYS[1], free, "PX", "1000").err then
       redis.call("PEXPIRE", KEYS[1], "1000") -- a full Redis then allows the SET

@@ -5,8 +5,8 @@ local ours = 0
 if fences[ARGV[1]] then
   ours = 1
   drop(ARGV[1])
-elseif KEYS[2] then
-  redis.call("ZREM", KEYS[2], ARGV[1])
+elseif queue then
+  redis.call("ZREM", queue, ARGV[1])
   redis.call("HDEL", KEYS[3], ARGV[1])
 end
 settle()

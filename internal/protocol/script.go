@@ -19,7 +19,7 @@ import (
 )
 
 // lockStateText is how the quick ways begin, for a script without one.
-const lockStateText = `local state = redis.call("GET", KEYS[1])
+const lockStateText = `local state = redis.pcall("GETRANGE", KEYS[1], 0, 131072)
 `
 
 var (
