@@ -78,9 +78,10 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 // ErrLockLost. It is an error to call Do for a name inside a Do, or with the
 // context of a [Lease], of the same name: it would wait for itself.
 //
-// When ctx ends before fn was called, the error is [ErrLocked] joined with the
-// cause of that. When the call has waited for [LockOptions.MaxWait], it is ErrLocked. When Redis fails, or does not answer within RedisTimeout, the error is an
-// [*Error], and fn is not called.
+// When ctx has ended before Do is called, or ends while it waits, the error wraps both
+// [ErrLocked] and the cause of that end, and names the lock. When the call has waited for
+// [LockOptions.MaxWait], it is ErrLocked. When Redis fails, or does not answer within
+// RedisTimeout, it is an [*Error]. In all these cases fn is not called.
 //
 // The context given to fn compares the clock in Err and Done. So after a pause of the
 // process that was longer than the lease, it has ended when fn asks it next. A context
@@ -92,7 +93,8 @@ func (lk *Locker) Do(ctx context.Context, name string, fn func(ctx context.Conte
 }
 
 // TryDo is like [Locker.Do], but does not wait: if the lock is held, or others
-// wait for it, it returns [ErrLocked].
+// wait for it, it returns [ErrLocked]. If ctx ends first, the error is that of Do: it wraps
+// ErrLocked and the cause.
 func (lk *Locker) TryDo(ctx context.Context, name string, fn func(ctx context.Context) error) error {
 	return lk.do(ctx, name, fn, lk.TryAcquire)
 }
@@ -126,7 +128,8 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 
 // Acquire waits for the lock and returns its lease, which must be released, and
 // a context to work with, as [Locker.Do] gives to fn. That context ends with
-// the lease. A caller whose ctx has ended never has the lock.
+// the lease. A caller whose ctx has ended never has the lock: its error wraps
+// [ErrLocked] and the cause of that end.
 func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *Lease, error) {
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
@@ -160,8 +163,9 @@ func (lk *Locker) waitLimit() (limit <-chan struct{}, stop func() bool) {
 }
 
 // TryAcquire is like [Locker.Acquire], but does not wait: if the lock is held,
-// or others wait for it, it returns [ErrLocked]. If ctx ends first, it returns the cause
-// of that; if the answer of Redis comes when the lease has ended, an [*Error].
+// or others wait for it, it returns [ErrLocked]. If ctx ends first, the error wraps
+// ErrLocked and the cause of that end. If the answer of Redis comes when the lease has
+// ended, the error is an [*Error].
 func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context, *Lease, error) {
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
@@ -170,9 +174,6 @@ func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context,
 	h, err := lk.queue.TryAcquire(ctx, name)
 	if err != nil {
 		err = lockError(ctx, name, err)
-		if errors.Is(err, ErrLocked) && ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		lk.trace.locked(ctx, asked, TraceLock{Name: name, Try: true, Err: err})
 		return ctx, nil, err
 	}
@@ -192,7 +193,7 @@ func lockError(ctx context.Context, name string, err error) error {
 	case errors.Is(err, lockqueue.ErrBusy):
 		return ErrLocked
 	case errors.Is(err, lockqueue.ErrEnded):
-		return errors.Join(ErrLocked, context.Cause(ctx))
+		return &endedError{name, context.Cause(ctx)}
 	}
 	return &Error{Op: "lock", Key: name, Err: err}
 }
@@ -216,7 +217,7 @@ func (lk *Locker) check(ctx context.Context, name string) error {
 		}
 	}
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
+		return &endedError{name, context.Cause(ctx)}
 	}
 	return nil
 }
@@ -242,8 +243,12 @@ type Lease struct {
 //
 //	UPDATE thing SET state = $1, fence = $2 WHERE id = $3 AND fence < $2
 //
-// Several holders of a semaphore have different fences, each higher than those
-// given out before it.
+// "Before" is the order in which Redis grants leases. With [LockOptions.Slots] above 1, two
+// calls of Acquire may return in the other order: one was stopped after Redis granted its
+// lease. Their fences tell in which order Redis granted them.
+//
+// A lease of which Redis lost all traces does not count, and a server's clock that is set back by
+// more than a second may lower the next fence.
 func (ls *Lease) Fence() int64 { return ls.hold.Fence() }
 
 // Release gives the lock back. It works after the context ended, and takes no

@@ -1002,31 +1002,47 @@ func TestClosedLocker(t *testing.T) {
 	})
 }
 
-// What is under a lock's names and not a lock is not touched.
+// What is under a lock's names and not a lock is given an end, and nothing else is done to it.
 func TestForeignDataUnderALocksName(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := admin(r)
-		lk := newLocker(t, r)
-		for _, key := range []string{"test:l:{it}", "test:q:{it}", "test:w:{it}"} {
+		lk := newLocker(t, r, shortLockLease(r))
+		rdb.Set(t.Context(), "test:l:{it}", "mine", 0)
+		var ours *fetchonce.Error
+		if err := lk.Do(t.Context(), "it", nothing); !errors.As(err, &ours) {
+			t.Errorf("with foreign data there, Do = %v, want an *Error", err)
+		}
+		if got := rdb.Get(t.Context(), "test:l:{it}").Val(); got != "mine" {
+			t.Errorf("what was there is %q", got)
+		}
+		if left := rdb.PTTL(t.Context(), "test:l:{it}").Val(); left < 0 || left > leaseLength(r) {
+			t.Errorf("it ends in %v", left)
+		}
+		r.Until("the lock is free again", func() bool { return lk.Do(t.Context(), "it", nothing) == nil })
+		for _, key := range []string{"test:q:{it}", "test:w:{it}"} {
 			rdb.Set(t.Context(), key, "mine", 0)
-			var ours *fetchonce.Error
-			holder := newLocker(t, r)
-			if key != "test:l:{it}" {
-				// They are only touched when somebody waits.
-				rdb.Set(t.Context(), "test:l:{it}", fmt.Sprintf("lock 1 x.1 1 %d", time.Now().Add(time.Hour).UnixMilli()), 0)
-			}
-			if err := lk.Do(t.Context(), "it", nothing); !errors.As(err, &ours) {
-				t.Errorf("with foreign data at %s, Do = %v, want an *Error", key, err)
-			}
-			_ = holder.Close()
+			holder := taken(t, r, newLocker(t, r))
+			waiter := take(t.Context(), t, r, lk)
+			r.Until("the foreign data has an end", func() bool { return rdb.PTTL(t.Context(), key).Val() > 0 })
 			if got := rdb.Get(t.Context(), key).Val(); got != "mine" {
-				t.Errorf("%s was %q, and is %q", key, "mine", got)
+				t.Errorf("what was at %s is %q", key, got)
 			}
-			rdb.Del(t.Context(), key, "test:l:{it}")
+			holder.release(nil)
+			waiter.has()
+			waiter.release(nil)
+			rdb.Del(t.Context(), key)
 		}
-		if err := lk.Do(t.Context(), "it", nothing); err != nil {
-			t.Error(err)
-		}
+	})
+}
+
+// A stranger writes a lock that ends in a year.
+func TestForgedLockBlocksForALease(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		state := fmt.Sprintf("lock 1 x.1 1 %d", time.Now().AddDate(1, 0, 0).UnixMilli())
+		admin(r).Set(t.Context(), "test:l:{it}", state, 0)
+		waiter := take(t.Context(), t, r, newLocker(t, r, shortLockLease(r)))
+		waiter.has()
+		waiter.release(nil)
 	})
 }
 
@@ -1084,10 +1100,5 @@ func TestLockersArgumentsAreChecked(t *testing.T) {
 	var none context.Context
 	if err := lk.Do(none, "it", nothing); !errors.As(err, &ours) || !strings.Contains(err.Error(), "nil") {
 		t.Errorf("Do with a nil context = %v", err)
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(errMine)
-	if err := lk.Do(ctx, "it", nothing); err != errMine {
-		t.Errorf("Do with a context that has ended = %v, want its cause", err)
 	}
 }

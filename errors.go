@@ -17,10 +17,10 @@ var (
 	// without a fetch. [Loader.Peek] returns it for a key that is not cached.
 	ErrNotFound = errors.New("fetchonce: not found")
 
-	// ErrLocked says that another caller holds a lock. [Locker.TryDo] and
-	// [Locker.TryAcquire] return it, and a call that has waited for
-	// [LockOptions.MaxWait]. A call whose context ends while it waits returns it
-	// joined with the cause of that.
+	// ErrLocked says that a call does not have the lock. [Locker.TryDo] and
+	// [Locker.TryAcquire] return it when others hold the lock or wait for it, and so does a call
+	// that has waited for [LockOptions.MaxWait]. An error of a call whose context has ended wraps
+	// ErrLocked and the cause of that end.
 	ErrLocked = errors.New("fetchonce: locked")
 
 	// ErrLockLost is the [context.Cause] of the context given to a fetch, or to
