@@ -219,12 +219,15 @@ func (r *run[V]) wait(ctx context.Context, a protocol.Acquired, slot *wake.Slot)
 				continue // of an older lease
 			}
 			r.deafFor = 0
+			if !m.Answers(a.Fence, r.serverNow()) {
+				return Result[V]{}, false, nil // it is forged, and may have kept out one that is not
+			}
 			switch m.Kind {
 			case protocol.KindValue:
-				return r.hear(ctx, m.Body)
+				return r.hear(ctx, []byte(m.Body))
 			case protocol.KindFailure:
 				r.pauseFor(r.pause())
-				return Result[V]{}, true, r.fail(r.failure(protocol.ParseFailure(string(m.Body))))
+				return Result[V]{}, true, r.fail(r.failure(protocol.ParseFailure(m.Body)))
 			}
 			return Result[V]{}, false, nil
 		}

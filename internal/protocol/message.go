@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"strconv"
 	"strings"
+	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -24,6 +27,10 @@ const (
 // AnyFence is the fence of a message that counts for every waiter.
 const AnyFence int64 = math.MaxInt64
 
+// LongestMessage is the length in bytes above which a message is not one of ours: the
+// largest value that a message has, and 64 KiB for its head.
+const LongestMessage = tellSingle + 64<<10
+
 // A Message is what one process tells another. It is a hint from a channel on
 // which anybody may write: it can make a waiter look again, and a value in it
 // passes the same checks as one that was read from Redis.
@@ -31,7 +38,21 @@ type Message struct {
 	Kind  Kind
 	Fence int64
 	Name  string // of the value in Redis, see Key.Value; or an owner
-	Body  []byte
+	Body  string // a part of the payload, as is Name: nothing is copied
+}
+
+// Answers reports whether a message counts for a waiter of the lease with that fence, at now
+// by the server's clock. A failure must be that lease's own. A value may be from a later Set,
+// but not from the future; a minute is for clocks that disagree. Any other message only makes
+// the waiter ask Redis, so it always counts.
+func (m *Message) Answers(fence int64, now time.Time) bool {
+	switch m.Kind {
+	case KindFailure:
+		return m.Fence == fence
+	case KindValue:
+		return m.Fence >= fence && m.Fence <= now.Add(time.Minute).UnixMicro()
+	}
+	return true
 }
 
 var errMessage = errors.New("not one of our messages")
@@ -57,7 +78,7 @@ func ParseMessage(payload string) (Message, error) {
 		return Message{}, errMessage
 	}
 	m.Name = rest[width : width+int(n)]
-	m.Body = []byte(rest[width+int(n):])
+	m.Body = rest[width+int(n):]
 	switch m.Kind {
 	case KindValue, KindFailure, KindLookAgain, KindLost, KindGranted, KindProbe:
 		return m, nil
@@ -87,24 +108,48 @@ const (
 // longestFailure bounds what one process tells another about a failure.
 const longestFailure = 1 << 10
 
-func (f Failure) encode() string {
-	text := f.Text
-	if len(text) > longestFailure {
-		cut := longestFailure
-		for cut > 0 && !utf8.RuneStart(text[cut]) {
-			cut--
-		}
-		text = text[:cut]
+func (f Failure) encode() string { return string(rune(f.Class)) + shortened(f.Text) }
+
+// shortened cuts a text between two letters.
+func shortened(text string) string {
+	if len(text) <= longestFailure {
+		return text
 	}
-	return string(rune(f.Class)) + text
+	end := longestFailure
+	for end > 0 && !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end]
 }
 
-// ParseFailure reads what encode wrote. Anything is some failure.
+// printable escapes, as Go does, what is not printed as itself: a text from Redis is one
+// line of a log, and does nothing to a terminal.
+func printable(text string) string {
+	if strings.IndexFunc(text, isUnprintable) < 0 {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if !isUnprintable(r) {
+			b.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRune(r)
+		b.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return b.String()
+}
+
+func isUnprintable(r rune) bool { return !unicode.IsPrint(r) }
+
+// ParseFailure reads what encode wrote. Anything is some failure, and its text is
+// short and printable.
 func ParseFailure(s string) Failure {
 	if s == "" {
 		return Failure{Class: FailedFetch, Text: "unknown failure"}
 	}
-	f := Failure{Class: FailureClass(s[0]), Text: strings.ToValidUTF8(s[1:min(len(s), longestFailure+1)], "\uFFFD")}
+	text := strings.ToValidUTF8(s[1:min(len(s), longestFailure+1)], "\uFFFD")
+	f := Failure{Class: FailureClass(s[0]), Text: shortened(printable(text))}
 	switch f.Class {
 	case FailedFetch, FailedPanic, FetchTimeout:
 	default:

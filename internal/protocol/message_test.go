@@ -1,10 +1,11 @@
 package protocol_test
 
 import (
-	"bytes"
 	"errors"
 	"strings"
 	"testing"
+	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/fetchonce/fetchonce/internal/protocol"
@@ -27,7 +28,7 @@ func TestWhatIsSaidIsUnderstood(t *testing.T) {
 			for _, body := range []string{"", "b", "\x00\xff", strings.Repeat("b", 1<<16)} {
 				for _, fence := range []int64{0, 1, 1_795_000_000_000_000, protocol.AnyFence} {
 					m, err := protocol.ParseMessage(string(protocol.MessageHead(kind, fence, name)) + body)
-					if err != nil || m.Kind != kind || m.Fence != fence || m.Name != name || string(m.Body) != body {
+					if err != nil || m.Kind != kind || m.Fence != fence || m.Name != name || m.Body != body {
 						t.Fatalf("%c %d, name of %d bytes, body of %d came as %c %d %d %d, %v",
 							kind, fence, len(name), len(body), m.Kind, m.Fence, len(m.Name), len(m.Body), err)
 					}
@@ -73,8 +74,8 @@ func FuzzParseMessage(f *testing.F) {
 		if len(m.Name)+len(m.Body) > len(s)-10 {
 			t.Errorf("a message of %d bytes has a name of %d and a body of %d", len(s), len(m.Name), len(m.Body))
 		}
-		again, err := protocol.ParseMessage(string(protocol.MessageHead(m.Kind, m.Fence, m.Name)) + string(m.Body))
-		if err != nil || again.Kind != m.Kind || again.Fence != m.Fence || again.Name != m.Name || !bytes.Equal(again.Body, m.Body) {
+		again, err := protocol.ParseMessage(string(protocol.MessageHead(m.Kind, m.Fence, m.Name)) + m.Body)
+		if err != nil || again.Kind != m.Kind || again.Fence != m.Fence || again.Name != m.Name || again.Body != m.Body {
 			t.Errorf("%+v, said again, came as %+v, %v", m, again, err)
 		}
 	})
@@ -139,10 +140,10 @@ func FuzzParseFailure(f *testing.F) {
 		default:
 			t.Errorf("class %q of %q", got.Class, s)
 		}
-		if !utf8.ValidString(got.Text) || len(got.Text) > 3*protocol.LongestFailure {
+		if !utf8.ValidString(got.Text) || len(got.Text) > protocol.LongestFailure || strings.ContainsFunc(got.Text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 			t.Errorf("text %q of %q", got.Text, s)
 		}
-		if again := protocol.ParseFailure(got.Encode()); len(got.Text) <= protocol.LongestFailure && again != got {
+		if again := protocol.ParseFailure(got.Encode()); again != got {
 			t.Errorf("%+v, said again, came as %+v", got, again)
 		}
 	})
@@ -202,5 +203,48 @@ func TestAnswersOfAnyShape(t *testing.T) {
 		if err != nil || a.Left < 0 {
 			t.Errorf("%d ms came as %v, %v", left, a.Left, err)
 		}
+	}
+}
+
+func TestMessageCountsByItsFence(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	fence := now.Add(-time.Second).UnixMicro()
+	for _, c := range []struct {
+		kind  protocol.Kind
+		fence int64
+		want  bool
+	}{
+		{protocol.KindFailure, fence, true},
+		{protocol.KindFailure, fence - 1, false},
+		{protocol.KindFailure, fence + 1, false},
+		{protocol.KindFailure, 1 << 62, false},
+		{protocol.KindFailure, protocol.AnyFence, false},
+		{protocol.KindValue, fence - 1, false},
+		{protocol.KindValue, fence, true},
+		{protocol.KindValue, now.UnixMicro(), true}, // of a Set
+		{protocol.KindValue, now.Add(time.Hour).UnixMicro(), false},
+		{protocol.KindValue, 1 << 62, false},
+		{protocol.KindLookAgain, protocol.AnyFence, true},
+	} {
+		m := protocol.Message{Kind: c.kind, Fence: c.fence}
+		if got := m.Answers(fence, now); got != c.want {
+			t.Errorf("a %c whose fence is %d higher: Answers = %v", c.kind, c.fence-fence, got)
+		}
+	}
+}
+
+func TestTextOfAFailureIsPrintable(t *testing.T) {
+	for text, want := range map[string]string{
+		"a\nb":              `a\nb`,
+		"\x1b[2J\r\x00\x7f": `\x1b[2J\r\x00\x7f`,
+		"\u202eüb\u2028er":  `\u202eüb\u2028er`,
+		`C:\temp "x"`:       `C:\temp "x"`,
+	} {
+		if got := protocol.ParseFailure("e" + text).Text; got != want {
+			t.Errorf("%q came as %q, want %q", text, got, want)
+		}
+	}
+	if got := protocol.ParseFailure("e" + strings.Repeat("\n", 100<<10)).Text; len(got) > protocol.LongestFailure {
+		t.Errorf("a text of %d bytes", len(got))
 	}
 }

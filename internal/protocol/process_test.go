@@ -205,7 +205,7 @@ func (p *process) wantTold(kind protocol.Kind, fence int64, body string) {
 		p.heard = p.heard[1:]
 		return true
 	})
-	if m.Kind != kind || m.Fence != fence || m.Name != key.Value || string(m.Body) != body {
+	if m.Kind != kind || m.Fence != fence || m.Name != key.Value || m.Body != body {
 		p.t.Errorf("%s was told %c %d %q %.100q, want %c %d %q %.100q", p.id, m.Kind, m.Fence, m.Name, m.Body, kind, fence, key.Value, body)
 	}
 }

@@ -331,6 +331,9 @@ func (m *Mailbox) handle(got any) {
 			m.confirmed(got.Channel)
 		}
 	case *redis.Message:
+		if len(got.Payload) > protocol.LongestMessage {
+			return
+		}
 		if message, err := protocol.ParseMessage(got.Payload); err == nil {
 			m.deliver(message)
 		}
@@ -367,7 +370,7 @@ func (m *Mailbox) unsubscribed(channel string) {
 func (m *Mailbox) deliver(message protocol.Message) {
 	if message.Kind == protocol.KindLost {
 		m.mu.Lock()
-		lost := m.holds[string(message.Body)]
+		lost := m.holds[message.Body]
 		m.mu.Unlock()
 		if lost != nil {
 			lost() // not under the mutex: it ends a context, and so calls user code

@@ -106,7 +106,7 @@ func (p *process) awaitReady(what string, s *wake.Slot) {
 func wantMessage(t *testing.T, s *wake.Slot, fence int64, want protocol.Message) {
 	t.Helper()
 	got, ok := s.Take(fence)
-	if !ok || got.Kind != want.Kind || got.Fence != want.Fence || got.Name != want.Name || string(got.Body) != string(want.Body) {
+	if !ok || got.Kind != want.Kind || got.Fence != want.Fence || got.Name != want.Name || got.Body != want.Body {
 		t.Errorf("Take(%d) = %c %d %q %q, %v; want %c %d %q %q", fence,
 			got.Kind, got.Fence, got.Name, got.Body, ok, want.Kind, want.Fence, want.Name, want.Body)
 	}
@@ -127,7 +127,7 @@ func TestMessageWakesItsWaiter(t *testing.T) {
 		for _, kind := range []protocol.Kind{protocol.KindValue, protocol.KindFailure, protocol.KindLookAgain} {
 			p.tell(message(kind, 7, name, "body"))
 			p.awaitReady("a message comes", s)
-			wantMessage(t, s, 7, protocol.Message{Kind: kind, Fence: 7, Name: name, Body: []byte("body")})
+			wantMessage(t, s, 7, protocol.Message{Kind: kind, Fence: 7, Name: name, Body: "body"})
 			wantNone(t, "what was taken", s, 0)
 		}
 	})
@@ -144,7 +144,7 @@ func TestMessageIsKeptUntilItsFenceIsKnown(t *testing.T) {
 		defer s.Close()
 		p.tell(message('V', 8, name, "kept"))
 		p.settle()
-		wantMessage(t, s, 8, protocol.Message{Kind: 'V', Fence: 8, Name: name, Body: []byte("kept")})
+		wantMessage(t, s, 8, protocol.Message{Kind: 'V', Fence: 8, Name: name, Body: "kept"})
 		s.Close()
 		p.tell(message('V', 9, name, "too late"))
 		p.settle()
@@ -192,10 +192,10 @@ func TestNewestMessageStays(t *testing.T) {
 		tell(5, "first")
 		tell(7, "newest")
 		tell(6, "overtaken")
-		wantMessage(t, s, 6, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: []byte("newest")})
+		wantMessage(t, s, 6, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: "newest"})
 		tell(7, "one")
 		tell(7, "two")
-		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: []byte("two")})
+		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: "two"})
 	})
 }
 
@@ -253,7 +253,7 @@ func TestReconnectionTellsAllToLookAgain(t *testing.T) {
 		defer a.Close()
 		p.tell(message('V', 5, name, "old"))
 		p.settle()
-		wantMessage(t, early, 5, protocol.Message{Kind: 'V', Fence: 5, Name: name, Body: []byte("old")})
+		wantMessage(t, early, 5, protocol.Message{Kind: 'V', Fence: 5, Name: name, Body: "old"})
 		isReady(a)
 		isReady(early)
 
@@ -271,7 +271,7 @@ func TestReconnectionTellsAllToLookAgain(t *testing.T) {
 		p.settle()
 		p.tell(message('V', 9, name, "new"))
 		p.awaitReady("messages come again", a)
-		wantMessage(t, a, 9, protocol.Message{Kind: 'V', Fence: 9, Name: name, Body: []byte("new")})
+		wantMessage(t, a, 9, protocol.Message{Kind: 'V', Fence: 9, Name: name, Body: "new"})
 	})
 }
 
@@ -287,7 +287,7 @@ func TestMessageBeatsLookingAgain(t *testing.T) {
 		p.settle()
 		p.tell(message('V', 7, name, "v"))
 		p.settle()
-		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: []byte("v")})
+		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: "v"})
 	})
 }
 
@@ -361,7 +361,7 @@ func TestGarbageIsIgnored(t *testing.T) {
 		p.settle()
 		p.tell(whole)
 		p.awaitReady("a message comes after the garbage", s)
-		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: []byte("body")})
+		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: "body"})
 	})
 }
 
@@ -380,7 +380,7 @@ func TestSuspectFindsASilentConnection(t *testing.T) {
 		p.settle()
 		p.tell(message('V', 8, name, "heard"))
 		p.awaitReady("messages come again", s)
-		wantMessage(t, s, 8, protocol.Message{Kind: 'V', Fence: 8, Name: name, Body: []byte("heard")})
+		wantMessage(t, s, 8, protocol.Message{Kind: 'V', Fence: 8, Name: name, Body: "heard"})
 	})
 }
 
@@ -494,7 +494,7 @@ func TestSilenceWhileRedisHangsEndsWithIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: []byte("v")})
+		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: "v"})
 	})
 }
 
