@@ -100,7 +100,7 @@ type wanted[V any] struct {
 	again  bool                                               // what was waited for is not good for us
 	result Result[V]
 	err    error // of the key
-	loaded bool  // result and err are those of a load
+	loaded bool  // result and err are those of a load, or err is a panic
 	miss   miss
 }
 
@@ -148,10 +148,7 @@ func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
 				names[i] = w.k.names
 			}
 			for i, got := range l.redis.GetMany(ctx, l.router.At(node), names, l.readLimit()) {
-				w := group[i]
-				if w.err == nil {
-					w.seen, w.err = l.seeGot(ctx, w.k, w.ticket, got)
-				}
+				group[i].take(l, ctx, got)
 			}
 		})
 	}
@@ -172,11 +169,32 @@ func (l *Loader[V]) lookManyInStore(ctx context.Context, all []*wanted[V]) {
 			w.seen = look[V]{found: true, result: Result[V]{Value: v, Source: SourceStore}}
 		default:
 			w.err = errs[w.k.user]
+			w.loaded = isCrash(w.err)
 		}
 	}
 }
 
-// storeMany looks up many keys in the Store: together, where it can.
+// take notes what was read. A panic of Clone is the error of this key, so that it
+// reaches the caller of GetMany and not the goroutine that reads.
+func (w *wanted[V]) take(l *Loader[V], ctx context.Context, got protocol.Got) {
+	if w.err != nil {
+		return
+	}
+	flight.Protect(
+		func() (look[V], error) { return l.seeGot(ctx, w.k, w.ticket, got) },
+		func(seen look[V], err error) {
+			w.seen, w.err, w.loaded = seen, err, isCrash(err)
+		})
+}
+
+// isCrash reports whether an error of [flight.Protect] is a panic or a Goexit.
+func isCrash(err error) bool {
+	_, panicked := errors.AsType[*flight.PanicError](err)
+	return panicked || errors.Is(err, flight.ErrGoexit)
+}
+
+// storeMany looks up many keys in the Store: together, where it can. A Lookup that
+// panics is the error of its key.
 func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[string]V, errs map[string]error) {
 	if s, ok := l.opt.Store.(manyStore[V]); ok {
 		return lookupMany(ctx, s, keys)
@@ -188,15 +206,18 @@ func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[str
 	all.SetLimit(againAtOnce)
 	for _, key := range keys {
 		all.Go(func() error {
-			v, err := l.opt.Store.Lookup(ctx, key)
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil:
-				found[key] = v
-			case !errors.Is(err, ErrNotFound):
-				errs[key] = err
-			}
+			flight.Protect(
+				func() (V, error) { return l.opt.Store.Lookup(ctx, key) },
+				func(v V, err error) {
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case err == nil:
+						found[key] = v
+					case !errors.Is(err, ErrNotFound):
+						errs[key] = err
+					}
+				})
 			return nil
 		})
 	}

@@ -124,7 +124,8 @@ func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lo
 		c.over.Stale = true
 	}
 	life := min(l.opt.Near.TTL, h.Fresh-l.age(h))
-	if l.near.Keep(t, protocol.Handle(k.user), c, life) && l.opt.Clone != nil && !c.absent {
-		seen.result.Value = l.opt.Clone(seen.result.Value) // from now on it is shared
+	if l.opt.Clone != nil && !c.absent {
+		seen.result.Value = l.opt.Clone(c.value) // first: a value that Clone panics on is not kept
 	}
+	l.near.Keep(t, protocol.Handle(k.user), c, life)
 }

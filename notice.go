@@ -41,8 +41,15 @@ type notice struct {
 
 func (n *notices) warn(what string, why error) {
 	if unsaid := n.count(what); unsaid > 0 {
-		n.logger.Warn(what, "error", why, "count", unsaid)
+		n.log(what, "error", why, "count", unsaid)
 	}
+}
+
+// log calls the logger. What is logged has no caller, so a panic of the logger goes
+// no further.
+func (n *notices) log(what string, args ...any) {
+	defer func() { _ = recover() }()
+	n.logger.Warn(what, args...)
 }
 
 // unnotified logs, once, that the server refuses notifications.
@@ -67,7 +74,7 @@ func (n *notices) once(what string, why error) {
 	n.told[what] = true
 	n.mu.Unlock()
 	if !told {
-		n.logger.Warn(what, "error", why)
+		n.log(what, "error", why)
 	}
 }
 

@@ -133,8 +133,11 @@ type Options[V any] struct {
 	Codec Codec
 
 	// Clone is called on a value that several callers of this process share
-	// before it is handed to each; with Near, every value is shared. The default is
-	// not to call anything: treat such a value as read-only.
+	// before it is handed to each; with Near, every value is shared. Clone is not
+	// called with a nil pointer. Whoever writes to Redis may store one, so check a
+	// value of a pointer type for nil. A panic of Clone reaches the caller of Get; in
+	// GetMany it may be a [*PanicError]. The default is not to call anything: treat
+	// such a value as read-only.
 	Clone func(V) V
 
 	// MaxBytes is the largest encoded value that is kept or read. A larger one
@@ -147,7 +150,8 @@ type Options[V any] struct {
 
 	// Logger hears what has no caller to be told: a value that could not be
 	// stored after a good fetch, a refresh that failed, data in Redis that is not
-	// usable, and that Redis is down. The default is [slog.Default].
+	// usable, and that Redis is down. A panic in it goes no further. The default is
+	// [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -215,6 +219,7 @@ func (o Options[V]) withDefaults() Options[V] {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	o.Clone = skipNil(o.Clone)
 	return o
 }
 

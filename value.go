@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"time"
 
@@ -174,4 +175,18 @@ func (l *Loader[V]) freshFor(ttl, own time.Duration) time.Duration {
 		return 0
 	}
 	return l.jitter(own)
+}
+
+// skipNil returns a clone function that returns a nil pointer or interface as it is.
+func skipNil[V any](clone func(V) V) func(V) V {
+	kind := reflect.TypeFor[V]().Kind()
+	if clone == nil || kind != reflect.Pointer && kind != reflect.Interface {
+		return clone
+	}
+	return func(v V) V {
+		if r := reflect.ValueOf(v); !r.IsValid() || r.Kind() == reflect.Pointer && r.IsNil() {
+			return v
+		}
+		return clone(v)
+	}
 }
