@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -143,6 +144,8 @@ type canary struct {
 	rdb   *redis.Client
 	l     *fetchonce.Loader[secretive]
 	locks *fetchonce.Locker
+
+	shared int // failures that came from another process
 }
 
 func newCanary(t *testing.T, policy fetchonce.Policy) *canary {
@@ -171,6 +174,89 @@ func newCanary(t *testing.T, policy fetchonce.Policy) *canary {
 }
 
 var errHarmless = errors.New("the origin fails")
+
+// A rowError is the error of a database that quotes the row.
+type rowError struct{}
+
+func (rowError) Error() string    { return "duplicate key: (email)=(" + canaryValue + ")" }
+func (rowError) SQLState() string { return "23505" }
+
+// A leakyStore returns such errors, or panics with one.
+type leakyStore struct{ inLookup, panics bool }
+
+func (s leakyStore) Lookup(context.Context, string) (string, error) {
+	if !s.inLookup {
+		return "", fetchonce.ErrNotFound
+	}
+	return s.Create(context.Background(), "", "")
+}
+
+func (s leakyStore) Create(context.Context, string, string) (string, error) {
+	if s.panics {
+		panic(rowError{})
+	}
+	return "", fmt.Errorf("insert "+canaryValue+": %w", rowError{})
+}
+
+// failures has errors of a Store, and of a database inside a fetch, shared with another
+// process and logged. The caller in this process gets the error as it was.
+func (c *canary) failures() {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.Context(), time.Minute)
+	defer cancel()
+	for i, store := range []fetchonce.Store[string]{nil, leakyStore{}, leakyStore{inLookup: true}, leakyStore{panics: true}} {
+		opt := options{
+			Prefix: "leaky" + strconv.Itoa(i), Store: store, ErrorTTL: time.Minute, Trace: nil,
+			Logger: slog.New(slog.NewJSONHandler(c.listener, nil)), TTL: time.Second, StaleWhileRevalidate: time.Hour,
+		}
+		fetch := func(context.Context, string) (string, error) {
+			if store == nil {
+				return "", fmt.Errorf("load the row: %w", rowError{})
+			}
+			return "v", nil
+		}
+		here, there := c.leaky(opt, c.rdb), c.leaky(opt, c.r.Client(func(o *redis.Options) {
+			o.Username, o.Password = c.rdb.Options().Username, c.rdb.Options().Password
+		}))
+		if err := failureOf(func() error { _, err := here.Get(ctx, canaryKey, fetch); return err }); !errors.As(err, new(rowError)) {
+			c.Errorf("a Get over %+v = %v; want the whole error", store, err)
+		}
+		err := failureOf(func() error { _, err := there.Get(ctx, canaryKey, fetch); return err })
+		if !errors.As(err, new(rowError)) { // else it has failed by itself, as Redis is down
+			c.shared++
+			c.told(err)
+		}
+		if here.Set(ctx, canaryKey, "old") == nil {
+			time.Sleep(2 * time.Second)
+			// The refresh that follows fails.
+			err := failureOf(func() error { _, err := here.Get(ctx, canaryKey, fetch); return err })
+			if !errors.As(err, new(rowError)) { // else there was no old value
+				c.told(err)
+			}
+			synctest.Wait()
+		}
+	}
+}
+
+func (c *canary) leaky(opt options, rdb *redis.Client) loader {
+	c.Helper()
+	l, err := fetchonce.New(rdb, opt)
+	if err != nil {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// failureOf returns the error of f, or that which it panics with.
+func failureOf(f func() error) (err error) {
+	defer func() {
+		if p, ok := recover().(error); ok {
+			err = p
+		}
+	}()
+	return f()
+}
 
 // everything calls all there is, with a fetch that returns a value that can be
 // written, and one that cannot.
@@ -249,6 +335,9 @@ func TestNothingIsGivenAway(t *testing.T) {
 					c := newCanary(t, policy)
 					befall(c)
 					c.everything()
+					if policy == fetchonce.FailOpen {
+						c.failures()
+					}
 					c.r.Wire().Heal()
 					for _, secret := range []string{canaryKey, canaryValue, canaryPassword, canaryURL} {
 						if log := c.logged(); strings.Contains(log, secret) {
@@ -259,6 +348,9 @@ func TestNothingIsGivenAway(t *testing.T) {
 						if c.heard(told) == 0 && policy == fetchonce.FailOpen {
 							t.Errorf("no %s was told: that shows little", told)
 						}
+					}
+					if what == "nothing" && policy == fetchonce.FailOpen && (c.shared != 4 || !strings.Contains(c.logged(), "23505")) {
+						t.Errorf("%d failures were shared, want 4, and the SQLSTATE in the log:\n%s", c.shared, c.logged())
 					}
 					if c.errs < 2 { // a fetch fails, and a lock is taken
 						t.Errorf("%d errors were told: that shows little", c.errs)

@@ -116,7 +116,7 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 		case !errors.Is(back, ErrLockLost):
 			// fn had the lock for as long as it ran, so that is no error of Do's.
 			lk.opt.Logger.LogAttrs(ctx, slog.LevelWarn, "fetchonce: lock not released; it ends with its lease",
-				slog.Any("error", keyless(back)))
+				slog.Any("error", ofRedis(keyless(back))))
 		case err == nil:
 			err = ErrLockLost
 		default:

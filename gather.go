@@ -110,7 +110,8 @@ type member[V any] struct {
 
 // A round is one fetch of a gathering.
 type round[V any] struct {
-	cancel context.CancelCauseFunc
+	cancel  context.CancelCauseFunc
+	inStore bool // the Store is looked up; for the goroutine of the fetch alone
 
 	// Guarded by the gathering's mu.
 	present int         // members that still wait
@@ -193,7 +194,7 @@ func (g *gathering[V]) start() {
 		func(_ struct{}, err error) {
 			g.traceOf(r).end(err) // if it panicked
 			cancel(nil)
-			failAll(members, err) // those that have not ended: the fetch panicked
+			failAll(members, r.source(), err) // those that have not ended: the fetch or the Store panicked
 		})
 }
 
@@ -211,7 +212,9 @@ func (m *member[V]) end(v V, source Source, err error) {
 func (g *gathering[V]) serve(ctx context.Context, r *round[V], members []*member[V]) {
 	rest := members
 	if g.opt.Store != nil {
+		r.inStore = true
 		rest = g.serveFromStore(ctx, members)
+		r.inStore = false
 	}
 	if len(rest) == 0 {
 		return
@@ -219,7 +222,7 @@ func (g *gathering[V]) serve(ctx context.Context, r *round[V], members []*member
 	if g.permits != nil {
 		permit, err := g.permits.acquire(ctx, func() bool { return false })
 		if err != nil {
-			failAll(rest, err)
+			failAll(rest, SourceFetch, err)
 			return
 		}
 		defer permit.release()
@@ -242,10 +245,18 @@ func (g *gathering[V]) serve(ctx context.Context, r *round[V], members []*member
 }
 
 // failAll ends members with an error.
-func failAll[V any](members []*member[V], err error) {
+func failAll[V any](members []*member[V], source Source, err error) {
 	for _, m := range members {
-		m.end(*new(V), SourceFetch, err)
+		m.end(*new(V), source, err)
 	}
+}
+
+// source returns what the round calls now, for its own goroutine.
+func (r *round[V]) source() Source {
+	if r.inStore {
+		return SourceStore
+	}
+	return SourceFetch
 }
 
 // fetching returns the trace of the fetch for some members.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -340,7 +339,8 @@ func (r *run[V]) hold(ctx context.Context, a protocol.Acquired, sent time.Time) 
 		return Result[V]{}, false, nil // somebody has deleted or set the key, or is at it: ask again
 	}
 	err := r.fail(m.err) // nobody joins what is being released
-	r.release(ctx, a.Fence, m.err)
+	failure := describe(m.err, m.inStore)
+	r.release(ctx, a.Fence, &failure)
 	return Result[V]{}, true, err
 }
 
@@ -365,6 +365,8 @@ type made[V any] struct {
 	err    error         // nil, an ErrNotFound, or a failure
 	cut    bool          // it failed, but not by a panic, which is its own fault
 	trace  *fetchTrace
+
+	inStore bool // the failure is the Store's, not the fetch's
 }
 
 func (m made[V]) result() Result[V] { return Result[V]{Value: m.value, Source: m.source} }
@@ -401,22 +403,22 @@ func (r *run[V]) work(limited, during context.Context, fence int64) made[V] {
 		if m.cut && limited.Err() != nil && !errors.Is(m.err, ErrNotFound) {
 			m.err = r.endOf(limited)
 		}
-		r.tellFailure(m.err)
+		r.tellFailure(m.err, m.inStore)
 		return m
 	case <-limited.Done():
 		trace.end(limited.Err())
 		err := r.endOf(limited)
-		r.tellFailure(err)
+		r.tellFailure(err, false)
 		return made[V]{err: err, cut: true}
 	}
 }
 
 // tellFailure tells the log of a fetch that failed, if there may be no caller to
 // be told.
-func (r *run[V]) tellFailure(err error) {
+func (r *run[V]) tellFailure(err error, inStore bool) {
 	alone := r.behind || r.old != nil && r.opt.SoftTimeout > 0
 	if alone && err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrLockLost) {
-		r.notices.warn(noticeRefresh, keyless(outcome(r.k.user, err)))
+		r.notices.warn(noticeRefresh, loggable(keyless(outcome(r.k.user, err)), inStore))
 	}
 }
 
@@ -438,6 +440,7 @@ func (r *run[V]) make(limited, during context.Context, fence int64, m *made[V]) 
 	began := time.Now()
 	if r.part != nil {
 		v, m.source, err = r.part.get(during, r.k.user, r.behind, fence == 0)
+		m.inStore = err != nil && m.source == SourceStore
 	} else {
 		v, m.source, err = r.lookupOrFetch(during, fence, m)
 	}
@@ -452,15 +455,18 @@ func (r *run[V]) make(limited, during context.Context, fence int64, m *made[V]) 
 	if err != nil {
 		return v, err
 	}
+	m.inStore = true // if it fails or panics
 	return r.opt.Store.Create(limited, r.k.user, v)
 }
 
 func (r *run[V]) lookupOrFetch(ctx context.Context, fence int64, m *made[V]) (V, Source, error) {
 	if r.opt.Store != nil {
+		m.inStore = true // if it fails or panics
 		v, err := r.opt.Store.Lookup(ctx, r.k.user)
 		if !errors.Is(err, ErrNotFound) {
 			return v, SourceStore, err
 		}
+		m.inStore = false
 	}
 	f := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old}
 	m.trace.begin()
@@ -515,7 +521,7 @@ func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, keep time.
 
 // release gives the lease back without a value, and tells those who wait the
 // failure, or to look again.
-func (r *run[V]) release(ctx context.Context, fence int64, failure error) {
+func (r *run[V]) release(ctx context.Context, fence int64, failure *protocol.Failure) {
 	ctx = context.WithoutCancel(ctx)
 	var err error
 	if failure == nil {
@@ -526,22 +532,22 @@ func (r *run[V]) release(ctx context.Context, fence int64, failure error) {
 			share, pause = r.pause(), true
 		}
 		r.pauseFor(share)
-		_, err = r.redis.ReleaseFailed(ctx, r.k.names, r.owner, fence, describe(failure), share, pause)
+		_, err = r.redis.ReleaseFailed(ctx, r.k.names, r.owner, fence, *failure, share, pause)
 	}
 	if err != nil {
 		r.dropLease(0)
 	}
 }
 
-// describe says what another process can be told of a failure.
-func describe(err error) protocol.Failure {
+// describe returns what other processes receive of a failure; see [shareable].
+func describe(err error, inStore bool) protocol.Failure {
 	if p, ok := errors.AsType[*flight.PanicError](err); ok {
-		return protocol.Failure{Class: protocol.FailedPanic, Text: fmt.Sprint(p.Value)}
+		return protocol.Failure{Class: protocol.FailedPanic, Text: shareablePanic(p.Value, inStore)}
 	}
 	if errors.Is(err, ErrFetchTimeout) {
 		return protocol.Failure{Class: protocol.FetchTimeout}
 	}
-	return protocol.Failure{Class: protocol.FailedFetch, Text: err.Error()}
+	return protocol.Failure{Class: protocol.FailedFetch, Text: shareable(err, inStore)}
 }
 
 // failure returns the error for a failure in another process.

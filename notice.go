@@ -2,9 +2,13 @@ package fetchonce
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/errtext"
 )
 
 // The messages of the log.
@@ -41,7 +45,7 @@ type notice struct {
 
 func (n *notices) warn(what string, why error) {
 	if unsaid := n.count(what); unsaid > 0 {
-		n.log(what, "error", why, "count", unsaid)
+		n.log(what, "error", ofRedis(why), "count", unsaid)
 	}
 }
 
@@ -54,6 +58,46 @@ func (n *notices) log(what string, args ...any) {
 
 // unnotified logs, once, that the server refuses notifications.
 func (n *notices) unnotified(why error) { n.once(noticeSilent, why) }
+
+// loggable returns what the log receives of the error of a load: see [shareable]. Of a
+// panic it has the stack, too.
+func loggable(err error, inStore bool) error {
+	if p, ok := errors.AsType[*PanicError](err); ok {
+		return &PanicError{Value: shareablePanic(p.Value, inStore), Stack: p.Stack}
+	}
+	return errors.New(shareable(err, inStore))
+}
+
+// shareable returns what of an error of a load may leave the process. The text of
+// a fetch's own error does, but for the errors of databases and parsers in it, which
+// quote data: of these, and of every error of a Store, it is the kind.
+func shareable(err error, inStore bool) string {
+	if inStore {
+		return "the Store failed: " + errtext.Kind(err)
+	}
+	return errtext.Public(err)
+}
+
+// shareablePanic is [shareable] for the value of a panic.
+func shareablePanic(value any, inStore bool) string {
+	err, ok := value.(error)
+	switch {
+	case inStore:
+		return "in the Store: " + errtext.OfPanic(value)
+	case ok:
+		return errtext.Public(err)
+	}
+	return fmt.Sprint(value)
+}
+
+// ofRedis returns what the log receives of an error of Redis or its client: the panic
+// of a client's hook may quote a command.
+func ofRedis(err error) error {
+	if p, ok := errors.AsType[*client.PanicError](err); ok {
+		return &client.PanicError{Value: errtext.OfPanic(p.Value), Stack: p.Stack}
+	}
+	return err
+}
 
 // keyless returns what the log may be told of an error for a caller, which names
 // the caller's key.
@@ -74,7 +118,7 @@ func (n *notices) once(what string, why error) {
 	n.told[what] = true
 	n.mu.Unlock()
 	if !told {
-		n.log(what, "error", why)
+		n.log(what, "error", ofRedis(why))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fetchonce/fetchonce/internal/errtext"
 	"github.com/fetchonce/fetchonce/internal/flight"
 )
 
@@ -195,7 +196,7 @@ func newTracer(t *Trace, n *notices) tracer {
 // leave a key locked, nor pass for a panic of a fetch.
 func (t *tracer) caught() {
 	if r := recover(); r != nil {
-		t.notices.warn(noticeTrace, fmt.Errorf("%v\n\n%s", r, debug.Stack()))
+		t.notices.warn(noticeTrace, fmt.Errorf("%s\n\n%s", errtext.OfPanic(r), debug.Stack()))
 	}
 }
 
