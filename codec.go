@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmihailenco/msgpack/v5"
 
+	"github.com/fetchonce/fetchonce/internal/budget"
 	"github.com/fetchonce/fetchonce/internal/prescan"
 	"github.com/fetchonce/fetchonce/internal/readback"
 )
@@ -28,7 +29,10 @@ type Codec interface {
 	Unmarshal(data []byte, v any) error
 }
 
-// The codecs that come with the package.
+// The codecs that come with the package. A Loader with one of them neither reads nor
+// stores a value for which decoding would allocate more than 32 times
+// [Options.MaxBytes] and 1 MiB. Hostile data could otherwise take hundreds of bytes of
+// memory for each of its own. In a codec of your own, that is yours to bound.
 var (
 	// Msgpack is the default: compact, and quick. Struct fields are named by
 	// the tag "msgpack", or as they are in Go. It neither reads nor writes data
@@ -92,6 +96,15 @@ func (d *decoder) putBack() {
 func needsReadBack[V any](codec Codec) bool {
 	ours := codec == Msgpack || codec == JSON
 	return !ours || readback.Needed(reflect.TypeFor[V]())
+}
+
+// memoryOf returns the budget of a value's memory. What a codec of the user's makes
+// is for that to bound.
+func memoryOf[V any](codec Codec, maxBytes int) *budget.Budget {
+	if codec != Msgpack && codec != JSON {
+		return nil
+	}
+	return budget.New(reflect.TypeFor[V](), codec == JSON, maxBytes)
 }
 
 // codecID returns the number by which an envelope says which codec wrote it:

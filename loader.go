@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/budget"
 	"github.com/fetchonce/fetchonce/internal/cleanup"
 	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/envelope"
@@ -26,7 +27,8 @@ import (
 type Loader[V any] struct {
 	opt     Options[V] // with the defaults; what is off is zero
 	codec   byte
-	unsure  bool // the codec may refuse to read what it wrote for a V
+	unsure  bool           // the codec may refuse to read what it wrote for a V
+	memory  *budget.Budget // of a decoded value; nil if the codec is the user's
 	redis   *protocol.Client
 	names   *protocol.Namespace
 	router  *batch.Router
@@ -145,6 +147,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 		opt:     opt,
 		codec:   codecID(opt.Codec),
 		unsure:  needsReadBack[V](opt.Codec),
+		memory:  memoryOf[V](opt.Codec, opt.MaxBytes),
 		names:   protocol.NewNamespace(opt.Prefix, opt.Schema),
 		cluster: cluster,
 		mailbox: wake.Open(rdb),

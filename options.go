@@ -141,8 +141,9 @@ type Options[V any] struct {
 	Clone func(V) V
 
 	// MaxBytes is the largest encoded value that is kept or read. A larger one
-	// is returned to its callers and kept nowhere but in the Store. The default
-	// is 4 MiB, the most 512 MiB.
+	// is returned to its callers and kept nowhere but in the Store. So is a value
+	// that [Msgpack] or [JSON] would take more than 32 times MaxBytes and 1 MiB of
+	// memory to decode. The default is 4 MiB, the most 512 MiB.
 	MaxBytes int
 
 	// Trace is told what the loader does, for metrics. The default is none.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/fetchonce/fetchonce/internal/budget"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/prescan"
@@ -49,7 +50,7 @@ func (l *Loader[V]) unpack(k keyed, b []byte, source Source) (envelope.Header, l
 	}
 	seen := look[V]{found: true, result: Result[V]{Source: source, Age: l.age(h)}}
 	if err := l.decode(payload, &seen.result.Value); err != nil {
-		return h, l.unusable(b, errors.New("the codec cannot read it")), nil // not its error, which may quote the value
+		return h, l.unusable(b, whyUnread(err)), nil
 	}
 	return h, seen, nil
 }
@@ -125,7 +126,11 @@ func (l *Loader[V]) encode(v V) (payload []byte, err error) {
 		return nil, err
 	case len(payload) > l.opt.MaxBytes:
 		return nil, errTooLarge
-	case l.unsure:
+	}
+	if err := l.memory.Check(payload); err != nil {
+		return nil, err
+	}
+	if l.unsure {
 		var read V
 		if err := l.decode(payload, &read); err != nil {
 			return nil, fmt.Errorf("%w: %w", errUnreadable, err)
@@ -134,11 +139,23 @@ func (l *Loader[V]) encode(v V) (payload []byte, err error) {
 	return payload, nil
 }
 
+// whyUnread returns what a log may say of an error of decode. A codec's own error may
+// quote the value.
+func whyUnread(err error) error {
+	if memory, ok := errors.AsType[budget.Error](err); ok {
+		return memory
+	}
+	return errors.New("the codec cannot read it")
+}
+
 // whyUnstored returns what a log may say of an error of encode. A codec's own
 // error may quote the value.
 func whyUnstored(err error) error {
 	if format, ok := errors.AsType[prescan.Error](err); ok {
 		return format
+	}
+	if memory, ok := errors.AsType[budget.Error](err); ok {
+		return memory
 	}
 	switch {
 	case errors.Is(err, errTooLarge):
@@ -151,6 +168,9 @@ func whyUnstored(err error) error {
 
 func (l *Loader[V]) decode(payload []byte, v *V) (err error) {
 	defer recoverAs(&err)
+	if err := l.memory.Check(payload); err != nil {
+		return err
+	}
 	return l.opt.Codec.Unmarshal(payload, v)
 }
 

@@ -1,0 +1,237 @@
+package budget
+
+import (
+	"encoding"
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// A shape is what a codec makes for one value of a Go type.
+type shape struct {
+	kind  kind
+	size  int64 // of a value of the type
+	alloc int64 // what is allocated for the value itself: a pointer's target, embedded pointers
+	elem  *shape
+	key   *shape
+
+	per   int64 // for each element of a slice
+	group int64 // for eight places of a map
+	pair  int64 // for each pair of a map, besides its place
+
+	fields map[string]*shape // of a struct, by name
+	list   []*shape          // in their order; nil if a name alone does not say which it is
+}
+
+type kind byte
+
+const (
+	number kind = iota // for this and a boolean nothing is allocated
+	boolean
+	text
+	opaque    // decodes itself
+	pointer   // alloc is that of its target, and elem its shape
+	slice     // of elem
+	array     // of elem, without an allocation
+	dict      // a map of key and elem
+	structure // of fields
+	anything  // an empty interface
+	wild      // not known: the most that any part of the type may cost
+)
+
+// shapes makes shapes, one for each type.
+type shapes struct {
+	json bool
+	tag  string
+	all  map[reflect.Type]*shape
+	wild *shape // for what cannot be told; its costs are known when all shapes are
+}
+
+func newShapes(json bool) *shapes {
+	s := &shapes{json: json, tag: "msgpack", all: make(map[reflect.Type]*shape), wild: &shape{kind: wild}}
+	if json {
+		s.tag = "json"
+	}
+	s.wild.elem, s.wild.key = s.wild, s.wild
+	return s
+}
+
+// of returns the shape of t.
+func (s *shapes) of(t reflect.Type) *shape {
+	if made := s.all[t]; made != nil {
+		return made
+	}
+	made := &shape{size: int64(t.Size())}
+	s.all[t] = made
+	if s.decodesItself(t) {
+		made.kind = opaque
+		return made
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		made.kind = boolean
+	case reflect.String:
+		made.kind = text
+	case reflect.Interface:
+		made.kind = anything
+	case reflect.Pointer:
+		made.kind, made.elem, made.alloc = pointer, s.of(t.Elem()), allocated(int64(t.Elem().Size()))
+	case reflect.Slice:
+		if t.Elem().Kind() != reflect.Uint8 || s.json {
+			made.kind, made.elem = slice, s.of(t.Elem())
+		}
+	case reflect.Array:
+		if t.Elem().Kind() != reflect.Uint8 || s.json {
+			made.kind, made.elem = array, s.of(t.Elem())
+		}
+	case reflect.Map:
+		made.kind, made.key, made.elem = dict, s.of(t.Key()), s.of(t.Elem())
+	case reflect.Struct:
+		made.kind, made.fields = structure, make(map[string]*shape)
+		s.addFields(made, t, map[reflect.Type]bool{t: true})
+	}
+	return made
+}
+
+// addFields adds the fields of t, and those of the structs that are embedded in it. outer has the
+// types that t is embedded in.
+func (s *shapes) addFields(to *shape, t reflect.Type, outer map[reflect.Type]bool) {
+	simple := len(outer) == 1
+	for field := range t.Fields() {
+		name, skip, tag := s.nameOf(field)
+		if skip {
+			continue
+		}
+		inner := field.Type
+		if field.Anonymous && inner.Kind() == reflect.Pointer {
+			inner = inner.Elem()
+			to.alloc += allocated(int64(inner.Size()))
+		}
+		if field.Anonymous && inner.Kind() == reflect.Struct && !outer[inner] {
+			simple = false
+			outer[inner] = true
+			s.addFields(to, inner, outer)
+			delete(outer, inner)
+		}
+		to.list = append(to.list, s.of(field.Type))
+		s.addField(to, name, s.of(field.Type))
+		for option := range strings.SplitSeq(tag, ",") {
+			if alias, ok := strings.CutPrefix(option, "alias:"); ok && !s.json {
+				s.addField(to, alias, s.of(field.Type))
+			}
+		}
+	}
+	if !simple {
+		to.list = nil
+	}
+}
+
+// addField adds a field. Two of one name may be either.
+func (s *shapes) addField(to *shape, name string, field *shape) {
+	if s.json {
+		name = strings.ToLower(name)
+	}
+	if other := to.fields[name]; other != nil && other != field {
+		field = s.wild
+	}
+	to.fields[name] = field
+}
+
+// nameOf returns the name of a field in the data, whether the field is never decoded,
+// and its whole tag.
+func (s *shapes) nameOf(field reflect.StructField) (name string, skip bool, tag string) {
+	tag = field.Tag.Get(s.tag)
+	name, _, _ = strings.Cut(tag, ",")
+	skip = tag == "-" || !s.json && name == "-" || !field.IsExported() && !field.Anonymous
+	if name == "" {
+		name = field.Name
+	}
+	return name, skip, tag
+}
+
+// custom are the interfaces by which a type decodes itself.
+var (
+	customJSON    = []reflect.Type{reflect.TypeFor[json.Unmarshaler](), reflect.TypeFor[encoding.TextUnmarshaler]()}
+	customMsgpack = []reflect.Type{
+		reflect.TypeFor[msgpack.CustomDecoder](), reflect.TypeFor[msgpack.Unmarshaler](),
+		reflect.TypeFor[encoding.BinaryUnmarshaler](), reflect.TypeFor[encoding.TextUnmarshaler](),
+	}
+)
+
+func (s *shapes) decodesItself(t reflect.Type) bool {
+	if t.Kind() == reflect.Interface || t.Kind() == reflect.Pointer {
+		return false // what it points to may
+	}
+	custom := customMsgpack
+	if s.json {
+		custom = customJSON
+	}
+	return slices.ContainsFunc(custom, func(i reflect.Type) bool {
+		return t.Implements(i) || reflect.PointerTo(t).Implements(i)
+	})
+}
+
+// allocated returns at most what the allocator takes for n bytes.
+func allocated(n int64) int64 { return max(n+n/8, 8) + 7&^7 }
+
+// Of maps of Go: a place holds a key or value of up to inMap bytes, a larger one is
+// allocated by itself.
+const (
+	inMap     = 128
+	mapHeader = 48
+)
+
+// price sets what the parts of each shape cost, and what a wild one does at most.
+func (s *shapes) price() {
+	growth := int64(2) // msgpack makes the elements twice
+	if s.json {
+		growth = 5 // append, from nothing to many
+	}
+	s.wild.per, s.wild.size = growth*wordsOfAny, wordsOfAny
+	for _, made := range s.all {
+		switch made.kind {
+		case slice:
+			made.per = growth * max(made.elem.size, 1)
+		case dict:
+			made.priceMap(made.key.size, made.elem.size)
+		case anything:
+			made.elem, made.key = made, made
+			made.per = growth * wordsOfAny
+			made.priceMap(wordsOfAny, wordsOfAny)
+		}
+		s.wild.per = max(s.wild.per, made.per)
+		s.wild.group = max(s.wild.group, made.group)
+		s.wild.pair = max(s.wild.pair, made.pair)
+		s.wild.alloc = max(s.wild.alloc, made.chain())
+	}
+}
+
+// wordsOfAny is the size of an interface, and of a string.
+const wordsOfAny = 16
+
+func (sh *shape) priceMap(key, value int64) {
+	place := func(n int64) int64 {
+		if n > inMap {
+			sh.pair += allocated(n)
+			return 8
+		}
+		return n
+	}
+	sh.group = 8*(place(key)+place(value)) + 8
+	sh.pair += allocated(key) + allocated(value) // each is made by itself first
+}
+
+// chain returns what is allocated for one value of the shape before any of its parts.
+func (sh *shape) chain() (n int64) {
+	for range 100 { // a pointer type may point to itself
+		n += sh.alloc
+		if sh.kind != pointer {
+			break
+		}
+		sh = sh.elem
+	}
+	return n
+}
