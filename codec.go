@@ -29,6 +29,19 @@ type Codec interface {
 	Unmarshal(data []byte, v any) error
 }
 
+// A KeyCodec is a [Codec] that is given the key of each value, so that it can bind one
+// to the other: an encrypted value that somebody copies to another key in Redis is
+// then not readable there, and a miss. A [Loader] whose [Options.Codec] is a KeyCodec
+// calls MarshalKey and UnmarshalKey only, with the key as the caller gave it, without
+// [Options.Prefix].
+//
+// What is said of Marshal and Unmarshal holds for MarshalKey and UnmarshalKey.
+type KeyCodec interface {
+	Codec
+	MarshalKey(key string, v any) ([]byte, error)
+	UnmarshalKey(key string, data []byte, v any) error
+}
+
 // The codecs that come with the package. A Loader with one of them neither reads nor
 // stores a value for which decoding would allocate more than 32 times
 // [Options.MaxBytes] and 1 MiB. Hostile data could otherwise take hundreds of bytes of
@@ -105,6 +118,22 @@ func memoryOf[V any](codec Codec, maxBytes int) *budget.Budget {
 		return nil
 	}
 	return budget.New(reflect.TypeFor[V](), codec == JSON, maxBytes)
+}
+
+// marshal calls the codec, with the key if it takes one.
+func marshal(c Codec, key string, v any) ([]byte, error) {
+	if k, ok := c.(KeyCodec); ok {
+		return k.MarshalKey(key, v)
+	}
+	return c.Marshal(v)
+}
+
+// unmarshal calls the codec, with the key if it takes one.
+func unmarshal(c Codec, key string, data []byte, v any) error {
+	if k, ok := c.(KeyCodec); ok {
+		return k.UnmarshalKey(key, data, v)
+	}
+	return c.Unmarshal(data, v)
 }
 
 // codecID returns the number by which an envelope says which codec wrote it:

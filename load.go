@@ -507,7 +507,7 @@ func (r *run[V]) seal(a protocol.Acquired, m made[V]) (sealed []byte, keep time.
 	)
 	if m.err == nil {
 		h = r.header(r.k, envelope.Value, r.freshFor(r.opt.TTL, m.ttl))
-		if payload, err = r.encode(m.value); err != nil {
+		if payload, err = r.encode(r.k, m.value); err != nil {
 			err = whyUnstored(err)
 			r.notices.warn(noticeUnstored, err)
 			return nil, 0, err

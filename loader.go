@@ -305,7 +305,7 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	if l.opt.TTL == 0 {
 		return &Error{Op: "set", Key: key, Err: errors.New("Options.TTL is off, so no value is kept in Redis")}
 	}
-	payload, err := l.encode(v)
+	payload, err := l.encode(k, v)
 	if err != nil {
 		return &Error{Op: "encode", Key: key, Err: err}
 	}

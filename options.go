@@ -129,7 +129,7 @@ type Options[V any] struct {
 
 	// Codec turns values into bytes for Redis. The default is [Msgpack]. What
 	// one codec wrote, another does not read: it is a miss. What the codec would not
-	// read is not stored; see [Codec].
+	// read is not stored; see [Codec]. A [KeyCodec] is given the key, too.
 	Codec Codec
 
 	// Clone is called on a value that several callers of this process share

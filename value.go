@@ -49,7 +49,7 @@ func (l *Loader[V]) unpack(k keyed, b []byte, source Source) (envelope.Header, l
 		return h, l.unusable(b, errCodec), nil
 	}
 	seen := look[V]{found: true, result: Result[V]{Source: source, Age: l.age(h)}}
-	if err := l.decode(payload, &seen.result.Value); err != nil {
+	if err := l.decode(k, payload, &seen.result.Value); err != nil {
 		return h, l.unusable(b, whyUnread(err)), nil
 	}
 	return h, seen, nil
@@ -118,9 +118,9 @@ func (l *Loader[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envel
 
 // encode encodes a value, if it may be kept: whatever would be refused on reading
 // is refused here.
-func (l *Loader[V]) encode(v V) (payload []byte, err error) {
+func (l *Loader[V]) encode(k keyed, v V) (payload []byte, err error) {
 	defer recoverAs(&err)
-	payload, err = l.opt.Codec.Marshal(v)
+	payload, err = marshal(l.opt.Codec, k.user, v)
 	switch {
 	case err != nil:
 		return nil, err
@@ -132,7 +132,7 @@ func (l *Loader[V]) encode(v V) (payload []byte, err error) {
 	}
 	if l.unsure {
 		var read V
-		if err := l.decode(payload, &read); err != nil {
+		if err := l.decode(k, payload, &read); err != nil {
 			return nil, fmt.Errorf("%w: %w", errUnreadable, err)
 		}
 	}
@@ -166,12 +166,12 @@ func whyUnstored(err error) error {
 	return errors.New("the codec cannot write it")
 }
 
-func (l *Loader[V]) decode(payload []byte, v *V) (err error) {
+func (l *Loader[V]) decode(k keyed, payload []byte, v *V) (err error) {
 	defer recoverAs(&err)
 	if err := l.memory.Check(payload); err != nil {
 		return err
 	}
-	return l.opt.Codec.Unmarshal(payload, v)
+	return unmarshal(l.opt.Codec, k.user, payload, v)
 }
 
 // recoverAs makes a codec's panic an error: data that nobody can read must not

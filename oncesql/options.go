@@ -48,7 +48,8 @@ type Options[V any] struct {
 	// Codec encodes what stands in Value. The default is [fetchonce.JSON], for
 	// which the column is of a type that holds text: text, varchar, json or
 	// jsonb. With another codec it is best of a type that holds any bytes, as it
-	// gets a []byte.
+	// gets a []byte. A [fetchonce.KeyCodec] is given the key, too, and cannot be used
+	// with FoldKeys.
 	Codec fetchonce.Codec
 
 	// Columns are the names of the columns of a value, in the order of Values
@@ -148,6 +149,9 @@ func (opt *Options[V]) checkValue(d dialect) error {
 	if opt.Value == "" {
 		opt.Value = "value"
 	}
+	if _, ok := opt.Codec.(fetchonce.KeyCodec); ok && opt.FoldKeys {
+		return errors.New("Options.FoldKeys is set, and Codec is a KeyCodec: it could not read a value under another spelling of its key")
+	}
 	if opt.Codec == nil {
 		opt.Codec = fetchonce.JSON
 	}
@@ -191,13 +195,13 @@ func encodingOf[V any](codec fetchonce.Codec) encoding[V] {
 }
 
 func (e encoding[V]) write(key string, v V) ([]any, error) {
-	data, err := e.codec.Marshal(v)
+	data, err := e.marshal(key, v)
 	if err != nil {
 		return nil, fmt.Errorf("oncesql: encode the value of %s: %w", keytext.Quote(key), err)
 	}
 	if e.unsure {
 		var read V
-		if err := e.codec.Unmarshal(data, &read); err != nil {
+		if err := e.unmarshal(key, data, &read); err != nil {
 			return nil, fmt.Errorf("oncesql: encode the value of %s: the codec does not read what it wrote: %w", keytext.Quote(key), err)
 		}
 	}
@@ -208,6 +212,22 @@ func (e encoding[V]) write(key string, v V) ([]any, error) {
 		data = []byte{} // a nil would be written as NULL
 	}
 	return []any{data}, nil
+}
+
+// marshal calls the codec, with the key if it takes one.
+func (e encoding[V]) marshal(key string, v V) ([]byte, error) {
+	if c, ok := e.codec.(fetchonce.KeyCodec); ok {
+		return c.MarshalKey(key, v)
+	}
+	return e.codec.Marshal(v)
+}
+
+// unmarshal calls the codec, with the key if it takes one.
+func (e encoding[V]) unmarshal(key string, data []byte, v *V) error {
+	if c, ok := e.codec.(fetchonce.KeyCodec); ok {
+		return c.UnmarshalKey(key, data, v)
+	}
+	return e.codec.Unmarshal(data, v)
 }
 
 func (e encoding[V]) read(key string, scan func(dest ...any) error) (V, error) {
@@ -223,7 +243,7 @@ func (e encoding[V]) read(key string, scan func(dest ...any) error) (V, error) {
 	if !data.Valid {
 		return zero, fmt.Errorf("oncesql: the value of %s is NULL", keytext.Quote(key))
 	}
-	if err := e.codec.Unmarshal(data.V, &v); err != nil {
+	if err := e.unmarshal(key, data.V, &v); err != nil {
 		return zero, fmt.Errorf("oncesql: decode the value of %s: %w", keytext.Quote(key), err)
 	}
 	return v, nil
