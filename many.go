@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
@@ -18,7 +19,9 @@ import (
 )
 
 // GetMany is like [Loader.Get] for many keys at once: what is kept is read in one
-// round trip for each node of Redis and each thousand keys, and what is not is fetched in one batch. A
+// round trip for each node of Redis and each thousand keys, and what is not is fetched in one batch.
+// At most 32 MiB are read from a node at once: values that are larger than that divided
+// by the number of keys take further round trips. A
 // key that is being loaded, by another GetMany or a Get, here or in another
 // process, is waited for, and is not in the batch.
 //
@@ -142,17 +145,46 @@ func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
 	}
 	var asking sync.WaitGroup
 	for node, group := range groups {
-		asking.Go(func() {
-			names := make([]protocol.Key, len(group))
-			for i, w := range group {
-				names[i] = w.k.names
-			}
-			for i, got := range l.redis.GetMany(ctx, l.router.At(node), names, l.readLimit()) {
-				group[i].take(l, ctx, got)
-			}
-		})
+		asking.Go(func() { l.readAll(ctx, l.router.At(node), group) })
 	}
 	asking.Wait()
+}
+
+// A GetMany reads so much at once, and decodes it before it reads on.
+const (
+	readBytes = 32 << 20 // if all values are as large as the read allows
+	readKeys  = 2000
+	readLeast = 16 << 10 // of each value
+)
+
+// readAll reads the values of keys, in one round trip for each thousand if the values are
+// not large. Of a value that is larger than its share of readBytes, the first read
+// gets the beginning; it is read once more, with few others at a time.
+func (l *Loader[V]) readAll(ctx context.Context, at protocol.Runner, all []*wanted[V]) {
+	for some := range slices.Chunk(all, readKeys) {
+		share := max(readBytes/len(some), readLeast)
+		large := l.readSome(ctx, at, some, min(share, l.readLimit()))
+		for few := range slices.Chunk(large, max(readBytes/l.readLimit(), 1)) {
+			l.readSome(ctx, at, few, l.readLimit())
+		}
+	}
+}
+
+// readSome reads values of up to limit bytes, and returns the keys whose values are
+// larger and may still be ours.
+func (l *Loader[V]) readSome(ctx context.Context, at protocol.Runner, some []*wanted[V], limit int) (large []*wanted[V]) {
+	names := make([]protocol.Key, len(some))
+	for i, w := range some {
+		names[i] = w.k.names
+	}
+	for i, got := range l.redis.GetMany(ctx, at, names, limit) {
+		if len(got.Value) > limit && limit < l.readLimit() {
+			large = append(large, some[i])
+			continue
+		}
+		some[i].take(l, ctx, got)
+	}
+	return large
 }
 
 func (l *Loader[V]) lookManyInStore(ctx context.Context, all []*wanted[V]) {
