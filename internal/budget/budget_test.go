@@ -144,14 +144,20 @@ func TestEstimateIsAnUpperBound(t *testing.T) {
 
 func wantBound(t *testing.T, target reflect.Type, isJSON bool, data []byte, decode func([]byte, any) error) {
 	t.Helper()
-	const slack = 24 << 10 // the decoder itself, and types that it meets for the first time
+	const slack = 24 << 10 // the decoder itself
 	b := budget.New(target, isJSON, 1)
 	spent := b.Spent(data)
-	v := reflect.New(target).Interface()
-	took := made(func() {
-		defer func() { _ = recover() }() // msgpack panics on an embedded pointer to an unexported type
-		_ = decode(data, v)
-	})
+	once := func() int64 {
+		v := reflect.New(target).Interface()
+		return made(func() {
+			defer func() { _ = recover() }() // msgpack panics on an embedded pointer to an unexported type
+			_ = decode(data, v)
+		})
+	}
+	took := once()
+	if took > spent+slack {
+		took = once() // the first time, the decoder may have learned new types
+	}
 	if took > spent+slack {
 		t.Errorf("%v from %d bytes of %.40q: %d bytes were allocated, the estimate is %d", target, len(data), data, took, spent)
 	}
@@ -209,7 +215,7 @@ func FuzzCheck(f *testing.F) {
 			for _, isJSON := range []bool{true, false} {
 				_ = budget.New(target, isJSON, 1).Check([]byte(strings.Repeat(string(data), 3)))
 				padded := append([]byte{}, data...)
-				for len(padded) < 128<<10 && isJSON { // so that it is walked over
+				for len(padded) < 16<<10 && isJSON { // so that it is walked over
 					padded = append(padded, ' ')
 				}
 				_ = budget.New(target, isJSON, 1).Check(padded)
