@@ -20,7 +20,8 @@ const (
 	Postgres Dialect = iota + 1
 
 	// MySQL is MariaDB, 10.2 or later, and MySQL, 5.7 or later, with tables of
-	// InnoDB, at any level of isolation. The driver's errors should have the
+	// InnoDB, at any level of isolation but READ UNCOMMITTED, at which a lookup
+	// returns rows that may be rolled back. The driver's errors should have the
 	// server's number, as those of github.com/go-sql-driver/mysql have in their
 	// field Number: it tells which insert may be repeated. Keys should stand in
 	// a column of text or bytes: in one of numbers, MySQL takes "1 apple" for 1.
