@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 			return
 		}
 	}
-	if err := redistest.Limit("docs/redis.acl", "test", "other", "crew"); err != nil {
+	if err := redistest.Limit("docs/redis.acl", "test", "test:*", "other", "crew"); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
