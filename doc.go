@@ -1,83 +1,84 @@
-// Package fetchonce loads a value once, however many callers in however many
-// processes ask for it at the same moment.
+// Package fetchonce makes concurrent callers share one load, in all processes that
+// share a Redis.
 //
-// A [Loader] keeps values in Redis. [Loader.Get] returns the value of a key, or
-// calls a function to fetch it. While that runs, everyone else who asks for the
-// key waits for what it finds: goroutines of the same process for each other,
-// processes for a message. So a slow remote API is called once, a row is
-// inserted once, and an entry that expires does not send a thousand callers to
-// its origin.
+// A [Loader] keeps values in Redis. [Loader.Get] returns the value of a key, or calls
+// a function to fetch it. While that fetch runs, every other caller of the key waits
+// for its result. Goroutines of one process share a flight; processes wait for a
+// notification. So a slow remote API is called once, a row is inserted once, and an
+// expired cache entry does not send a thousand callers to its origin.
 //
-// Around that: [Loader.GetMany] loads many keys in one batch, [Loader.Update]
-// changes the source of truth and the cache together, a [Locker] lets one at a time
-// do a thing, and [Wrap] and [Serialize] give a function a Loader or a lock.
+// [Loader.GetMany] loads many keys with one fetch. [Loader.Update] changes the source
+// of truth and the cache together. A [Locker] runs a function in one process at a time.
+// [Wrap] and [Serialize] put a Loader or a lock around a function.
 //
-// # What happens to a key
+// # How a key is loaded
 //
-//	Get ──► GET in Redis ──► there ─────────────────────────────────────► value
-//	          │ not there (or not usable; or hardly any Get has found one of late)
+//	Get ──► GET in Redis ──► found ─────────────────────────────────────► value
+//	          │ missing or unusable; skipped when recent lookups missed
 //	          ▼
-//	        the process's flight: one load, all its callers wait for it
+//	        the process's flight: one load, which all its callers join
 //	          │
 //	          ▼
-//	   ┌──► ACQUIRE ──► there after all ────────────────────────────────► value
+//	   ┌──► ACQUIRE ──► found, stored meanwhile ────────────────────────► value
 //	   │      │  │
 //	   │      │  └───► another process holds the lease: WAIT
-//	   │      │          ├─ its message has the value ──────────────────► value
-//	   │      │          ├─ its message has a failure ──────────────────► error
-//	   ├──────┼──────────┴─ "look again", or the timer: no message came
+//	   │      │          ├─ notified of a value ────────────────────────► value
+//	   │      │          ├─ notified of a failure ──────────────────────► error
+//	   ├──────┼──────────┴─ notified to retry, or the recheck timer fired
 //	   │      ▼
-//	   │    we hold the lease: Store.Lookup, fetch, Store.Create
-//	   │      ├─ value ──► FILL: stored, lease ended, waiters told ──────► value
-//	   │      ├─ error ──► RELEASE: lease ended, waiters told ───────────► error
-//	   └──────┴─ the lease was lost (Delete, Set, no contact with Redis)
+//	   │    this process holds the lease: Store.Lookup, fetch, Store.Create
+//	   │      ├─ value ──► FILL: stored, lease ended, waiters notified ──► value
+//	   │      ├─ error ──► RELEASE: lease ended, waiters notified ───────► error
+//	   └──────┴─ the lease was lost (Delete, Set, Redis unreachable)
 //
-// ACQUIRE, FILL and RELEASE are scripts, so each happens as a whole. ACQUIRE
-// looks for the value again, as another process may have stored it since the
-// GET. FILL stores nothing unless the lease is still ours: a Delete ends the
-// lease together with the value, so what was fetched before a Delete cannot come
-// back after it.
+// ACQUIRE, FILL and RELEASE are scripts, so each is atomic. ACQUIRE looks the value up
+// again, because another process may have stored it since the GET. FILL stores nothing
+// unless the lease is still this process's: a Delete ends the lease together with the
+// value, so a value fetched before a Delete cannot return after it.
 //
-// A lease ends by itself, [Options.Lease] after its holder was last heard of. The
-// holder renews it at a third of that; when it cannot, the context of its fetch
-// ends with [ErrLockLost] no later than the lease does in Redis, by the holder's
-// own monotonic clock.
+// A lease expires [Options.Lease] after its last renewal. The process renews it after
+// a third of that time. If it cannot, the context of its fetch ends with [ErrLockLost]
+// no later than the lease expires in Redis, by the process's own monotonic clock.
 //
-// Messages make waiting quick, not right: they may be lost, and a waiter then
-// finds the value by its timer, within a second or when the lease ends.
+// Notifications make waiting short. They are not needed for correctness: if one is
+// lost, the recheck timer fires within a second, or when the lease should have expired.
 //
-// With [Options.Near], a process keeps copies of values, and a Get of one costs no
-// round trip. The server tells the process what changes, by whomever; a copy is
-// used only while it is proven that this is heard, see [Near].
+// With [Options.Near], a process keeps values in a near cache, and a Get of one costs
+// no round trip. The server reports every change of such a value, whatever program
+// makes it. An entry is used only while heartbeats show that these reports arrive; see
+// [Near].
 //
 // # What is promised
 //
-//   - While a lease is valid, one process fetches a key; in it, one goroutine.
-//   - A value whose fetch began before a [Loader.Delete] or [Loader.Set] that has
-//     returned is not stored after it, nor returned to a Get that began after it.
-//   - What was fetched is returned to its callers, even if Redis fails then.
-//   - A caller waits as long as its own context allows. That it leaves fails
-//     nobody. When the last one has left, the fetch's context ends and the lease
-//     is given back; who comes later starts afresh.
-//   - A failure goes at once to all who waited for that fetch, in all processes,
-//     and is not remembered unless [Options.ErrorTTL] says so.
+//   - While a lease is valid, one process fetches a key, on one goroutine.
+//   - A value whose fetch began before a [Loader.Delete] or [Loader.Set] returned is
+//     not stored after it, nor returned to a Get that began after it.
+//   - A fetched value is returned to its callers, even if Redis fails then.
+//   - A caller waits no longer than its own context. When it leaves, the others keep
+//     waiting. When the last one leaves, the fetch's context ends and the lease is
+//     released; a caller that arrives later starts a new load.
+//   - A failure reaches every caller that waited for that fetch, in all processes. It
+//     is not remembered unless [Options.ErrorTTL] is set.
 //   - A process that dies in an Update leaves no value from before its write for
 //     longer than a lease.
-//   - A [Loader.Delete], [Loader.Set] or [Loader.Update] that has returned is seen
-//     past the copies of [Options.Near] by the same process at once, and by others
-//     as soon as they hear of it.
-//   - With a [Store] that keeps one row for each key, all callers get what is in
-//     the row, whatever becomes of leases.
-//   - Nothing waits for ever: neither for a dead process, nor for a fetch that
-//     hangs, a message that is lost, or a Redis that does not answer.
+//   - After a [Loader.Delete], [Loader.Set] or [Loader.Update] returns, the same
+//     process uses no older near-cache entry. Other processes drop theirs when the
+//     server's report arrives.
+//   - With a [Store] that keeps one row for each key, all callers get the value of
+//     that row, even if leases are lost.
+//   - No caller waits for ever: not for a dead process, a fetch that hangs, a lost
+//     notification, or a Redis that does not answer.
 //
 // # What is not promised
 //
-// A lease in Redis saves work; it does not by itself make work safe. A failover
-// may lose it, and a process that was stopped for longer than its lease may go on
-// with what it did. Whoever would be harmed checks [Fetch.Fence] where the data
-// lives, or relies on a unique key. A failover that loses writes which Redis had
-// acknowledged may lose a Delete too: then the old value stays until its TTL.
+// A lease in Redis saves work. It does not make work safe: a failover may lose it, and
+// a process that is paused for longer than its lease may continue its fetch. Where two
+// writers do harm, check [Fetch.Fence] where the data lives, or rely on a unique key.
+//
+// A failover that loses acknowledged writes may lose a Delete too. The old value then
+// stays until its TTL ends.
+//
 // With [FailOpen], a process that cannot reach Redis fetches without a lease, and
-// hears of no Delete: a caller that comes while it fetches looks again afterwards.
+// learns of no Delete. A caller that arrives during such a fetch looks the key up again
+// after it.
 package fetchonce

@@ -45,12 +45,15 @@ var (
 	ErrClosed = errors.New("fetchonce: closed")
 )
 
-// An Error is our own trouble, as opposed to that of a fetch or a [Store],
-// whose errors come back as they were: Redis could not be reached or answered
-// with an error, a value could not be encoded, an argument was not usable, or
-// a fetch failed in another process, of which only the text came here.
+// An Error reports a failure of fetchonce or Redis: Redis is unavailable or refused a
+// command, a value cannot be encoded, an argument is not usable, or a fetch failed in
+// another process, which sends only the text of its error. Errors of a fetch or a
+// [Store] of this process are returned unchanged.
 type Error struct {
-	Op  string // what was being done: "new", "read", "acquire", "set", "delete", "encode", "fetch", "lock", "release"
+	// Op is what failed: "read", "acquire", "encode" or "fetch"; the method, as "new", "get",
+	// "get many", "load", "peek", "set", "delete", "update" and "release"; "lock" for the
+	// methods of a Locker; or the function "wrap", "serialize" or "key".
+	Op  string
 	Key string // the key as the caller gave it; empty if there was none
 	Err error  // the cause
 }

@@ -53,7 +53,7 @@ func newRedis() (rdb *redis.Client, end func()) {
 	}
 }
 
-// Two callers, one call of the API.
+// The second Get returns the value that the first one stored.
 func Example() {
 	rdb, end := newRedis()
 	defer end()
@@ -78,7 +78,7 @@ func Example() {
 	// Output: teapot teapot 1
 }
 
-// That a thing does not exist is remembered, too.
+// The absence of a value is remembered for Options.NotFoundTTL.
 func ExampleLoader_Get_notFound() {
 	rdb, end := newRedis()
 	defer end()
@@ -98,7 +98,7 @@ func ExampleLoader_Get_notFound() {
 	// true 1
 }
 
-// Load says where a value came from, and lets the fetch say how long to keep it.
+// Load returns the source of the value, and its fetch can set the value's TTL.
 func ExampleLoader_Load() {
 	rdb, end := newRedis()
 	defer end()
@@ -121,8 +121,8 @@ func ExampleLoader_Load() {
 	// teapot redis <nil>
 }
 
-// A table behind Redis: what was fetched once is never fetched again, and there
-// is one row for each key.
+// With a Store, a fetched value is inserted into a table, one row for each key. A key
+// that has a row is not fetched again.
 func ExampleNew_store() {
 	rdb, end := newRedis()
 	defer end()
@@ -136,7 +136,7 @@ func ExampleNew_store() {
 	}
 	things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{
 		Prefix: "things",
-		Store:  table, // looked up before a fetch; what is fetched is inserted
+		Store:  table, // looked up before each fetch; a fetched value is inserted
 	})
 	if err != nil {
 		panic(err)
@@ -149,8 +149,8 @@ func ExampleNew_store() {
 	// Output: 0
 }
 
-// What was changed at its origin is fetched again, also if a fetch of it is
-// running at that moment.
+// After a Delete, the next Get fetches the value again. A fetch that is running during
+// the Delete does not store its value.
 func ExampleLoader_Delete() {
 	rdb, end := newRedis()
 	defer end()
@@ -186,8 +186,8 @@ func (a *api) search(_ context.Context, s Search) ([]string, error) {
 	return []string{s.Text + " page " + fmt.Sprint(s.Page)}, nil
 }
 
-// A function with a Loader before it: called like the function, with a key for
-// each argument.
+// Wrap returns a function that caches the results of another one. Key makes the
+// argument a key.
 func ExampleWrap() {
 	rdb, end := newRedis()
 	defer end()
@@ -207,7 +207,8 @@ func ExampleWrap() {
 	// Output: [teapot page 1] [teapot page 1] <nil> 1
 }
 
-// Any function, one call at a time for each argument, in all processes.
+// Serialize returns a function that runs one call at a time for each argument, in all
+// processes.
 func ExampleSerialize() {
 	rdb, end := newRedis()
 	defer end()
@@ -219,13 +220,13 @@ func ExampleSerialize() {
 	}
 	defer locker.Close()
 	fetch := fetchonce.Serialize(locker, nil, remote.fetch)
-	thing, err := fetch(ctx, "teapot") // waits while another process fetches the teapot
+	thing, err := fetch(ctx, "teapot") // waits while another process fetches it
 
 	fmt.Println(thing.Name, err)
 	// Output: teapot <nil>
 }
 
-// One lock for all calls, whatever their argument.
+// A name function that ignores its argument makes one lock for all calls.
 func ExampleSerialize_name() {
 	rdb, end := newRedis()
 	defer end()
@@ -242,6 +243,28 @@ func ExampleSerialize_name() {
 	// Output: teapot <nil>
 }
 
+// One process at a time runs the function. The others wait, or leave when their context
+// ends.
+func ExampleLocker_Do() {
+	rdb, end := newRedis()
+	defer end()
+	ctx := context.Background()
+	sendReport := func(context.Context) error { return nil }
+
+	locker, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "locks"})
+	if err != nil {
+		panic(err)
+	}
+	defer locker.Close()
+
+	err = locker.Do(ctx, "daily-report", func(ctx context.Context) error {
+		return sendReport(ctx) // ctx ends if the lock is lost
+	})
+
+	fmt.Println(err)
+	// Output: <nil>
+}
+
 func ExampleKey() {
 	fmt.Println(fetchonce.Key("teapot", 3))
 	fmt.Println(fetchonce.Key("teapot,3"))
@@ -256,8 +279,8 @@ func ExampleKey() {
 	// []string(["hot","black"]),map[string]bool(["lemon":true,"milk":false])
 }
 
-// One request at a time, in all processes. Others wait; a client that leaves
-// gives up its place.
+// One request is handled at a time, in all processes. The others wait. When a client
+// disconnects, its request leaves the queue.
 func Example_http() {
 	rdb, end := newRedis()
 	defer end()
@@ -280,7 +303,7 @@ func Example_http() {
 	// Output: a heavy answer about visitors
 }
 
-// Gets by kind and source in an expvar, and fetches that take too long in the log.
+// Trace counts Gets by kind and source in an expvar, and logs slow fetches.
 func ExampleTrace() {
 	rdb, end := newRedis()
 	defer end()

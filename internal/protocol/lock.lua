@@ -9,7 +9,7 @@
 -- A full Redis (maxmemory, noeviction) refuses a SET, ZADD or HSET, unless the script has written before with a command that needs no
 -- memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what keeps, gives back or hands over a lease.
 -- An end is a time of this server's clock: the string of a semaphore has several, and Redis gives a key only one.
--- A stranger may have written any of this. Every end that is read is bounded, and so is every loop: see "A forged lock ends" in docs/design.md.
+-- A stranger may have written any of this. Every end that is read is bounded, and so is every loop: see "A forged lock ends" in docs/internals/design.md.
 local time = redis.call("TIME")
 local clock = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now = math.floor(clock / 1000)
