@@ -47,7 +47,7 @@ var (
 
 // An Error reports a failure of fetchonce or Redis: Redis is unavailable or refused a
 // command, a value cannot be encoded, an argument is not usable, or a fetch failed in
-// another process, which sends only the text of its error. Errors of a fetch or a
+// another process, which sends a text about it. Errors of a fetch or a
 // [Store] of this process are returned unchanged.
 type Error struct {
 	// Op is what failed: "read", "acquire", "encode" or "fetch"; the method, as "new", "get",
