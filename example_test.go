@@ -265,6 +265,33 @@ func ExampleLocker_Do() {
 	// Output: <nil>
 }
 
+// The fence of a lease refuses a write of a holder whose lease has ended.
+func ExampleLocker_Acquire() {
+	rdb, end := newRedis()
+	defer end()
+	locker, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "locks"})
+	if err != nil {
+		panic(err)
+	}
+	defer locker.Close()
+	db := openDatabase() // *sql.DB, with a driver that you import
+	defer db.Close()
+	pay := func(ctx context.Context, state string) error {
+		ctx, lease, err := locker.Acquire(ctx, "invoice:42")
+		if err != nil {
+			return err
+		}
+		defer lease.Release()
+		res, err := db.ExecContext(ctx, `UPDATE invoices SET state = $1, fence = $2 WHERE id = 42 AND fence < $2`, state, lease.Fence())
+		// no row: a later holder has written already
+		_ = res
+		return err
+	}
+
+	fmt.Println(pay(context.Background(), "paid"))
+	// Output: no database
+}
+
 func ExampleKey() {
 	fmt.Println(fetchonce.Key("teapot", 3))
 	fmt.Println(fetchonce.Key("teapot,3"))
@@ -301,6 +328,29 @@ func Example_http() {
 	mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/stats/visitors", nil))
 	fmt.Print(w.Body)
 	// Output: a heavy answer about visitors
+}
+
+// A request waits for the lock for two seconds at most.
+func Example_httpLimits() {
+	rdb, end := newRedis()
+	defer end()
+	locker, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "locks"})
+	if err != nil {
+		panic(err)
+	}
+	defer locker.Close()
+	stats := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "a heavy answer") })
+	mux := http.NewServeMux()
+
+	mux.Handle("/stats", oncehttp.Serialize(locker, nil,
+		oncehttp.MaxWait(2*time.Second), // 0: a request does not wait
+		oncehttp.MaxWaiters(100),        // of one path, in this process
+	)(stats))
+
+	w := httptest.NewRecorder()
+	mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/stats", nil))
+	fmt.Print(w.Body)
+	// Output: a heavy answer
 }
 
 // Trace counts Gets by kind and source in an expvar, and logs slow fetches.
