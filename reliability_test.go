@@ -10,7 +10,7 @@ import (
 // TestReliabilityNamesTestsThatExist checks that each test and each search of the models
 // that docs/reliability.md names exists, and that its rows are numbered without a gap.
 func TestReliabilityNamesTestsThatExist(t *testing.T) {
-	page := readText(t, "docs/reliability.md")
+	page := readText(t, "docs/reliability.md") + readText(t, "docs/internals/soak.md")
 	there := declaredTests(t)
 	for _, m := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(page, -1) {
 		if !there[m[1]] {

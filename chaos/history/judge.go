@@ -9,7 +9,7 @@ import (
 )
 
 // What can be wrong in a history of faults. The names are those of the
-// invariants that docs/reliability.md lists.
+// invariants that docs/internals/soak.md lists.
 const (
 	I0  Kind = "I0: an error, and no fault that explains it"
 	I1  Kind = "I1: a stale read after a confirmed invalidation"
