@@ -164,14 +164,14 @@ func TestUnansweredAcquireIsTakenBack(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := newOrigin(t)
 		rdb := r.Client()
-		l := loaderOf(t, rdb, func(opt *options) { opt.Lease, opt.RedisTimeout = time.Hour, 100*time.Millisecond })
+		l := loaderOf(t, rdb, func(opt *options) { opt.Lease, opt.RedisTimeout = time.Minute, 100*time.Millisecond })
 		warmScripts(t, r, l)
 		redistest.WireOf(rdb).LoseReplies(2, "EVALSHA")
 		g := get(t, t.Context(), l, "k", o)
 		o.next().returns("blind")
 		g.want("blind")
 		other := get(t, t.Context(), newLoader(t, r), "k", o)
-		o.next().returns("v") // an hour of lease is no obstacle
+		o.next().returns("v") // a minute of lease is no obstacle
 		other.want("v")
 	})
 }

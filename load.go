@@ -142,6 +142,9 @@ func (r *run[V]) take(seen look[V], err error) (Result[V], bool, error) {
 	if err != nil || seen.found {
 		r.call.Close()
 	}
+	if seen.over != nil && r.over != nil && r.over.Ended {
+		seen.over.Ended = false // the server has answered that once
+	}
 	r.over = seen.over
 	return seen.result, seen.found, err
 }

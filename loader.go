@@ -160,6 +160,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	l.redis = protocol.NewClient(l.router, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
 	l.redis.Failed = l.trace.redisFailed()
 	l.redis.Unnotified = l.notices.unnotified
+	l.redis.ErrorTTL, l.redis.Backoff = opt.ErrorTTL, longestPause*5/4
 	if opt.MaxFetches > 0 {
 		l.permits = newPermits(opt.MaxFetches, opt.FetchTimeout)
 	}

@@ -92,7 +92,7 @@ func gets(r backend) int {
 func TestLastCallerOutFreesTheLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := newOrigin(t)
-		l := newLoader(t, r, func(opt *options) { opt.Lease = time.Hour })
+		l := newLoader(t, r, func(opt *options) { opt.Lease = time.Minute })
 		ctx, cancel := context.WithCancel(t.Context())
 		g := get(t, ctx, l, "k", o)
 		c := o.next()
@@ -306,7 +306,7 @@ func TestDeleteDuringFill(t *testing.T) {
 		o := newOrigin(t)
 		slow := r.Client()
 		gate := newGate(slow)
-		holder, deleter := loaderOf(t, slow, func(opt *options) { opt.Lease = time.Hour }), newLoader(t, r)
+		holder, deleter := loaderOf(t, slow, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)
 		early := get(t, t.Context(), holder, "k", o)
 		old := o.next()
 		during := get(t, t.Context(), holder, "k", o) // joins the flight during the fetch
@@ -335,7 +335,7 @@ func TestDeleteDuringRelease(t *testing.T) {
 		o := newOrigin(t)
 		slow := r.Client()
 		gate := newGate(slow)
-		holder, deleter := loaderOf(t, slow, func(opt *options) { opt.Lease = time.Hour }), newLoader(t, r)
+		holder, deleter := loaderOf(t, slow, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)
 		boom := errors.New("boom")
 		early := get(t, t.Context(), holder, "k", o)
 		c := o.next()
@@ -865,7 +865,7 @@ func TestReentrantGetIsRefused(t *testing.T) {
 func TestCloseEndsEverything(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := newOrigin(t)
-		l, other := newLoader(t, r, func(opt *options) { opt.Lease = time.Hour }), newLoader(t, r)
+		l, other := newLoader(t, r, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)
 		var all []*getter
 		for range 20 {
 			all = append(all, get(t, t.Context(), l, "k", o))

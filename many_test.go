@@ -222,7 +222,7 @@ func TestGetManyLastCallerOut(t *testing.T) {
 			ended <- context.Cause(ctx)
 			return nil, ctx.Err()
 		}
-		l := newLoader(t, r, func(opt *options) { opt.Lease = time.Hour })
+		l := newLoader(t, r, func(opt *options) { opt.Lease = time.Minute })
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {

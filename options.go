@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"math"
 	"time"
+
+	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
 // Off turns an option off whose zero value means a default, as in
@@ -46,7 +48,8 @@ type Options[V any] struct {
 
 	// ErrorTTL is how long another failure of a fetch is shared with callers
 	// that come later: they get it, as an [*Error] with its text, without a
-	// fetch. The default is not at all.
+	// fetch. Each process decides for its own callers: it returns the failure of
+	// another process for no longer than its own ErrorTTL. The default is not at all.
 	ErrorTTL time.Duration
 
 	// StaleWhileRevalidate is for how long after its TTL an old value is still
@@ -85,7 +88,8 @@ type Options[V any] struct {
 	// its own name. A process that lives renews its lease at a third of it, so
 	// a fetch may take longer. A renewal is given up after another third, so that
 	// there is time for a second one: Lease should be at least three times as long
-	// as Redis may take to answer. The default is 5 seconds; the least is 10 ms.
+	// as Redis may take to answer. Defaults to 5 seconds; the least is 10 ms, the most a
+	// minute. Whatever a stranger writes into Redis blocks a key for no more than a minute.
 	Lease time.Duration
 
 	// FetchTimeout is the longest that a fetch, with the lookup and the
@@ -255,6 +259,8 @@ func (o Options[V]) check() error {
 	switch {
 	case o.Prefix == "":
 		return errors.New("Options.Prefix is empty")
+	case o.Lease > protocol.LongestLease:
+		return fmt.Errorf("Options.Lease is %v, more than %v", o.Lease, protocol.LongestLease)
 	case o.TTL < 0 && o.Store == nil:
 		return errors.New("Options.TTL is off, so Options.Store is required: a value must be kept somewhere")
 	case o.TTL < 0 && o.NotFoundTTL > 0:

@@ -16,20 +16,21 @@ func TestNewNamesTheOptionItCannotUse(t *testing.T) {
 	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // is never spoken to
 	defer rdb.Close()
 	for field, opt := range map[string]options{
-		"Prefix":       {},
-		"TTL":          {Prefix: "p", TTL: time.Microsecond},
-		"Store":        {Prefix: "p", TTL: fetchonce.Off},
-		"NotFoundTTL":  {Prefix: "p", NotFoundTTL: 1},
-		"ErrorTTL":     {Prefix: "p", ErrorTTL: 101 * 365 * 24 * time.Hour},
-		"Lease":        {Prefix: "p", Lease: fetchonce.Off},
-		"FetchTimeout": {Prefix: "p", FetchTimeout: time.Nanosecond},
-		"RedisTimeout": {Prefix: "p", RedisTimeout: fetchonce.Off},
-		"Jitter":       {Prefix: "p", Jitter: math.NaN()},
-		"MaxBytes":     {Prefix: "p", MaxBytes: 1 << 30},
-		"OnRedisDown":  {Prefix: "p", OnRedisDown: 7},
-		"Near":         {Prefix: "p", TTL: fetchonce.Off, Store: &table{}, Near: fetchonce.Near{Entries: 1}},
-		"Near.Entries": {Prefix: "p", Near: fetchonce.Near{Entries: -1}},
-		"Near.TTL":     {Prefix: "p", Near: fetchonce.Near{Entries: 1, TTL: time.Microsecond}},
+		"Prefix":                      {},
+		"TTL":                         {Prefix: "p", TTL: time.Microsecond},
+		"Store":                       {Prefix: "p", TTL: fetchonce.Off},
+		"NotFoundTTL":                 {Prefix: "p", NotFoundTTL: 1},
+		"Lease is 1m1s, more than 1m": {Prefix: "p", Lease: time.Minute + time.Second},
+		"ErrorTTL":                    {Prefix: "p", ErrorTTL: 101 * 365 * 24 * time.Hour},
+		"Lease":                       {Prefix: "p", Lease: fetchonce.Off},
+		"FetchTimeout":                {Prefix: "p", FetchTimeout: time.Nanosecond},
+		"RedisTimeout":                {Prefix: "p", RedisTimeout: fetchonce.Off},
+		"Jitter":                      {Prefix: "p", Jitter: math.NaN()},
+		"MaxBytes":                    {Prefix: "p", MaxBytes: 1 << 30},
+		"OnRedisDown":                 {Prefix: "p", OnRedisDown: 7},
+		"Near":                        {Prefix: "p", TTL: fetchonce.Off, Store: &table{}, Near: fetchonce.Near{Entries: 1}},
+		"Near.Entries":                {Prefix: "p", Near: fetchonce.Near{Entries: -1}},
+		"Near.TTL":                    {Prefix: "p", Near: fetchonce.Near{Entries: 1, TTL: time.Microsecond}},
 	} {
 		_, err := fetchonce.New(rdb, opt)
 		if e, ok := errors.AsType[*fetchonce.Error](err); !ok || e.Op != "new" || !strings.Contains(e.Error(), "Options."+field) {

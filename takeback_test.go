@@ -27,7 +27,7 @@ func TestMarkOfAnUpdateThatLeftIsTakenOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
 				rdb, admin := r.Client(), r.Client()
-				l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout, opt.Lease = limits.redis, time.Hour })
+				l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout, opt.Lease = limits.redis, time.Minute })
 				if err := l.Delete(t.Context(), "k"); err != nil { // there is a connection, and Redis knows the script
 					t.Fatal(err)
 				}
@@ -86,10 +86,10 @@ func TestLateRenewalOfAMarkIsTakenOff(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb, admin, d := r.Client(), r.Client(), &delayer{}
 		rdb.AddHook(d)
-		writer := loaderOf(t, rdb, func(opt *options) { opt.RedisTimeout, opt.Lease = time.Second, time.Hour })
+		writer := loaderOf(t, rdb, func(opt *options) { opt.RedisTimeout, opt.Lease = time.Second, time.Minute })
 		u := startUpdate(t, writer).began()
 		d.on.Store(true)
-		time.Sleep(21 * time.Minute) // a renewal
+		time.Sleep(21 * time.Second) // a renewal
 		d.on.Store(false)
 		if err := u.returns(nil); err != nil {
 			t.Error(err)
@@ -125,14 +125,14 @@ func TestRefusedLeasesAreNotTakenBackForEver(t *testing.T) {
 	for _, text := range []string{"NOPERM this user has no permissions", "ERR unknown command 'EVALSHA'"} {
 		inBubble(t, func(t *testing.T, r backend) {
 			rdb := r.Client()
-			l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Hour })
+			l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
 			redistest.WireOf(rdb).Fail(redistest.All, text, "EVALSHA", "EVAL")
 			failAcquires(t, l, 20)
-			time.Sleep(time.Minute)
+			time.Sleep(10 * time.Second)
 			before := scripts(rdb)
-			time.Sleep(10 * time.Minute)
+			time.Sleep(40 * time.Second)
 			if n := scripts(rdb) - before; n != 0 {
-				t.Errorf("%d scripts were sent in ten minutes after %q", n, text)
+				t.Errorf("%d scripts were sent in 40 s after %q", n, text)
 			}
 		})
 	}
@@ -142,7 +142,7 @@ func TestRefusedLeasesAreNotTakenBackForEver(t *testing.T) {
 func TestOutageLeavesFewGoroutines(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Hour })
+		l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
 		redistest.WireOf(rdb).Fail(redistest.All, "ERR not now", "EVALSHA", "EVAL")
 		before := runtime.NumGoroutine()
 		failAcquires(t, l, 1000)
@@ -150,9 +150,9 @@ func TestOutageLeavesFewGoroutines(t *testing.T) {
 			t.Errorf("1,000 failed Gets left %d goroutines", n)
 		}
 		redistest.WireOf(rdb).Heal()
-		time.Sleep(time.Minute)
+		time.Sleep(20 * time.Second)
 		before = scripts(rdb)
-		time.Sleep(10 * time.Minute)
+		time.Sleep(30 * time.Second)
 		if n := scripts(rdb) - before; n != 0 {
 			t.Errorf("%d scripts were sent after all leases were given back", n)
 		}
@@ -162,7 +162,7 @@ func TestOutageLeavesFewGoroutines(t *testing.T) {
 // Nothing is taken back that was never sent.
 func TestUnsentAcquireIsNotTakenBack(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		l := newLoader(t, r, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Hour })
+		l := newLoader(t, r, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
 		for i := range 40 { // so that a Get asks for the lease at once
 			_, _ = l.Get(t.Context(), "m"+strconv.Itoa(i), func(context.Context, string) (string, error) { return "v", nil })
 		}

@@ -22,11 +22,21 @@ var (
 	errUnreadable = errors.New("the codec does not read what it wrote")
 )
 
+// clockSlack is by how much a value may outlive its time by this process's clock. Redis
+// removes each value of ours in time, so one that is older is a stranger's copy, or this
+// clock is wrong. The server's clock decides that: see [protocol.PassOver].
+const clockSlack = time.Minute
+
 // openAndKeep reads a value that came from Redis, and judges whether it is fresh.
 // With a ticket it keeps a copy of what is.
 func (l *Loader[V]) openAndKeep(t near.Ticket, k keyed, b []byte) (look[V], error) {
 	h, seen, err := l.unpack(k, b, SourceRedis)
-	if err == nil && seen.found {
+	switch {
+	case seen.found && (h.Created < 0 || l.age(h)-h.Keep > clockSlack):
+		over := passOver(b)
+		over.Ended = h.Created >= 0
+		return look[V]{over: over}, nil
+	case err == nil && seen.found:
 		l.judge(&seen, h, b)
 	}
 	l.keepNear(t, k, h, &seen, b)

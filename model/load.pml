@@ -197,8 +197,8 @@ acquire:
 		/* load.go: r.call.Mark() */
 		markCall();
 		if
-		/* acquire.lua: return {"value", redis.call("GET", KEYS[1])} */
-		/* acquire.lua: force = (type(head) == "string" and head or "") == ARGV[7] */
+		/* acquire.lua: return {"value", redis.call("GET", KEYS[1]), now_text} */
+		/* acquire.lua: force = head == ARGV[7] */
 		:: val != 0 && !(over != 0 && over == valf) -> waiting[me] = false; got = val; closeCall(); goto done
 		:: else
 		fi;
@@ -212,10 +212,11 @@ acquire:
 			/* acquire.lua: return {"wait", string.format("%.0f", last), left, now_text} */
 			fenceOfWait = fence; waiting[me] = true; goto wait
 #endif
-		/* acquire.lua: if not owner then return {"failed", failure, left} end */
+		/* acquire.lua: return {"failed", redis.call("HGET", KEYS[2], "e"), left} */
 		:: owner == NONE && failed -> waiting[me] = false; closeCall(); goto done
 		:: else
 		fi;
+		/* acquire.lua: if there > 0 then redis.call("UNLINK", KEYS[2]) end */
 		/* acquire.lua: redis.call("HSET", KEYS[2], "o", ARGV[1], "f", new) */
 		/* acquire.lua: redis.call("PEXPIRE", KEYS[2], ARGV[2]) */
 		now++; fence = now; owner = me;
@@ -225,7 +226,7 @@ acquire:
 		:: else -> break
 		od;
 		i = 0;
-		/* acquire.lua: if (tonumber(ends) or 0) * 1000 > now then redis.call("HSET", KEYS[2], "u", "1") end */
+		/* acquire.lua: redis.call("HSET", KEYS[2], "u", "1") */
 #ifndef MUTANT_UNTAINTED
 		tainted = anyMark;
 #endif
@@ -291,7 +292,7 @@ hold:
 		fi;
 		closeCall(); came = came && !(joined && me == 0); joined = joined && me != 0; lease = 0; found = 0; goto end }
 	:: atomic { !mine -> /* by a message, or since it could not be renewed */
-		/* renew.lua: if redis.pcall("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end */
+		/* renew.lua: if read("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end */
 		/* load.go: return Result[V]{}, false, nil // somebody has deleted or set the key, or is at it: ask again */
 		valid[me] = false; lease = 0; found = 0; over = 0; goto acquire }
 	:: atomic { true -> goto release }
@@ -323,14 +324,14 @@ fill:
 			valid[me] = false;
 			if
 			/* fill.lua: ttl = "0" -- it was fetched while somebody wrote at the source */
-			/* fill.lua: redis.call("DEL", value) */
+			/* fill.lua: redis.call("UNLINK", value) */
 			:: taint -> deleteValue()
 			/* fill.lua: refused = redis.pcall("SET", value, ARGV[3], "PX", ttl).err */
 			:: !taint -> val = found; valf = lease; brief = false; stored()
 			/* fill.lua: refused = "TRYAGAIN the value is on another node" */
 			:: !taint /* so does a full Redis: what was there stays */
 			fi;
-			/* fill.lua: redis.call("DEL", meta) -- before the messages: who is woken finds the lease free */
+			/* fill.lua: redis.call("UNLINK", meta) -- before the messages: who is woken finds the lease free */
 			i = 0; deleteMeta();
 			/* fill.lua: for _, process in ipairs(waiters) do notify(ARGV[5] .. process, message) end */
 			publish(i, V, lease, found);
@@ -361,12 +362,12 @@ release:
 		/* release.lua: if owner ~= ARGV[1] then return 0 end */
 		:: !mine
 		:: mine ->
-			/* release.lua: redis.call("DEL", KEYS[1]) */
+			/* release.lua: redis.call("UNLINK", KEYS[1]) */
 			deleteMeta();
-			/* release.lua: if string.byte(meta[i]) == 119 then notify(ARGV[2] .. string.sub(meta[i], 2), ARGV[3]) end */
+			/* release.lua: for _, process in ipairs(waiters) do notify(ARGV[2] .. process, ARGV[3]) end */
 			if
 			:: publish(i, R, lease, 0) /* all callers have left */
-			/* release.lua: redis.call("HSET", KEYS[1], "e", ARGV[4], "f", fence) */
+			/* release.lua: redis.call("HSET", KEYS[1], "e", ARGV[4], "f", fence or "0") */
 			/* release.lua: redis.call("PEXPIRE", KEYS[1], ARGV[5]) */
 			:: publish(i, E, lease, 0); failed = true /* the fetch failed; that may be forgotten at once */
 			fi
@@ -409,17 +410,17 @@ end:
 }
 
 inline invalidate(i) {
-	/* invalidate.lua: n = redis.call("DEL", value) */
+	/* invalidate.lua: local n = redis.call("UNLINK", value) */
 	deleteValue();
 #ifdef MUTANT_INVALIDATE_KEEPS_LEASE
 	skip
 #else
-	/* invalidate.lua: redis.call("DEL", meta) */
+	/* invalidate.lua: redis.call("UNLINK", meta) */
 	revoke(); deleteMeta();
-	/* invalidate.lua: notify(ARGV[1] .. string.sub(fields[i], 2), ARGV[2]) */
+	/* invalidate.lua: for _, process in ipairs(waiters) do notify(ARGV[1] .. process, ARGV[2]) end */
 	publish(i, R, ANY, 0)
 	/* To the holder, who in this model finds out by himself: */
-	/* invalidate.lua: notify(ARGV[1] .. string.match(fields[i + 1], "^[^.]*"), ARGV[3] .. fields[i + 1]) */
+	/* invalidate.lua: if holder then notify(ARGV[1] .. holder, ARGV[3] .. owner) end */
 #endif
 }
 
@@ -488,21 +489,21 @@ set:
 #endif
 		completed = source; least = source;
 #ifndef MUTANT_SET_KEEPS_LEASE
-		/* set.lua: redis.call("DEL", KEYS[2]) */
+		/* set.lua: redis.call("UNLINK", KEYS[2]) */
 		revoke(); deleteMeta();
 		/* set.lua: for _, process in ipairs(waiters) do notify(ARGV[4] .. process, message) end */
 		/* set.lua: message = "V" .. fence_bytes .. ARGV[5] .. envelope */
 		publish(i, V, now, source);
 		/* To the holder: */
-		/* set.lua: notify(ARGV[4] .. string.match(owner, "^[^.]*"), ARGV[7] .. owner) */
+		/* set.lua: if holder then notify(ARGV[4] .. holder, ARGV[7] .. owner) end */
 #endif
 		goto end
 	};
 
 update:
 	/* update.go: markErr := l.redis.Mark(ctx, k.names, mark, l.opt.Lease) */
-	/* invalidate.lua: redis.call("HSET", marks, ARGV[5], string.format("%.0f", now + tonumber(ARGV[6]))) */
-	/* invalidate.lua: if redis.call("PTTL", marks) < tonumber(ARGV[6]) then redis.call("PEXPIRE", marks, ARGV[6]) end */
+	/* invalidate.lua: redis.call("HSET", marks, ARGV[5], string.format("%.0f", now + lasts)) */
+	/* invalidate.lua: if left < lasts or left > longest then redis.call("PEXPIRE", marks, left < lasts and lasts or longest) end */
 #ifdef APART
 #ifdef MUTANT_MARK_LAST
 	invalidateApart(i);
@@ -521,7 +522,7 @@ update:
 #endif
 marking:
 	if
-	/* invalidate.lua: if ends > now then return 0 end */
+	/* invalidate.lua: if ends and ends > now then */
 	:: atomic { !marked[me] -> marked[me] = true; lapsed[me] = false; /* renewed after it had ended */
 #ifndef MUTANT_LATE_RENEWAL_KEEPS
 		invalidate(i);

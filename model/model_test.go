@@ -12,7 +12,7 @@ import (
 var quote = regexp.MustCompile(`/\* ([\w/]+\.(?:lua|go)): (.*?) \*/`)
 
 // writes finds the commands of a script that change something, and its notifications.
-var writes = regexp.MustCompile(`"(SET|SETRANGE|DEL|RENAME|PEXPIRE|HSET|HDEL|ZADD|ZREM|PUBLISH)"|\bnotify\(`)
+var writes = regexp.MustCompile(`"(SET|SETRANGE|DEL|UNLINK|RENAME|PEXPIRE|HSET|HDEL|ZADD|ZREM|PUBLISH)"|\bnotify\(`)
 
 // TestModelsQuoteWhatIsThere says that the models are of the scripts as they are:
 // whatever line a model quotes is still there, and no line that changes something

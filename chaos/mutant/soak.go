@@ -12,7 +12,7 @@ var Soaked = []Mutant{
 	{
 		Name: "an invalidation leaves the lease, so a value from before is stored",
 		File: "internal/protocol/invalidate.lua",
-		Old:  `redis.call("DEL", meta)`,
+		Old:  `redis.call("UNLINK", meta)`,
 		New:  ``,
 	},
 	{

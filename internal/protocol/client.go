@@ -24,6 +24,10 @@ const (
 	mostWaiters = 512              // beyond it a process waits by its timer alone
 )
 
+// LongestLease is the longest lease of a load, and the longest that a write mark lasts
+// without renewal. Scripts shorten what ends later: no process of ours wrote it.
+const LongestLease = time.Minute
+
 // A Runner sends commands to Redis, in their order, on one connection, and
 // returns when they are answered, when ctx ends, or when the time is over.
 // Each command then has its reply or its error.
@@ -54,6 +58,11 @@ type Client struct {
 	// Unnotified, if it is not nil, is called after each script whose notification the
 	// server refused. It is to be set before the first one.
 	Unnotified func(err error)
+
+	// ErrorTTL is for how long at most an Acquire returns a failure that is shared with
+	// later callers. Backoff is the same for a caller that has a stale value. With 0, an
+	// Acquire takes the lease instead. They are to be set before the first one.
+	ErrorTTL, Backoff time.Duration
 
 	replica *replica
 }
@@ -208,32 +217,37 @@ type Acquired struct {
 	State   State
 	Value   []byte
 	Fence   int64
-	Now     time.Time     // of the server; zero if the request was sent twice
+	Now     time.Time     // of the server; zero if the request was sent twice, or the answer has none
 	Left    time.Duration // how long the lease or the failure lasts, if nobody touches it
 	Failure Failure
 }
 
 // A PassOver is a value that an Acquire is to pass over, and no other: it is
 // known by how it begins, and Head is empty if it is no string. Stale says that it
-// could be used, and is to be refreshed.
+// could be used, and is to be refreshed. Ended says that it should not be there any more, by
+// the caller's clock: it is passed over if the server's clock says so, too.
 type PassOver struct {
 	Head  []byte
 	Stale bool
+	Ended bool
 }
 
 // Acquire looks for the value once more and, if there is none, tries to become
 // the one who fetches it. If another process was faster, this one is now
 // registered for its message.
 func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Duration, over *PassOver) (Acquired, error) {
-	mode, head := "miss", []byte(nil)
+	mode, head, share := "miss", []byte(nil), c.ErrorTTL
 	if over != nil {
 		mode, head = "force", over.Head[:min(len(over.Head), envelope.Size)]
-		if over.Stale {
-			mode = "stale"
+		switch {
+		case over.Ended:
+			mode = "ended"
+		case over.Stale:
+			mode, share = "stale", max(share, c.Backoff)
 		}
 	}
 	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta(), k.marks()}, owner, lease.Milliseconds(), c.process, mode,
-		mostWaiters+2, stageAbove, head)
+		mostWaiters+2, stageAbove, head, share.Milliseconds())
 	if err != nil {
 		return Acquired{}, err
 	}
@@ -245,9 +259,9 @@ func parseAcquired(reply any) (Acquired, error) {
 	var a Acquired
 	switch r.text(0) {
 	case "value":
-		a = Acquired{State: Stored, Value: []byte(r.text(1))}
+		a = Acquired{State: Stored, Value: []byte(r.text(1)), Now: r.optionalTime(2)}
 	case "large":
-		a = Acquired{State: Large}
+		a = Acquired{State: Large, Now: r.optionalTime(1)}
 	case "leased":
 		a = Acquired{State: Leased, Fence: r.number(1)}
 		if now := r.number(2); now > 0 {

@@ -36,6 +36,11 @@
 // is fetched under such a lease is told, and not stored, whenever that is. So if
 // the writer dies, no value from before its write stays.
 //
+// Whoever may write to these keys may write anything there. lease.lua bounds what the
+// scripts of loads take from them: no lease and no mark of ours ends later than
+// LongestLease from now, no failure is longer than 1 KiB, and a lease has a bounded number
+// of waiters. What is more is not read, and does not count.
+//
 // The keys of a lock are said to be what they are in lock.lua. They end by
 // themselves, too: a lock a moment after its last lease, a queue when nobody in
 // it has looked for as long as its patience.
@@ -44,7 +49,8 @@
 //
 // Each lease has a number that is higher than that of every lease of the key
 // before it: the server's time in µs, or one more than the last where the
-// clock has not moved or was set back. A message counts for a waiter only with
+// clock has not moved. A known fence that is up to 5 s ahead of the clock is waited
+// for; one that is further ahead is not a fence. A message counts for a waiter only with
 // a fence at least that of the lease it was told to wait for, so a message
 // that was long on its way is not taken for news.
 package protocol

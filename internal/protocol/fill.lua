@@ -9,29 +9,20 @@
 --         {"refused", waiters, error} if Redis did not store it, as a full one: the lease has ended and the waiters were notified all
 --         the same, and the value from before is still there;
 --         {"lost", bytes or false}: the lease was not ours; nothing was stored, and what is there now if it is small.
-local fields = redis.pcall("HGETALL", meta)
-local owner
+local lease = read("HMGET", meta, "o", "u") or {}
+local owner = lease[1]
 local ttl = ARGV[4]
-local waiters = {}
-if not fields.err then
-  for i = 1, #fields, 2 do
-    if fields[i] == "o" then
-      owner = fields[i + 1]
-    elseif fields[i] == "u" then
-      ttl = "0" -- it was fetched while somebody wrote at the source
-    elseif string.byte(fields[i]) == 119 then -- w
-      waiters[#waiters + 1] = string.sub(fields[i], 2)
-    end
-  end
+if lease[2] then
+  ttl = "0" -- it was fetched while somebody wrote at the source
 end
 
 if owner ~= ARGV[1] then
-  if staged then redis.call("DEL", staged) end
+  if staged then redis.call("UNLINK", staged) end
   if not value then return {"lost", false} end
-  local stored = redis.pcall("GETRANGE", value, 24, 31)
+  local stored = read("GETRANGE", value, 24, 31)
   if stored == ARGV[2] then return {"stored", 0} end
-  local length = redis.pcall("STRLEN", value)
-  if type(length) == "number" and length > 0 and length <= tonumber(ARGV[8]) then
+  local length = read("STRLEN", value)
+  if length and length > 0 and length <= tonumber(ARGV[8]) then
     return {"lost", redis.call("GET", value)}
   end
   return {"lost", false}
@@ -42,15 +33,16 @@ if not value then
   refused = "TRYAGAIN the value is on another node"
 elseif ttl == "0" then
   -- What cannot be kept may not leave an unusable value behind either.
-  redis.call("DEL", value)
-  if staged then redis.call("DEL", staged) end
+  redis.call("UNLINK", value)
+  if staged then redis.call("UNLINK", staged) end
 elseif staged then
   refused = redis.pcall("RENAME", staged, value).err
   if not refused then redis.call("PEXPIRE", value, ttl) end
 else
   refused = redis.pcall("SET", value, ARGV[3], "PX", ttl).err
 end
-redis.call("DEL", meta) -- before the messages: who is woken finds the lease free
+local waiters = registered(meta)
+redis.call("UNLINK", meta) -- before the messages: who is woken finds the lease free
 
 -- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
 -- so it is only sent where somebody who wants it listens on this node too.

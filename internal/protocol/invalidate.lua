@@ -7,36 +7,66 @@
 -- ARGV  1 channel prefix   2 message "look again", for the waiters   3 head of the message "lost", for the holder
 --       4 channel of changes   [5 the mark   6 how long it lasts (ms; 0: take it off)]
 -- Returns how many values there were: 0 or 1.
-if marks and ARGV[6] == "0" then
-  redis.call("HDEL", marks, ARGV[5])
-elseif marks then
-  local time = redis.call("TIME")
-  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-  local ends = tonumber(redis.call("HGET", marks, ARGV[5]) or "0") or 0
-  redis.call("HDEL", marks, ARGV[5]) -- a full Redis then allows the HSET
-  redis.call("HSET", marks, ARGV[5], string.format("%.0f", now + tonumber(ARGV[6])))
-  if redis.call("PTTL", marks) < tonumber(ARGV[6]) then redis.call("PEXPIRE", marks, ARGV[6]) end
-  if ends > now then return 0 end
-end
-
-local n = 0
-if value then
-  n = redis.call("DEL", value)
+-- delete_value and end_lease do what a Delete does; they cannot fail, whatever is there.
+local function delete_value()
+  local n = redis.call("UNLINK", value)
   -- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
   -- so it is only sent where somebody who wants it listens on this node too.
   local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[4])
   if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[4], value) end
+  return n
 end
-if not meta then return answer(n) end
 
-local fields = redis.pcall("HGETALL", meta)
-redis.call("DEL", meta)
-if fields.err then return answer(n) end
-for i = 1, #fields, 2 do
-  if string.byte(fields[i]) == 119 then
-    notify(ARGV[1] .. string.sub(fields[i], 2), ARGV[2])
-  elseif fields[i] == "o" then
-    notify(ARGV[1] .. string.match(fields[i + 1], "^[^.]*"), ARGV[3] .. fields[i + 1])
+local function end_lease()
+  local owner = (read("HMGET", meta, "o") or {})[1]
+  local waiters = registered(meta)
+  redis.call("UNLINK", meta)
+  for _, process in ipairs(waiters) do notify(ARGV[1] .. process, ARGV[2]) end
+  local holder = owner and process(owner)
+  if holder then notify(ARGV[1] .. holder, ARGV[3] .. owner) end
+end
+
+-- sweep removes the marks that have ended, such as those of writers that died, and those that end too late to be ours.
+local function sweep(now)
+  local fields = redis.call("HGETALL", marks)
+  for i = 1, #fields, 2 do
+    local ends = number(fields[i + 1])
+    if ends <= now or ends > now + longest then redis.call("HDEL", marks, fields[i]) end
   end
+end
+
+local function set_mark(now, lasts)
+  redis.call("HDEL", marks, ARGV[5]) -- a full Redis then allows the HSET
+  sweep(now)
+  redis.call("HSET", marks, ARGV[5], string.format("%.0f", now + lasts))
+  local left = redis.call("PTTL", marks)
+  if left < lasts or left > longest then redis.call("PEXPIRE", marks, left < lasts and lasts or longest) end
+end
+
+local lasts = tonumber(ARGV[6] or "0")
+local now, ends
+longest = math.max(longest, lasts)
+if marks then
+  local count = read("HLEN", marks)
+  if not count or count > most_marks then redis.call("UNLINK", marks) end -- not ours, or far more than Updates of one key
+  if lasts > 0 then
+    local time = redis.call("TIME")
+    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+    ends = number(redis.call("HGET", marks, ARGV[5]))
+    if ends > now + lasts then ends = 0 end
+  end
+end
+
+local n = 0
+if ends and ends > now then
+  set_mark(now, lasts) -- it is renewed
+  return 0
+end
+if value then n = delete_value() end
+if meta then end_lease() end
+if marks and lasts > 0 then
+  set_mark(now, lasts)
+elseif marks then
+  redis.call("HDEL", marks, ARGV[5])
 end
 return answer(n)

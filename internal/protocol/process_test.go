@@ -79,6 +79,7 @@ func newClient(t *testing.T, r redistest.Backend, id string) *process {
 	rdb := r.Client()
 	_, cluster := rdb.(*redis.ClusterClient)
 	p := &process{Client: protocol.NewClient(batch.New(rdb), ns, id, timeout, cluster), t: t, r: r, id: id, rdb: rdb}
+	p.ErrorTTL, p.Backoff = time.Hour, time.Hour
 	t.Cleanup(func() { wantEveryKeyToEnd(t, rdb) })
 	return p
 }
@@ -244,6 +245,13 @@ func (p *process) now() time.Time {
 func seal(fence int64, size int) []byte {
 	return envelope.Seal(envelope.Header{
 		Kind: envelope.Value, Created: 1, Fence: fence, Fresh: ttl, Keep: ttl, Digest: envelope.Digest(key.Value),
+	}, []byte(strings.Repeat("x", size)))
+}
+
+// sealAt returns an envelope that was created then, and is kept for ttl.
+func sealAt(created time.Time, size int) []byte {
+	return envelope.Seal(envelope.Header{
+		Kind: envelope.Value, Created: created.UnixMilli(), Fence: 1, Fresh: ttl, Keep: ttl, Digest: envelope.Digest(key.Value),
 	}, []byte(strings.Repeat("x", size)))
 }
 

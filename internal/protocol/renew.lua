@@ -2,5 +2,5 @@
 -- KEYS  1 meta
 -- ARGV  1 owner   2 lease (ms)
 -- Returns 1, or 0 if the lease is not ours any more.
-if redis.pcall("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end
+if read("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end
 return 0

@@ -35,6 +35,8 @@ var (
 	invalidateText string
 	//go:embed set.lua
 	setText string
+	//go:embed lease.lua
+	leaseText string
 	//go:embed notify.lua
 	notifyText string
 	//go:embed lock_free.lua
@@ -50,22 +52,22 @@ var (
 	//go:embed lock_renew.lua
 	lockRenewText string
 
-	acquire    = newScript("acquire", acquireText)
-	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+notifyText+fillText)
-	release    = newScript("release", notifyText+releaseText)
-	renew      = newScript("renew", renewText)
-	invalidate = newScript("invalidate", "local value, meta, marks = KEYS[1], KEYS[2], KEYS[3]\n"+notifyText+invalidateText)
-	set        = newScript("set", notifyText+setText)
+	acquire    = newScript("acquire", leaseText+acquireText)
+	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+leaseText+notifyText+fillText)
+	release    = newScript("release", leaseText+notifyText+releaseText)
+	renew      = newScript("renew", leaseText+renewText)
+	invalidate = newScript("invalidate", "local value, meta, marks = KEYS[1], KEYS[2], KEYS[3]\n"+leaseText+notifyText+invalidateText)
+	set        = newScript("set", leaseText+notifyText+setText)
 
 	lockAcquire = newScript("lock", lockFreeText+notifyText+lockText+lockAcquireText)
 	lockRelease = newScript("unlock", lockOnlyText+notifyText+lockText+lockReleaseText)
 	lockRenew   = newScript("renew lock", lockStateText+notifyText+lockText+lockRenewText)
 
 	// The same with one key each, see apart.go.
-	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+notifyText+fillText)
-	invalidateValue = newScript("invalidate", "local value, meta, marks = KEYS[1], nil, nil\n"+notifyText+invalidateText)
-	invalidateMeta  = newScript("invalidate", "local value, meta, marks = nil, KEYS[1], nil\n"+notifyText+invalidateText)
-	invalidateMarks = newScript("invalidate", "local value, meta, marks = nil, nil, KEYS[1]\n"+notifyText+invalidateText)
+	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+leaseText+notifyText+fillText)
+	invalidateValue = newScript("invalidate", "local value, meta, marks = KEYS[1], nil, nil\n"+leaseText+notifyText+invalidateText)
+	invalidateMeta  = newScript("invalidate", "local value, meta, marks = nil, KEYS[1], nil\n"+leaseText+notifyText+invalidateText)
+	invalidateMarks = newScript("invalidate", "local value, meta, marks = nil, nil, KEYS[1]\n"+leaseText+notifyText+invalidateText)
 )
 
 func init() {
@@ -305,6 +307,14 @@ func (a *answer) millis(i int) time.Duration {
 		a.bad = true
 	}
 	return time.Duration(min(max(n, 0), int64(100*365*24*time.Hour/time.Millisecond))) * time.Millisecond
+}
+
+// optionalTime reads a time that only some answers have.
+func (a *answer) optionalTime(i int) time.Time {
+	if list, ok := a.reply.([]any); ok && i >= len(list) {
+		return time.Time{}
+	}
+	return time.UnixMicro(a.number(i))
 }
 
 func (a *answer) err() error {

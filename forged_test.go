@@ -1,0 +1,121 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// A stranger removes the end of a value, or copies one: it ends with its own TTL.
+func TestForgedValueEndsWithItsTTL(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		rdb := r.Client()
+		opt := aging(func(opt *options) { opt.NotFoundTTL = time.Minute })
+		for name, found := range map[string]reply{
+			"a value":       {value: "v"},
+			"a large value": {value: strings.Repeat("v", 100_000)},
+			"an absence":    {err: fetchonce.ErrNotFound},
+		} {
+			for _, again := range []bool{false, true} { // by a loader that knows the server's clock, and by a new one
+				o := newOrigin(t)
+				l := newLoader(t, r, opt)
+				g := get(t, t.Context(), l, "k", o)
+				o.next().answer <- found
+				_ = g.outcome()
+				if err := rdb.Persist(t.Context(), "test:v:{k}").Err(); err != nil {
+					t.Fatal(err)
+				}
+				if again {
+					l = newLoader(t, r, opt)
+				}
+				time.Sleep(time.Minute + 30*time.Second)
+				_ = get(t, t.Context(), l, "k", o).outcome()
+				o.want(1)
+				time.Sleep(time.Minute)
+				if _, err := l.Peek(t.Context(), "k"); !errors.Is(err, fetchonce.ErrNotFound) {
+					t.Errorf("%s: Peek = %v, want %v", name, err, fetchonce.ErrNotFound)
+				}
+				g = get(t, t.Context(), l, "k", o)
+				o.next().returns("new")
+				g.want("new")
+				if err := l.Delete(t.Context(), "k"); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+}
+
+// The server decides whether a value should have ended: a process whose clock is wrong does
+// not fetch what is fresh.
+func TestWrongClockFetchesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		for _, size := range []int{1, 100_000} {
+			value := strings.Repeat("v", size)
+			r.SetTime(time.Now().Add(-2 * time.Hour))
+			o := newOrigin(t)
+			opt := aging(func(*options) {})
+			g := get(t, t.Context(), newLoader(t, r.Backend(), opt), "k", o)
+			o.next().returns(value)
+			g.want(value)
+			rdb := r.Client()
+			l := loaderOf(t, rdb, opt)
+			for range 3 {
+				get(t, t.Context(), l, "k", o).want(value)
+			}
+			o.want(1)
+			if n := scripts(rdb); n > 1 {
+				t.Errorf("%d scripts for 3 hits, want 1: it learns the server's clock", n)
+			}
+			if err := l.Delete(t.Context(), "k"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestForgedFailureIsNotReturned(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		o := newOrigin(t)
+		l, rdb := newLoader(t, r), r.Client()
+		if err := rdb.HSet(t.Context(), "test:m:{k}", "e", "eforged", "f", "1").Err(); err != nil {
+			t.Fatal(err)
+		}
+		g := get(t, t.Context(), l, "k", o)
+		o.next().returns("v")
+		g.want("v")
+	})
+}
+
+func TestForeignDataDoesNotStopAnUpdate(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		for _, policy := range []fetchonce.Policy{fetchonce.FailOpen, fetchonce.FailClosed} {
+			o := newOrigin(t)
+			l, rdb := newLoader(t, r, func(opt *options) { opt.OnRedisDown = policy }), r.Client()
+			if err := l.Set(t.Context(), "k", "old"); err != nil {
+				t.Fatal(err)
+			}
+			if err := rdb.Set(t.Context(), "test:u:{k}", "foreign", 0).Err(); err != nil {
+				t.Fatal(err)
+			}
+			written := false
+			err := l.Update(t.Context(), "k", func(context.Context) error {
+				written = true
+				return nil
+			})
+			if err != nil || !written {
+				t.Errorf("Update = %v, written: %v; want nil, true", err, written)
+			}
+			g := get(t, t.Context(), l, "k", o)
+			o.next().returns("new")
+			g.want("new")
+		}
+	})
+}

@@ -1,0 +1,77 @@
+-- lease.lua: read a lease, a fence and the write marks of a key, whatever a stranger has written there. The scripts of loads
+-- begin with this. What is longer, later or more than ours can be does not count: see docs/design.md.
+local longest = 60000 -- ms: the longest Lease of a Loader
+local ahead = 5000000 -- µs: a fence of ours leads the clock by no more, unless the clock was set back by more
+local most_waiters = 512
+local most_marks = 1000
+
+-- read returns a reply, or nil if the key holds another type than ours. Any other error ends the script.
+local function read(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) ~= "table" or not reply.err then return reply end
+  if string.find(reply.err, "WRONGTYPE", 1, true) then return nil end
+  return redis.call(command, key, ...)
+end
+
+-- number returns a time or a fence of ours; 0 if the text is neither.
+local function number(text)
+  if not text or #text > 16 or string.find(text, "%D") then return 0 end
+  return tonumber(text) or 0
+end
+
+-- big_endian returns the number in 8 bytes of a string.
+local function big_endian(bytes, first)
+  local n = 0
+  for i = first, first + 7 do n = n * 256 + string.byte(bytes, i) end
+  return n
+end
+
+-- later returns the higher of two fences; now is in µs. What lies too far ahead of the clock is not a fence.
+local function later(last, fence, now)
+  if fence > last and fence <= now + ahead then return fence end
+  return last
+end
+
+-- stored_fence returns the fence in the first bytes of a value, or 0.
+local function stored_fence(head)
+  if head and #head >= 32 and string.sub(head, 1, 2) == "fo" then return big_endian(head, 25) end
+  return 0
+end
+
+-- registered returns the processes that wait for a lease. ACQUIRE registers a bounded number of them: where there are more,
+-- a stranger wrote them, and each process finds the end of the lease by its recheck timer.
+local function registered(meta)
+  local waiters = {}
+  local count = read("HLEN", meta)
+  if not count or count < 3 or count > most_waiters + 3 then return waiters end
+  local fields = redis.call("HGETALL", meta)
+  for i = 1, #fields, 2 do
+    if string.byte(fields[i]) == 119 and #fields[i] <= 128 then -- w
+      waiters[#waiters + 1] = string.sub(fields[i], 2)
+    end
+  end
+  return waiters
+end
+
+-- process returns the process in the name of an owner, or nil.
+local function process(owner) return #owner <= 128 and string.match(owner, "^[^.]*") or nil end
+
+-- marked returns when the last of the write marks ends, in ms, or 0 if none lasts; now is in ms. Marks that have all ended are
+-- deleted, and so is another type. More marks than most_marks are not read: then the key is taken to be marked.
+local function marked(marks, now)
+  local count = read("HLEN", marks)
+  if count == 0 then return 0 end
+  if count and count > most_marks then
+    local left = redis.call("PTTL", marks)
+    if left >= 0 and left <= longest then return now + left end
+    redis.call("PEXPIRE", marks, longest)
+    return now + longest
+  end
+  local last = 0
+  for _, text in ipairs(count and redis.call("HVALS", marks) or {}) do
+    local ends = number(text)
+    if ends > now and ends <= now + longest then last = math.max(last, ends) end
+  end
+  if last == 0 then redis.call("UNLINK", marks) end
+  return last
+end
