@@ -1,5 +1,5 @@
 -- lease.lua: read a lease, a fence and the write marks of a key, whatever a stranger has written there. The scripts of loads
--- begin with this. What is longer, later or more than ours can be does not count: see docs/design.md.
+-- begin with this. What is longer, later or more than ours can be does not count: see docs/internals/design.md.
 local longest = 60000 -- ms: the longest Lease of a Loader
 local ahead = 5000000 -- µs: a fence of ours leads the clock by no more, unless the clock was set back by more
 local most_waiters = 512
