@@ -1,9 +1,8 @@
-// Package oncetest helps to test programs that use fetchonce, and parts that
-// they give to it.
+// Package oncetest helps to test programs that use fetchonce.
 //
-// [Redis] is a Redis in memory for a test, in a testing/synctest bubble or not.
-// [NewClient] is for the next process. Then let things go wrong: [Down], [Hang],
-// [FailNext], [DropMessages], [ExpireLease].
+// [Redis] starts a Redis in memory for a test, in a testing/synctest bubble or not.
+// [NewClient] returns a client for a second process. [Down], [Hang], [FailNext],
+// [DropMessages] and [ExpireLease] make Redis fail.
 //
 // [TestStore] checks a [fetchonce.Store] of your own.
 //

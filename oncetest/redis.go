@@ -12,44 +12,40 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// Redis starts a Redis in memory for this test alone, and returns a client of it,
-// a [*redis.Client]. Both end with the test. No socket leads to it, so tests
-// with one may run at the same time.
+// Redis starts a Redis in memory for this test, and returns a client of it, a
+// [*redis.Client]. Both end with the test. It has no socket, so tests with one may run
+// in parallel.
 //
-// In a [testing/synctest] bubble, call it there: leases, TTLs and timeouts then
-// go by the bubble's clock and cost no time. Close each Loader and Locker before
-// the bubble ends, as with t.Cleanup; what still runs then fails the test.
+// In a [testing/synctest] bubble, call it inside: leases, TTLs and timeouts then use the
+// bubble's clock. Close each Loader and Locker before the bubble ends, as with
+// t.Cleanup. A goroutine that still runs then fails the test.
 //
-// Each client stands for one process: two Loaders over the same one share what
-// a process has once, and a fault befalls one client and not the others. The
-// client neither retries commands nor dials, so that what fails fails once, and
-// waits a second for an answer.
+// Each client stands for one process. Two Loaders of one client share what a process has
+// once, and a fault affects one client only. The client does not retry commands or
+// dials, so each fault fails once. It waits a second for an answer.
 //
-// It is miniredis, for tests and no measure of speed. It is no cluster, has no
-// Sentinel, evicts nothing, and does not tell what changes (CLIENT TRACKING), so
-// that [fetchonce.Near] does here what it does where that is refused. Test what
-// depends on these with a real server.
+// The server is miniredis. It is not a cluster, has no Sentinel, evicts nothing, and has
+// no CLIENT TRACKING, so [fetchonce.Near] behaves as on a server that refuses it. Its
+// speed means nothing. Test what depends on these with a real server.
 func Redis(t testing.TB) redis.UniversalClient {
 	t.Helper()
 	return client(t, redistest.Bubble(t))
 }
 
-// NewClient returns another client of the Redis of a client, as another process
-// would have. It ends with its own test, t.
+// NewClient returns another client of the Redis of rdb, as a second process has one. It
+// ends with its own test, t.
 func NewClient(t testing.TB, rdb redis.UniversalClient) redis.UniversalClient {
 	t.Helper()
 	return client(t, serverOf(t, rdb))
 }
 
-// FailNext has Redis answer the next n commands of the client with an error, as
-// in "ERR internal error", and not execute them: those with the given names, as
-// "evalsha", or else all. It takes the place of what FailNext said before; n may
-// be 0.
+// FailNext makes Redis answer the next n commands of the client with an error, such as
+// "ERR internal error", without executing them. It counts the given commands, such as
+// "evalsha", or all if none is given. It replaces an earlier FailNext; n may be 0.
 //
-// Errors that pass soon, such as "LOADING", a Loader tries to outlast within its
-// RedisTimeout, so that one Get may use several of the n. What a client does to
-// connect and to subscribe is not counted. With [fetchonce.Near], a process also
-// sends a PUBLISH each second.
+// A Loader retries errors that pass, such as "LOADING", within its RedisTimeout, so one
+// Get may use several of the n. Commands that connect or subscribe do not count. With
+// [fetchonce.Near], a process also sends a PUBLISH each second.
 func FailNext(t testing.TB, rdb redis.UniversalClient, n int, text string, commands ...string) {
 	t.Helper()
 	w := wireOf(t, rdb)
@@ -62,11 +58,10 @@ func FailNext(t testing.TB, rdb redis.UniversalClient, n int, text string, comma
 	w.Fail(n, text, commands...)
 }
 
-// DropMessages loses the next n messages that Redis sends to the client: those
-// by which its process is woken when another one has fetched a value or given a
-// lock back, and, with [fetchonce.Near], those that tell of changes. The beats
-// of Near are not counted. It takes the place of what DropMessages said before;
-// n may be 0.
+// DropMessages drops the next n messages from Redis to the client: notifications that a
+// value was fetched or a lock was released, and, with [fetchonce.Near], reports of
+// changes. Heartbeats of Near do not count. It replaces an earlier DropMessages; n may
+// be 0.
 func DropMessages(t testing.TB, rdb redis.UniversalClient, n int) {
 	t.Helper()
 	w := wireOf(t, rdb)
@@ -76,9 +71,9 @@ func DropMessages(t testing.TB, rdb redis.UniversalClient, n int) {
 	w.DropMessagesWhere(n, func(channel string) bool { return !protocol.IsBeats(channel) })
 }
 
-// Down has the clients lose their Redis until Up is called for them: their
-// connections are cut, and new ones are refused. The data stays. It is also what
-// becomes of the leases of a process that died: they end when nobody renews them.
+// Down cuts the connections of the clients, and refuses new ones, until Up is called for
+// them. The data stays. It also shows what happens to the leases of a process that died:
+// they expire, because they are not renewed.
 func Down(t testing.TB, clients ...redis.UniversalClient) {
 	t.Helper()
 	for _, w := range wiresOf(t, clients) {
@@ -86,9 +81,9 @@ func Down(t testing.TB, clients ...redis.UniversalClient) {
 	}
 }
 
-// Hang has Redis answer nothing to the clients, while their connections stay
-// open, until Up is called for them. Then it executes what they sent, also what
-// they have meanwhile given up.
+// Hang makes Redis answer nothing to the clients, while their connections stay open, until
+// Up is called for them. Then Redis executes the commands that they sent, including those
+// that timed out meanwhile.
 func Hang(t testing.TB, clients ...redis.UniversalClient) {
 	t.Helper()
 	for _, w := range wiresOf(t, clients) {
@@ -105,18 +100,18 @@ func Up(t testing.TB, clients ...redis.UniversalClient) {
 	}
 }
 
-// ExpireLease ends the lease under which a key is fetched, or the leases of all
-// who hold a lock, at once: as if nobody had renewed it for its whole length.
-// The key is that of a Loader or the name of a lock, whatever the prefix and
-// schema. The test fails if nobody has a lease of it.
+// ExpireLease ends the lease of a load of the key, or the leases of all holders of a
+// lock, at once, as if they were not renewed for their whole length. The key is that of a
+// Loader or the name of a lock, with any prefix and schema. The test fails if there is no
+// such lease.
 //
-// Two milliseconds pass meanwhile. The holder finds out when it next renews the
-// lease, or wants to store what it fetched.
+// Two milliseconds pass meanwhile. The holder notices when it next renews the lease, or
+// stores its value.
 func ExpireLease(t testing.TB, rdb redis.UniversalClient, key string) {
 	t.Helper()
 	r := serverOf(t, rdb)
 	if !protocol.Expire(r, key) {
-		t.Fatalf("oncetest: ExpireLease: nobody has a lease of %q", key)
+		t.Fatalf("oncetest: ExpireLease: there is no lease of %q", key)
 	}
 	time.Sleep(2 * time.Millisecond) // until they have ended
 }

@@ -386,7 +386,7 @@ func TestMisuseFailsTheTest(t *testing.T) {
 		"FailNext: n is -2":                                    func(t testing.TB) { oncetest.FailNext(t, r, -2, "ERR no") },
 		`one line of text, and is ""`:                          func(t testing.TB) { oncetest.FailNext(t, r, 1, "") },
 		`one line of text, and is "a\nb"`:                      func(t testing.TB) { oncetest.FailNext(t, r, 1, "a\nb") },
-		`nobody has a lease of "nightly"`:                      func(t testing.TB) { oncetest.ExpireLease(t, r, "nightly") },
+		`there is no lease of "nightly"`:                       func(t testing.TB) { oncetest.ExpireLease(t, r, "nightly") },
 	} {
 		wantFatal(t, want, misuse)
 	}

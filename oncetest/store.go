@@ -13,32 +13,30 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
-// TestStore checks that store does what a [fetchonce.Loader] relies on, and
-// returns an error that describes the first thing it does not do, or nil. It is
-// for whoever writes a Store:
+// TestStore checks that store does what a [fetchonce.Loader] relies on. It returns nil,
+// or an error that describes the first fault. It is for tests of your own Store:
 //
 //	if err := oncetest.TestStore(ctx, store); err != nil { t.Fatal(err) }
 //
-// What it checks:
-//   - Lookup of a key that has no value returns ErrNotFound.
-//   - Create returns the value that is kept, which is the first, also to many
-//     creators at once, and also when they are watched by Lookup meanwhile.
-//   - A value comes back as it was given, be it empty or full of quotes, and two
+// It checks that
+//   - Lookup of a key without a value returns ErrNotFound.
+//   - Create returns the value that is kept, which is the first, also with many
+//     concurrent creators and with concurrent Lookups.
+//   - A value is returned unchanged, including an empty one and one with quotes, and two
 //     keys may have equal values.
-//   - Keys that differ at all, by case, a blank at the end, the form of an accent
-//     or the last of a thousand letters, are different keys. A Store may refuse
-//     the odd ones with an error that is not ErrNotFound, but then both to look
-//     them up and to create them.
-//   - With a context that has ended, the result is an error, and not ErrNotFound.
-//   - LookupMany, if the Store has it, returns what Lookup would, also for some
-//     thousands of keys.
+//   - Keys that differ in any way are different keys: in case, a blank at the end, the
+//     form of an accent, or the last of a thousand letters. A Store may refuse such a key
+//     with an error other than ErrNotFound, if both Lookup and Create do.
+//   - With a context that has ended, the result is an error other than ErrNotFound.
+//   - LookupMany, if the Store has it, returns what Lookup does, also for some thousand
+//     keys.
 //
-// It takes some hundreds of calls, 16 at once at most. The store may be in use:
-// the keys are new ones, which begin with "oncetest-" and a random text, and
-// their values stay there. A store that hangs is only noticed by ctx.
+// It makes some hundred calls, at most 16 at once. The store may be in use: the keys are
+// new, begin with "oncetest-" and a random text, and stay there. Only ctx ends a call of a
+// store that hangs.
 //
-// Run it under the race detector, and on a store like that of production: a
-// table with the same types and collations, and more than one connection.
+// Run it with the race detector, on a store like that of production: a table with the
+// same types and collations, and more than one connection.
 func TestStore(ctx context.Context, store fetchonce.Store[string]) error {
 	c := storeCheck{store: store, prefix: "oncetest-" + rand.Text() + "-"}
 	for _, check := range []func(ctx context.Context) error{
