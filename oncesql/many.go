@@ -17,26 +17,23 @@ import (
 // at once: MySQL 5.7 takes 4 MiB, unless it is told otherwise.
 const manyBytes = 2 << 20
 
-// LookupMany returns the values of those of keys that have a row, each under
-// its key as it was given. Keys without a row are not in the map, and are no
-// error; a row for which Scan returns [fetchonce.ErrNotFound] is absent too.
+// LookupMany returns the values of the keys that have a row, by the key as it was given. A
+// key without a row is not in the map, and is no error. A row for which Scan returns
+// [fetchonce.ErrNotFound] counts as absent.
 //
-// A key that the database refuses, and a row that cannot be read, fails alone:
-// the error is then a [*fetchonce.ManyError] with the error of each key that
-// failed, as [Store.Lookup] returns it, and the map has the values of the others.
-// When the connection is lost, the keys that are left have that error. When ctx
-// ends, the error is its own, and there is no map.
+// A key that the database refuses, or a row that cannot be read, fails alone. The error is
+// then a [*fetchonce.ManyError] with the error of each failed key, as [Store.Lookup]
+// returns it, and the map has the other values. When the connection is lost, the
+// remaining keys have that error. When ctx ends, the error is its own, without a map.
 //
-// It takes one query, unless there are more keys than a statement of the
-// database can have: 65,535 in PostgreSQL, 32,766 in SQLite, and 10,000 in
-// MySQL, which goes through the whole table for many more. The queries are not
-// in one transaction. After a query that fails for one of its keys, halves of
-// them are queried until the key is found; when many keys fail, the rest of them
-// is given up with the last error.
+// LookupMany makes one query for up to 65,535 keys in PostgreSQL, 32,766 in SQLite and
+// 10,000 in MySQL, which scans the whole table for many more. Several queries are not one
+// transaction. After a query that fails for one of its keys, halves of them are queried
+// until the key is found. When many keys fail, the rest fails with the last error.
 //
-// Where the column takes several of keys for equal, as [Options.FoldKeys] allows,
-// each has the value if they differ in case or in blanks at the end; else the value
-// may be under one of them only.
+// If the column compares several of the keys as equal, as [Options.FoldKeys] allows, each
+// receives the value if they differ only in case or in trailing blanks. Otherwise one of
+// them may receive it.
 func (s *Store[V]) LookupMany(ctx context.Context, keys []string) (map[string]V, error) {
 	l := many[V]{Store: s, found: make(map[string]V, len(keys)), errs: make(map[string]error)}
 	if len(keys) == 0 {

@@ -1,19 +1,17 @@
 // Package oncesql keeps a Loader's values in a table of a SQL database.
 //
-// A [Store] is a [fetchonce.Store] over [database/sql]. It is safe by the
-// unique key of the table, whatever becomes of the lease in Redis: however many
-// processes create a key at once, one row is kept, and all of them get the
-// value that is in it.
+// A [Store] is a [fetchonce.Store] over [database/sql]. The unique key of the table makes
+// it safe, even if the lease in Redis is lost: when many processes create a key at once,
+// one row is kept, and all of them receive its value.
 //
-// The value is either one encoded column, for which [Store.CreateTable] makes
-// the table, or several columns of a table of your own. The database's driver
-// is yours to choose and import; this package needs none.
+// A value is one encoded column, for which [Store.CreateTable] makes the table, or several
+// columns of a table of your own. Import the database's driver yourself; this package
+// needs none.
 //
-// What the database and its driver refuse comes back as their error, unchanged.
-// A statement is repeated, after a pause and for about a second, when its error
-// passes: a lost connection, a deadlock or a lock timeout, a serialization failure,
-// a plan of a table that has changed, or a SQLite file that is locked. It is not
-// repeated once ctx has ended.
+// Errors of the database and its driver are returned unchanged. A statement is repeated
+// for about a second when its error passes: a lost connection, a deadlock or lock timeout,
+// a serialization failure, the plan of a table that has changed, or a locked SQLite file.
+// It is not repeated once ctx has ended.
 package oncesql
 
 import (
@@ -26,21 +24,20 @@ import (
 	"github.com/fetchonce/fetchonce/internal/keytext"
 )
 
-// A Store keeps values in a table, one row for each key. It is made by [New],
-// and may be used by many goroutines and processes at once.
+// A Store keeps values in a table, one row for each key. [New] makes it. It is safe for
+// concurrent use, also by many processes.
 //
-// The key of each row that is found is compared with the key that was asked for.
-// Where the column takes both for equal and they differ, as "A" and "a" do for a
-// collation that ignores case, the error says that the row is of another key;
-// unless [Options.FoldKeys] makes them one key. The table that
-// [Store.CreateTable] makes tells all keys apart, the empty one too. What the
-// column cannot hold is refused by the database, with its error: PostgreSQL has
-// no key with a NUL byte or with invalid UTF-8. SQLite keeps both, unless the
-// file's encoding is UTF-16, and MySQL does in that table.
+// The key of each row is compared with the requested key. If they differ although the
+// column compares them as equal, as "A" and "a" under a collation that ignores case, the
+// result is an error, unless [Options.FoldKeys] is set. The table of [Store.CreateTable]
+// distinguishes all keys, including the empty one.
 //
-// Make a Store once, and not for each request: in MySQL and SQLite it prepares
-// its statements when they are first used, and the connections of db keep them
-// until db is closed.
+// The database refuses a key that the column cannot hold, with its own error. PostgreSQL
+// has no keys with a NUL byte or invalid UTF-8. MySQL and SQLite have both in the table of
+// CreateTable, unless the encoding of the SQLite file is UTF-16.
+//
+// Make a Store once, not for each request. In MySQL and SQLite it prepares its statements
+// when they are first used, and the connections of db keep them until db is closed.
 type Store[V any] struct {
 	db      *sql.DB
 	dialect dialect
@@ -60,9 +57,9 @@ type Store[V any] struct {
 	guard   guard // against a table that is not fit
 }
 
-// New returns a Store in a table of db. It checks opt, and returns an error that
-// names the field that cannot be used. It does not ask the database: what the
-// table lacks is found by the first Lookup, LookupMany or Create.
+// New returns a Store in a table of db. The error names the option that cannot be used.
+// New does not query the database: the first Lookup, LookupMany or Create checks the
+// table.
 //
 // The Store does not close db.
 func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
@@ -101,12 +98,10 @@ func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
 	s.guard.db, s.guard.dialect, s.guard.table, s.guard.key, s.guard.fold = s.db, d, table, key, s.fold
 }
 
-// Lookup returns the value in the row of key, or [fetchonce.ErrNotFound] if
-// there is no row. Every other trouble is another error: what the driver
-// returned, unchanged; what Scan returned, unchanged; or an error of this
-// package that names the key, for an encoded value that is NULL or cannot be
-// decoded, and for a key that has several rows because the column is not
-// unique.
+// Lookup returns the value in the row of key, or [fetchonce.ErrNotFound] if there is no
+// row. Errors of the driver and of Scan are returned unchanged. An error of this package
+// names the key: the encoded value is NULL or cannot be decoded, the row is of another
+// key, or the key has several rows because the column is not unique.
 func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
 	var (
 		v       V
@@ -132,23 +127,19 @@ func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
 	return v, err
 }
 
-// Create inserts v for key, unless key has a row already, and returns the value
-// of the row that is kept, whoever inserted it. The value is always the one
-// that was read from the database, also when the row is our own: all who create
-// a key get the same, with what the columns and the codec made of it, such as a
-// time in whole microseconds. What a trigger changes after the insert is seen in
-// MySQL only.
+// Create inserts v for key, unless key has a row, and returns the value of the row that is
+// kept. That value is always read from the database, so all creators of a key receive the
+// same, as the columns and the codec represent it: a time may have whole microseconds.
+// Changes by a trigger after the insert are seen in MySQL only.
 //
-// A creator that meets another's row before it is committed waits until it is.
-// When the insert fails, for whatever reason, key may have a row by then, and
-// the value in it is what is returned. Else the error is the insert's, the
-// driver's. So it is for a row that breaks another unique constraint than the
-// key's; the error then names that one.
+// A creator that meets an uncommitted row waits for its commit. If the insert fails for
+// any reason and key has a row then, Create returns the value of that row. Otherwise the
+// error is the driver's. A row that violates another unique constraint is such an error.
 //
 // A value that the codec does not read back is refused before the insert.
 //
-// When Create returns an error, the row may have been kept all the same, if the
-// answer was lost on its way. To create it again does no harm.
+// After an error, the row may exist: the answer may have been lost. Creating it again is
+// safe.
 func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 	var zero V
 	values, err := s.write(key, v)
@@ -207,18 +198,16 @@ func (s *Store[V]) insertRow(ctx context.Context, key string, args []any) (kept 
 	return kept, false, s.insert.exec(ctx, args...)
 }
 
-// CreateTable makes the table of a Store whose value is one encoded column,
-// unless a table of that name exists, which is then left as it is. It may be
-// called by many processes at once. A schema must exist already. The error is
-// the driver's, or says that Columns are set, whose types only you know.
+// CreateTable makes the table of a Store whose value is one encoded column. An existing
+// table of that name is left unchanged. Many processes may call it at once. A schema must
+// exist. The error is the driver's, or says that Columns are set.
 //
-// The key is compared byte by byte. It is of type text, in MySQL varbinary(3072).
-// PostgreSQL indexes keys of some 2,700 bytes at most.
+// Keys are compared byte by byte. The column is of type text, in MySQL varbinary(3072).
+// PostgreSQL indexes keys of at most about 2,700 bytes.
 //
-// The value is of type text, in MySQL longtext, with [fetchonce.JSON], so that
-// people and the database's own JSON functions can read it. With another codec
-// it is bytea in PostgreSQL, longblob in MySQL and blob in SQLite, which hold
-// any bytes.
+// With [fetchonce.JSON] the value is of type text, in MySQL longtext, which the JSON
+// functions of the database can read. With another codec it is bytea in PostgreSQL,
+// longblob in MySQL and blob in SQLite.
 func (s *Store[V]) CreateTable(ctx context.Context) error {
 	if s.create == "" {
 		return fmt.Errorf("oncesql: create table: Columns are set, and their types are not known")

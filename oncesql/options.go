@@ -14,59 +14,55 @@ import (
 	"github.com/fetchonce/fetchonce/internal/readback"
 )
 
-// Options say which table a [Store] uses, and how a value stands in it: as one
-// encoded column, Value, or as several, Columns.
+// Options configure a [Store]: the table, and the form of a value as one encoded column,
+// Value, or as several, Columns.
 //
-// Names are taken literally and quoted, whatever they contain; what would fold
-// or cut them short is refused by [New]. So their case counts in PostgreSQL: a
-// table made without quotes has a name in lower case.
+// Names are quoted and used literally. [New] refuses a name that the database would fold
+// or cut. So case matters in PostgreSQL: a table made without quotes has a name in lower
+// case.
 type Options[V any] struct {
-	// Dialect is the database's kind. It is required.
+	// Dialect is the kind of the database. Required.
 	Dialect Dialect
 
-	// Table is the table's name. It is required. A dot in it separates a schema,
-	// in MySQL and SQLite another database, from the table: "billing.things" is
-	// the table things in billing. A name that itself has a dot cannot be given.
+	// Table is the name of the table. A dot separates a schema, in MySQL and SQLite another
+	// database, from the table: "billing.things". A name that contains a dot cannot be
+	// given. Required.
 	Table string
 
-	// Key is the name of the column of keys. It must have a unique index of
-	// its own, as a primary key has, and tell all keys apart, unless FoldKeys is
-	// set: the Store refuses the table otherwise, before anything is fetched. The
-	// default is "key".
+	// Key is the name of the column of keys. It must have a unique index of its own, as a
+	// primary key has, and distinguish all keys, unless FoldKeys is set. The Store refuses
+	// another table before a fetch. Defaults to "key".
 	Key string
 
-	// FoldKeys says that keys which the column takes for equal are one key: "A" and
-	// "a" under a collation that ignores case, "007" and "7" in a column of numbers,
-	// the two ways to write a uuid. Without it, a row whose key differs from the key
-	// that was asked for is an error. The default is false.
+	// FoldKeys makes keys that the column compares as equal one key: "A" and "a" under a
+	// collation that ignores case, "007" and "7" in a column of numbers, or two forms of a
+	// uuid. Without it, a row whose key differs from the requested key is an error. Defaults
+	// to false.
 	FoldKeys bool
 
-	// Value is the name of the column of encoded values. The default is
-	// "value".
+	// Value is the name of the column of encoded values. Defaults to "value".
 	Value string
 
-	// Codec encodes what stands in Value. The default is [fetchonce.JSON], for
-	// which the column is of a type that holds text: text, varchar, json or
-	// jsonb. With another codec it is best of a type that holds any bytes, as it
-	// gets a []byte. A [fetchonce.KeyCodec] is given the key, too, and cannot be used
-	// with FoldKeys.
+	// Codec encodes the column Value. The column of [fetchonce.JSON] must hold text: text,
+	// varchar, json or jsonb. Another codec writes a []byte, so the column should hold any
+	// bytes. A [fetchonce.KeyCodec] receives the key too, and cannot be used with FoldKeys.
+	// Defaults to [fetchonce.JSON].
 	Codec fetchonce.Codec
 
-	// Columns are the names of the columns of a value, in the order of Values
-	// and Scan. They take the place of Value and Codec. The table may have more
-	// columns, if an insert can do without them.
+	// Columns are the names of the columns of a value, in the order of Values and Scan. They
+	// replace Value and Codec. The table may have more columns, if an insert does not need
+	// them.
 	Columns []string
 
-	// Values returns what to write in Columns for v: one value for each, of the
-	// types that database/sql takes.
+	// Values returns what to write in Columns for v: one value for each, of a type that
+	// database/sql accepts.
 	Values func(v V) []any
 
-	// Scan returns the value of a row. key is the key that was asked for; the row's
-	// may differ from it if FoldKeys is set. Scan calls scan as it would call
-	// [database/sql.Rows.Scan], with one destination for each of Columns. Its
-	// error comes back unchanged from [Store.Lookup] and [Store.Create]. A row
-	// for which it returns [fetchonce.ErrNotFound] counts as absent for a
-	// Lookup, but still has the key, so that a Create returns that error too.
+	// Scan returns the value of a row. key is the requested key; with FoldKeys, the row's key
+	// may differ. Scan calls scan like [database/sql.Rows.Scan], with one destination for
+	// each of Columns. [Store.Lookup] and [Store.Create] return its error unchanged. A row
+	// for which it returns [fetchonce.ErrNotFound] is absent for Lookup, but has the key, so
+	// Create returns that error too.
 	Scan func(key string, scan func(dest ...any) error) (V, error)
 }
 
