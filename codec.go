@@ -2,14 +2,17 @@ package fetchonce
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"reflect"
 	"sync"
+	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
 
 	"github.com/fetchonce/fetchonce/internal/budget"
+	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/prescan"
 	"github.com/fetchonce/fetchonce/internal/readback"
 )
@@ -148,4 +151,119 @@ func codecID(c Codec) byte {
 	h := fnv.New32a()
 	fmt.Fprintf(h, "%T", c)
 	return 0x80 | byte(h.Sum32())
+}
+
+var (
+	errTooLarge = errors.New("larger than Options.MaxBytes")
+	errCodec    = errors.New("written with another codec")
+
+	errUnreadable = errors.New("the codec does not read what it wrote")
+)
+
+// header returns the header of a value, or an absence, that is made now and is
+// fresh for ttl. A value is kept for longer, if it may be returned when it is old.
+func (l *values[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envelope.Header {
+	h := envelope.Header{
+		Kind: kind, Codec: l.codec, Digest: k.digest,
+		Created: l.serverNow().UnixMilli(), Fresh: ttl, Keep: ttl,
+	}
+	if kind == envelope.Value && ttl > 0 {
+		h.Keep += max(l.opt.StaleWhileRevalidate, l.opt.StaleIfError)
+	}
+	return h
+}
+
+// encode encodes a value, if it may be kept: whatever would be refused on reading
+// is refused here.
+func (l *values[V]) encode(k keyed, v V) (payload []byte, err error) {
+	defer recoverAs(&err)
+	payload, err = marshal(l.opt.Codec, k.user, v)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(payload) > l.opt.MaxBytes:
+		return nil, errTooLarge
+	}
+	if err := l.memory.Check(payload); err != nil {
+		return nil, err
+	}
+	if l.unsure {
+		var read V
+		if err := l.decode(k, payload, &read); err != nil {
+			return nil, fmt.Errorf("%w: %w", errUnreadable, err)
+		}
+	}
+	return payload, nil
+}
+
+// whyUnread returns what a log may say of an error of decode. A codec's own error may
+// quote the value.
+func whyUnread(err error) error {
+	if memory, ok := errors.AsType[budget.Error](err); ok {
+		return memory
+	}
+	return errors.New("the codec cannot read it")
+}
+
+// whyUnstored returns what a log may say of an error of encode. A codec's own
+// error may quote the value.
+func whyUnstored(err error) error {
+	if format, ok := errors.AsType[prescan.Error](err); ok {
+		return format
+	}
+	if memory, ok := errors.AsType[budget.Error](err); ok {
+		return memory
+	}
+	switch {
+	case errors.Is(err, errTooLarge):
+		return errTooLarge
+	case errors.Is(err, errUnreadable):
+		return errUnreadable
+	}
+	return errors.New("the codec cannot write it")
+}
+
+func (l *values[V]) decode(k keyed, payload []byte, v *V) (err error) {
+	defer recoverAs(&err)
+	if err := l.memory.Check(payload); err != nil {
+		return err
+	}
+	return unmarshal(l.opt.Codec, k.user, payload, v)
+}
+
+// recoverAs makes a codec's panic an error: data that nobody can read must not
+// end the program, and a value that cannot be written must not be lost.
+func recoverAs(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("the codec panicked: %v", r)
+	}
+}
+
+// freshFor returns for how long a value is fresh in Redis, when it would
+// be ttl and the fetch wants it to be own: with 0 it is not kept.
+func (l *values[V]) freshFor(ttl, own time.Duration) time.Duration {
+	switch {
+	case l.opt.TTL == 0:
+		return 0
+	case own == 0:
+		own = ttl
+	}
+	if own < leastTTL || own > longestTTL {
+		return 0
+	}
+	return l.jitter(own)
+}
+
+// skipNil returns a clone function that returns a nil pointer or interface as it is.
+func skipNil[V any](clone func(V) V) func(V) V {
+	kind := reflect.TypeFor[V]().Kind()
+	if clone == nil || kind != reflect.Pointer && kind != reflect.Interface {
+		return clone
+	}
+	return func(v V) V {
+		if r := reflect.ValueOf(v); !r.IsValid() || r.Kind() == reflect.Pointer && r.IsNil() {
+			return v
+		}
+		return clone(v)
+	}
 }

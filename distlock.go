@@ -3,7 +3,6 @@ package fetchonce
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/lease"
 	"github.com/fetchonce/fetchonce/internal/lockqueue"
 	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/ratelog"
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
@@ -37,7 +37,7 @@ type Locker struct {
 	queue   *lockqueue.Queue
 	router  *batch.Router
 	mailbox *wake.Mailbox
-	notices notices
+	log     *ratelog.Log
 	trace   tracer
 	closing sync.Once
 	closed  atomic.Bool
@@ -57,11 +57,11 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 	}
 	opt = opt.withDefaults()
 	names := protocol.NewNamespace(opt.Prefix, "")
-	lk := &Locker{opt: opt, router: batch.NewRouter(rdb), mailbox: wake.Open(rdb), notices: notices{logger: opt.Logger}}
-	lk.trace = newTracer(opt.Trace, &lk.notices)
+	lk := &Locker{opt: opt, router: batch.NewRouter(rdb), mailbox: wake.Open(rdb), log: ratelog.New(opt.Logger)}
+	lk.trace = newTracer(opt.Trace, lk.log)
 	scripts := protocol.NewClient(lk.router, names, lk.mailbox.Process(), opt.RedisTimeout, cluster)
 	scripts.Failed = lk.trace.redisFailed()
-	scripts.Unnotified = lk.notices.unnotified
+	scripts.Unnotified = func(err error) { lk.log.Once(logNoPublish, err) }
 	lk.queue = lockqueue.New(lockqueue.Config{
 		Redis: scripts, Names: names, Mailbox: lk.mailbox,
 		Lease: opt.Lease, Slots: opt.Slots, RedisTimeout: opt.RedisTimeout,
@@ -115,8 +115,7 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 		case back == nil:
 		case !errors.Is(back, ErrLockLost):
 			// fn had the lock for as long as it ran, so that is no error of Do's.
-			lk.opt.Logger.LogAttrs(ctx, slog.LevelWarn, "fetchonce: lock not released; it ends with its lease",
-				slog.Any("error", ofRedis(keyless(back))))
+			lk.log.Warn(logNotReleased, keyless(back))
 		case err == nil:
 			err = ErrLockLost
 		default:

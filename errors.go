@@ -7,7 +7,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fetchonce/fetchonce/internal/errtext"
+	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/keytext"
+	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
 var (
@@ -121,3 +124,95 @@ func (e *ManyError) Unwrap() []error {
 	}
 	return errs
 }
+
+// describe returns what other processes receive of a failure; see [shareable].
+func describe(err error, inStore bool) protocol.Failure {
+	if p, ok := errors.AsType[*flight.PanicError](err); ok {
+		return protocol.Failure{Class: protocol.FailedPanic, Text: shareablePanic(p.Value, inStore)}
+	}
+	if errors.Is(err, ErrFetchTimeout) {
+		return protocol.Failure{Class: protocol.FetchTimeout}
+	}
+	return protocol.Failure{Class: protocol.FailedFetch, Text: shareable(err, inStore)}
+}
+
+// failure returns the error for a failure in another process.
+func (r *load[V]) failure(f protocol.Failure) error {
+	var err error
+	switch f.Class {
+	case protocol.FetchTimeout:
+		err = ErrFetchTimeout
+	case protocol.FailedPanic:
+		err = errors.New("fetch panicked: " + f.Text)
+	default:
+		err = errors.New(f.Text)
+	}
+	return &Error{Op: "fetch", Key: r.k.user, Err: err}
+}
+
+// loggable returns what the log receives of the error of a load: see [shareable]. Of a
+// panic it has the stack, too.
+func loggable(err error, inStore bool) error {
+	if p, ok := errors.AsType[*PanicError](err); ok {
+		return &PanicError{Value: shareablePanic(p.Value, inStore), Stack: p.Stack}
+	}
+	return errors.New(shareable(err, inStore))
+}
+
+// shareable returns what of an error of a load may leave the process. The text of
+// a fetch's own error does, but for the errors of databases and parsers in it, which
+// quote data: of these, and of every error of a Store, it is the kind.
+func shareable(err error, inStore bool) string {
+	if inStore {
+		return "the Store failed: " + errtext.Kind(err)
+	}
+	return errtext.Public(err)
+}
+
+// shareablePanic is [shareable] for the value of a panic.
+func shareablePanic(value any, inStore bool) string {
+	err, ok := value.(error)
+	switch {
+	case inStore:
+		return "in the Store: " + errtext.OfPanic(value)
+	case ok:
+		return errtext.Public(err)
+	}
+	return fmt.Sprint(value)
+}
+
+// keyless returns an error for the log: without the key that an [*Error] names.
+func keyless(err error) error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// The messages of the log.
+const (
+	logUnavailable = "fetchonce: redis unavailable; loading without a lease"
+	logRefused     = "fetchonce: redis refused a command; loading without a lease"
+	logNoPublish   = "fetchonce: redis refused PUBLISH; waiters are not notified"
+	logUnusable    = "fetchonce: unusable value in redis; replacing it"
+	logUntracked   = "fetchonce: redis refused CLIENT TRACKING; near cache misses changes by other programs until its TTL"
+	logNoNear      = "fetchonce: tracking connection failed; near cache not used"
+	logNotStored   = "fetchonce: fetched value not stored"
+	logRefresh     = "fetchonce: refresh failed; serving the stale value"
+	logNotReleased = "fetchonce: lock not released; it ends with its lease"
+	logTrace       = "fetchonce: trace function panicked"
+)
+
+// An endedError is the error of a call whose context ended before it had the lock. Its
+// text is one line, unlike that of [errors.Join].
+type endedError struct {
+	name  string
+	cause error // of the context's end
+}
+
+func (e *endedError) Error() string {
+	return ErrLocked.Error() + ": " + keytext.Quote(e.name) + " not acquired: " + e.cause.Error()
+}
+
+// Unwrap returns ErrLocked and the cause.
+func (e *endedError) Unwrap() []error { return []error{ErrLocked, e.cause} }

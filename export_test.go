@@ -19,7 +19,7 @@ func Lives(opt Options[string], own time.Duration) (value, absence [2]time.Durat
 	if err := opt.check(); err != nil {
 		return value, absence, err
 	}
-	l := &Loader[string]{opt: opt.withDefaults()}
+	l := &Loader[string]{values: values[string]{opt: opt.withDefaults()}}
 	v := l.header(keyed{}, envelope.Value, l.freshFor(l.opt.TTL, own))
 	n := l.header(keyed{}, envelope.NotFound, l.freshFor(l.opt.NotFoundTTL, own))
 	return [2]time.Duration{v.Fresh, v.Keep}, [2]time.Duration{n.Fresh, n.Keep}, nil

@@ -108,7 +108,7 @@ func TestPoolIsUsedUp(t *testing.T) {
 			other := newLoader(t, r)
 			conn := rdb.Conn()
 			defer conn.Close()
-			if err := conn.Set(t.Context(), "test:x", "x", time.Minute).Err(); err != nil { // it has the only one
+			if err := conn.Set(t.Context(), "test:x:{x}", "x", time.Minute).Err(); err != nil { // it has the only one
 				t.Fatal(err)
 			}
 

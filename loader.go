@@ -10,44 +10,57 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/fetchonce/fetchonce/internal/backoff"
 	"github.com/fetchonce/fetchonce/internal/batch"
 	"github.com/fetchonce/fetchonce/internal/budget"
 	"github.com/fetchonce/fetchonce/internal/cleanup"
 	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/missrate"
 	"github.com/fetchonce/fetchonce/internal/near"
+	"github.com/fetchonce/fetchonce/internal/permit"
 	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/ratelog"
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-// A Loader loads values of one kind, each once for all who ask for it at the
-// same time, in all processes that share a Redis. It is made by [New], is used
-// by many goroutines at once, and must be closed.
+// A Loader loads values of one type, each once for all callers that ask for it at the same
+// time, in all processes that share a Redis. It is made by [New], is safe for concurrent
+// use, and must be closed.
 type Loader[V any] struct {
-	opt     Options[V] // with the defaults; what is off is zero
-	codec   byte
-	unsure  bool           // the codec may refuse to read what it wrote for a V
-	memory  *budget.Budget // of a decoded value; nil if the codec is the user's
-	redis   *protocol.Client
-	names   *protocol.Namespace
-	router  *batch.Router
-	cluster bool
-	mailbox *wake.Mailbox
-	channel string // on which the others tell us
-	unused  func() // ends that
-	flights flight.Group[Result[V]]
-	hub     *near.Hub              // for all loaders of the client: what one changes, others have copies of
-	near    *near.Cache[nearby[V]] // nil if it is off
-	permits *permits               // of MaxFetches; nil without that limit
-	ahead   atomic.Int64           // by how many ns the server's clock is ahead of ours
-	notices notices
-	trace   tracer
-	pauses  pauses
-	luck    luck
+	values[V]
+	shared
+	flights  flight.Group[*outcome[V]]
+	near     *near.Cache[nearEntry[V]] // nil if it is off
+	permits  *permit.Permits           // of MaxFetches; nil without that limit
+	missRate missrate.Rate
+	backoffs backoff.Keys
+	log      *ratelog.Log
+	trace    tracer
+	cleanup  cleanup.List // leases and write marks that may be left in Redis
+	closed   atomic.Bool
+}
 
-	closed  atomic.Bool
-	cleanup cleanup.List // of leases and marks that may have been left in Redis
+// values is how a Loader reads and writes values.
+type values[V any] struct {
+	opt    Options[V] // with the defaults; what is off is zero
+	codec  byte
+	unsure bool           // the codec may refuse to read what it wrote
+	memory *budget.Budget // of a decoded value; nil for a codec of the user's
+	ahead  atomic.Int64   // by how many ns the server's clock is ahead of ours
+}
+
+// shared is what a Loader shares with the others of its client, or keeps in Redis.
+type shared struct {
+	redis       *protocol.Client
+	names       *protocol.Namespace
+	router      *batch.Router
+	cluster     bool
+	mailbox     *wake.Mailbox
+	channel     string // of the notifications for this process
+	unsubscribe func()
+	hub         *near.Hub
 }
 
 // A Result is a value and where it came from.
@@ -142,32 +155,29 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	if err != nil {
 		return nil, &Error{Op: "new", Err: err}
 	}
-	opt = opt.withDefaults()
+	return newLoader(rdb, cluster, opt.withDefaults()), nil
+}
+
+func newLoader[V any](rdb redis.UniversalClient, cluster bool, opt Options[V]) *Loader[V] {
 	l := &Loader[V]{
-		opt:     opt,
-		codec:   codecID(opt.Codec),
-		unsure:  needsReadBack[V](opt.Codec),
-		memory:  memoryOf[V](opt.Codec, opt.MaxBytes),
-		names:   protocol.NewNamespace(opt.Prefix, opt.Schema),
-		cluster: cluster,
-		mailbox: wake.Open(rdb),
-		notices: notices{logger: opt.Logger},
+		values: values[V]{opt: opt, codec: codecID(opt.Codec), unsure: needsReadBack[V](opt.Codec), memory: memoryOf[V](opt.Codec, opt.MaxBytes)},
+		shared: shared{names: protocol.NewNamespace(opt.Prefix, opt.Schema), cluster: cluster, mailbox: wake.Open(rdb), router: batch.NewRouter(rdb)},
+		log:    ratelog.New(opt.Logger),
 	}
-	l.trace = newTracer(opt.Trace, &l.notices)
+	l.trace = newTracer(opt.Trace, l.log)
 	l.channel = l.names.Channel(l.mailbox.Process())
-	l.unused = l.mailbox.Use(l.channel)
-	l.router = batch.NewRouter(rdb)
-	l.redis = protocol.NewClient(l.router, l.names, l.mailbox.Process(), opt.RedisTimeout, l.cluster)
+	l.unsubscribe = l.mailbox.Use(l.channel)
+	l.redis = protocol.NewClient(l.router, l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
 	l.redis.Failed = l.trace.redisFailed()
-	l.redis.Unnotified = l.notices.unnotified
-	l.redis.ErrorTTL, l.redis.Backoff = opt.ErrorTTL, longestPause*5/4
+	l.redis.Unnotified = func(err error) { l.log.Once(logNoPublish, err) }
+	l.redis.ErrorTTL, l.redis.Backoff = opt.ErrorTTL, backoff.Longest
 	if opt.MaxFetches > 0 {
-		l.permits = newPermits(opt.MaxFetches, opt.FetchTimeout)
+		l.permits = permit.New(opt.MaxFetches, opt.FetchTimeout)
 	}
 	l.hub = near.Open(rdb, l.mailbox.Process())
 	l.openNear()
 	l.cleanup.IsFinal = protocol.IsFinal
-	return l, nil
+	return l
 }
 
 // Close ends all loads that are under way: their fetches' contexts end with
@@ -185,7 +195,7 @@ func (l *Loader[V]) Close() error {
 	l.flights.Close(ErrClosed)
 	l.cleanup.Close(time.Until(ends))
 	l.router.Close(ErrClosed) // after all that still gives leases back
-	l.unused()
+	l.unsubscribe()
 	l.mailbox.Close()
 	if l.near != nil {
 		l.near.Close()
@@ -219,51 +229,77 @@ func (l *Loader[V]) Close() error {
 // it cannot be stored. A fetch that Gets the same key of the same Loader with
 // the context it was given gets an *Error, as it would wait for itself.
 func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
-	c, early := l.nearCopy(ctx, key)
+	c, refresh := l.nearGet(ctx, key)
 	if c != nil && c.plain && fetch != nil {
 		return c.value, nil // from here, as each function between costs another move of a large V
 	}
-	return get(ctx, l, key, key, c, early, fetch)
+	return get(ctx, l, key, nearHit[V]{c, refresh}, getFetch[string, V]{key, fetch})
 }
 
-// get goes on with a Get that has found no plain copy, with a fetch that may be
-// given something else than the key.
-func get[A, V any](ctx context.Context, l *Loader[V], key string, arg A, c *nearby[V], early bool, fetch func(ctx context.Context, arg A) (V, error)) (V, error) {
-	if c != nil && !early && fetch != nil {
-		v, err := l.handOut(c)
-		l.trace.looked(ctx, key, true, SourceNear, err)
-		return v, err
-	}
-	k, err := l.enter(ctx, "get", key, fetch == nil)
-	if err != nil {
-		var zero V
-		return zero, err
-	}
-	came := l.flights.Arrive() // before the lookup: a fetch that begins during it is new enough
-	seen, err := l.lookLucky(ctx, k, c, early)
-	if err != nil || seen.found && !seen.refresh {
-		l.trace.looked(ctx, key, seen.found, seen.result.Source, err)
-		return seen.result.Value, err
+// A nearHit is what the near cache has of a key, if it has anything.
+type nearHit[V any] struct {
+	entry   *nearEntry[V]
+	refresh bool // early, by this caller
+}
+
+// A getFetch is the fetch of a Get, and its argument, which Wrap makes of the key.
+type getFetch[A, V any] struct {
+	arg   A
+	fetch func(ctx context.Context, arg A) (V, error)
+}
+
+// A getAnswer is what the lookup of a Get comes to: a value, or a load.
+type getAnswer[V any] struct {
+	value V
+	load  *caller[V] // nil if the lookup answers the Get
+}
+
+// get is the rest of a Get that has found no plain near entry. It does not hold the large
+// frame of the lookup while it waits for a load.
+func get[A, V any](ctx context.Context, l *Loader[V], key string, hit nearHit[V], f getFetch[A, V]) (V, error) {
+	a, err := getLookup(ctx, l, key, hit, f.fetch == nil)
+	if a.load == nil {
+		return a.value, err
 	}
 	// Made only now: a hit needs no closure.
-	r, err := l.load(ctx, k, came, seen, func(ctx context.Context, _ *Fetch[V]) (V, error) { return fetch(ctx, arg) })
+	a.load.fetch = func(ctx context.Context, _ *Fetch[V]) (V, error) { return f.fetch(ctx, f.arg) }
+	r, err := a.load.settledLoad()
 	return r.Value, err
 }
 
-// Load is like [Loader.Get] with more to say: to the fetch, and of the result.
+func getLookup[V any](ctx context.Context, l *Loader[V], key string, hit nearHit[V], noFetch bool) (getAnswer[V], error) {
+	if hit.entry != nil && !hit.refresh && !noFetch {
+		v, err := l.nearValue(hit.entry)
+		l.trace.looked(ctx, key, true, SourceNear, err)
+		return getAnswer[V]{value: v}, err
+	}
+	k, err := l.enter(ctx, "get", key, noFetch)
+	if err != nil {
+		return getAnswer[V]{}, err
+	}
+	came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough
+	seen, err := l.lookupOrSkip(ctx, k, hit.entry, hit.refresh)
+	if err != nil || seen.state == fresh {
+		l.trace.looked(ctx, key, seen.found(), seen.result.Source, err)
+		return getAnswer[V]{value: seen.result.Value}, err
+	}
+	return getAnswer[V]{load: &caller[V]{Loader: l, ctx: ctx, k: k, came: came, seen: seen}}, nil
+}
+
+// Load is [Loader.Get] with a [Fetch] for the fetch, and a [Result].
 func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
 	k, err := l.enter(ctx, "load", key, fetch == nil)
 	if err != nil {
 		return Result[V]{}, err
 	}
-	came := l.flights.Arrive() // before the lookup: a fetch that begins during it is new enough
-	c, early := l.nearCopy(ctx, key)
-	seen, err := l.lookLucky(ctx, k, c, early)
-	if err != nil || seen.found && !seen.refresh {
-		l.trace.looked(ctx, key, seen.found, seen.result.Source, err)
+	came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough
+	c, refresh := l.nearGet(ctx, key)
+	seen, err := l.lookupOrSkip(ctx, k, c, refresh)
+	if err != nil || seen.state == fresh {
+		l.trace.looked(ctx, key, seen.found(), seen.result.Source, err)
 		return seen.result, err
 	}
-	return l.load(ctx, k, came, seen, fetch)
+	return (&caller[V]{Loader: l, ctx: ctx, k: k, came: came, seen: seen, fetch: fetch}).settledLoad()
 }
 
 // Peek returns what is kept, fresh or old, and never fetches. The error is [ErrNotFound] if
@@ -277,13 +313,17 @@ func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 	if err != nil {
 		return Result[V]{}, err
 	}
-	c, _ := l.nearCopy(ctx, key)
-	seen, err := l.lookNear(ctx, k, c, false)
+	var seen lookup[V]
+	if c, _ := l.nearGet(ctx, key); c != nil {
+		seen, err = l.lookupNear(c, false)
+	} else {
+		seen, err = l.lookup(ctx, k)
+	}
 	switch {
 	case err != nil:
-	case seen.down != nil:
-		err = &Error{Op: "read", Key: key, Err: seen.down}
-	case !seen.found && !seen.spare:
+	case seen.state == unavailable:
+		err = &Error{Op: "read", Key: key, Err: seen.cause}
+	case !seen.found() && seen.state != fallback:
 		err = ErrNotFound
 	}
 	return seen.result, err
@@ -387,270 +427,20 @@ func (l *Loader[V]) keyed(key string) keyed {
 	return keyed{user: key, names: names, digest: envelope.Digest(names.Value)}
 }
 
-// A look is what was seen at the place of a key's value.
-type look[V any] struct {
-	found    bool // a value, or that there is none: then the error is ErrNotFound
-	refresh  bool // it is to be fetched anew, by somebody for whom nobody waits
-	spare    bool // not found, but an old value is there for when nothing better is
-	result   Result[V]
-	staleFor time.Duration
-	over     *protocol.PassOver // not nil if what is there is to be replaced
-	down     error              // why nothing could be seen
-	skipped  bool               // it was not looked at all
-}
-
-// nothing reports whether it is known that there is nothing, not even to be
-// replaced.
-func (s *look[V]) nothing() bool { return !s.found && s.over == nil && s.down == nil && !s.skipped }
-
-// look looks where values are kept, without a lease. Its error is the caller's
-// own end, the Store's, that there is no value, or, under FailClosed, that Redis
-// is down.
-func (l *Loader[V]) look(ctx context.Context, k keyed) (look[V], error) {
-	if l.opt.TTL == 0 {
-		return l.lookInStore(ctx, k)
-	}
-	ticket := l.ask(k)
-	if node := ticket.Node(); node != nil {
-		got := l.redis.GetMany(ctx, l.router.At(node), []protocol.Key{k.names}, l.readLimit())[0]
-		return l.seeGot(ctx, k, ticket, got)
-	}
-	b, err := l.redis.Get(ctx, k.names, l.readLimit())
-	return l.see(ctx, k, ticket, b, err)
-}
-
-// seeGot is see for what was to be read from one node of a cluster: no copy is kept
-// of what another one has.
-func (l *Loader[V]) seeGot(ctx context.Context, k keyed, ticket near.Ticket, got protocol.Got) (look[V], error) {
-	if got.Again {
-		ticket = near.Ticket{}
-	}
-	return l.see(ctx, k, ticket, got.Value, got.Err)
-}
-
-// readLimit is the size of the largest value of ours.
-func (l *Loader[V]) readLimit() int { return l.opt.MaxBytes + envelope.Size }
-
-// see judges what was read, and keeps a copy if the ticket allows it.
-func (l *Loader[V]) see(ctx context.Context, k keyed, ticket near.Ticket, b []byte, err error) (look[V], error) {
-	switch {
-	case errors.Is(err, protocol.ErrType):
-		return l.unusable(nil, err), nil
-	case err != nil && ctx.Err() != nil:
-		return look[V]{}, ctx.Err()
-	case errors.Is(err, ErrClosed):
-		return look[V]{}, ErrClosed
-	case err != nil:
-		return look[V]{down: err}, l.refuse(k, "read", err)
-	case b == nil:
-		return look[V]{}, nil
-	}
-	return l.openAndKeep(ticket, k, b)
-}
-
-// changed has this process forget what it knows of a key: who comes now joins no
-// load that began before, and is given no copy.
+// changed has this process forget what it knows of a key: a caller that comes later joins no
+// load that started before, and receives no near entry.
 func (l *Loader[V]) changed(k keyed) {
 	l.hub.Changed(k.names.Value)
 	l.flights.Forget(k.user)
 }
 
-func (l *Loader[V]) lookInStore(ctx context.Context, k keyed) (look[V], error) {
-	v, err := l.opt.Store.Lookup(ctx, k.user)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return look[V]{}, nil
-	case err != nil:
-		return look[V]{}, err
-	}
-	return look[V]{found: true, result: Result[V]{Value: v, Source: SourceStore}}, nil
-}
-
-// refuse returns the error for a Redis that does not answer, or answers with an error,
-// if the policy is to refuse.
-func (l *Loader[V]) refuse(k keyed, op string, err error) error {
-	if l.opt.OnRedisDown == FailClosed {
-		return &Error{Op: op, Key: k.user, Err: err}
-	}
-	if _, answered := errors.AsType[redis.Error](err); answered {
-		l.notices.warn(noticeRefused, err)
-	} else {
-		l.notices.warn(noticeDown, err)
-	}
-	return nil
-}
-
-// load returns what this process's load of a key comes to, or an old value.
-func (l *Loader[V]) load(ctx context.Context, k keyed, came flight.Arrival, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
-	m := l.trace.missed()
-	r, loaded, err := l.joinLoad(ctx, k, came, seen, fetch, &m)
-	l.trace.answered(ctx, k.user, m, r.Source, r.Stale, outcome(k.user, err))
-	if loaded {
-		return l.settle(k, r, err)
-	}
-	return r, err
-}
-
-// joinLoad joins this process's load of a key, or starts it, until there is a
-// result that is not older than the call. With an old value at hand, that may be
-// the result too: then it is not loaded.
-func (l *Loader[V]) joinLoad(ctx context.Context, k keyed, came flight.Arrival, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), m *miss) (r Result[V], loaded bool, err error) {
-	if ctx.Value(fetching{l, k.user}) != nil {
-		if seen.skipped {
-			if seen, err = l.look(ctx, k); err != nil || seen.found {
-				m.old()
-				return seen.result, false, err
-			}
-		}
-		return Result[V]{}, false, reentrant(k.user)
-	}
-	if seen.skipped {
-		if seen, r, loaded, err = l.joinUnseen(ctx, k, came, fetch, m); loaded || err != nil || seen.found && !seen.refresh {
-			return r, loaded, err
-		}
-	}
-	for round := 1; ; round++ {
-		load := l.loading(k, seen, fetch, nil)
-		switch {
-		case (seen.refresh || seen.spare) && l.pauses.active(k.user):
-			m.old()
-			return seen.result, false, nil
-		case seen.refresh:
-			_, _ = l.flights.Join(ctx, k.user, came, load) // and never leave
-			m.old()
-			return seen.result, false, nil
-		}
-		r, late, err := l.join(ctx, k, came, seen, load, m)
-		if saw, ok := errors.AsType[*sawError[V]](err); ok {
-			// It was begun by somebody who had not looked, and there is something.
-			if seen, err = l.own(saw, m), saw.err; err != nil || seen.found && !seen.refresh {
-				return seen.result, false, err
-			}
-			continue
-		}
-		if _, paused := errors.AsType[*pausedError](err); late || paused && !seen.spare {
-			// We joined a load too late for what it found: that may be older than
-			// we are. The value may be stored by now; else join the next load,
-			// which begins after we came. The same after a pause that is for those
-			// alone who have an old value; there, at some time we start our own.
-			seen, err = l.look(ctx, k)
-			if err != nil || seen.found && !seen.refresh {
-				return seen.result, false, err
-			}
-			if paused && round >= patientRounds {
-				l.flights.Forget(k.user)
-			}
-			continue
-		}
-		if seen.spare && ctx.Err() == nil && isFailure(err) {
-			return seen.result, false, nil
-		}
-		return r, true, err
-	}
-}
-
-func reentrant(key string) error {
-	return &Error{Op: "get", Key: key, Err: errors.New("called by the fetch of the same key, which would wait for itself")}
-}
-
-// loading returns what a flight runs. It fetches by itself, or as a part of a
-// batch.
-func (l *Loader[V]) loading(k keyed, seen look[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), part *part[V]) func(context.Context, *flight.Call[Result[V]]) (Result[V], error) {
-	return func(ctx context.Context, call *flight.Call[Result[V]]) (Result[V], error) {
-		run := &run[V]{Loader: l, k: k, call: call, fetch: fetch, part: part, over: seen.over, behind: seen.refresh, unseen: seen.skipped}
-		if seen.skipped || seen.nothing() {
-			run.nothingHere()
-		}
-		if seen.refresh || seen.spare {
-			run.old, run.staleFor = &seen.result, seen.staleFor
-		}
-		defer run.releasePermit()
-		defer part.decide()
-		if part != nil {
-			part.begin(ctx)
-			defer part.pause()
-		}
-		if seen.down != nil {
-			return run.blind(ctx)
-		}
-		return run.ask(ctx)
-	}
-}
-
-// join waits for the flight: for the SoftTimeout at most, if there is an old
-// value. The flight then goes on without us.
-func (l *Loader[V]) join(ctx context.Context, k keyed, came flight.Arrival, seen look[V], load func(context.Context, *flight.Call[Result[V]]) (Result[V], error), m *miss) (r Result[V], late bool, err error) {
-	defer l.yieldPermit(ctx)()
-	if !seen.spare || l.opt.SoftTimeout == 0 {
-		return l.wait(ctx, k, came, load, m)
-	}
-	soft, cancel := context.WithTimeoutCause(ctx, l.opt.SoftTimeout, errSoftTimeout)
-	defer cancel()
-	ticket, _ := l.flights.Join(ctx, k.user, came, load) // and never leave
-	m.joined(ticket.Started)
-	return l.wait(soft, k, came, load, m)
-}
-
-func (l *Loader[V]) wait(ctx context.Context, k keyed, came flight.Arrival, load func(context.Context, *flight.Call[Result[V]]) (Result[V], error), m *miss) (r Result[V], late bool, err error) {
-	ticket, err := l.flights.Join(ctx, k.user, came, load)
-	if err != nil {
-		return r, false, err
-	}
-	m.joined(ticket.Started)
-	return ticket.Wait(ctx)
-}
-
-// errSoftTimeout ends the wait of a caller that has an old value.
-var errSoftTimeout = errors.New("soft timeout")
-
-// isFailure reports whether an old value is better than the error: not if it says
-// that there is no value, or that we are closed, or if the fetch panicked.
-func isFailure(err error) bool {
-	_, panicked := errors.AsType[*flight.PanicError](err)
-	return err != nil && !panicked && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
-}
-
-// patientRounds is how many loads a caller joins before it starts its own.
-const patientRounds = 3
-
-// settle turns the outcome of a load into that of one caller.
-func (l *Loader[V]) settle(k keyed, r Result[V], err error) (Result[V], error) {
-	if err == nil {
-		if l.opt.Clone != nil {
-			r.Value = l.opt.Clone(r.Value)
-		}
-		return r, nil
-	}
-	_, panicked := errors.AsType[*flight.PanicError](err)
-	if err = outcome(k.user, err); panicked {
-		panic(err)
-	}
-	return Result[V]{}, err
-}
-
-// outcome returns the error of a load, or of a fetch, as people know it.
-func outcome(key string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, flight.ErrClosed):
-		return ErrClosed
-	case errors.Is(err, flight.ErrGoexit):
-		return &Error{Op: "fetch", Key: key, Err: err}
-	}
-	if p, ok := errors.AsType[*flight.PanicError](err); ok {
-		return &PanicError{Value: p.Value, Stack: p.Stack}
-	}
-	return err
-}
-
-// jitter takes a random share off a TTL, so that what was stored together does
-// not end together.
-func (l *Loader[V]) jitter(ttl time.Duration) time.Duration {
+// jitter takes a random share off a TTL, so that values that were stored together do not
+// end together.
+func (l *values[V]) jitter(ttl time.Duration) time.Duration {
 	return max(ttl-time.Duration(rand.Float64()*l.opt.Jitter*float64(ttl)), min(ttl, leastTTL))
 }
 
 // serverNow estimates the server's clock, which stamps all values.
-func (l *Loader[V]) serverNow() time.Time {
+func (l *values[V]) serverNow() time.Time {
 	return time.Now().Add(time.Duration(l.ahead.Load()))
 }

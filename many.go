@@ -3,18 +3,16 @@ package fetchonce
 import (
 	"context"
 	"errors"
-	"io"
-	"maps"
-	"net"
 	"slices"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/fetchonce/fetchonce/internal/bisect"
+	"github.com/fetchonce/fetchonce/internal/batchfetch"
 	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/near"
+	"github.com/fetchonce/fetchonce/internal/permit"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -38,18 +36,45 @@ import (
 // failed, beside the map of those that did not; or [ErrClosed], or that of a ctx
 // that had ended before.
 func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx context.Context, keys []string) (map[string]V, error)) (map[string]V, error) {
-	wanted, err := l.enterMany(ctx, keys, fetch == nil)
+	all, err := l.enterMany(ctx, keys, fetch)
 	if err != nil {
 		return nil, err
 	}
-	came := l.flights.Arrive() // as in get
-	l.lookMany(ctx, wanted)
-	l.joinMany(ctx, came, wanted, fetch)
-	defer l.yieldPermit(ctx)()
-	l.awaitMany(ctx, wanted)
+	l.lookupAll(ctx, all)
+	l.joinAll(ctx, all, fetch)
+	reacquire := permit.Yield(ctx, l)
+	defer reacquire()
+	l.awaitAll(ctx, all)
+	retryAll(all)
+	for _, w := range all {
+		answered(ctx, &l.trace, w.k.user, w.trace, w.out)
+	}
+	return l.settleAll(all)
+}
 
-	// A load that came too late for us, as a Get would find it: by itself.
-	one := func(ctx context.Context, f *Fetch[V]) (V, error) {
+// callsAtOnce bounds the goroutines of a GetMany that call the Store or load again.
+const callsAtOnce = 64
+
+// A wanted is one key of a GetMany: a caller that shares its lookup and its fetch.
+type wanted[V any] struct {
+	caller[V]
+	near   near.Ticket                // to keep what is read in the near cache
+	flight flight.Ticket[*outcome[V]] // once it waits
+	waits  bool                       // for the flight
+	again  bool                       // the outcome of the flight does not answer it
+	own    outcome[V]
+	out    *outcome[V] // own, or that of a load
+}
+
+// has reports whether the lookup answers the key.
+func (w *wanted[V]) has() bool { return w.out.err != nil || w.seen.state == fresh }
+
+// enterMany checks the arguments and returns each key once.
+func (l *Loader[V]) enterMany(ctx context.Context, keys []string, fetch func(ctx context.Context, keys []string) (map[string]V, error)) ([]*wanted[V], error) {
+	if _, err := l.enter(ctx, "get many", "", fetch == nil); err != nil {
+		return nil, err
+	}
+	one := func(ctx context.Context, f *Fetch[V]) (V, error) { // for a key that loads again
 		values, err := fetch(ctx, []string{f.Key})
 		v, ok := values[f.Key]
 		if !ok && err == nil {
@@ -57,91 +82,37 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 		}
 		return v, err
 	}
-	var again errgroup.Group
-	again.SetLimit(againAtOnce)
-	for _, w := range wanted {
-		if w.again {
-			again.Go(func() error {
-				// A Store may panic: that is for the caller, not for the goroutine.
-				flight.Protect(
-					func() (struct{}, error) { l.loadAgain(ctx, came, w, one); return struct{}{}, nil },
-					func(_ struct{}, err error) {
-						if err != nil {
-							w.err, w.loaded = err, true
-						}
-					})
-				return nil
-			})
-		}
-	}
-	_ = again.Wait() // the errors are in wanted
-	for _, w := range wanted {
-		l.trace.answered(ctx, w.k.user, w.miss, w.result.Source, w.result.Stale, outcome(w.k.user, w.err))
-	}
-	return l.settleMany(wanted)
-}
-
-// againAtOnce bounds the goroutines of a GetMany that has to look again.
-const againAtOnce = 64
-
-// loadAgain goes on as a Get does that has joined a load too late.
-func (l *Loader[V]) loadAgain(ctx context.Context, came flight.Arrival, w *wanted[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error)) {
-	seen, err := l.look(ctx, w.k)
-	if err != nil || seen.found && !seen.refresh {
-		w.result, w.err = seen.result, err
-		return
-	}
-	w.result, w.loaded, w.err = l.joinLoad(ctx, w.k, came, seen, fetch, &w.miss)
-}
-
-// A wanted is one key of a GetMany.
-type wanted[V any] struct {
-	k      keyed
-	ticket near.Ticket // to keep a copy of what is read
-	seen   look[V]
-	wait   func(ctx context.Context) (Result[V], bool, error) // not nil once it has joined a load
-	again  bool                                               // what was waited for is not good for us
-	result Result[V]
-	err    error // of the key
-	loaded bool  // result and err are those of a load, or err is a panic
-	miss   miss
-}
-
-// enterMany checks the arguments and returns each key once.
-func (l *Loader[V]) enterMany(ctx context.Context, keys []string, noFetch bool) ([]*wanted[V], error) {
-	if _, err := l.enter(ctx, "get many", "", noFetch); err != nil {
-		return nil, err
-	}
 	var all []*wanted[V]
-	have := make(map[string]bool, len(keys))
+	came, have := l.flights.Arrive(), make(map[string]bool, len(keys))
 	for _, key := range keys {
 		if have[key] {
 			continue
 		}
 		have[key] = true
-		w := &wanted[V]{k: l.keyed(key)}
+		w := &wanted[V]{caller: caller[V]{Loader: l, ctx: ctx, k: l.keyed(key), came: came, fetch: one}}
+		w.out = &w.own
 		if ctx.Value(fetching{l, key}) != nil {
-			w.err = reentrant(key)
+			w.out.err = reentrant(key)
 		}
 		all = append(all, w)
 	}
 	return all, nil
 }
 
-// lookMany looks where values are kept, without a lease.
-func (l *Loader[V]) lookMany(ctx context.Context, all []*wanted[V]) {
+// lookupAll looks all keys up, without a lease.
+func (l *Loader[V]) lookupAll(ctx context.Context, all []*wanted[V]) {
 	if l.opt.TTL == 0 {
-		l.lookManyInStore(ctx, all)
+		l.lookupAllInStore(ctx, all)
 		return
 	}
-	groups := make(map[*redis.Client][]*wanted[V]) // by the node that keeps a near copy true, if one does
+	groups := make(map[*redis.Client][]*wanted[V]) // by the node from which the near cache reads the key, if one
 	for _, w := range all {
-		if c, early := l.nearCopy(ctx, w.k.user); c != nil && w.err == nil {
-			w.seen, w.err = l.lookNear(ctx, w.k, c, early)
+		if c, refresh := l.nearGet(ctx, w.k.user); c != nil && w.out.err == nil {
+			w.seen, w.out.err = l.lookupNear(c, refresh)
 			continue
 		}
-		w.ticket = l.ask(w.k)
-		groups[w.ticket.Node()] = append(groups[w.ticket.Node()], w)
+		w.near = l.nearTicket(w.k)
+		groups[w.near.Node()] = append(groups[w.near.Node()], w)
 	}
 	var asking sync.WaitGroup
 	for node, group := range groups {
@@ -182,12 +153,25 @@ func (l *Loader[V]) readSome(ctx context.Context, at protocol.Runner, some []*wa
 			large = append(large, some[i])
 			continue
 		}
-		some[i].take(l, ctx, got)
+		some[i].take(got)
 	}
 	return large
 }
 
-func (l *Loader[V]) lookManyInStore(ctx context.Context, all []*wanted[V]) {
+// take notes what was read. A panic of Clone is the error of this key, so that it reaches
+// the caller of GetMany and not the goroutine that reads.
+func (w *wanted[V]) take(got protocol.Got) {
+	if w.out.err != nil {
+		return
+	}
+	flight.Protect(
+		func() (lookup[V], error) { return w.readFrom(w.ctx, w.k, w.near, got) },
+		func(seen lookup[V], err error) {
+			w.seen, w.out.err, w.out.shared = seen, err, isCrash(err)
+		})
+}
+
+func (l *Loader[V]) lookupAllInStore(ctx context.Context, all []*wanted[V]) {
 	keys := make([]string, len(all))
 	for i, w := range all {
 		keys[i] = w.k.user
@@ -196,138 +180,88 @@ func (l *Loader[V]) lookManyInStore(ctx context.Context, all []*wanted[V]) {
 	for _, w := range all {
 		v, ok := found[w.k.user]
 		switch {
-		case w.err != nil:
+		case w.out.err != nil:
 		case ok:
-			w.seen = look[V]{found: true, result: Result[V]{Value: v, Source: SourceStore}}
+			w.seen = lookup[V]{state: fresh, result: Result[V]{Value: v, Source: SourceStore}}
 		default:
-			w.err = errs[w.k.user]
-			w.loaded = isCrash(w.err)
+			w.out.err = errs[w.k.user]
+			w.out.shared = isCrash(w.out.err)
 		}
 	}
 }
 
-// take notes what was read. A panic of Clone is the error of this key, so that it
-// reaches the caller of GetMany and not the goroutine that reads.
-func (w *wanted[V]) take(l *Loader[V], ctx context.Context, got protocol.Got) {
-	if w.err != nil {
-		return
-	}
-	flight.Protect(
-		func() (look[V], error) { return l.seeGot(ctx, w.k, w.ticket, got) },
-		func(seen look[V], err error) {
-			w.seen, w.err, w.loaded = seen, err, isCrash(err)
-		})
-}
-
-// isCrash reports whether an error of [flight.Protect] is a panic or a Goexit.
-func isCrash(err error) bool {
-	_, panicked := errors.AsType[*flight.PanicError](err)
-	return panicked || errors.Is(err, flight.ErrGoexit)
-}
-
-// storeMany looks up many keys in the Store: together, where it can. A Lookup that
-// panics is the error of its key.
-func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[string]V, errs map[string]error) {
-	if s, ok := l.opt.Store.(manyStore[V]); ok {
-		return lookupMany(ctx, s, keys)
-	}
-	errs = make(map[string]error)
-	found = make(map[string]V)
-	var mu sync.Mutex // guards both
-	var all errgroup.Group
-	all.SetLimit(againAtOnce)
-	for _, key := range keys {
-		all.Go(func() error {
-			flight.Protect(
-				func() (V, error) { return l.opt.Store.Lookup(ctx, key) },
-				func(v V, err error) {
-					mu.Lock()
-					defer mu.Unlock()
-					switch {
-					case err == nil:
-						found[key] = v
-					case !errors.Is(err, ErrNotFound):
-						errs[key] = err
-					}
-				})
-			return nil
-		})
-	}
-	_ = all.Wait() // the errors are in errs
-	return found, errs
-}
-
-// lookupMany looks keys up together. If that fails, and the error does not say for
-// which keys, halves of them are looked up, so that one bad key fails alone.
-func lookupMany[V any](ctx context.Context, s manyStore[V], keys []string) (found map[string]V, errs map[string]error) {
-	found = make(map[string]V, len(keys))
-	own := make(map[string]error)
-	errs = bisect.Keys([][]string{keys}, func(some []string) error {
-		values, err := s.LookupMany(ctx, some)
-		maps.Copy(found, values)
-		if many, ok := errors.AsType[*ManyError](err); ok {
-			maps.Copy(own, many.Errors)
-			return nil
-		}
-		if errors.Is(err, ErrNotFound) {
-			return nil
-		}
-		return err
-	}, func(err error) bool { return ctx.Err() != nil || isLost(err) })
-	maps.Copy(errs, own)
-	maps.DeleteFunc(errs, func(key string, err error) bool {
-		_, ok := found[key]
-		return ok || errors.Is(err, ErrNotFound)
-	})
-	return found, errs
-}
-
-// isLost reports whether a Store's error says that it cannot be reached.
-func isLost(err error) bool {
-	_, ok := errors.AsType[net.Error](err)
-	return ok || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
-}
-
-// joinMany joins or starts the loads of what was not found, and has the batch
-// fetch what is ours to fetch.
-func (l *Loader[V]) joinMany(ctx context.Context, came flight.Arrival, all []*wanted[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
-	b := &gathering[V]{Loader: l, ctx: context.WithoutCancel(ctx), fetch: fetch, undecided: 1, pace: make(chan struct{}, pace), down: make(chan struct{})}
-	defer b.decided() // all have joined
+// joinAll joins or starts the loads of the keys that the lookup does not answer. The loads
+// that it starts share a batch fetch.
+func (l *Loader[V]) joinAll(ctx context.Context, all []*wanted[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
+	b := batchfetch.New(l.batchConfig(ctx, fetch))
+	defer b.Decide() // all have joined
 	m := l.trace.missed()
 	for _, w := range all {
-		w.miss = m
-		old := w.seen.refresh || w.seen.spare
-		if w.err != nil || w.seen.found && !w.seen.refresh || old && l.pauses.active(w.k.user) {
-			w.result = w.seen.result
-			if w.seen.found || w.err == nil {
-				w.miss.old()
+		w.trace = m
+		if w.has() {
+			w.out.result = w.seen.result
+			if w.seen.found() || w.out.err == nil {
+				w.trace.stale()
 			}
 			continue
 		}
-		part := b.part()
-		load := l.loading(w.k, w.seen, nil, part)
-		ticket, err := l.flights.Join(ctx, w.k.user, came, load)
-		switch {
-		case err != nil:
-			w.err = ErrClosed
-		case w.seen.refresh:
-			w.result = w.seen.result
-			w.miss.old()
-		default:
-			w.wait = ticket.Wait
-			w.miss.joined(ticket.Started)
-			if w.seen.spare && l.opt.SoftTimeout > 0 {
-				_, _ = l.flights.Join(ctx, w.k.user, came, load) // it goes on without us
-			}
-		}
-		if !ticket.Started {
-			part.decide() // another's: nothing for our batch
-		}
+		w.joinBatch(b.Join())
 	}
 }
 
-// awaitMany waits for the loads, ours and others'.
-func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
+// joinBatch joins the load of the key, or starts it as a part of a batch fetch.
+func (w *wanted[V]) joinBatch(batch *batchfetch.Load[V]) {
+	o, done := w.answer(batch)
+	if done {
+		w.out = o
+		return
+	}
+	t, err := w.join(batch)
+	if err != nil || !t.Started {
+		batch.Decide() // the load is another caller's
+	}
+	if err != nil {
+		w.out.err = ErrClosed
+		return
+	}
+	w.flight, w.waits = t, true
+	w.trace.joined(t.Started)
+	if w.seen.state == fallback && w.opt.SoftTimeout > 0 {
+		_, _ = w.join(nil) // it never leaves, so the flight goes on after SoftTimeout
+	}
+}
+
+// batchConfig returns what the batch fetch of a GetMany works with.
+func (l *Loader[V]) batchConfig(ctx context.Context, fetch func(ctx context.Context, keys []string) (map[string]V, error)) batchfetch.Config[V] {
+	c := batchfetch.Config[V]{
+		Context: ctx, Fetch: fetch, NotFound: ErrNotFound,
+		ForKeys: func(ctx context.Context, keys []string) context.Context { return fetchingMany{ctx, l, keySet(keys)} },
+		Trace: func(ctx context.Context, c batchfetch.Call) batchfetch.Observer {
+			info := TraceFetch{Keys: len(c.Keys), Background: c.Background, Unleased: c.Unleased}
+			if len(c.Keys) == 1 {
+				info.Key = c.Keys[0]
+			}
+			return l.trace.fetching(ctx, info)
+		},
+		Enter: func(ctx context.Context) (context.Context, func(), error) {
+			if l.permits == nil {
+				return ctx, func() {}, nil
+			}
+			p, err := l.permits.Acquire(ctx, func() bool { return false })
+			if err != nil {
+				return ctx, nil, noPermit(err)
+			}
+			return p.Context(ctx, l), p.Release, nil
+		},
+	}
+	if l.opt.Store != nil {
+		c.Lookup = l.storeMany
+	}
+	return c
+}
+
+// awaitAll waits for the loads. A key with a fallback value waits for SoftTimeout at most.
+func (l *Loader[V]) awaitAll(ctx context.Context, all []*wanted[V]) {
 	soft := ctx
 	if l.opt.SoftTimeout > 0 {
 		var cancel context.CancelFunc
@@ -335,35 +269,55 @@ func (l *Loader[V]) awaitMany(ctx context.Context, all []*wanted[V]) {
 		defer cancel()
 	}
 	for _, w := range all {
-		if w.wait == nil {
+		if !w.waits {
 			continue
 		}
 		until := ctx
-		if w.seen.spare {
+		if w.seen.state == fallback {
 			until = soft
 		}
-		r, late, err := w.wait(until)
-		_, paused := errors.AsType[*pausedError](err)
-		_, saw := errors.AsType[*sawError[V]](err)
-		switch {
-		case late || saw || paused && !w.seen.spare:
-			w.again = true
-		case w.seen.spare && ctx.Err() == nil && isFailure(err):
-			w.result = w.seen.result
-		default:
-			w.result, w.err, w.loaded = r, err, true
-		}
+		o := w.await(until, w.flight)
+		w.again = w.late || o.found != nil || o.backoff && w.seen.state != fallback
+		w.out = w.orFallback(o)
 	}
 }
 
-// settleMany returns what GetMany does.
-func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
+// retryAll loads, one by one, the keys whose flight had no answer for this call.
+func retryAll[V any](all []*wanted[V]) {
+	var again errgroup.Group
+	again.SetLimit(callsAtOnce)
+	for _, w := range all {
+		if !w.again {
+			continue
+		}
+		again.Go(func() error {
+			// A Store may panic: that is for the caller, not for this goroutine.
+			flight.Protect(
+				func() (*outcome[V], error) { return w.retry(), nil },
+				func(o *outcome[V], err error) {
+					if w.out = o; err != nil {
+						w.out = &outcome[V]{err: err, shared: true}
+					}
+				})
+			return nil
+		})
+	}
+	_ = again.Wait() // the errors are in the outcomes
+}
+
+// retry loads the key as a Get does that joined a load too late.
+func (w *wanted[V]) retry() *outcome[V] {
+	if o, done := w.lookupAgain(); done {
+		return o
+	}
+	return w.load()
+}
+
+// settleAll returns the values and errors of all keys.
+func (l *Loader[V]) settleAll(all []*wanted[V]) (map[string]V, error) {
 	values, errs := make(map[string]V, len(all)), make(map[string]error)
 	for _, w := range all {
-		r, err := w.result, w.err
-		if w.loaded {
-			r, err = l.settle(w.k, r, err)
-		}
+		r, err := l.settle(w.k, w.out)
 		switch {
 		case err == nil:
 			values[w.k.user] = r.Value
@@ -377,8 +331,7 @@ func (l *Loader[V]) settleMany(all []*wanted[V]) (map[string]V, error) {
 	return values, nil
 }
 
-// fetchingMany is the context of a batch's fetch: it says what is fetched, as
-// that of a Get's does, for many keys.
+// fetchingMany is the context of a batch fetch: it has a [fetching] for each key.
 type fetchingMany struct {
 	context.Context
 	loader any
@@ -392,10 +345,10 @@ func (c fetchingMany) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-func keySet[V any](members []*member[V]) map[string]bool {
-	set := make(map[string]bool, len(members))
-	for _, m := range members {
-		set[m.key] = true
+func keySet(keys []string) map[string]bool {
+	set := make(map[string]bool, len(keys))
+	for _, key := range keys {
+		set[key] = true
 	}
 	return set
 }

@@ -54,7 +54,7 @@ func TestEvictedLease(t *testing.T) {
 	wantTakenOver(t, holder, other, func() {
 		setMaxMemory(t, admin, "1")
 		r.Until("the lease is evicted", func() bool {
-			admin.Set(t.Context(), "test:x", "x", time.Minute) // a write evicts; itself it fails
+			admin.Set(t.Context(), "test:x:{x}", "x", time.Minute) // a write evicts; itself it fails
 			return admin.Exists(t.Context(), "test:m:{k}").Val() == 0
 		})
 		setMaxMemory(t, admin, "0")

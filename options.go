@@ -311,6 +311,33 @@ func checkDurations(options string, given []givenDuration) error {
 	return nil
 }
 
+// A Near configures the near cache: entries in this process, so that a Get of one costs no
+// round trip, no decoding and no allocation.
+//
+// An entry is dropped when its value changes in Redis, whatever changes it: another
+// process, a program in another language, DEL in redis-cli, the end of its TTL, eviction,
+// FLUSHALL. After [Loader.Set], [Loader.Delete] or [Loader.Update] returns, each Get of the
+// same process over the same client sees the change. Other processes see it as soon as the
+// server's message arrives: after about one network delay, if they have a CPU to read it.
+//
+// A process has one more connection for this to Redis, or to each master of a cluster, on
+// which the server reports changes (CLIENT TRACKING). While that connection is lost, no
+// entry is used. If it hangs, or its master was replaced, no entry is used after 3 seconds
+// at most. A master that joins a cluster has no entries for the first seconds.
+//
+// If the server does not support or allow CLIENT TRACKING, that is logged once. Then entries
+// are dropped for changes by Loaders only. Other changes are seen when TTL ends.
+type Near struct {
+	// Entries is the most entries. Defaults to none: the near cache is off.
+	Entries int
+
+	// TTL is the longest time that an entry is used, and not beyond the time for which its
+	// value is fresh. Defaults to a minute.
+	TTL time.Duration
+}
+
+var errNearClient = errors.New("Options.Near needs a *redis.Client or a *redis.ClusterClient, or a wrapper with their methods that is comparable")
+
 // LockOptions configure a [Locker]. The zero value of each field is the default
 // named at the field, as with [Options].
 type LockOptions struct {

@@ -33,7 +33,7 @@ func TestMessagesBetweenTheNodesOfACluster(t *testing.T) {
 		return all
 	}
 	before := sent()
-	if err := nodes[0].Client().Publish(t.Context(), "test:counted", "m").Err(); err != nil {
+	if err := nodes[0].Client().Publish(t.Context(), "test:b:counted", "m").Err(); err != nil {
 		t.Fatal(err)
 	}
 	if sent() == before {

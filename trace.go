@@ -10,6 +10,7 @@ import (
 
 	"github.com/fetchonce/fetchonce/internal/errtext"
 	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/ratelog"
 )
 
 // A Trace holds hooks that report what a [Loader] or a [Locker] does. A nil hook is
@@ -178,29 +179,28 @@ type TraceUnlock struct {
 	Err  error // as [Lease.Release] returns it: [ErrLockLost] if the lock was lost
 }
 
-// A tracer calls a Trace, if there is one. Its methods are called whether or not
-// there is, and do nothing then.
+// A tracer calls the hooks of a Trace. Its methods do nothing where a hook is nil.
 type tracer struct {
-	Trace   // a copy
-	notices *notices
+	Trace // a copy
+	log   *ratelog.Log
 }
 
-func newTracer(t *Trace, n *notices) tracer {
+func newTracer(t *Trace, log *ratelog.Log) tracer {
 	if t == nil {
 		t = &Trace{}
 	}
-	return tracer{*t, n}
+	return tracer{*t, log}
 }
 
-// caught is deferred around each call: what a function of the Trace does must not
-// leave a key locked, nor pass for a panic of a fetch.
+// caught is deferred around each call of a hook: a panic in it must not leave a key
+// locked, nor be taken for a panic of a fetch.
 func (t *tracer) caught() {
 	if r := recover(); r != nil {
-		t.notices.warn(noticeTrace, fmt.Errorf("%s\n\n%s", errtext.OfPanic(r), debug.Stack()))
+		t.log.Warn(logTrace, fmt.Errorf("%s\n\n%s", errtext.OfPanic(r), debug.Stack()))
 	}
 }
 
-// looked tells of a Get that needs no load. It is found, or has an error.
+// looked reports a Get that needs no load: it has a value or an error.
 func (t *tracer) looked(ctx context.Context, key string, found bool, source Source, err error) {
 	if t.Got != nil {
 		t.got(ctx, key, found, source, err)
@@ -218,7 +218,7 @@ func (t *tracer) got(ctx context.Context, key string, found bool, source Source,
 
 // A miss is a Get on its way through a load.
 type miss struct {
-	began time.Time // zero if nobody wants to know
+	began time.Time // zero without a Got hook
 	kind  GetKind
 }
 
@@ -229,7 +229,7 @@ func (t *tracer) missed() miss {
 	return miss{began: time.Now(), kind: GetFailed}
 }
 
-// joined notes that it waits for a load, which it has started or not.
+// joined notes that the Get waits for a load, which it has started or not.
 func (m *miss) joined(started bool) {
 	switch {
 	case started:
@@ -239,39 +239,41 @@ func (m *miss) joined(started bool) {
 	}
 }
 
-// old notes that what was seen is the answer: a hit, unless it has waited before.
-func (m *miss) old() {
+// stale notes that the lookup answers the Get: a hit, unless it has waited before.
+func (m *miss) stale() {
 	if m.kind == GetFailed {
 		m.kind = GetHit
 	}
 }
 
-// saw notes that the load it waited for had nothing to do, if what was there is
-// found.
-func (m *miss) saw(found bool) {
+// hit notes that the load that the Get waited for has found a stored value, if it has.
+func (m *miss) hit(found bool) {
 	if found {
 		m.kind = GetHit
 	}
 }
 
-// answered tells of the end of m.
-func (t *tracer) answered(ctx context.Context, key string, m miss, source Source, stale bool, err error) {
-	if t.Got == nil {
-		return
+// answered reports the end of a Get that was a miss.
+func answered[V any](ctx context.Context, t *tracer, key string, m miss, o *outcome[V]) {
+	if t.Got != nil {
+		t.gotMiss(ctx, m, TraceGet{Key: key, Source: o.result.Source, Stale: o.result.Stale, Err: o.err})
 	}
+}
+
+func (t *tracer) gotMiss(ctx context.Context, m miss, g TraceGet) {
 	defer t.caught()
-	g := TraceGet{Key: key, Kind: m.kind, Source: source, Stale: stale, Err: err}
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	if g.Err != nil && !errors.Is(g.Err, ErrNotFound) {
 		g.Source = 0
 	}
+	g.Kind, g.Err = m.kind, callerError(g.Key, g.Err)
 	if m.kind != GetHit {
 		g.Took = time.Since(m.began)
 	}
 	t.Got(ctx, g)
 }
 
-// A fetchTrace tells of one fetch, once: when it has ended, or has been given up.
-// It is nil if nobody wants to know.
+// A fetchTrace reports one fetch, once: when it has ended, or nobody waits for it any more.
+// It is nil without a Fetched hook.
 type fetchTrace struct {
 	tracer *tracer
 	ctx    context.Context // the fetch's
@@ -288,7 +290,8 @@ func (t *tracer) fetching(ctx context.Context, info TraceFetch) *fetchTrace {
 	return &fetchTrace{tracer: t, ctx: ctx, info: info}
 }
 
-func (f *fetchTrace) begin() {
+// Begin notes that the fetch starts.
+func (f *fetchTrace) Begin() {
 	if f == nil {
 		return
 	}
@@ -297,7 +300,8 @@ func (f *fetchTrace) begin() {
 	f.began = time.Now()
 }
 
-func (f *fetchTrace) end(err error) {
+// End reports the fetch, if it has begun and was not reported before.
+func (f *fetchTrace) End(err error) {
 	if f == nil {
 		return
 	}
@@ -313,9 +317,9 @@ func (f *fetchTrace) end(err error) {
 	f.tracer.Fetched(f.ctx, f.info)
 }
 
-// outcome says why a fetch has failed whose context has ended.
+// outcome returns the error of a fetch; if its context has ended, the cause of that.
 func (f *fetchTrace) outcome(err error) error {
-	if err = outcome(f.info.Key, err); !isFailure(err) || f.ctx.Err() == nil {
+	if err = callerError(f.info.Key, err); !isFailure(err) || f.ctx.Err() == nil {
 		return err
 	}
 	if cause := context.Cause(f.ctx); !errors.Is(cause, flight.ErrAbandoned) {
@@ -365,7 +369,7 @@ func (t *tracer) nearDropped() func(copies int, reset bool) {
 	}
 }
 
-// asked returns the time, if somebody wants to know how long a lock is waited for.
+// asked returns the time at which a lock is requested, if there is a Locked hook.
 func (t *tracer) asked() time.Time {
 	if t.Locked == nil {
 		return time.Time{}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fetchonce/fetchonce/internal/cleanup"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -118,4 +119,14 @@ func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, stop func
 		return &Error{Op: "update", Key: k.user, Err: fmt.Errorf("written, but caches may be stale until their TTL: %w", err)}
 	}
 	return nil
+}
+
+// dropMark removes, in the background, a write mark that an Update may have left. If again is
+// not 0, it does so once more that much later.
+func (l *Loader[V]) dropMark(k keyed, mark string, again time.Duration) {
+	l.cleanup.Add(cleanup.Task{
+		TakeBack: func(ctx context.Context) error { return l.redis.Unmark(ctx, k.names, mark) },
+		Lasts:    l.opt.Lease,
+		Again:    again,
+	})
 }

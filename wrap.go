@@ -47,8 +47,8 @@ func (f Func[A, V]) Get(ctx context.Context, arg A) (V, error) {
 		var zero V
 		return zero, err
 	}
-	c, early := f.loader.nearCopy(ctx, key)
-	return get(ctx, f.loader, key, arg, c, early, f.fetch)
+	c, refresh := f.loader.nearGet(ctx, key)
+	return get(ctx, f.loader, key, nearHit[V]{c, refresh}, getFetch[A, V]{arg, f.fetch})
 }
 
 // Delete is [Loader.Delete] of the key of arg.

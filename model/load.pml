@@ -176,14 +176,14 @@ next:
 		:: else -> gets++
 		fi;
 		began = completed;
-		/* loader.go: b, err := l.redis.Get(ctx, k.names, l.readLimit()) */
+		/* lookup.go: b, err := l.redis.Get(ctx, k.names, l.readLimit()) */
 		if
 		:: val != 0 -> got = val; goto done
 #ifdef PASSOVER
 		:: val != 0 -> over = valf /* it is old, or not usable */
 #endif
 		:: val == 0
-		/* luck.go: return look[V]{skipped: true}, nil */
+		/* lookup.go: return lookup[V]{state: skipped}, nil */
 		:: val != 0 /* it has not looked */
 		fi;
 		if
@@ -235,7 +235,7 @@ acquire:
 		:: fault; owner = DEAD; waiting[me] = false; closeCall(); goto done /* the answer is lost for good */
 		fi;
 		waiting[me] = false;
-		/* load.go: m := r.work(limited, during, a.Fence) */
+		/* fetch.go: f := r.runFetch(limited, during, a.Fence) */
 		markCall(); found = source; goto hold
 	};
 
@@ -258,7 +258,7 @@ wait:
 			fi
 		fi }
 #ifndef MUTANT_NO_TIMER
-	/* load.go: timer := time.NewTimer(r.patience(a.Left)) */
+	/* load.go: timer := time.NewTimer(r.recheckAfter(r.acquire.Left)) */
 	:: atomic { true -> fenceOfWait = 0; goto acquire }
 #endif
 	fi;
@@ -270,7 +270,7 @@ hear:
 		if
 #ifndef MUTANT_HEAR_LATE
 		:: me == 0 && joined && late ->
-			/* load.go: seen, lookErr := r.look(ctx, r.k) */
+			/* load.go: seen, lookupErr := r.lookup(ctx, r.k) */
 			if
 			:: val == 0 -> version = 0; goto acquire
 			:: val != 0 -> got = val; markCall()
@@ -293,10 +293,10 @@ hold:
 		closeCall(); came = came && !(joined && me == 0); joined = joined && me != 0; lease = 0; found = 0; goto end }
 	:: atomic { !mine -> /* by a message, or since it could not be renewed */
 		/* renew.lua: if read("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end */
-		/* load.go: return Result[V]{}, false, nil // somebody has deleted or set the key, or is at it: ask again */
+		/* fetch.go: return r.acquiring // a Delete, Set or Update has ended the lease */
 		valid[me] = false; lease = 0; found = 0; over = 0; goto acquire }
 	:: atomic { true -> goto release }
-	/* load.go: r.call.Close() */
+	/* fetch.go: r.call.Close() */
 #ifdef MUTANT_CLOSE_LATE
 	:: atomic { true -> goto fill }
 #else
@@ -340,7 +340,7 @@ fill:
 #ifdef MUTANT_CLOSE_LATE
 		goto answered
 #else
-		/* load.go: r.call.Mark() // the lease was ours until now, so it is news to all who wait */
+		/* fetch.go: r.call.Mark() // the lease was ours until now, so the value is new enough for all callers */
 		if
 		:: markCall()
 		:: true /* sent again, it found that another value had come: a loss, as far as we know */
@@ -403,7 +403,7 @@ end: /* what is still to come to it does not matter */
 proctype Joiner() {
 end:
 	do
-	/* loader.go: came := l.flights.Arrive() // before the lookup: a fetch that begins during it is new enough */
+	/* loader.go: came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough */
 	:: atomic { joins > 0 && !came -> joins--; came = true; late = true; since = completed }
 	:: atomic { came && !joined && open -> joined = true }
 	od

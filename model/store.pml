@@ -23,7 +23,7 @@ byte ever = 0; /* bit set of the values that were the row */
 proctype Process(byte me) {
 	byte seen = 0, version = 0;
 
-	/* loader.go: v, err := l.opt.Store.Lookup(ctx, k.user) */
+	/* lookup.go: v, err := l.opt.Store.Lookup(ctx, k.user) */
 	seen = row;
 	if
 	:: seen != 0 -> goto done
@@ -41,7 +41,7 @@ acquire:
 	:: true /* without a lease: Redis is down */
 	fi;
 
-	/* load.go: v, err := r.opt.Store.Lookup(ctx, r.k.user) */
+	/* fetch.go: v, err := r.opt.Store.Lookup(ctx, r.k.user) */
 	seen = row;
 	if
 	:: seen != 0 -> goto release
@@ -50,7 +50,7 @@ acquire:
 	version = me + 1; /* the fetch */
 
 create:
-	/* load.go: return r.opt.Store.Create(limited, r.k.user, v) */
+	/* fetch.go: return r.opt.Store.Create(limited, r.k.user, v) */
 	/* oncesql/dialect.go: insert += " ON CONFLICT (" + d.quote(key) + ") DO NOTHING" + */
 	atomic {
 		if

@@ -17,14 +17,14 @@ var Soaked = []Mutant{
 	},
 	{
 		Name:   "a value whose store was refused is returned to all",
-		File:   "load.go",
+		File:   "fetch.go",
 		Old:    `r.call.Close() filled, err :=`,
 		New:    "r.call.Close()\n\tr.call.Mark()\n\tfilled, err :=",
 		Faults: "delay",
 	},
 	{
 		Name:   "a load can be joined while it is stored, and its value is returned to those too",
-		File:   "load.go",
+		File:   "fetch.go",
 		Old:    `r.call.Close() filled, err := r.redis.Fill(`,
 		New:    "defer r.call.Close()\n\tdefer r.call.Mark()\n\tfilled, err := r.redis.Fill(",
 		Faults: "delay",

@@ -15,9 +15,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// runOutOfLuck has a loader find nothing, so often that it does not look first any
-// more.
-func runOutOfLuck(t *testing.T, l loader) {
+// predictMisses has a loader miss so often that it skips its lookups.
+func predictMisses(t *testing.T, l loader) {
 	t.Helper()
 	for i := range 60 {
 		key := "nothing:" + strconv.Itoa(i)
@@ -49,8 +48,8 @@ func wantSent(t *testing.T, got []string, want ...string) {
 	}
 }
 
-// After a run of misses a Get asks for the lease at once. That finds a value, too,
-// in one round trip; and after a few such it is looked first again.
+// After a run of misses a Get sends ACQUIRE without a lookup. That finds a stored value, too,
+// in one round trip. After a few hits, lookups come first again.
 func TestAMissAfterManyIsTwoRoundTrips(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -59,7 +58,7 @@ func TestAMissAfterManyIsTwoRoundTrips(t *testing.T) {
 		wantSent(t, sends(t, rdb, l, "first", "fetched"), "GETRANGE", "EVALSHA", "EVALSHA")
 		set(t, other, "kept", "set")
 		set(t, other, "large", strings.Repeat("large", 10_000))
-		runOutOfLuck(t, l)
+		predictMisses(t, l)
 		wantSent(t, sends(t, rdb, l, "second", "fetched"), "EVALSHA", "EVALSHA")
 		wantSent(t, sends(t, rdb, l, "large", strings.Repeat("large", 10_000)), "EVALSHA", "GETRANGE")
 		wantSent(t, sends(t, rdb, l, "kept", "set"), "EVALSHA")
@@ -68,20 +67,19 @@ func TestAMissAfterManyIsTwoRoundTrips(t *testing.T) {
 	})
 }
 
-// Where a turn is needed for a load, and where it is the Store that is looked at,
-// it is looked first.
-func TestLuckIsNotForAll(t *testing.T) {
+// A load that needs a permit, and one over a Store without Redis, never skips its lookup.
+func TestSomeLookupsAreNeverSkipped(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l := loaderOf(t, rdb, func(opt *options) { opt.MaxFetches = 1 })
-		runOutOfLuck(t, l)
+		predictMisses(t, l)
 		wantSent(t, sends(t, rdb, l, "k", "fetched"), "GETRANGE", "EVALSHA", "EVALSHA")
 	})
 }
 
-// A value that is found without a look is judged as any other: it is returned
-// though it is old, and fetched anew behind it, or kept for when that fails.
-func TestOldValuesAreFoundWithoutALook(t *testing.T) {
+// A value that ACQUIRE finds is judged like one of a lookup: it is returned while it is
+// refreshed in the background, or kept as a fallback.
+func TestStaleValuesAreFoundWithoutALookup(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		if !r.Fake() {
 			return // it is a matter of time
@@ -92,8 +90,8 @@ func TestOldValuesAreFoundWithoutALook(t *testing.T) {
 		set(t, revalidate, "k", "old")
 		set(t, ifError, "k", "old")
 		time.Sleep(61 * time.Minute)
-		runOutOfLuck(t, revalidate)
-		runOutOfLuck(t, ifError)
+		predictMisses(t, revalidate)
+		predictMisses(t, ifError)
 
 		o := newOrigin(t)
 		got, err := revalidate.Load(t.Context(), "k", func(ctx context.Context, f *fetchonce.Fetch[string]) (string, error) {
@@ -110,7 +108,7 @@ func TestOldValuesAreFoundWithoutALook(t *testing.T) {
 
 		for _, fails := range []bool{true, false} {
 			o := newOrigin(t)
-			runOutOfLuck(t, ifError)
+			predictMisses(t, ifError)
 			g := get(t, t.Context(), ifError, "k", o)
 			if fails {
 				o.next().fails(errors.New("it is down"))
@@ -124,8 +122,8 @@ func TestOldValuesAreFoundWithoutALook(t *testing.T) {
 	})
 }
 
-// Those who come without a look get a value each, and one of an absence.
-func TestFoundWithoutALookIsEachCallersOwn(t *testing.T) {
+// Callers that skipped their lookup receive a clone each, or ErrNotFound.
+func TestValueFoundByAcquireIsClonedForEachCaller(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		clones := 0
@@ -137,28 +135,28 @@ func TestFoundWithoutALookIsEachCallersOwn(t *testing.T) {
 		if !errors.Is(err, fetchonce.ErrNotFound) {
 			t.Fatal(err)
 		}
-		runOutOfLuck(t, l)
+		predictMisses(t, l)
 		clones = 0
 		wantSent(t, sends(t, rdb, l, "k", "set"), "EVALSHA")
 		if clones != 1 {
 			t.Errorf("a value that may be shared was cloned %d times", clones)
 		}
-		runOutOfLuck(t, l)
+		predictMisses(t, l)
 		o := newOrigin(t)
 		get(t, t.Context(), l, "absent", o).wantErr(fetchonce.ErrNotFound)
 		o.want(0)
 	})
 }
 
-// What a Get finds without a look becomes a copy like what it has looked at.
-func TestFoundWithoutALookIsKeptNear(t *testing.T) {
+// A value that ACQUIRE finds enters the near cache.
+func TestValueFoundByAcquireEntersTheNearCache(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l, other := loaderOf(t, rdb, withNear), newLoader(t, r)
 		set(t, other, "warm", "set")
 		warmNear(t, r, l, "warm", "set")
 		set(t, other, "k", "set")
-		runOutOfLuck(t, l)
+		predictMisses(t, l)
 		if got, from := source(t, l, "k"); got != "set" || from != fetchonce.SourceRedis {
 			t.Errorf("%q from %v", got, from)
 		}
@@ -168,8 +166,8 @@ func TestFoundWithoutALookIsKeptNear(t *testing.T) {
 	})
 }
 
-// A value is deleted after an ACQUIRE has read it. It does not come to be near.
-func TestDeleteDuringAGetWithoutALookForbidsTheCopy(t *testing.T) {
+// A value is deleted after an ACQUIRE has read it. It does not enter the near cache.
+func TestDeleteDuringAcquireKeepsTheValueOutOfTheNearCache(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		codec := slowCodec{fetchonce.JSON, make(chan chan struct{}, 1), make(chan struct{})}
 		withCodec := func(opt *options) { opt.Codec = codec }
@@ -180,7 +178,7 @@ func TestDeleteDuringAGetWithoutALookForbidsTheCopy(t *testing.T) {
 			set(t, other, key, "old")
 		}
 		warmNear(t, r, l, next, "old")
-		runOutOfLuck(t, l)
+		predictMisses(t, l)
 
 		on := make(chan struct{})
 		codec.stop <- on
@@ -201,70 +199,70 @@ func TestDeleteDuringAGetWithoutALookForbidsTheCopy(t *testing.T) {
 	})
 }
 
-// A crowd that comes right after a miss was seen does not look itself, nor does
-// one that comes where nothing is expected. One process fetches, once.
-func TestACrowdDoesNotLook(t *testing.T) {
-	for name, unlucky := range map[string]bool{"invited": false, "out of luck": true} {
+// Callers that arrive right after a miss skip their lookup, and so do those of a key that is
+// predicted absent. One process fetches, once.
+func TestCallersSkipTheirLookupRightAfterAMiss(t *testing.T) {
+	for name, predicted := range map[string]bool{"recent miss": false, "predicted miss": true} {
 		t.Run(name, func(t *testing.T) {
 			redistest.Each(t, func(t *testing.T, r backend) {
 				if !r.Fake() {
-					return // the invitation ends
+					return // the recent-miss window ends
 				}
 				rdb := r.Client()
 				l, other := loaderOf(t, rdb), newLoader(t, r)
-				if unlucky {
-					runOutOfLuck(t, l)
-					runOutOfLuck(t, other)
+				if predicted {
+					predictMisses(t, l)
+					predictMisses(t, other)
 				}
 				redistest.WireOf(rdb).Reset()
 				o := newOrigin(t)
-				crowd := []*getter{get(t, t.Context(), l, "k", o)}
+				callers := []*getter{get(t, t.Context(), l, "k", o)}
 				c := o.next()
 				for range 50 {
-					crowd = append(crowd, get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o))
+					callers = append(callers, get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o))
 				}
 				r.Until("all wait", func() bool { return l.Callers("k") == 51 && other.Callers("k") == 50 })
 				looks := asked(rdb)
-				if want := 1; !unlucky && looks != want || unlucky && looks != 0 {
+				if want := 1; !predicted && looks != want || predicted && looks != 0 {
 					t.Errorf("%d looks", looks)
 				}
 				c.returns("v")
-				for _, g := range crowd {
+				for _, g := range callers {
 					g.want("v")
 				}
 				o.want(1)
 
-				time.Sleep(time.Second) // the invitation is over, and there is no load
+				time.Sleep(time.Second) // the recent-miss window is over, and there is no load
 				get(t, t.Context(), l, "k", o).want("v")
 			})
 		})
 	}
 }
 
-// Who has joined a load without a look, and after a Delete or a Set elsewhere, is
-// given nothing from before: neither its value nor its failure.
-func TestWhoDidNotLookIsGivenNothingOld(t *testing.T) {
+// A caller skips its lookup and joins a load, after a Delete or Set in another process. It
+// receives neither a value nor a failure from before that.
+func TestCallerThatSkippedItsLookupReceivesNothingOld(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		if !r.Fake() {
 			return // the fetch is waited for to the end, although its lease is lost
 		}
 		for _, set := range []bool{true, false} {
 			for _, fails := range []bool{true, false} {
-				for _, unlucky := range []bool{true, false} {
-					testWhoDidNotLook(t, r, set, fails, unlucky)
+				for _, predicted := range []bool{true, false} {
+					testCallerThatSkippedItsLookup(t, r, set, fails, predicted)
 				}
 			}
 		}
 	})
 }
 
-func testWhoDidNotLook(t *testing.T, r backend, sets, fails, unlucky bool) {
+func testCallerThatSkippedItsLookup(t *testing.T, r backend, sets, fails, predicted bool) {
 	t.Helper()
 	o := newOrigin(t)
 	o.ignore = true // it goes on though its lease is lost
 	l, other := newLoader(t, r), newLoader(t, r)
-	if unlucky {
-		runOutOfLuck(t, l)
+	if predicted {
+		predictMisses(t, l)
 	}
 	r.Wire().DropMessages(redistest.All) // and does not hear of that
 	defer r.Wire().Heal()

@@ -1,8 +1,15 @@
-package fetchonce
+// Package permit limits how many fetches of a Loader run at once, to MaxFetches.
+//
+// A fetch holds its permit until its function returns. A fetch that ignores its context
+// keeps the permit after its callers have left and its lease has ended.
+//
+// A fetch that Gets another key yields its permit while that Get waits. Otherwise such
+// fetches could hold all permits, and each could wait for one.
+package permit
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,34 +17,30 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// permits limits the fetches of a loader that run at once to MaxFetches.
-//
-// A fetch holds its permit until its function returns. A fetch that ignores its
-// context keeps the permit after its callers have left and its lease has ended.
-type permits struct {
+// Permits is the permits of one Loader.
+type Permits struct {
 	free    *semaphore.Weighted
 	timeout time.Duration // FetchTimeout; 0 for none
 	began   time.Time     // freed counts from here
 	freed   atomic.Int64  // when a permit was last released
 }
 
-func newPermits(n int, timeout time.Duration) *permits {
-	return &permits{free: semaphore.NewWeighted(int64(n)), timeout: timeout, began: time.Now()}
+// New returns n permits. With a timeout that is not 0, Acquire fails when no permit is
+// released for so long.
+func New(n int, timeout time.Duration) *Permits {
+	return &Permits{free: semaphore.NewWeighted(int64(n)), timeout: timeout, began: time.Now()}
 }
 
-// permitRecheck is how often acquire calls again.
-const permitRecheck = time.Second
+// recheck is how often Acquire calls again.
+const recheck = time.Second
 
-// errNoPermit is the error of a load that got no permit for FetchTimeout.
-var errNoPermit = &Error{
-	Op:  "fetch",
-	Err: fmt.Errorf("every MaxFetches permit is held by a fetch that ignores its context: %w", ErrFetchTimeout),
-}
+// ErrNone says that no permit was released for the timeout.
+var ErrNone = errors.New("every MaxFetches permit is held by a fetch that ignores its context")
 
-// acquire waits for a permit. It calls again once a second, and returns no permit and
-// no error when again returns true. Its error is the cause of ctx, or errNoPermit when
+// Acquire waits for a permit. It calls again once a second, and returns no permit and
+// no error when again returns true. Its error is the cause of ctx, or ErrNone when
 // no permit is released for FetchTimeout: then no fetch that holds one heeds its context.
-func (p *permits) acquire(ctx context.Context, again func() bool) (*permit, error) {
+func (p *Permits) Acquire(ctx context.Context, again func() bool) (*Permit, error) {
 	if p.free.TryAcquire(1) {
 		return p.granted(), nil
 	}
@@ -45,7 +48,7 @@ func (p *permits) acquire(ctx context.Context, again func() bool) (*permit, erro
 	defer leave()
 	acquired := make(chan error, 1)
 	go func() { acquired <- p.free.Acquire(waiting, 1) }() // ends with waiting
-	ticks := time.NewTicker(permitRecheck)
+	ticks := time.NewTicker(recheck)
 	defer ticks.Stop()
 	for began := time.Now(); ; {
 		var stuck error
@@ -57,7 +60,7 @@ func (p *permits) acquire(ctx context.Context, again func() bool) (*permit, erro
 			return p.granted(), nil
 		case <-ticks.C:
 			if p.isStuck(began) {
-				stuck = errNoPermit
+				stuck = ErrNone
 			} else if !again() {
 				continue
 			}
@@ -70,29 +73,26 @@ func (p *permits) acquire(ctx context.Context, again func() bool) (*permit, erro
 	}
 }
 
-func (p *permits) granted() *permit {
+func (p *Permits) granted() *Permit {
 	released, release := context.WithCancel(context.Background())
-	return &permit{permits: p, released: released, end: release, held: true}
+	return &Permit{permits: p, released: released, end: release, held: true}
 }
 
 // isStuck reports that no permit was released for FetchTimeout, while a load has
 // waited since began.
-func (p *permits) isStuck(began time.Time) bool {
+func (p *Permits) isStuck(began time.Time) bool {
 	idle := min(time.Since(began), time.Since(p.began)-time.Duration(p.freed.Load()))
 	return p.timeout > 0 && idle >= p.timeout
 }
 
-func (p *permits) release() {
+func (p *Permits) release() {
 	p.freed.Store(int64(time.Since(p.began)))
 	p.free.Release(1)
 }
 
-// A permit is one of MaxFetches. A run acquires it, and its fetch releases it.
-//
-// A fetch that Gets another key yields its permit while the Get waits. Otherwise such
-// fetches could hold all permits, and each could wait for one.
-type permit struct {
-	permits  *permits
+// A Permit is the right of one fetch to run.
+type Permit struct {
+	permits  *Permits
 	released context.Context // ends with release
 	end      context.CancelFunc
 
@@ -102,13 +102,18 @@ type permit struct {
 	over bool // it was released
 }
 
-// permitOf is the key under which the context of a fetch has its permit.
-type permitOf struct{ loader any }
+// of is the key of a context's value: the Permit of the fetch of an owner.
+type of struct{ owner any }
 
-// yieldPermit yields the permit of the fetch that calls with ctx, if a fetch does. The
+// Context returns the context of a fetch that holds the permit. The owner is that of Yield.
+func (p *Permit) Context(ctx context.Context, owner any) context.Context {
+	return context.WithValue(ctx, of{owner}, p)
+}
+
+// Yield yields the permit of the owner's fetch that calls with ctx, if one does. The
 // caller calls reacquire when its Get has ended.
-func (l *Loader[V]) yieldPermit(ctx context.Context) (reacquire func()) {
-	p, ok := ctx.Value(permitOf{l}).(*permit)
+func Yield(ctx context.Context, owner any) (reacquire func()) {
+	p, ok := ctx.Value(of{owner}).(*Permit)
 	if !ok {
 		return func() {}
 	}
@@ -117,7 +122,7 @@ func (l *Loader[V]) yieldPermit(ctx context.Context) (reacquire func()) {
 }
 
 // yield lets another fetch have the permit while a Get of this one waits.
-func (p *permit) yield() {
+func (p *Permit) yield() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gets++
@@ -127,7 +132,7 @@ func (p *permit) yield() {
 // reacquire waits for a permit again once no Get waits. If ctx ends first, the fetch
 // continues, and a goroutine waits for the permit in its place: until then one
 // fetch more than MaxFetches runs.
-func (p *permit) reacquire(ctx context.Context) {
+func (p *Permit) reacquire(ctx context.Context) {
 	switch {
 	case !p.getEnded():
 	case p.permits.free.Acquire(ctx, 1) == nil:
@@ -142,7 +147,7 @@ func (p *permit) reacquire(ctx context.Context) {
 }
 
 // keep holds what was acquired, unless the fetch does not need it any more.
-func (p *permit) keep() {
+func (p *Permit) keep() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.held || p.over || p.gets > 0 {
@@ -153,15 +158,15 @@ func (p *permit) keep() {
 }
 
 // getEnded notes the end of a Get, and reports whether the fetch needs its permit again.
-func (p *permit) getEnded() bool {
+func (p *Permit) getEnded() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gets--
 	return p.gets == 0 && !p.held && !p.over
 }
 
-// release ends the permit. It may be called more than once, and on no permit at all.
-func (p *permit) release() {
+// Release ends the permit. It may be called more than once, and on nil.
+func (p *Permit) Release() {
 	if p == nil {
 		return
 	}
@@ -173,7 +178,7 @@ func (p *permit) release() {
 }
 
 // free lets another fetch have the permit. The caller holds p.mu.
-func (p *permit) free() {
+func (p *Permit) free() {
 	if p.held {
 		p.held = false
 		p.permits.release()

@@ -1,0 +1,253 @@
+package fetchonce
+
+import (
+	"context"
+	"errors"
+
+	"github.com/fetchonce/fetchonce/internal/batchfetch"
+	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/permit"
+)
+
+// A caller is one call of Get or Load, or one key of a GetMany, whose lookup did not answer
+// it. It joins a load, or starts one, until there is a result that is not older than the
+// call.
+type caller[V any] struct {
+	*Loader[V]
+	ctx   context.Context
+	k     keyed
+	came  flight.Arrival // when the call began
+	fetch func(ctx context.Context, f *Fetch[V]) (V, error)
+	seen  lookup[V]
+	trace miss
+	late  bool // it joined the flight after the cutoff: the outcome may be too old for it
+}
+
+// maxRounds is how many loads a caller joins before it starts its own.
+const maxRounds = 3
+
+// errSoftTimeout ends the wait of a caller that has a fallback value.
+var errSoftTimeout = errors.New("soft timeout")
+
+// settledLoad returns what the caller's load comes to.
+func (c *caller[V]) settledLoad() (Result[V], error) {
+	c.trace = c.Loader.trace.missed()
+	o := c.load()
+	answered(c.ctx, &c.Loader.trace, c.k.user, c.trace, o)
+	return c.settle(c.k, o)
+}
+
+// load returns the outcome for the caller: of a load, or of a lookup.
+func (c *caller[V]) load() *outcome[V] {
+	if c.ctx.Value(fetching{c.Loader, c.k.user}) != nil {
+		return c.reentered()
+	}
+	if c.seen.state == skipped {
+		if o, done := c.loadSkipped(); done {
+			return o
+		}
+	}
+	for round := 1; ; round++ {
+		if o, done := c.answer(nil); done {
+			return o
+		}
+		o := c.wait()
+		switch {
+		case o.found != nil: // the load was started by a caller that skipped its lookup
+			if o, done := c.judge(o); done {
+				return o
+			}
+		case c.late || o.backoff && c.seen.state != fallback:
+			// The result may be older than this call. The value may be stored by now. Else
+			// the next load starts after the call.
+			// A backoff is for callers with a stale value: another one starts its own load.
+			next, done := c.lookupAgain()
+			if done {
+				return next
+			}
+			if o.backoff && round >= maxRounds {
+				c.flights.Forget(c.k.user)
+			}
+		default:
+			return c.orFallback(o)
+		}
+	}
+}
+
+// reentered answers a caller that is the fetch of the same key.
+func (c *caller[V]) reentered() *outcome[V] {
+	if c.seen.state == skipped {
+		o, _ := c.lookupAgain()
+		if o.err != nil || c.seen.found() {
+			c.trace.stale()
+			return o
+		}
+	}
+	return &outcome[V]{err: reentrant(c.k.user)}
+}
+
+func reentrant(key string) error {
+	return &Error{Op: "get", Key: key, Err: errors.New("called by the fetch of the same key, which would wait for itself")}
+}
+
+// own returns the outcome of the caller's own lookup.
+func (c *caller[V]) own(err error) *outcome[V] { return &outcome[V]{result: c.seen.result, err: err} }
+
+// lookupAgain looks the key up. It is done if that answers the caller.
+func (c *caller[V]) lookupAgain() (o *outcome[V], done bool) {
+	seen, err := c.lookup(c.ctx, c.k)
+	c.seen = seen
+	return c.own(err), err != nil || seen.state == fresh
+}
+
+// answer answers the caller without a wait, if it has a value to refresh, or a fallback
+// value during the backoff. It starts the refresh.
+func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool) {
+	switch {
+	case c.seen.replaceable() && c.backoffs.Active(c.k.user):
+		batch.Decide()
+	case c.seen.refreshes():
+		t, err := c.join(batch) // it never leaves, so the refresh goes on
+		if err != nil || !t.Started {
+			batch.Decide()
+		}
+	default:
+		return o, false
+	}
+	c.trace.stale()
+	return c.own(nil), true
+}
+
+// join joins the flight of the key, or starts it.
+func (c *caller[V]) join(batch *batchfetch.Load[V]) (flight.Ticket[*outcome[V]], error) {
+	return c.flights.Join(c.ctx, c.k.user, c.came, c.newLoad(c.k, c.seen, c.fetch, batch))
+}
+
+// wait joins the flight and waits for its outcome. A caller with a fallback value waits for
+// SoftTimeout at most. The flight then goes on without it.
+func (c *caller[V]) wait() *outcome[V] {
+	defer permit.Yield(c.ctx, c.Loader)()
+	ctx := c.ctx
+	if c.seen.state == fallback && c.opt.SoftTimeout > 0 {
+		soft, cancel := context.WithTimeoutCause(ctx, c.opt.SoftTimeout, errSoftTimeout)
+		defer cancel()
+		ctx = soft
+		t, _ := c.join(nil) // it never leaves
+		c.trace.joined(t.Started)
+	}
+	t, err := c.join(nil)
+	if err != nil {
+		return &outcome[V]{err: err, shared: true}
+	}
+	c.trace.joined(t.Started)
+	return c.await(ctx, t)
+}
+
+// await waits for the outcome of a flight, or the end of ctx.
+func (c *caller[V]) await(ctx context.Context, t flight.Ticket[*outcome[V]]) *outcome[V] {
+	o, late, err := t.Wait(ctx)
+	c.late = late
+	if late || err != nil {
+		return &outcome[V]{err: err, shared: true}
+	}
+	return o
+}
+
+// judge takes what the ACQUIRE of a load found as the caller's own lookup. It is done if
+// that answers the caller.
+func (c *caller[V]) judge(o *outcome[V]) (own *outcome[V], done bool) {
+	c.seen = *o.found
+	if c.opt.Clone != nil && o.err == nil {
+		c.seen.result.Value = c.opt.Clone(c.seen.result.Value)
+	}
+	c.trace.hit(c.seen.found())
+	return c.own(o.err), o.err != nil || c.seen.state == fresh
+}
+
+// orFallback returns the fallback value in the place of a failure, if there is one.
+func (c *caller[V]) orFallback(o *outcome[V]) *outcome[V] {
+	if c.seen.state == fallback && c.ctx.Err() == nil && isFailure(o.err) {
+		return c.own(nil)
+	}
+	return o
+}
+
+// isFailure reports whether a fallback value is better than the error: not if the error
+// says that there is no value or the Loader is closed, nor if the fetch panicked.
+func isFailure(err error) bool {
+	_, panicked := errors.AsType[*flight.PanicError](err)
+	return err != nil && !panicked && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
+}
+
+// loadSkipped joins a load within its recent-miss window, or starts one whose ACQUIRE is the
+// lookup. It is not done if the caller has looked the key up itself, and needs a load.
+func (c *caller[V]) loadSkipped() (o *outcome[V], done bool) {
+	var start func(context.Context, *flight.Call[*outcome[V]]) (*outcome[V], error)
+	if c.skipsLookup() {
+		start = c.newLoad(c.k, c.seen, c.fetch, nil)
+	}
+	t, joined := c.flights.JoinInvited(c.ctx, c.k.user, c.came, start)
+	if !joined {
+		o, done = c.lookupAgain()
+		c.learn(&c.seen)
+		if c.seen.found() {
+			c.trace.stale()
+		}
+		return o, done
+	}
+	c.trace.joined(t.Started)
+	reacquire := permit.Yield(c.ctx, c.Loader)
+	o = c.await(c.ctx, t)
+	reacquire()
+	switch {
+	case o.found != nil:
+		return c.judge(o)
+	case !c.late && (t.Started || o.err == nil || errors.Is(o.err, ErrNotFound) || c.ctx.Err() != nil):
+		return o, true
+	}
+	// The result may be older than this call; or it is a failure, and a value may be stored.
+	failed := o
+	o, done = c.lookupAgain()
+	switch {
+	case failed.err == nil, c.seen.found():
+		return o, done
+	case o.err != nil || c.seen.state != fallback:
+		return failed, true
+	}
+	return c.orFallback(failed), isFailure(failed.err)
+}
+
+// settle turns an outcome into what the caller returns.
+func (l *Loader[V]) settle(k keyed, o *outcome[V]) (Result[V], error) {
+	switch {
+	case !o.shared:
+		return o.result, o.err
+	case o.err == nil:
+		r := o.result
+		if l.opt.Clone != nil {
+			r.Value = l.opt.Clone(r.Value)
+		}
+		return r, nil
+	}
+	err := callerError(k.user, o.err)
+	if isPanic(o.err) {
+		panic(err)
+	}
+	return Result[V]{}, err
+}
+
+// callerError returns the error of a load as callers receive it.
+func callerError(key string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, flight.ErrClosed):
+		return ErrClosed
+	case errors.Is(err, flight.ErrGoexit):
+		return &Error{Op: "fetch", Key: key, Err: err}
+	}
+	if p, ok := errors.AsType[*flight.PanicError](err); ok {
+		return &PanicError{Value: p.Value, Stack: p.Stack}
+	}
+	return err
+}

@@ -1,0 +1,356 @@
+package fetchonce
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/backoff"
+	"github.com/fetchonce/fetchonce/internal/cleanup"
+	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/lease"
+	"github.com/fetchonce/fetchonce/internal/permit"
+	"github.com/fetchonce/fetchonce/internal/protocol"
+)
+
+// holding fetches under the lease, which is renewed until the fetch has ended, and stores
+// the value.
+func (r *load[V]) holding(ctx context.Context) state {
+	defer r.releasePermit()
+	a := &r.acquire
+	r.waitEnds(ctx, false)
+	if ctx.Err() != nil {
+		r.release(ctx, nil)
+		return r.fail(context.Cause(ctx))
+	}
+	limited, cancel := r.limit(ctx)
+	defer cancel()
+	held, keeper := lease.Keep(limited, a.sent, r.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
+		return r.redis.Renew(ctx, r.k.names, a.owner, r.opt.Lease)
+	})
+	defer keeper.Stop()
+	defer r.mailbox.Hold(a.owner, keeper.Lost)()
+
+	during := held
+	if r.reloads >= maxReloads {
+		// The key is deleted faster than it can be fetched. This fetch goes on when its
+		// lease is lost: it starts after its callers came, so its value is new enough for
+		// them, and it is not stored.
+		during = limited
+	}
+	r.call.Mark()
+	f := r.runFetch(limited, during, a.Fence)
+	if held.Err() != nil && errors.Is(context.Cause(held), ErrLockLost) {
+		r.trace.leaseLost(ctx, TraceLease{Key: r.k.user, Held: time.Since(a.sent)})
+	}
+	switch {
+	case f.err == nil || errors.Is(f.err, ErrNotFound):
+		r.fill(ctx, f)
+		return r.done(f.result(), f.err)
+	case ctx.Err() != nil:
+		r.release(ctx, nil)
+		return r.fail(context.Cause(ctx))
+	case f.cancelled && !r.call.Kept() && errors.Is(context.Cause(during), ErrLockLost):
+		r.reloads++
+		r.replaces, r.old = nil, nil
+		return r.acquiring // a Delete, Set or Update has ended the lease
+	}
+	r.fail(f.err) // first: no caller joins what is being released
+	failure := describe(f.err, f.inStore)
+	r.release(ctx, &failure)
+	return nil
+}
+
+// A fetched is what a fetch returned, with the Store's part in it.
+type fetched[V any] struct {
+	value     V
+	source    Source
+	cost      time.Duration
+	ttl       time.Duration // as the fetch set it
+	err       error         // nil, ErrNotFound, or the failure
+	cancelled bool          // the failure may be due to the end of the context
+	inStore   bool          // the failure is the Store's
+	trace     *fetchTrace
+}
+
+func (f fetched[V]) result() Result[V] { return Result[V]{Value: f.value, Source: f.source} }
+
+// A fetching is the key of a value of a fetch's context. It finds a fetch that Gets its own
+// key.
+type fetching struct {
+	loader any
+	key    string
+}
+
+// limit returns the context of a fetch: with FetchTimeout, its key and its permit.
+func (r *load[V]) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx = context.WithValue(ctx, fetching{r.Loader, r.k.user}, true)
+	if r.permit != nil {
+		ctx = r.permit.Context(ctx, r.Loader)
+	}
+	if r.opt.FetchTimeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, r.opt.FetchTimeout, ErrFetchTimeout)
+}
+
+// runFetch runs the fetch on a goroutine of its own, with the context during, and waits for
+// it until limited ends: a fetch that ignores its context continues without callers. The
+// fetch takes the permit, and releases it when it returns.
+func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched[V] {
+	trace := r.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Background: r.background, Unleased: fence == 0})
+	ended := make(chan fetched[V], 1)
+	permit := r.permit
+	r.permit = nil
+	go func() {
+		f := fetched[V]{trace: trace}
+		flight.Protect(
+			func() (V, error) { return r.fetchAndCreate(limited, during, fence, &f) },
+			func(v V, err error) {
+				f.value, f.err = v, err
+				f.trace.End(err) // if it panicked
+				permit.Release()
+				ended <- f
+			})
+	}()
+	select {
+	case f := <-ended:
+		f.cancelled = f.err != nil && !isCrash(f.err)
+		if f.cancelled && limited.Err() != nil && !errors.Is(f.err, ErrNotFound) {
+			f.err = r.causeOf(limited)
+		}
+		r.logFailure(f.err, f.inStore)
+		return f
+	case <-limited.Done():
+		trace.End(limited.Err())
+		err := r.causeOf(limited)
+		r.logFailure(err, false)
+		return fetched[V]{err: err, cancelled: true}
+	}
+}
+
+// isCrash reports whether an error of [flight.Protect] is a panic or a Goexit.
+func isCrash(err error) bool { return isPanic(err) || errors.Is(err, flight.ErrGoexit) }
+
+func isPanic(err error) bool {
+	_, ok := errors.AsType[*flight.PanicError](err)
+	return ok
+}
+
+// logFailure logs the failure of a fetch that may have no caller to return it to.
+func (r *load[V]) logFailure(err error, inStore bool) {
+	alone := r.background || r.old != nil && r.opt.SoftTimeout > 0
+	if alone && err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrLockLost) {
+		r.log.Warn(logRefresh, loggable(keyless(callerError(r.k.user, err)), inStore))
+	}
+}
+
+func (r *load[V]) causeOf(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, ErrFetchTimeout) {
+		return &Error{Op: "fetch", Key: r.k.user, Err: ErrFetchTimeout}
+	}
+	return cause
+}
+
+// fetchAndCreate looks the key up in the Store once more, or else fetches its value and
+// creates it in the Store.
+//
+// A fetch that succeeded is not repeated because its callers leave: the flight is kept, and
+// Create has the context limited. A lost lease does not end Create either: the unique key of
+// the row makes it safe, and FILL is refused.
+func (r *load[V]) fetchAndCreate(limited, during context.Context, fence int64, f *fetched[V]) (v V, err error) {
+	began := time.Now()
+	if r.batch != nil {
+		got, batchErr := r.batch.Fetch(during, r.k.user, r.background, fence == 0)
+		v, err, f.source = got.Value, batchErr, SourceFetch
+		if got.FromStore {
+			f.source, f.inStore = SourceStore, err != nil
+		}
+	} else {
+		v, err = r.lookupOrFetch(during, fence, f)
+	}
+	f.cost = time.Since(began)
+	if err != nil || r.opt.Store == nil || f.source == SourceStore {
+		return v, err
+	}
+	if err = during.Err(); err == nil && !r.call.Keep() {
+		<-limited.Done()
+		err = limited.Err()
+	}
+	if err != nil {
+		return v, err
+	}
+	f.inStore = true // if it fails or panics
+	return r.opt.Store.Create(limited, r.k.user, v)
+}
+
+func (r *load[V]) lookupOrFetch(ctx context.Context, fence int64, f *fetched[V]) (V, error) {
+	if r.opt.Store != nil {
+		f.source, f.inStore = SourceStore, true // if it fails or panics
+		v, err := r.opt.Store.Lookup(ctx, r.k.user)
+		if !errors.Is(err, ErrNotFound) {
+			return v, err
+		}
+		f.inStore = false
+	}
+	f.source = SourceFetch
+	info := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old}
+	f.trace.Begin()
+	v, err := r.fetch(ctx, info)
+	f.trace.End(err)
+	f.ttl = info.TTL
+	return v, err
+}
+
+// fill stores what was fetched and notifies the waiters. The flight is closed to joiners
+// first: a Get that starts during FILL, after a Delete, must not receive what was fetched
+// before that.
+func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
+	sealed, unkept := r.seal(f)
+	r.call.Close()
+	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.k.names, r.acquire.owner, r.acquire.Fence, sealed.bytes, sealed.keep)
+	switch {
+	case err != nil:
+		r.log.Warn(logNotStored, err)
+		r.dropLease(0)
+	case filled.Stored:
+		r.call.Mark() // the lease was ours until now, so the value is new enough for all callers
+	}
+	if filled.Refused != nil {
+		r.log.Warn(logNotStored, filled.Refused)
+	}
+	if err = cmp.Or(err, filled.Refused, unkept); sealed.keep > 0 || err != nil {
+		r.trace.stored(ctx, TraceStore{Key: r.k.user, Bytes: len(sealed.bytes), Superseded: err == nil && !filled.Stored, Err: err})
+	}
+}
+
+// A sealed is a value in its envelope. Without bytes, the waiters are notified to look the
+// key up.
+type sealed struct {
+	bytes []byte
+	keep  time.Duration // how long Redis keeps it; 0: not at all
+}
+
+// seal puts what was fetched into an envelope. The error says why it is not kept.
+func (r *load[V]) seal(f fetched[V]) (sealed, error) {
+	var (
+		h       envelope.Header
+		payload []byte
+		err     error
+	)
+	if f.err == nil {
+		h = r.header(r.k, envelope.Value, r.freshFor(r.opt.TTL, f.ttl))
+		if payload, err = r.encode(r.k, f.value); err != nil {
+			err = whyUnstored(err)
+			r.log.Warn(logNotStored, err)
+			return sealed{}, err
+		}
+	} else {
+		h = r.header(r.k, envelope.NotFound, r.freshFor(r.opt.NotFoundTTL, f.ttl))
+	}
+	h.Cost, h.Fence = f.cost, r.acquire.Fence
+	return sealed{envelope.Seal(h, payload), h.Keep}, nil
+}
+
+// release releases the lease without a value, and notifies the waiters: of the failure, or
+// to look the key up.
+func (r *load[V]) release(ctx context.Context, failure *protocol.Failure) {
+	ctx = context.WithoutCancel(ctx)
+	a := &r.acquire
+	var err error
+	if failure == nil {
+		_, err = r.redis.Release(ctx, r.k.names, a.owner, a.Fence)
+	} else {
+		share, staleOnly := r.opt.ErrorTTL, false
+		if r.old != nil && share == 0 {
+			share, staleOnly = backoff.After(r.staleFor), true
+		}
+		r.startBackoff(share)
+		_, err = r.redis.ReleaseFailed(ctx, r.k.names, a.owner, a.Fence, *failure, share, staleOnly)
+	}
+	if err != nil {
+		r.dropLease(0)
+	}
+}
+
+// startBackoff starts the backoff of the key in this process, if callers have a stale value.
+func (r *load[V]) startBackoff(d time.Duration) {
+	if r.old != nil {
+		r.backoffs.Set(r.k.user, d)
+	}
+}
+
+// awaitPermit acquires a permit before any lease. While it waits it looks up once a second
+// whether another process has stored the value.
+func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
+	if r.permits == nil || r.permit != nil || r.batch != nil { // a batch fetch has one permit
+		return lookup[V]{}, nil
+	}
+	var lookupErr error
+	r.permit, err = r.permits.Acquire(ctx, func() bool {
+		r.call.Mark()
+		seen, lookupErr = r.lookup(ctx, r.k)
+		return seen.found() // an error of the lookup does not end the wait
+	})
+	switch {
+	case err != nil:
+		r.closeForAll()
+		return lookup[V]{}, noPermit(err)
+	case !seen.found():
+		return lookup[V]{}, nil
+	}
+	r.call.Close()
+	return seen, lookupErr
+}
+
+// noPermit returns the error of a load that got no permit.
+func noPermit(err error) error {
+	if errors.Is(err, permit.ErrNone) {
+		return &Error{Op: "fetch", Err: fmt.Errorf("%w: %w", err, ErrFetchTimeout)}
+	}
+	return err
+}
+
+// releasePermit releases the permit, unless a fetch has it.
+func (r *load[V]) releasePermit() {
+	r.permit.Release()
+	r.permit = nil
+}
+
+// learnClock notes how far the server's clock is ahead of ours: it was now at some time
+// between sent and the present.
+func (r *load[V]) learnClock(now, sent time.Time) {
+	if now.IsZero() {
+		return
+	}
+	took := time.Since(sent)
+	r.ahead.Store(int64(now.Sub(sent.Round(0).Add(took / 2))))
+}
+
+// dropLease releases, in the background, a lease that this load may hold. If again is not
+// 0, it does so once more that much later.
+func (r *load[V]) dropLease(again time.Duration) {
+	names, owner, redis := r.k.names, r.acquire.owner, r.redis
+	r.cleanup.Add(cleanup.Task{
+		TakeBack: func(ctx context.Context) error {
+			_, err := redis.Release(ctx, names, owner, protocol.AnyFence)
+			return err
+		},
+		Lasts: r.opt.Lease,
+		Again: again,
+	})
+}
+
+// mayArrive returns for how long a script that failed with err may still arrive in Redis: 0
+// if Redis has answered, or was sent nothing.
+func (l *Loader[V]) mayArrive(err error) time.Duration {
+	if protocol.NotSent(err) || !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		return 0
+	}
+	return l.opt.RedisTimeout
+}

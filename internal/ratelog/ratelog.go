@@ -1,0 +1,83 @@
+// Package ratelog logs events that have no caller to return an error to.
+//
+// One fault affects many calls at once. So each message is logged once in ten seconds at
+// most, with the number of times that it happened.
+package ratelog
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/errtext"
+)
+
+const interval = 10 * time.Second
+
+// A Log is a rate-limited log.
+type Log struct {
+	logger *slog.Logger
+
+	mu     sync.Mutex
+	events map[string]*event
+}
+
+// An event is what happened since its message was last logged.
+type event struct {
+	count  int
+	logged time.Time // zero if it never was
+}
+
+// New returns a Log to a logger.
+func New(logger *slog.Logger) *Log {
+	return &Log{logger: logger, events: make(map[string]*event)}
+}
+
+// Warn logs a message with an error, at most once in ten seconds.
+func (l *Log) Warn(message string, err error) {
+	if n := l.due(message, interval); n > 0 {
+		l.log(message, "error", withoutPanicText(err), "count", n)
+	}
+}
+
+// Once logs a message with an error, the first time only.
+func (l *Log) Once(message string, err error) {
+	if l.due(message, 1<<62) > 0 {
+		l.log(message, "error", withoutPanicText(err))
+	}
+}
+
+// due counts an event. It returns the count since the message was last logged, if that was
+// at least an interval ago, and else 0.
+func (l *Log) due(message string, interval time.Duration) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.events[message]
+	if e == nil {
+		e = &event{}
+		l.events[message] = e
+	}
+	e.count++
+	if !e.logged.IsZero() && time.Since(e.logged) < interval {
+		return 0
+	}
+	n := e.count
+	e.count, e.logged = 0, time.Now()
+	return n
+}
+
+// log calls the logger. A panic of the logger has no caller: it is dropped.
+func (l *Log) log(message string, args ...any) {
+	defer func() { _ = recover() }()
+	l.logger.Warn(message, args...)
+}
+
+// withoutPanicText removes the text of a panic in a client's hook: it may quote a command.
+func withoutPanicText(err error) error {
+	if p, ok := errors.AsType[*client.PanicError](err); ok {
+		return &client.PanicError{Value: errtext.OfPanic(p.Value), Stack: p.Stack}
+	}
+	return err
+}

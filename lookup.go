@@ -1,0 +1,438 @@
+package fetchonce
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/fetchonce/fetchonce/internal/bisect"
+	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/near"
+	"github.com/fetchonce/fetchonce/internal/protocol"
+)
+
+// A lookup is what a Get finds in the near cache, in Redis or in the Store, before a load.
+type lookup[V any] struct {
+	state    lookupState
+	result   Result[V]          // of fresh, early, stale and fallback
+	staleFor time.Duration      // of stale and fallback
+	replaces *protocol.PassOver // the stored value that ACQUIRE passes over, if there is one
+	cause    error              // of unavailable
+}
+
+// A lookupState says what a lookup found.
+type lookupState int
+
+const (
+	missing     lookupState = iota // nothing
+	skipped                        // not looked up: the ACQUIRE does it, see skipsLookup
+	unusable                       // a value that is replaced
+	unavailable                    // Redis does not answer
+	fresh                          // a value, or that there is none: then the error is ErrNotFound
+	early                          // a fresh value, which this caller refreshes; see EarlyRefresh
+	stale                          // a value to return while it is refreshed; see StaleWhileRevalidate
+	fallback                       // a value to return if the fetch fails; see StaleIfError
+)
+
+// found reports whether a Get returns the value without waiting for a load.
+func (s *lookup[V]) found() bool { return s.state == fresh || s.refreshes() }
+
+// refreshes reports whether the value is returned and fetched again in the background.
+func (s *lookup[V]) refreshes() bool { return s.state == early || s.state == stale }
+
+// replaceable reports whether there is a value that a fetch replaces.
+func (s *lookup[V]) replaceable() bool { return s.refreshes() || s.state == fallback }
+
+// lookup reads where values are kept, without a lease. Its error is the end of ctx, the
+// Store's, [ErrNotFound] for a remembered absence, or that of Redis under FailClosed.
+func (l *Loader[V]) lookup(ctx context.Context, k keyed) (lookup[V], error) {
+	if l.opt.TTL == 0 {
+		return l.lookupStore(ctx, k)
+	}
+	ticket := l.nearTicket(k)
+	if node := ticket.Node(); node != nil {
+		got := l.redis.GetMany(ctx, l.router.At(node), []protocol.Key{k.names}, l.readLimit())[0]
+		return l.readFrom(ctx, k, ticket, got)
+	}
+	b, err := l.redis.Get(ctx, k.names, l.readLimit())
+	return l.read(ctx, k, ticket, b, err)
+}
+
+// readFrom is read for a reply of one node of a cluster. A value that another node
+// returned after a redirection does not enter the near cache.
+func (l *Loader[V]) readFrom(ctx context.Context, k keyed, ticket near.Ticket, got protocol.Got) (lookup[V], error) {
+	if got.Again {
+		ticket = near.Ticket{}
+	}
+	return l.read(ctx, k, ticket, got.Value, got.Err)
+}
+
+// readLimit is the size of the largest value that this Loader stores.
+func (l *Loader[V]) readLimit() int { return l.opt.MaxBytes + envelope.Size }
+
+// read returns the lookup for a reply of Redis. With a ticket, a fresh value enters the
+// near cache.
+func (l *Loader[V]) read(ctx context.Context, k keyed, ticket near.Ticket, b []byte, err error) (lookup[V], error) {
+	switch {
+	case errors.Is(err, protocol.ErrType):
+		return l.unusable(nil, err), nil
+	case err != nil && ctx.Err() != nil:
+		return lookup[V]{}, ctx.Err()
+	case errors.Is(err, ErrClosed):
+		return lookup[V]{}, ErrClosed
+	case err != nil:
+		return lookup[V]{state: unavailable, cause: err}, l.refuse(k, "read", err)
+	case b == nil:
+		return lookup[V]{}, nil
+	}
+	return l.open(ticket, k, b)
+}
+
+func (l *Loader[V]) lookupStore(ctx context.Context, k keyed) (lookup[V], error) {
+	v, err := l.opt.Store.Lookup(ctx, k.user)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return lookup[V]{}, nil
+	case err != nil:
+		return lookup[V]{}, err
+	}
+	return lookup[V]{state: fresh, result: Result[V]{Value: v, Source: SourceStore}}, nil
+}
+
+// refuse returns the error of a call that cannot use Redis, if OnRedisDown is FailClosed.
+// Otherwise it logs it.
+func (l *Loader[V]) refuse(k keyed, op string, err error) error {
+	if l.opt.OnRedisDown == FailClosed {
+		return &Error{Op: op, Key: k.user, Err: err}
+	}
+	if _, answered := errors.AsType[redis.Error](err); answered {
+		l.log.Warn(logRefused, err)
+	} else {
+		l.log.Warn(logUnavailable, err)
+	}
+	return nil
+}
+
+// clockSlack is by how much a value may outlive its time by this process's clock. Redis
+// removes each value of ours in time, so one that is older is a stranger's copy, or this
+// clock is wrong. The server's clock decides that: see [protocol.PassOver].
+const clockSlack = time.Minute
+
+// open reads a stored value and judges its age. With a ticket, a fresh value enters the
+// near cache.
+func (l *Loader[V]) open(t near.Ticket, k keyed, b []byte) (lookup[V], error) {
+	h, seen, err := l.unpack(k, b, SourceRedis)
+	switch {
+	case seen.found() && (h.Created < 0 || l.age(h)-h.Keep > clockSlack):
+		over := passOver(b)
+		over.Ended = h.Created >= 0
+		return lookup[V]{state: unusable, replaces: over}, nil
+	case err == nil && seen.found():
+		l.judge(&seen, h, b)
+	}
+	l.keepNear(t, k, h, &seen, b)
+	return seen, err
+}
+
+// unpack decodes a value from Redis or from a notification. A value that is damaged, or is
+// not ours for this key, is unusable.
+func (l *Loader[V]) unpack(k keyed, b []byte, source Source) (envelope.Header, lookup[V], error) {
+	if len(b) > l.readLimit() {
+		return envelope.Header{}, l.unusable(b, errTooLarge), nil
+	}
+	h, payload, err := envelope.Open(b, k.digest)
+	switch {
+	case err != nil:
+		return h, l.unusable(b, err), nil
+	case h.Kind == envelope.NotFound:
+		return h, lookup[V]{state: fresh, result: Result[V]{Source: source}}, ErrNotFound
+	case h.Codec != l.codec:
+		return h, l.unusable(b, errCodec), nil
+	}
+	seen := lookup[V]{state: fresh, result: Result[V]{Source: source, Age: l.age(h)}}
+	if err := l.decode(k, payload, &seen.result.Value); err != nil {
+		return h, l.unusable(b, whyUnread(err)), nil
+	}
+	return h, seen, nil
+}
+
+// judge sets the state of a value by its age. A value that Redis keeps no longer than it
+// is fresh is fresh, whatever the clocks say.
+func (l *Loader[V]) judge(seen *lookup[V], h envelope.Header, b []byte) {
+	age := seen.result.Age
+	switch {
+	case age < h.Fresh || h.Keep <= h.Fresh:
+		if !l.isEarly(h, age) {
+			return
+		}
+		seen.state = early
+	case age-h.Fresh < l.opt.StaleWhileRevalidate:
+		seen.state, seen.result.Stale = stale, true
+	case age-h.Fresh < l.opt.StaleIfError:
+		seen.state, seen.result.Stale = fallback, true
+	default:
+		*seen = lookup[V]{state: unusable, replaces: passOver(b)}
+		return
+	}
+	seen.replaces = passOver(b)
+	seen.replaces.Stale = true
+	seen.staleFor = max(age-h.Fresh, 0)
+}
+
+// isEarly decides by XFetch whether this caller refreshes a value that is still fresh; see
+// [Options.EarlyRefresh].
+func (l *Loader[V]) isEarly(h envelope.Header, age time.Duration) bool {
+	if l.opt.EarlyRefresh == 0 {
+		return false
+	}
+	return float64(h.Cost)*l.opt.EarlyRefresh*rand.ExpFloat64() >= float64(h.Fresh-age) // ExpFloat64 is -ln(random)
+}
+
+// unusable logs that a stored value cannot be used.
+func (l *Loader[V]) unusable(b []byte, why error) lookup[V] {
+	l.log.Warn(logUnusable, why)
+	return lookup[V]{state: unusable, replaces: passOver(b)}
+}
+
+// passOver identifies the stored value that an ACQUIRE passes over, by its first bytes.
+func passOver(b []byte) *protocol.PassOver {
+	return &protocol.PassOver{Head: slices.Clone(b[:min(len(b), envelope.Size)])}
+}
+
+func (l *Loader[V]) age(h envelope.Header) time.Duration {
+	return max(l.serverNow().Sub(time.UnixMilli(h.Created)), 0)
+}
+
+// recentMiss is how long after a miss other callers of the key skip their lookup. It covers
+// callers that arrive at once. They wait for the load, and are not notified of a value
+// that another process stores meanwhile, so it is short.
+const recentMiss = 10 * time.Millisecond
+
+// lookupOrSkip is the lookup of a caller that loads what is missing. Without a near entry it
+// skips the lookup after a recent miss, or if the key is most likely absent.
+func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, c *nearEntry[V], refresh bool) (lookup[V], error) {
+	if c == nil && l.opt.TTL > 0 && (l.skipsLookup() || l.flights.Invites(k.user)) {
+		return lookup[V]{state: skipped}, nil
+	}
+	if c != nil {
+		return l.lookupNear(c, refresh)
+	}
+	seen, err := l.lookup(ctx, k)
+	l.learn(&seen)
+	return seen, err
+}
+
+// skipsLookup reports whether a Get sends ACQUIRE without a lookup. It does not with
+// MaxFetches, as ACQUIRE then waits for a permit, nor with a near cache over a cluster,
+// whose entries come from reads of the key's own node.
+func (l *Loader[V]) skipsLookup() bool {
+	return l.missRate.Absent() && l.permits == nil && (l.near == nil || !l.cluster)
+}
+
+// learn counts a lookup for the miss prediction. The load counts its miss, once for all
+// its callers.
+func (l *Loader[V]) learn(seen *lookup[V]) {
+	switch seen.state {
+	case unavailable:
+		l.missRate.Reset()
+	case missing:
+	default:
+		l.missRate.Hit()
+	}
+}
+
+// A nearEntry is a value in the near cache.
+type nearEntry[V any] struct {
+	value    V
+	absent   bool // a remembered ErrNotFound
+	plain    bool // returned as it is: no Clone, no Trace, no early refresh
+	header   envelope.Header
+	replaces *protocol.PassOver // for an early refresh
+}
+
+func (l *Loader[V]) openNear() {
+	if l.opt.Near == (Near{}) {
+		return
+	}
+	l.near = near.New[nearEntry[V]](l.hub, l.names.Values(), l.names.Changes(), l.opt.Near.Entries, func(refused bool, why error) {
+		if refused {
+			l.log.Once(logUntracked, why)
+		} else {
+			l.log.Warn(logNoNear, why)
+		}
+	}, l.trace.nearDropped())
+}
+
+// nearGet returns the near entry of a key, or nil, and whether this caller refreshes it
+// early. It returns nil if the call has an error to return first.
+func (l *Loader[V]) nearGet(ctx context.Context, key string) (c *nearEntry[V], refresh bool) {
+	if l.near == nil || ctx == nil || l.closed.Load() || ctx.Err() != nil {
+		return nil, false
+	}
+	c, ok := l.near.Get(protocol.Handle(key))
+	if !ok {
+		return nil, false
+	}
+	return c, l.opt.EarlyRefresh > 0 && !c.absent && l.isEarly(c.header, l.age(c.header))
+}
+
+// nearValue returns the value of a near entry to a caller of Get.
+func (l *Loader[V]) nearValue(c *nearEntry[V]) (v V, err error) {
+	switch {
+	case c.absent:
+		return v, ErrNotFound
+	case l.opt.Clone != nil:
+		return l.opt.Clone(c.value), nil
+	}
+	return c.value, nil
+}
+
+// lookupNear returns the lookup for a near entry.
+func (l *Loader[V]) lookupNear(c *nearEntry[V], refresh bool) (lookup[V], error) {
+	v, err := l.nearValue(c)
+	seen := lookup[V]{state: fresh, result: Result[V]{Source: SourceNear}}
+	if err == nil {
+		seen.result.Value, seen.result.Age = v, l.age(c.header)
+	}
+	if refresh {
+		seen.state, seen.replaces = early, c.replaces
+	}
+	return seen, err
+}
+
+// nearTicket returns the right to keep what is read now in the near cache.
+func (l *Loader[V]) nearTicket(k keyed) near.Ticket {
+	if l.near == nil {
+		return near.Ticket{}
+	}
+	return l.near.Ask(protocol.Handle(k.user), k.names.Value)
+}
+
+// keepNear puts a fresh value into the near cache.
+func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lookup[V], b []byte) {
+	if t == (near.Ticket{}) || seen.state != fresh {
+		return
+	}
+	c := nearEntry[V]{value: seen.result.Value, absent: h.Kind == envelope.NotFound, header: h}
+	c.plain = !c.absent && l.opt.Clone == nil && l.opt.EarlyRefresh <= 0 && l.trace.Got == nil
+	if l.opt.EarlyRefresh > 0 {
+		c.replaces = passOver(b)
+		c.replaces.Stale = true
+	}
+	life := min(l.opt.Near.TTL, h.Fresh-l.age(h))
+	if l.opt.Clone != nil && !c.absent {
+		seen.result.Value = l.opt.Clone(c.value) // first: a value that Clone panics on is not kept
+	}
+	l.near.Keep(t, protocol.Handle(k.user), c, life)
+}
+
+// A Store is the durable place of a Loader's values, most often a table; the
+// package oncesql has one over [database/sql]. It is looked up before a
+// fetch, and again under the lease; what was fetched is created in it.
+//
+// A Store may also have a method
+//
+//	LookupMany(ctx context.Context, keys []string) (map[string]V, error)
+//
+// that looks up many keys at once; those without a value are not in the map.
+// [Loader.GetMany] uses it where it is there. Its error is a [*ManyError] if it
+// knows which keys failed; the others then have the values in the map, or none.
+// After another error, halves of the keys are looked up, until the key that fails
+// is found; but not if ctx has ended, the error is a [net.Error] or [io.EOF], or
+// many lookups have failed.
+//
+// Implementations are called by many goroutines at once, and return soon after
+// their ctx ends. The ctx of a Lookup under the lease ends as that of the fetch does.
+// The ctx of a Create ends when [Options.FetchTimeout] is over or the Loader is closed.
+// A Loader does not wait beyond that for one that hangs.
+type Store[V any] interface {
+	// Lookup returns the value of key, or an error that is [ErrNotFound], bare
+	// or wrapped, if there is none.
+	Lookup(ctx context.Context, key string) (V, error)
+
+	// Create keeps v for key, unless key has a value already, and returns the
+	// value that is kept. It must be safe against other creators by itself: a
+	// lease in Redis saves work, the unique key of a table makes it safe.
+	//
+	// A Create runs on when all callers have left, and when a Delete or an Update takes
+	// its lease away: a fetch that succeeded is not repeated for that.
+	Create(ctx context.Context, key string, v V) (V, error)
+}
+
+// manyStore is a Store that can look up many keys at once.
+type manyStore[V any] interface {
+	LookupMany(ctx context.Context, keys []string) (map[string]V, error)
+}
+
+// storeMany looks up many keys in the Store: together, where it can. A Lookup that
+// panics is the error of its key.
+func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[string]V, errs map[string]error) {
+	if s, ok := l.opt.Store.(manyStore[V]); ok {
+		return lookupMany(ctx, s, keys)
+	}
+	errs = make(map[string]error)
+	found = make(map[string]V)
+	var mu sync.Mutex // guards both
+	var all errgroup.Group
+	all.SetLimit(callsAtOnce)
+	for _, key := range keys {
+		all.Go(func() error {
+			flight.Protect(
+				func() (V, error) { return l.opt.Store.Lookup(ctx, key) },
+				func(v V, err error) {
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case err == nil:
+						found[key] = v
+					case !errors.Is(err, ErrNotFound):
+						errs[key] = err
+					}
+				})
+			return nil
+		})
+	}
+	_ = all.Wait() // the errors are in errs
+	return found, errs
+}
+
+// lookupMany looks keys up together. If that fails, and the error does not say for
+// which keys, halves of them are looked up, so that one bad key fails alone.
+func lookupMany[V any](ctx context.Context, s manyStore[V], keys []string) (found map[string]V, errs map[string]error) {
+	found = make(map[string]V, len(keys))
+	own := make(map[string]error)
+	errs = bisect.Keys([][]string{keys}, func(some []string) error {
+		values, err := s.LookupMany(ctx, some)
+		maps.Copy(found, values)
+		if many, ok := errors.AsType[*ManyError](err); ok {
+			maps.Copy(own, many.Errors)
+			return nil
+		}
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		return err
+	}, func(err error) bool { return ctx.Err() != nil || isLost(err) })
+	maps.Copy(errs, own)
+	maps.DeleteFunc(errs, func(key string, err error) bool {
+		_, ok := found[key]
+		return ok || errors.Is(err, ErrNotFound)
+	})
+	return found, errs
+}
+
+// isLost reports whether a Store's error says that it cannot be reached.
+func isLost(err error) bool {
+	_, ok := errors.AsType[net.Error](err)
+	return ok || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
+}
