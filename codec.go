@@ -17,47 +17,42 @@ import (
 	"github.com/fetchonce/fetchonce/internal/readback"
 )
 
-// A Codec turns values into bytes and back. It is called by many goroutines
-// at once. Unmarshal must treat data as hostile, as anybody who can write to
-// Redis could have put it there, and must neither keep nor change data, which
-// others may be reading. It is given data that the same type of codec wrote, so a
-// change of format needs a new type, or a new [Options.Schema].
+// A Codec encodes and decodes values. It is called concurrently. Unmarshal must treat data as
+// hostile, as any writer to Redis may have stored it, and must neither keep nor change data,
+// which other goroutines may read. It receives only data of the same type of codec: to change
+// the format, use a new type or a new [Options.Schema].
 //
-// A value is stored only if Unmarshal reads what Marshal wrote. A Loader calls
-// Unmarshal once before it stores a value, unless the codec is [Msgpack] or [JSON]
-// and the type cannot be refused: it has no interface, no type that encodes
-// itself, and does not contain itself.
+// A value is stored only if Unmarshal reads what Marshal wrote. A Loader calls Unmarshal once
+// before it stores a value, unless the codec is [Msgpack] or [JSON] and the type is always
+// readable: it has no interface, no type with its own encoder, and does not contain itself.
 type Codec interface {
 	Marshal(v any) ([]byte, error)
 	Unmarshal(data []byte, v any) error
 }
 
-// A KeyCodec is a [Codec] that is given the key of each value, so that it can bind one
-// to the other: an encrypted value that somebody copies to another key in Redis is
-// then not readable there, and a miss. A [Loader] whose [Options.Codec] is a KeyCodec
-// calls MarshalKey and UnmarshalKey only, with the key as the caller gave it, without
-// [Options.Prefix].
+// A KeyCodec is a [Codec] that receives the key of each value, so that it can bind one to the
+// other: an encrypted value that is copied to another key in Redis is a miss there. A [Loader]
+// whose [Options.Codec] is a KeyCodec calls MarshalKey and UnmarshalKey only. The key is the
+// caller's, without [Options.Prefix].
 //
-// What is said of Marshal and Unmarshal holds for MarshalKey and UnmarshalKey.
+// The rules for Marshal and Unmarshal hold for MarshalKey and UnmarshalKey.
 type KeyCodec interface {
 	Codec
 	MarshalKey(key string, v any) ([]byte, error)
 	UnmarshalKey(key string, data []byte, v any) error
 }
 
-// The codecs that come with the package. A Loader with one of them neither reads nor
-// stores a value for which decoding would allocate more than 32 times
-// [Options.MaxBytes] and 1 MiB. Hostile data could otherwise take hundreds of bytes of
-// memory for each of its own. In a codec of your own, that is yours to bound.
+// The codecs of this package. A Loader with one of them neither reads nor stores a value whose
+// decoding would allocate more than 32 times [Options.MaxBytes] and 1 MiB: hostile data could
+// otherwise take hundreds of bytes of memory for each of its own. Your own codec must bound
+// that itself.
 var (
-	// Msgpack is the default: compact, and quick. Struct fields are named by
-	// the tag "msgpack", or as they are in Go. It neither reads nor writes data
-	// that declares more than it has, that nests more than 1000 arrays and maps, or
-	// that has interned strings; see https://msgpack.org for the format.
+	// Msgpack is the default: compact and fast; see https://msgpack.org. A struct field has
+	// the name of its tag "msgpack", or its Go name. Data that declares more than it has,
+	// that nests more than 1000 arrays and maps, or that has interned strings is refused.
 	Msgpack Codec = msgpackCodec{}
 
-	// JSON is encoding/json: for values that people, or programs in other
-	// languages, read in Redis.
+	// JSON is encoding/json, for values that people or programs in other languages read.
 	JSON Codec = jsonCodec{}
 )
 
@@ -80,8 +75,7 @@ func (msgpackCodec) Marshal(v any) ([]byte, error) {
 	return data, nil
 }
 
-// Unmarshal has the data looked over first: the decoder believes any length,
-// and recurses as deep as the data goes.
+// Unmarshal checks the data first: the decoder accepts any length and any depth.
 func (msgpackCodec) Unmarshal(data []byte, v any) error {
 	d := decoders.Get().(*decoder)
 	defer d.putBack()
@@ -104,7 +98,7 @@ type decoder struct {
 var decoders = sync.Pool{New: func() any { return &decoder{Decoder: msgpack.NewDecoder(nil)} }}
 
 func (d *decoder) putBack() {
-	d.data = prescan.Reader{} // keeps no data of anybody's
+	d.data = prescan.Reader{} // keeps no data of a caller
 	decoders.Put(d)
 }
 
@@ -114,8 +108,7 @@ func needsReadBack[V any](codec Codec) bool {
 	return !ours || readback.Needed(reflect.TypeFor[V]())
 }
 
-// memoryOf returns the budget of a value's memory. What a codec of the user's makes
-// is for that to bound.
+// memoryOf returns the budget of a value's memory: none for a codec of the user's.
 func memoryOf[V any](codec Codec, maxBytes int) *budget.Budget {
 	if codec != Msgpack && codec != JSON {
 		return nil

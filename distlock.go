@@ -69,25 +69,19 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 	return lk, nil
 }
 
-// Do waits for the lock, calls fn while it holds it, and gives it back, also if
-// fn panics. The context given to fn ends with cause [ErrLockLost] when the
-// lock is lost, and with [ErrMaxHold] when it is held for too long; fn must
-// then stop.
+// Do waits for the lock, calls fn while it holds it, and releases it, also if fn panics. The
+// context of fn ends with cause [ErrLockLost] when the lock is lost, and with [ErrMaxHold] when
+// it is held for too long. fn must then stop.
 //
-// Do returns fn's error as it is; if the lock was lost meanwhile, joined with
-// ErrLockLost. It is an error to call Do for a name inside a Do, or with the
-// context of a [Lease], of the same name: it would wait for itself.
+// Do returns fn's error unchanged, joined with ErrLockLost if the lock was lost. If ctx ends
+// before fn was called, the error wraps [ErrLocked] and the cause. If Redis fails, or does not
+// answer within RedisTimeout, the error is an [*Error], and fn is not called. A Do inside a Do,
+// or with the context of a [Lease], of the same name is an error: it would wait for itself.
 //
-// When ctx has ended before Do is called, or ends while it waits, the error wraps both
-// [ErrLocked] and the cause of that end, and names the lock. When the call has waited for
-// [LockOptions.MaxWait], it is ErrLocked. When Redis fails, or does not answer within
-// RedisTimeout, it is an [*Error]. In all these cases fn is not called.
-//
-// The context given to fn compares the clock in Err and Done. So after a pause of the
-// process that was longer than the lease, it has ended when fn asks it next. A context
-// that is derived from it, with [context.WithTimeout] or another function, does not
-// compare the clock: after such a pause it ends a moment later, when the runtime has run
-// its timers. Code that must not go on without the lock asks the context given to fn.
+// The context of fn compares the clock in Err and Done. So after a pause of the process that is
+// longer than the lease, it has ended when fn asks it next. A context that is derived from it,
+// by [context.WithTimeout] for example, ends a moment later, when the runtime has run its
+// timers. Code that must not continue without the lock asks the context of fn.
 func (lk *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context) error) error {
 	return lk.do(ctx, name, fn, lk.Acquire)
 }
@@ -109,12 +103,12 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 	if err != nil {
 		return err
 	}
-	// Deferred, so that a panic and a Goexit go on their way with the lock given back.
+	// Deferred, so that the lock is released after a panic and a Goexit, too.
 	defer func() {
 		switch back := ls.Release(); {
 		case back == nil:
 		case !errors.Is(back, ErrLockLost):
-			// fn had the lock for as long as it ran, so that is no error of Do's.
+			// fn had the lock for as long as it ran, so Do did not fail.
 			lk.log.Warn(logNotReleased, keyless(back))
 		case err == nil:
 			err = ErrLockLost
@@ -202,8 +196,8 @@ var errTooLate = errors.New("redis granted the lock too late: its lease has ende
 
 var errReentrant = errors.New("this call holds the lock already, and would wait for itself")
 
-// heldKey is the key of a context's value that says which lease of a locker it
-// works under; that lease's own context may say another.
+// heldKey is the key of a context's value: the lease of a locker that the context belongs to.
+// The lease's own context may have another.
 type heldKey struct{ locker *Locker }
 
 func (lk *Locker) check(ctx context.Context, name string) error {
@@ -236,9 +230,9 @@ type Lease struct {
 	traced   atomic.Bool
 }
 
-// Fence returns a number that is higher than that of every lease of this lock
-// before. Data that remembers the highest fence it has seen can refuse a holder
-// that does not know yet that its lease has ended:
+// Fence returns the fencing token of the hold: a number that is higher than those of all holds
+// of this lock before. A table that keeps the highest fence refuses a holder that does not
+// know yet that its lease has ended:
 //
 //	UPDATE thing SET state = $1, fence = $2 WHERE id = $3 AND fence < $2
 //

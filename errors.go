@@ -14,37 +14,35 @@ import (
 )
 
 var (
-	// ErrNotFound says that there is no value for a key. A fetch or a [Store]
-	// returns it, bare or wrapped; the absence is then remembered for
-	// [Options.NotFoundTTL], and every Get in that time returns ErrNotFound
-	// without a fetch. [Loader.Peek] returns it for a key that is not cached.
+	// ErrNotFound says that a key has no value. A fetch or a [Store] returns it, bare or
+	// wrapped. The absence is then remembered for [Options.NotFoundTTL], and every Get in that
+	// time returns ErrNotFound without a fetch. [Loader.Peek] returns it for a key without a
+	// stored value.
 	ErrNotFound = errors.New("fetchonce: not found")
 
 	// ErrLocked says that a call does not have the lock. [Locker.TryDo] and
-	// [Locker.TryAcquire] return it when others hold the lock or wait for it, and so does a call
-	// that has waited for [LockOptions.MaxWait]. An error of a call whose context has ended wraps
-	// ErrLocked and the cause of that end.
+	// [Locker.TryAcquire] return it when others hold the lock or wait for it, and so does a
+	// call that has waited for [LockOptions.MaxWait]. The error of a call whose context ended
+	// wraps ErrLocked and the cause.
 	ErrLocked = errors.New("fetchonce: locked")
 
-	// ErrLockLost is the [context.Cause] of the context given to a fetch, or to
-	// the holder of a lock, once the lease under which it runs has ended early:
-	// it could not be renewed in time, or was ended in Redis, a fetch's by a
-	// Delete or Set of the key. What such a fetch returns is not stored.
-	// [Lease.Release] and [Locker.Do] return it if the lease was lost.
+	// ErrLockLost is the [context.Cause] of a fetch's context, or of a lock holder's, when its
+	// lease was lost: a renewal was late, or the lease was ended in Redis, that of a fetch by a
+	// Delete, Set or Update of the key. The value of such a fetch is not stored.
+	// [Lease.Release] and [Locker.Do] return ErrLockLost if the lock was lost.
 	ErrLockLost = errors.New("fetchonce: lock lost")
 
-	// ErrMaxHold is the [context.Cause] of the context of a holder that held a
-	// lock longer than [LockOptions.MaxHold].
+	// ErrMaxHold is the [context.Cause] of the context of a holder that held a lock for longer
+	// than [LockOptions.MaxHold].
 	ErrMaxHold = errors.New("fetchonce: lock held for too long")
 
-	// ErrFetchTimeout says that a fetch ran longer than [Options.FetchTimeout].
-	// It is the [context.Cause] of the context given to that fetch, and what
-	// its callers get, wrapped in an [*Error].
+	// ErrFetchTimeout says that a fetch ran for longer than [Options.FetchTimeout]. It is the
+	// [context.Cause] of the fetch's context, and its callers receive it in an [*Error].
 	ErrFetchTimeout = errors.New("fetchonce: fetch timeout")
 
-	// ErrClosed is returned by every method of a [Loader] or [Locker] that was
-	// closed, and to callers that were waiting when it was. It is the
-	// [context.Cause] of the contexts of those who held a lock then.
+	// ErrClosed is returned by every method of a closed [Loader] or [Locker], and to callers
+	// that waited when it was closed. It is the [context.Cause] of the contexts of lock holders
+	// at that moment.
 	ErrClosed = errors.New("fetchonce: closed")
 )
 

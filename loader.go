@@ -63,25 +63,24 @@ type shared struct {
 	hub         *near.Hub
 }
 
-// A Result is a value and where it came from.
+// A Result is a value, and how it was found.
 type Result[V any] struct {
 	Value  V
 	Source Source
-	Age    time.Duration // since it was fetched, as far as the clocks agree; 0 where that is not known
+	Age    time.Duration // since the fetch, as far as the clocks agree; 0 if unknown
 	Stale  bool          // its TTL has ended; see [Options.StaleWhileRevalidate]
 }
 
 // A Source says where a value came from.
 type Source int
 
-// The sources. A value that was waited for has the source of the load that was
-// waited for.
+// The sources. A caller that waited for a load has the load's source.
 const (
-	SourceNear  Source = iota + 1 // this process had a copy
-	SourceRedis                   // it was there
-	SourceStore                   // it was in the Store, and not in Redis
-	SourceFetch                   // this process fetched it
-	SourcePeer                    // another process fetched it meanwhile, and told us
+	SourceNear  Source = iota + 1 // the near cache
+	SourceRedis                   // Redis
+	SourceStore                   // the Store
+	SourceFetch                   // a fetch of this process
+	SourcePeer                    // a fetch of another process, which this one waited for
 )
 
 // String returns the name of s: near, redis, store, fetch or peer.
@@ -101,48 +100,44 @@ func (s Source) String() string {
 	return "none"
 }
 
-// A Fetch is what the fetch of [Loader.Load] is given.
+// A Fetch is the argument of a fetch of [Loader.Load].
 type Fetch[V any] struct {
 	// Key is the key as the caller gave it.
 	Key string
 
-	// Fence is a number that rises with every lease of this key. A writer who
-	// checks it where the data lives cannot be overtaken by one that was paused
-	// beyond its lease. It is 0 if there is no lease, because Redis is down. It
-	// comes from the clock of Redis: if that is set back, it may be lower than
-	// that of a lease which has ended. docs/fence.md has the statements.
+	// Fence is the fencing token of the lease. It rises with every lease of the key, so a
+	// writer that checks it where the data lives refuses a holder that was paused beyond its
+	// lease; docs/fence.md has the statements. It is 0 without a lease, because Redis is
+	// unavailable. It comes from the server's clock: if that is set back, a fence may be
+	// lower than that of a lease that has ended.
 	Fence int64
 
-	// Old is the value that is to be replaced, if there is one that was found: old,
-	// or refreshed early. To return Old.Value says that it has not changed. Treat
-	// it as read-only.
+	// Old is the value to be replaced, if there is one: stale, or refreshed early. A fetch
+	// that returns Old.Value says that it has not changed. Treat it as read-only.
 	Old *Result[V]
 
-	// TTL may be set by the fetch to keep what it found, an absence too, for
-	// another time than [Options.TTL] or [Options.NotFoundTTL] say. A negative
-	// one, or one of less than a millisecond or more than 100 years, keeps
-	// nothing: it is only given to those who wait for it.
+	// TTL may be set by the fetch: how long to keep the value, or its absence, in the place
+	// of [Options.TTL] or [Options.NotFoundTTL]. With a negative TTL, one below a
+	// millisecond or one above 100 years, only the callers that wait receive the value.
 	TTL time.Duration
 }
 
-// New returns a Loader over a Redis client, which stays the caller's to
-// configure and to close. It speaks to nobody yet. The error is an [*Error]
-// that names the option that cannot be used, or says why the client cannot.
+// New returns a Loader over a Redis client, which the caller configures and closes. It sends
+// nothing yet. The error is an [*Error] that names the option that cannot be used, or says
+// why the client cannot.
 //
-// New accepts a client of one server, of Sentinels or of a cluster, and a struct
-// that wraps one. It refuses a Ring, a client that reads from replicas, a client
-// with go-redis' ClientSideCache or ClientSideCacheConfig, and nil. Do not set
-// ReplicaOnly for Sentinels: New cannot find that out, and such a client reads from
-// replicas.
+// New accepts a client of one server, of Sentinels or of a cluster, and a struct that wraps
+// one. It refuses a Ring, a client that reads from replicas, a client with go-redis'
+// ClientSideCache or ClientSideCacheConfig, and nil. Do not set ReplicaOnly for Sentinels:
+// such a client reads from replicas, and New cannot detect it.
 //
-// Over a *redis.ClusterClient, commands are sent by the clients of its nodes, so that
-// a node that hangs delays only its own keys. A hook on the ClusterClient does not run
-// for them: add it to the nodes' clients, in OnNewNode.
+// Over a *redis.ClusterClient, commands are sent by the clients of its nodes, so a node that
+// hangs delays its own keys only. Hooks of the ClusterClient do not run for them: add hooks
+// to the nodes' clients, in OnNewNode.
 //
-// Give the client timeouts: go-redis' own are 5 seconds and several retries, and
-// although no caller waits for them, a connection does. With its
-// ContextTimeoutEnabled, a caller who is alone needs no second goroutine, which
-// with a Redis nearby is a good part of what a hit costs.
+// Set the client's timeouts: go-redis defaults to 5 seconds and several retries, for which a
+// connection waits, though no caller does. With ContextTimeoutEnabled, a lone command is
+// sent on its caller's goroutine, which makes a hit faster.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
 	cluster, refused := client.Check(rdb)
@@ -180,13 +175,12 @@ func newLoader[V any](rdb redis.UniversalClient, cluster bool, opt Options[V]) *
 	return l
 }
 
-// Close ends all loads that are under way: their fetches' contexts end with
-// [ErrClosed], their leases are given back, and their callers get ErrClosed. So does
-// the context of a Create of the [Store]: Close does not wait for a row. Close
-// returns when all loads have ended; a fetch that does not heed its context goes on
-// alone. If Redis does not answer, that takes as long as RedisTimeout; what then
-// still waits inside the client ends with the client's own timeouts. To close
-// again does nothing.
+// Close ends all loads: the contexts of their fetches end with [ErrClosed], their leases are
+// released, and their callers receive ErrClosed. The context of a Create of the [Store] ends,
+// too: Close does not wait for a row. It returns when all loads have ended. A fetch that
+// ignores its context continues alone. While Redis does not answer, Close takes RedisTimeout
+// at most; what then waits in the client ends with the client's timeouts. A second Close
+// does nothing.
 func (l *Loader[V]) Close() error {
 	if l.closed.Swap(true) {
 		return nil
@@ -194,7 +188,7 @@ func (l *Loader[V]) Close() error {
 	ends := time.Now().Add(l.opt.RedisTimeout)
 	l.flights.Close(ErrClosed)
 	l.cleanup.Close(time.Until(ends))
-	l.router.Close(ErrClosed) // after all that still gives leases back
+	l.router.Close(ErrClosed) // after everything that releases leases
 	l.unsubscribe()
 	l.mailbox.Close()
 	if l.near != nil {
@@ -204,30 +198,25 @@ func (l *Loader[V]) Close() error {
 	return nil
 }
 
-// Get returns the value of key: the one that is kept, or else what fetch
-// returns. Of all callers in all processes that ask for a key that is not there,
-// one runs its fetch, and the others wait for what it finds.
+// Get returns the value of key: the stored one, or the result of fetch. If callers in any
+// number of processes Get a missing key at once, one runs its fetch, and the others wait for
+// its result.
 //
-// The context that fetch is given has the values of the ctx of one of the
-// callers, and an end of its own: it ends when all callers have left, when the
-// lease is lost ([ErrLockLost]) or the fetch takes too long ([ErrFetchTimeout]),
-// and when the Loader is closed ([ErrClosed]); [context.Cause] says which. A
-// caller waits as long as its own ctx allows, and leaves with ctx.Err(). With a
-// [Store], callers may leave once the fetch has succeeded: its value is created all the
-// same, under the lease, which is renewed until then. Only where
-// the client has ContextTimeoutEnabled, and Redis stops to answer, one or two callers
-// may notice that their ctx was cancelled as late as [Options.RedisTimeout] allows.
+// The fetch's context has the values of one caller's ctx. It ends when all callers have left,
+// with [ErrLockLost] when the lease is lost, with [ErrFetchTimeout], or with [ErrClosed];
+// [context.Cause] says which. A caller waits until its own ctx ends, and then returns
+// ctx.Err(). With a [Store], callers may leave once the fetch has succeeded: its value is
+// created all the same, under the lease. With ContextTimeoutEnabled, while Redis does not
+// answer, one or two callers may notice a cancellation only after [Options.RedisTimeout].
 //
-// What fetch returns is returned to all who waited for it. Its error comes back
-// as it is in this process, and as an [*Error] with its text in others. An error
-// that is [ErrNotFound] is remembered, others are not, unless
-// [Options.ErrorTTL] says so. If fetch panics, Get panics in every caller of this
-// process that waited for it, with a [*PanicError].
+// All waiting callers receive the fetch's result. Its error is returned unchanged in this
+// process, and as an [*Error] with its text in others. [ErrNotFound] is remembered; other
+// errors are not, unless [Options.ErrorTTL] is set. If the fetch panics, Get panics with a
+// [*PanicError] in every caller of this process that waited for it.
 //
-// When Redis does not answer, [Options.OnRedisDown] decides: then Get fetches
-// without a lease, or returns an [*Error]. What was fetched is returned even if
-// it cannot be stored. A fetch that Gets the same key of the same Loader with
-// the context it was given gets an *Error, as it would wait for itself.
+// Without Redis, [Options.OnRedisDown] decides: Get fetches without a lease, or returns an
+// [*Error]. A fetched value is returned even if it cannot be stored. A fetch that Gets its
+// own key with its own context receives an *Error, as it would wait for itself.
 func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
 	c, refresh := l.nearGet(ctx, key)
 	if c != nil && c.plain && fetch != nil {
@@ -302,12 +291,10 @@ func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context
 	return (&caller[V]{Loader: l, ctx: ctx, k: k, came: came, seen: seen, fetch: fetch}).settledLoad()
 }
 
-// Peek returns what is kept, fresh or old, and never fetches. The error is [ErrNotFound] if
-// there is nothing, or an absence, or something that is not usable; an [*Error]
-// if Redis does not answer, whatever [Options.OnRedisDown] says; and ctx.Err()
-// if ctx ends first. Peek looks where Get would look first: among the copies of
-// this process, if there are any ([Options.Near]), and in Redis or, with
-// [Options.TTL] off, in the Store.
+// Peek returns the stored value, fresh or stale, and never fetches. It looks up what Get would
+// look up first: the near cache, then Redis or, with [Options.TTL] off, the Store. The error
+// is [ErrNotFound] if there is no usable value; an [*Error] if Redis does not answer,
+// whatever [Options.OnRedisDown] says; or ctx.Err().
 func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 	k, err := l.enter(ctx, "peek", key, false)
 	if err != nil {
@@ -329,15 +316,14 @@ func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 	return seen.result, err
 }
 
-// Set stores a value in Redis, for [Options.TTL], whatever was there. It does
-// not touch the Store. A fetch of the key that is running, in any process, loses
-// its lease, so what it finds is not stored; those who wait for it get v.
+// Set stores a value in Redis for [Options.TTL], in the place of any other. It does not change
+// the Store. A running fetch of the key loses its lease, in any process: its value is not
+// stored, and its callers receive v.
 //
-// When Set returns nil, every Get that begins later sees v or what came after
-// it. Otherwise nothing is known of v, unless the error's cause is that it
-// cannot be stored: it cannot be encoded, the codec does not read what it wrote, it is larger
-// than [Options.MaxBytes], or TTL is off. The error is an [*Error]; or [ErrClosed], or that of a ctx that
-// had ended before, and then nothing was done.
+// After Set has returned nil, a Get that starts later returns v or a newer value. After an
+// error it is not known whether v is stored, except when v cannot be stored: it cannot be
+// encoded or read back, is larger than [Options.MaxBytes], or TTL is off. The error is an
+// [*Error], [ErrClosed], or that of a ctx that had ended; then nothing was done.
 func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	k, err := l.enter(ctx, "set", key, false)
 	if err != nil {
@@ -361,16 +347,14 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	return nil
 }
 
-// Delete makes the next Get of each key fetch it again. It does not touch the
-// Store. A fetch of such a key that is running, in any process, loses its lease:
-// what it finds is not stored, and is not returned to a Get that begins after
-// Delete has returned. If its value is already being created in the Store, the row is
-// created all the same, and a Get that begins later may find that row.
+// Delete makes the next Get of each key fetch it again. It does not change the Store. A
+// running fetch of a key loses its lease, in any process: its value is not stored, and no Get
+// that starts after Delete has returned receives it. A value that is being created in the
+// Store is created all the same, and a later Get may find that row.
 //
-// A key that is not kept is deleted as well as any other. The error joins an
-// [*Error] for each key of which it is not known that it was deleted: a Get may
-// return its old value until that ends by itself. It is [ErrClosed] if the
-// Loader is closed.
+// A missing key is deleted like any other. The error joins an [*Error] for each key that may
+// not have been deleted: a Get may return its stored value until the TTL ends. It is
+// [ErrClosed] if the Loader is closed.
 func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 	if l.closed.Load() {
 		return ErrClosed
@@ -396,18 +380,17 @@ func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 	return errors.Join(errs...)
 }
 
-// deletesAtOnce is how many scripts of one Delete are under way: they share
-// round trips.
+// deletesAtOnce is how many scripts of one Delete are in flight: they share round trips.
 const deletesAtOnce = 256
 
-// A keyed is a key of the caller's with its names in Redis.
+// A keyed is a caller's key with its names in Redis.
 type keyed struct {
 	user   string
 	names  protocol.Key
 	digest uint64
 }
 
-// enter checks what every method is given.
+// enter checks the arguments of a method.
 func (l *Loader[V]) enter(ctx context.Context, op, key string, noFetch bool) (keyed, error) {
 	switch {
 	case ctx == nil:

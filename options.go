@@ -14,162 +14,144 @@ import (
 // Options{NotFoundTTL: fetchonce.Off}. Any negative value does.
 const Off = -1
 
-// Options configure a [Loader]. The zero value of each field is the default
-// named at the field. [New] refuses what it cannot use with an error that names
-// the field; nothing given is replaced by something else.
+// Options configure a [Loader]. The zero value of a field means its default. [New] refuses
+// a value that it cannot use with an error that names the field, and replaces none.
 //
-// Redis counts in milliseconds, so a fraction of one is cut off where a
-// duration becomes the life of a key.
+// Redis counts in milliseconds: a fraction of one is cut off where a duration becomes the
+// TTL of a Redis key.
 type Options[V any] struct {
-	// Prefix is the namespace of this loader's keys. Loaders with the same
-	// Prefix and Schema, in all processes, share their keys. Required.
+	// Prefix is the namespace of the Loader's keys in Redis. Loaders with the same Prefix
+	// and Schema share their keys, in all processes. Required.
 	Prefix string
 
-	// Schema is the version of V's shape. It is part of the keys, so that old
-	// and new builds, side by side in a deployment, do not overwrite each
-	// other's values. The default is none.
+	// Schema is the version of V's shape. It is part of the keys in Redis, so two builds
+	// with different shapes do not overwrite each other's values. Defaults to none.
 	Schema string
 
-	// TTL is how long a value is fresh, and kept in Redis. The default is 5
-	// minutes. If it is Off, no value is kept in Redis, only the lease: then
-	// there must be a Store, which every Get asks first.
+	// TTL is how long a value is fresh, and kept in Redis. With Off, Redis keeps no values,
+	// only leases: then a Store is required, which every Get looks up first. Defaults to 5
+	// minutes.
 	TTL time.Duration
 
-	// Jitter is the largest share of a TTL that is taken off it at random, so
-	// that what was stored together does not end together. It applies to TTL,
-	// NotFoundTTL and Fetch.TTL, and is less than 1. The default is 0.1; it may
-	// be turned off.
+	// Jitter is the largest share of a TTL that is taken off at random, so that values that
+	// were stored together do not end together. It applies to TTL, NotFoundTTL and
+	// Fetch.TTL, and is less than 1. Defaults to 0.1; Off turns it off.
 	Jitter float64
 
-	// NotFoundTTL is how long an [ErrNotFound] of a fetch is remembered. The
-	// default is a tenth of TTL; it may be turned off. Even then the callers
-	// that waited for that fetch, in all processes, share it.
+	// NotFoundTTL is how long an [ErrNotFound] of a fetch is remembered. With Off, only the
+	// callers that waited for that fetch share it, in all processes. Defaults to a tenth of
+	// TTL.
 	NotFoundTTL time.Duration
 
-	// ErrorTTL is how long another failure of a fetch is shared with callers
-	// that come later: they get it, as an [*Error] with its text, without a
-	// fetch. Each process decides for its own callers: it returns the failure of
-	// another process for no longer than its own ErrorTTL. The default is not at all.
+	// ErrorTTL is how long another failure of a fetch is returned to later callers without
+	// a fetch, as an [*Error] with its text. A process returns the failure of another
+	// process for no longer than its own ErrorTTL. Defaults to off.
 	ErrorTTL time.Duration
 
-	// StaleWhileRevalidate is for how long after its TTL an old value is still
-	// returned, at once, while one process fetches a new one (RFC 5861). The
-	// default is not at all.
+	// StaleWhileRevalidate is how long after its TTL a stale value is returned at once,
+	// while one process fetches a new one (RFC 5861). Defaults to off.
 	//
-	// How old a value is, is judged by the server's clock, as far as this process
-	// knows it: it learns that with its first miss, and takes its own clock until
-	// then.
+	// The age of a value is judged by the server's clock. A process learns that clock with
+	// its first miss, and uses its own until then.
 	StaleWhileRevalidate time.Duration
 
-	// StaleIfError is for how long after its TTL an old value is returned when
-	// the fetch of a new one fails (RFC 5861), in the place of the error. After
-	// such a failure the next fetch comes after a pause, of a second or more, up
-	// to half a minute for a value that has long been stale; meanwhile everyone
-	// gets the old value at once. An [ErrNotFound] is no failure. The default is
-	// not at all.
+	// StaleIfError is how long after its TTL a stale value is returned in the place of the
+	// error when the fetch of a new one fails (RFC 5861). The next fetch then follows after
+	// a backoff of a second, or up to half a minute for a value that has long been stale;
+	// until then all callers receive the stale value at once. [ErrNotFound] is no failure.
+	// Defaults to off.
 	StaleIfError time.Duration
 
-	// SoftTimeout is how long a caller waits for a new value when an old one is
-	// at hand that StaleIfError or StaleWhileRevalidate allow to be returned. Then
-	// it gets that, and the fetch goes on. The default is as long as it takes.
+	// SoftTimeout is how long a caller waits for a new value while a stale one may be
+	// returned by StaleIfError or StaleWhileRevalidate. Then it receives the stale value,
+	// and the fetch continues. Defaults to off: the caller waits for the fetch.
 	SoftTimeout time.Duration
 
-	// EarlyRefresh has a value fetched anew before its TTL ends, with a
-	// probability that rises towards the end, so that a popular key never is
-	// without a fresh value. It is the beta of "Optimal Probabilistic Cache
-	// Stampede Prevention" (Vattani, Chierichetti, Lowenstein, VLDB 2015): a value
-	// that took d to fetch is refreshed when d * beta * -ln(random) is more than
-	// what is left of its TTL. 1 is the paper's choice, more is earlier. The
-	// callers get the old value at once, and one process fetches. The default is
-	// off.
+	// EarlyRefresh is the beta of XFetch ("Optimal Probabilistic Cache Stampede Prevention",
+	// Vattani, Chierichetti, Lowenstein, VLDB 2015). A value that took d to fetch is
+	// refreshed in the background when d * beta * -ln(random) is more than the rest of its
+	// TTL, so a popular key always has a fresh value. 1 is the paper's choice; more is
+	// earlier. Defaults to off.
 	EarlyRefresh float64
 
-	// Lease is how long a process that died while it fetched blocks a key, in
-	// its own name. A process that lives renews its lease at a third of it, so
-	// a fetch may take longer. A renewal is given up after another third, so that
-	// there is time for a second one: Lease should be at least three times as long
-	// as Redis may take to answer. Defaults to 5 seconds; the least is 10 ms, the most a
-	// minute. Whatever a stranger writes into Redis blocks a key for no more than a minute.
+	// Lease is how long a process that dies during a fetch blocks the key. A live process
+	// renews its lease at a third of it, so a fetch may take longer. A renewal is given up
+	// after another third, so that there is time for a second one: Lease should be three
+	// times as long as Redis may take to answer. No writer to Redis can block a key for
+	// more than a minute by one write. Defaults to 5 seconds; from 10 ms to a minute.
 	Lease time.Duration
 
-	// FetchTimeout is the longest that a fetch, with the lookup and the
-	// creation in the Store, may run. Then its context ends with
-	// [ErrFetchTimeout], its callers get that, and its lease ends. A fetch that
-	// ignores its context continues without callers, and keeps its permit of
-	// MaxFetches until it returns. The default is a minute; it may be turned off.
+	// FetchTimeout is the longest that a fetch may run, with the Store's lookup and Create.
+	// Then its context ends with [ErrFetchTimeout], its callers receive that, and its lease
+	// is released. A fetch that ignores its context continues without callers, and keeps its
+	// permit of MaxFetches. Defaults to a minute; Off turns it off.
 	FetchTimeout time.Duration
 
-	// MaxFetches is how many fetches this loader runs at once, over all keys. A
-	// fetch counts until its function returns, also after its callers have left.
-	// Other loads wait for a permit, and hold no lease meanwhile. A load returns
-	// [ErrFetchTimeout] when no permit is released for FetchTimeout: then every
-	// permit is held by a fetch that ignores its context.
+	// MaxFetches is how many fetches of this Loader run at once, over all keys. A fetch
+	// counts until its function returns, also after its callers have left. Other loads wait
+	// for a permit, and hold no lease meanwhile. A load returns [ErrFetchTimeout] when no
+	// permit is released for FetchTimeout: then each is held by a fetch that ignores its
+	// context.
 	//
-	// A fetch that waits in a Get of another key does not count meanwhile. If its
-	// context ends during that Get and the fetch continues, it counts again as soon as a permit
-	// is free, before loads that wait later. The batch fetch of a GetMany counts as
-	// one, and holds its leases while it waits. Defaults to no limit.
+	// A fetch that waits in a Get of another key does not count meanwhile. If its context
+	// ends during that Get and the fetch continues, it counts again as soon as a permit is
+	// free, before loads that wait later. The batch fetch of a GetMany counts as one, and
+	// holds its leases while it waits. Defaults to no limit.
 	MaxFetches int
 
-	// RedisTimeout is how long an operation waits for an answer of Redis; a renewal
-	// waits for a third of Lease if that is less. An error that ends soon, as in a
-	// failover, is retried for as long again. While many operations are queued and
-	// Redis answers others, the time in the queue does not count. A caller whose own
-	// context ends sooner waits no longer than that. Defaults to 500 ms.
+	// RedisTimeout is how long an operation waits for an answer of Redis; a renewal waits
+	// for a third of Lease if that is less. An error that passes, as in a failover, is
+	// retried for as long again. Time in the queue does not count while Redis answers other
+	// operations. A caller whose context ends sooner waits no longer. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
-	// OnRedisDown says what a Get does when Redis does not answer, or answers
-	// with an error. The default is [FailOpen].
+	// OnRedisDown says what a Get does when Redis does not answer, or answers with an
+	// error. Defaults to [FailOpen].
 	OnRedisDown Policy
 
-	// Near is for copies of values in this process; see [Near]. It needs TTL, and a
-	// client of a single server, a Sentinel or a cluster that reads from masters.
-	// The default is none.
+	// Near configures the near cache; see [Near]. It needs TTL, and a client of a single
+	// server, Sentinels or a cluster that reads from masters. Defaults to off.
 	Near Near
 
-	// Store is the durable place of the values, most often a table. The
-	// default is none.
+	// Store is the durable place of the values, for example a table. Defaults to none.
 	Store Store[V]
 
-	// Codec turns values into bytes for Redis. The default is [Msgpack]. What
-	// one codec wrote, another does not read: it is a miss. What the codec would not
-	// read is not stored; see [Codec]. A [KeyCodec] is given the key, too.
+	// Codec encodes values for Redis. A value that another codec wrote is a miss. A value
+	// that the codec would not read is not stored; see [Codec] and [KeyCodec]. Defaults to
+	// [Msgpack].
 	Codec Codec
 
-	// Clone is called on a value that several callers of this process share
-	// before it is handed to each; with Near, every value is shared. Clone is not
-	// called with a nil pointer. Whoever writes to Redis may store one, so check a
-	// value of a pointer type for nil. A panic of Clone reaches the caller of Get; in
-	// GetMany it may be a [*PanicError]. The default is not to call anything: treat
-	// such a value as read-only.
+	// Clone is called on a value that several callers of this process share, once for each
+	// caller. With Near, every value is shared. Clone is not called with a nil pointer; a
+	// writer to Redis may store one, so check a value of a pointer type for nil. A panic of
+	// Clone reaches the caller of Get; in GetMany it may be a [*PanicError]. Defaults to
+	// none: then treat shared values as read-only.
 	Clone func(V) V
 
-	// MaxBytes is the largest encoded value that is kept or read. A larger one
-	// is returned to its callers and kept nowhere but in the Store. So is a value
-	// that [Msgpack] or [JSON] would take more than 32 times MaxBytes and 1 MiB of
-	// memory to decode. The default is 4 MiB, the most 512 MiB.
+	// MaxBytes is the largest encoded value that is stored or read. A larger one is returned
+	// to its callers, and kept in the Store only. So is a value that [Msgpack] or [JSON]
+	// would need more than 32 times MaxBytes and 1 MiB of memory to decode. Defaults to 4
+	// MiB; the most is 512 MiB.
 	MaxBytes int
 
-	// Trace is told what the loader does, for metrics. The default is none.
+	// Trace receives events for metrics. Defaults to none.
 	Trace *Trace
 
-	// Logger hears what has no caller to be told: a value that could not be
-	// stored after a good fetch, a refresh that failed, data in Redis that is not
-	// usable, and that Redis is down. A panic in it goes no further. The default is
-	// [slog.Default].
+	// Logger receives events that cannot be returned to a caller: a fetched value that could
+	// not be stored, a failed refresh, unusable data in Redis, an unavailable Redis. A panic
+	// in it is dropped. Defaults to [slog.Default].
 	Logger *slog.Logger
 }
 
-// A Policy says what to do when Redis is down.
+// A Policy says what a Get does without Redis.
 type Policy int
 
 const (
-	// FailOpen goes on without Redis: each process fetches for itself, once for
-	// all its callers of a key, and says so in the log. Nothing is stored but
-	// in the Store.
+	// FailOpen loads without a lease: each process fetches a key once for all its callers,
+	// and logs it. The value is stored in the Store only.
 	FailOpen Policy = iota
 
-	// FailClosed refuses: Get returns an [*Error] with Redis' own error.
+	// FailClosed returns an [*Error] with the cause.
 	FailClosed
 )
 
@@ -270,11 +252,11 @@ func (o Options[V]) check() error {
 	case o.Near.Entries < 0:
 		return fmt.Errorf("Options.Near.Entries is %d", o.Near.Entries)
 	case o.Near.Entries == 0 && o.Near.TTL > 0:
-		return errors.New("Options.Near.TTL is of no use without Options.Near.Entries")
+		return errors.New("Options.Near.TTL needs Options.Near.Entries")
 	case o.Near.Entries > 0 && o.TTL < 0:
 		return errors.New("Options.Near needs Options.TTL, which is off")
 	case o.SoftTimeout > 0 && o.StaleWhileRevalidate <= 0 && o.StaleIfError <= 0:
-		return errors.New("Options.SoftTimeout needs StaleIfError or StaleWhileRevalidate: without them there is no old value")
+		return errors.New("Options.SoftTimeout needs StaleIfError or StaleWhileRevalidate: without them there is no stale value")
 	case math.IsNaN(o.EarlyRefresh) || math.IsInf(o.EarlyRefresh, 0):
 		return fmt.Errorf("Options.EarlyRefresh is %v, not a number", o.EarlyRefresh)
 	case math.IsNaN(o.Jitter) || o.Jitter >= mostJitter:
@@ -338,46 +320,44 @@ type Near struct {
 
 var errNearClient = errors.New("Options.Near needs a *redis.Client or a *redis.ClusterClient, or a wrapper with their methods that is comparable")
 
-// LockOptions configure a [Locker]. The zero value of each field is the default
-// named at the field, as with [Options].
+// LockOptions configure a [Locker]. The zero value of a field means its default, as with
+// [Options].
 type LockOptions struct {
-	// Prefix is the namespace of this locker's names. Lockers with the same
-	// Prefix, in all processes, share their locks; they must agree on Slots. It
-	// may be a Loader's Prefix as well. Required.
+	// Prefix is the namespace of the locks. Lockers with the same Prefix share their locks,
+	// in all processes; they must agree on Slots. It may be a Loader's Prefix as well.
+	// Required.
 	Prefix string
 
-	// Lease is how long a process that died while it held a lock blocks it. A
-	// process that lives renews its lease at a third of it, so a lock may be
-	// held for longer. A renewal is given up after another third, so that there is
-	// time for a second one: Lease should be at least three times as long as Redis
-	// may take to answer. The default is 5 seconds; the least is 10 ms.
+	// Lease is how long a process that dies while it holds a lock blocks it. A live process
+	// renews its lease at a third of it, so a lock may be held for longer. A renewal is given
+	// up after another third, so that there is time for a second one: Lease should be three
+	// times as long as Redis may take to answer. Defaults to 5 seconds; the least is 10 ms.
 	Lease time.Duration
 
-	// MaxHold is the longest that a lock may be held. Then the holder's context
-	// ends with [ErrMaxHold], and its lease is not renewed any more: if the
-	// holder does not give it back it is lost when it ends, and others have the
-	// lock. The default is no limit.
+	// MaxHold is the longest that a lock may be held. Then the holder's context ends with
+	// [ErrMaxHold], and its lease is not renewed any more. A lock that the holder does not
+	// release is lost when the lease ends. Defaults to no limit.
 	MaxHold time.Duration
 
-	// MaxWait is the longest that a call waits for a lock. Then it leaves the queue
-	// and returns [ErrLocked]. TryDo and TryAcquire do not wait at all. Defaults to
-	// no limit: a call waits until its context ends.
+	// MaxWait is the longest that a call waits for a lock. Then it leaves the queue and
+	// returns [ErrLocked]. TryDo and TryAcquire do not wait at all. Defaults to no limit: a
+	// call waits until its context ends.
 	MaxWait time.Duration
 
-	// RedisTimeout is the limit of every operation in Redis, retries included,
-	// and not of the wait for a lock, which ends with the caller's context or MaxWait. The limit of
-	// a renewal is a third of Lease if that is less. The default is 500 ms.
+	// RedisTimeout is the limit of each operation in Redis, with its retries; for a renewal,
+	// a third of Lease if that is less. It does not limit the wait for a lock: that ends
+	// with the caller's context or MaxWait. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
-	// Slots is how many may hold a lock at once: with 1 it is a lock, with more
-	// a semaphore. The default is 1, the most 1000.
+	// Slots is how many may hold a lock at once: 1 is a lock, more is a semaphore. Defaults
+	// to 1; the most is 1000.
 	Slots int
 
-	// Trace is told what the locker does, for metrics. The default is none.
+	// Trace receives events for metrics. Defaults to none.
 	Trace *Trace
 
-	// Logger hears what has no caller to be told: a lock that could not be given
-	// back after its work was done. The default is [slog.Default].
+	// Logger receives events that cannot be returned to a caller: a lock that could not be
+	// released after its work was done. Defaults to [slog.Default].
 	Logger *slog.Logger
 }
 

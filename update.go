@@ -11,31 +11,27 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// Update changes the source of truth and the cache together: it calls write,
-// which changes what a fetch, or the [Store], would find, and makes the next Get
-// find that.
+// Update changes the source of truth and the cache together: it calls write, which changes
+// what a fetch or the [Store] returns, and makes the next Get return that.
 //
-// While write runs, the key is marked in Redis as being written. The value that
-// was kept is gone; a Get goes to the source, one process at a time as ever, and
-// what it finds there, which may be old or new, is not stored. When write has
-// returned, with or without an error, the key is invalidated as by
-// [Loader.Delete] and the mark is taken off. So a process that dies at any point
-// leaves at most a mark, which ends after [Options.Lease], and never a value from
-// before the write: only a fetch that began before that, and goes on when the mark
-// has ended, is told, with what it found, to who waits for it. Updates of one key may run at the same time: each has a mark
-// of its own. They are not serialised; where write needs that, use a lock, or
-// the database's.
+// While write runs, a write mark in Redis replaces the stored value. A Get then fetches, one
+// process at a time, and its value, which may be old or new, is not stored. When write has
+// returned, with or without an error, the key is invalidated as by [Loader.Delete], and the
+// mark is removed. If the process dies, its mark ends after [Options.Lease], and no value from
+// before the write stays. Only callers of a fetch that started before the mark and ended
+// after it may receive one.
 //
-// write is given ctx. Its error comes back as it is. If it returned nil, the
-// error of Update is an [*Error] that says that write was done, but not whether
-// all caches know: a Get may return an old value until its TTL. If neither went
-// well, the error joins both. If write panics, Update does its part and panics
-// on.
+// Updates of one key may overlap; each has its own mark. They are not serialized: use a lock,
+// or the database's, if write needs that.
 //
-// When Redis does not answer, [Options.OnRedisDown] decides: under [FailClosed]
-// an *Error is returned before write was called. A mark that arrives in Redis after
-// that, or after ctx has ended, is taken off in the background. Under [FailOpen] write is called;
-// then only if Redis is back when it has returned is the error nil.
+// write has the caller's ctx. Its error is returned unchanged. If it succeeds and the
+// invalidation does not, the error is an [*Error]: a Get may return a stored value until its
+// TTL. If both fail, the error joins both. If write panics, Update ends as after an error,
+// and panics.
+//
+// Without Redis, [Options.OnRedisDown] decides. With [FailClosed], Update returns an *Error and
+// does not call write; a mark that arrives later is removed in the background. With
+// [FailOpen], write is called, and the error is nil only if Redis answers after it.
 func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx context.Context) error) (err error) {
 	k, err := l.enter(ctx, "update", key, false)
 	if err != nil {
@@ -69,14 +65,12 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 	return write(ctx)
 }
 
-// keepMark renews a mark until stop is called: for as long as write takes,
-// whatever becomes of its context. It is no lease, which is lost for good when it
-// could not be renewed in time: while Redis was away, or this process was stopped,
-// an old value may have been stored, and the renewal that gets through again ends
-// that too.
+// keepMark renews a write mark until stop is called: for as long as write runs, also after its
+// context ended. A mark is not lost for good when a renewal is late, as a lease is: a value
+// may have been stored meanwhile, and the next renewal removes it.
 //
-// late is for how long the first Mark may still arrive. stop returns that of the last
-// one which was not answered.
+// late is how long the first Mark may still arrive. stop returns that of the last renewal that
+// was not answered.
 func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent time.Time, late time.Duration) (stop func() time.Duration) {
 	stopped := make(chan struct{})
 	var renewing sync.WaitGroup
@@ -90,8 +84,8 @@ func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent tim
 			case <-next.C:
 			}
 			sent, pause := time.Now(), l.opt.Lease/3
-			// Its context does not end with stopped: what is on its way then would
-			// still arrive, and after the unmark.
+			// Its context does not end with stopped: a renewal in flight would still
+			// arrive, after the Unmark.
 			if err := l.redis.Remark(ctx, k.names, mark, l.opt.Lease); err != nil {
 				pause = l.opt.Lease / 10
 				late = max(late, l.mayArrive(err))
@@ -106,10 +100,10 @@ func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent tim
 	}
 }
 
-// written ends an Update. A Mark that was not answered may arrive after the Unmark:
-// then the mark is taken off once more.
+// written ends an Update. A Mark that was not answered may arrive after the Unmark: then the
+// mark is removed once more.
 func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, stop func() time.Duration) error {
-	late := stop() // first: a renewal must not set again what is taken off
+	late := stop() // first: a renewal would set the mark again
 	err := l.redis.Unmark(context.WithoutCancel(ctx), k.names, mark)
 	l.changed(k)
 	if err != nil || late > 0 {
