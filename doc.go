@@ -19,14 +19,15 @@
 //	        the process's flight: one load, which all its callers join
 //	          │
 //	          ▼
-//	   ┌──► ACQUIRE ──► found, stored meanwhile ────────────────────────► value
+//	   ┌──► acquiring: ACQUIRE ──► stored meanwhile ────────────────────► value
+//	   │      │  │         └─────► Redis is unavailable: unleased ──────► fetched value, or error
 //	   │      │  │
-//	   │      │  └───► another process holds the lease: WAIT
+//	   │      │  └───► waiting: another process holds the lease
 //	   │      │          ├─ notified of a value ────────────────────────► value
 //	   │      │          ├─ notified of a failure ──────────────────────► error
 //	   ├──────┼──────────┴─ notified to retry, or the recheck timer fired
 //	   │      ▼
-//	   │    this process holds the lease: Store.Lookup, fetch, Store.Create
+//	   │    holding: Store.Lookup, fetch, Store.Create
 //	   │      ├─ value ──► FILL: stored, lease ended, waiters notified ──► value
 //	   │      ├─ error ──► RELEASE: lease ended, waiters notified ───────► error
 //	   └──────┴─ the lease was lost (Delete, Set, Redis unreachable)
