@@ -182,11 +182,11 @@ func isFailure(err error) bool {
 // loadSkipped joins a load within its recent-miss window, or starts one whose ACQUIRE is the
 // lookup. It is not done if the caller has looked the key up itself, and needs a load.
 func (c *caller[V]) loadSkipped() (o *outcome[V], done bool) {
-	var start func(context.Context, *flight.Call[*outcome[V]]) (*outcome[V], error)
+	var start func(context.Context, *flight.Flight[*outcome[V]]) (*outcome[V], error)
 	if c.skipsLookup() {
 		start = c.newLoad(c.k, c.seen, c.fetch, nil)
 	}
-	t, joined := c.flights.JoinInvited(c.ctx, c.k.user, c.came, start)
+	t, joined := c.flights.JoinWithoutLookup(c.ctx, c.k.user, c.came, start)
 	if !joined {
 		o, done = c.lookupAgain()
 		c.learn(&c.seen)

@@ -42,7 +42,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 		// them, and it is not stored.
 		during = limited
 	}
-	r.call.Mark()
+	r.flight.Advance()
 	f := r.runFetch(limited, during, a.Fence)
 	if held.Err() != nil && errors.Is(context.Cause(held), ErrLockLost) {
 		r.trace.leaseLost(ctx, TraceLease{Key: r.k.user, Held: time.Since(a.sent)})
@@ -54,7 +54,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 	case ctx.Err() != nil:
 		r.release(ctx, nil)
 		return r.fail(context.Cause(ctx))
-	case f.cancelled && !r.call.Kept() && errors.Is(context.Cause(during), ErrLockLost):
+	case f.cancelled && !r.flight.Kept() && errors.Is(context.Cause(during), ErrLockLost):
 		r.reloads++
 		r.replaces, r.old = nil, nil
 		return r.acquiring // a Delete, Set or Update has ended the lease
@@ -178,7 +178,7 @@ func (r *load[V]) fetchAndCreate(limited, during context.Context, fence int64, f
 	if err != nil || r.opt.Store == nil || f.source == SourceStore {
 		return v, err
 	}
-	if err = during.Err(); err == nil && !r.call.Keep() {
+	if err = during.Err(); err == nil && !r.flight.Keep() {
 		<-limited.Done()
 		err = limited.Err()
 	}
@@ -212,14 +212,14 @@ func (r *load[V]) lookupOrFetch(ctx context.Context, fence int64, f *fetched[V])
 // before that.
 func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
 	sealed, unkept := r.seal(f)
-	r.call.Close()
+	r.flight.Close()
 	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.k.names, r.acquire.owner, r.acquire.Fence, sealed.bytes, sealed.keep)
 	switch {
 	case err != nil:
 		r.log.Warn(logNotStored, err)
 		r.dropLease(0)
 	case filled.Stored:
-		r.call.Mark() // the lease was ours until now, so the value is new enough for all callers
+		r.flight.Advance() // the lease was ours until now, so the value is new enough for all callers
 	}
 	if filled.Refused != nil {
 		r.log.Warn(logNotStored, filled.Refused)
@@ -293,7 +293,7 @@ func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
 	}
 	var lookupErr error
 	r.permit, err = r.permits.Acquire(ctx, func() bool {
-		r.call.Mark()
+		r.flight.Advance()
 		seen, lookupErr = r.lookup(ctx, r.k)
 		return seen.found() // an error of the lookup does not end the wait
 	})
@@ -304,7 +304,7 @@ func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
 	case !seen.found():
 		return lookup[V]{}, nil
 	}
-	r.call.Close()
+	r.flight.Close()
 	return seen, lookupErr
 }
 

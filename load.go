@@ -39,10 +39,10 @@ type outcome[V any] struct {
 // The context of each is the flight's.
 type load[V any] struct {
 	*Loader[V]
-	k     keyed
-	call  *flight.Call[*outcome[V]]
-	fetch func(ctx context.Context, f *Fetch[V]) (V, error)
-	batch *batchfetch.Load[V] // fetches in place of fetch; nil except in a GetMany
+	k      keyed
+	flight *flight.Flight[*outcome[V]]
+	fetch  func(ctx context.Context, f *Fetch[V]) (V, error)
+	batch  *batchfetch.Load[V] // fetches in place of fetch; nil except in a GetMany
 
 	background bool               // it refreshes a value, and no caller waited when it started
 	replaces   *protocol.PassOver // the stored value to replace; nil if there is none
@@ -85,9 +85,9 @@ const (
 )
 
 // newLoad returns the function of a flight that loads a key after a lookup.
-func (l *Loader[V]) newLoad(k keyed, seen lookup[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), batch *batchfetch.Load[V]) func(context.Context, *flight.Call[*outcome[V]]) (*outcome[V], error) {
-	return func(ctx context.Context, call *flight.Call[*outcome[V]]) (*outcome[V], error) {
-		r := &load[V]{Loader: l, k: k, call: call, fetch: fetch, batch: batch, replaces: seen.replaces, background: seen.refreshes()}
+func (l *Loader[V]) newLoad(k keyed, seen lookup[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), batch *batchfetch.Load[V]) func(context.Context, *flight.Flight[*outcome[V]]) (*outcome[V], error) {
+	return func(ctx context.Context, f *flight.Flight[*outcome[V]]) (*outcome[V], error) {
+		r := &load[V]{Loader: l, k: k, flight: f, fetch: fetch, batch: batch, replaces: seen.replaces, background: seen.refreshes()}
 		r.acquire.skipped = seen.state == skipped
 		if seen.state == skipped || seen.state == missing {
 			r.noteMiss()
@@ -140,8 +140,8 @@ func (r *load[V]) fail(err error) state {
 }
 
 func (r *load[V]) closeForAll() {
-	r.call.Close()
-	r.call.Mark()
+	r.flight.Close()
+	r.flight.Advance()
 }
 
 // acquiring sends ACQUIRE: for the value, the lease, or a registration as a waiter.
@@ -154,7 +154,7 @@ func (r *load[V]) acquiring(ctx context.Context) state {
 	}
 	a := &r.acquire
 	a.owner = r.mailbox.Owner()
-	r.call.Mark()
+	r.flight.Advance()
 	if a.skipped {
 		// In a cluster, the near cache keeps only what was read from the key's own node.
 		if t := r.nearTicket(r.k); t.Node() == nil {
@@ -231,7 +231,7 @@ func (r *load[V]) judged(ctx context.Context, read func() (lookup[V], error)) st
 	case err != nil && ctx.Err() != nil:
 		return r.fail(context.Cause(ctx))
 	case r.acquire.skipped && (seen.found() || seen.state == fallback):
-		r.call.Close()
+		r.flight.Close()
 		r.out = outcome[V]{found: &seen, err: err}
 		return nil
 	}
@@ -241,7 +241,7 @@ func (r *load[V]) judged(ctx context.Context, read func() (lookup[V], error)) st
 	}
 	r.replaces = seen.replaces
 	if err != nil || seen.found() {
-		r.call.Close()
+		r.flight.Close()
 		return r.done(seen.result, err)
 	}
 	return r.acquiring
@@ -270,11 +270,11 @@ func (r *load[V]) unleased(ctx context.Context) state {
 	}
 	limited, cancel := r.limit(ctx)
 	defer cancel()
-	r.call.Mark()
+	r.flight.Advance()
 	f := r.runFetch(limited, limited, 0)
-	// A caller that joined since the Mark looks the key up again: Redis may be unavailable
+	// A caller that joined after the cutoff looks the key up again: Redis may be unavailable
 	// for this process alone, and another may have deleted the key.
-	r.call.Close()
+	r.flight.Close()
 	if f.err != nil && !errors.Is(f.err, ErrNotFound) {
 		return r.fail(f.err)
 	}
@@ -331,8 +331,8 @@ func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 	if !got.found() {
 		return r.acquiring
 	}
-	r.call.Close()
-	if !r.call.Late() {
+	r.flight.Close()
+	if !r.flight.HasLate() {
 		return r.done(got.result, err)
 	}
 	seen, lookupErr := r.lookup(ctx, r.k)
@@ -343,7 +343,7 @@ func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 		r.replaces = seen.replaces
 		return r.acquiring
 	}
-	r.call.Mark()
+	r.flight.Advance()
 	seen.result.Source = SourcePeer
 	return r.done(seen.result, lookupErr)
 }
@@ -382,7 +382,7 @@ func (r *load[V]) suspectMailbox() {
 // noteMiss opens the recent-miss window: callers skip their lookup for a moment.
 func (r *load[V]) noteMiss() {
 	if r.opt.TTL > 0 {
-		r.call.Invite(recentMiss)
+		r.flight.OpenMissWindow(recentMiss)
 	}
 }
 

@@ -221,7 +221,7 @@ const recentMiss = 10 * time.Millisecond
 // lookupOrSkip is the lookup of a caller that loads what is missing. Without a near entry it
 // skips the lookup after a recent miss, or if the key is most likely absent.
 func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, c *nearEntry[V], refresh bool) (lookup[V], error) {
-	if c == nil && l.opt.TTL > 0 && (l.skipsLookup() || l.flights.Invites(k.user)) {
+	if c == nil && l.opt.TTL > 0 && (l.skipsLookup() || l.flights.HasMissWindow(k.user)) {
 		return lookup[V]{state: skipped}, nil
 	}
 	if c != nil {

@@ -61,16 +61,16 @@ var mutants = []crashed{
 		`if owner ~= ARGV[1] then`, `if owner == "nobody" then`,
 	), byLoad},
 	{with(
-		"late joiners get what was fetched before they came", "load.go",
-		"	r.call.Close()\n	filled, err :=", "	r.call.Close()\n	r.call.Mark()\n	filled, err :=",
+		"late joiners get what was fetched before they came", "fetch.go",
+		"	r.flight.Close()\n	filled, err :=", "	r.flight.Close()\n	r.flight.Advance()\n	filled, err :=",
 	), byLoad},
 	{with(
-		"a load can be joined until it is stored", "load.go",
-		"	r.call.Close()\n	filled, err :=", "	filled, err :=",
+		"a load can be joined until it is stored", "fetch.go",
+		"	r.flight.Close()\n	filled, err :=", "	filled, err :=",
 	), byLateAnswers},
 	{with(
 		"late joiners get what a message brings", "load.go",
-		"if !r.call.Late() {", "r.call.Mark()\n	if !r.call.Late() {",
+		"if !r.flight.HasLate() {", "r.flight.Advance()\n	if !r.flight.HasLate() {",
 	), byLateAnswers},
 }
 

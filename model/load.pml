@@ -147,15 +147,15 @@ inline stored() {
 	assert(val >= least)
 }
 
-/* flight.Call.Mark: all who have come so far may have what is asked for now. */
-inline markCall() {
+/* flight.Flight.Advance: callers that have come so far may receive what is read from now on. */
+inline advanceCutoff() {
 	if
 	:: me == 0 -> late = false
 	:: else
 	fi
 }
 
-inline closeCall() {
+inline closeFlight() {
 	if
 	:: me == 0 -> open = false
 	:: else
@@ -194,12 +194,12 @@ next:
 
 acquire:
 	atomic {
-		/* load.go: r.call.Mark() */
-		markCall();
+		/* load.go: r.flight.Advance() */
+		advanceCutoff();
 		if
 		/* acquire.lua: return {"value", redis.call("GET", KEYS[1]), now_text} */
 		/* acquire.lua: force = head == ARGV[7] */
-		:: val != 0 && !(over != 0 && over == valf) -> waiting[me] = false; got = val; closeCall(); goto done
+		:: val != 0 && !(over != 0 && over == valf) -> waiting[me] = false; got = val; closeFlight(); goto done
 		:: else
 		fi;
 		if
@@ -213,7 +213,7 @@ acquire:
 			fenceOfWait = fence; waiting[me] = true; goto wait
 #endif
 		/* acquire.lua: return {"failed", redis.call("HGET", KEYS[2], "e"), left} */
-		:: owner == NONE && failed -> waiting[me] = false; closeCall(); goto done
+		:: owner == NONE && failed -> waiting[me] = false; closeFlight(); goto done
 		:: else
 		fi;
 		/* acquire.lua: if there > 0 then redis.call("UNLINK", KEYS[2]) end */
@@ -232,11 +232,11 @@ acquire:
 #endif
 		if
 		:: lease = fence; valid[me] = true
-		:: fault; owner = DEAD; waiting[me] = false; closeCall(); goto done /* the answer is lost for good */
+		:: fault; owner = DEAD; waiting[me] = false; closeFlight(); goto done /* the answer is lost for good */
 		fi;
 		waiting[me] = false;
 		/* fetch.go: f := r.runFetch(limited, during, a.Fence) */
-		markCall(); found = source; goto hold
+		advanceCutoff(); found = source; goto hold
 	};
 
 wait:
@@ -253,7 +253,7 @@ wait:
 			f = 0; fenceOfWait = 0;
 			if
 			:: kind == V -> goto hear
-			:: kind == E -> version = 0; markCall(); closeCall(); waiting[me] = false; goto done
+			:: kind == E -> version = 0; advanceCutoff(); closeFlight(); waiting[me] = false; goto done
 			:: kind == R -> version = 0; goto acquire
 			fi
 		fi }
@@ -265,18 +265,18 @@ wait:
 
 hear:
 	atomic {
-		closeCall();
-		/* load.go: if !r.call.Late() { */
+		closeFlight();
+		/* load.go: if !r.flight.HasLate() { */
 		if
 #ifndef MUTANT_HEAR_LATE
 		:: me == 0 && joined && late ->
 			/* load.go: seen, lookupErr := r.lookup(ctx, r.k) */
 			if
 			:: val == 0 -> version = 0; goto acquire
-			:: val != 0 -> got = val; markCall()
+			:: val != 0 -> got = val; advanceCutoff()
 			fi
 #else
-		:: me == 0 && joined && late -> got = version; markCall()
+		:: me == 0 && joined && late -> got = version; advanceCutoff()
 #endif
 		:: else -> got = version
 		fi;
@@ -290,17 +290,17 @@ hold:
 		:: mine -> owner = DEAD
 		:: else
 		fi;
-		closeCall(); came = came && !(joined && me == 0); joined = joined && me != 0; lease = 0; found = 0; goto end }
+		closeFlight(); came = came && !(joined && me == 0); joined = joined && me != 0; lease = 0; found = 0; goto end }
 	:: atomic { !mine -> /* by a message, or since it could not be renewed */
 		/* renew.lua: if read("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end */
 		/* fetch.go: return r.acquiring // a Delete, Set or Update has ended the lease */
 		valid[me] = false; lease = 0; found = 0; over = 0; goto acquire }
 	:: atomic { true -> goto release }
-	/* fetch.go: r.call.Close() */
+	/* fetch.go: r.flight.Close() */
 #ifdef MUTANT_CLOSE_LATE
 	:: atomic { true -> goto fill }
 #else
-	:: atomic { true -> closeCall(); goto fill }
+	:: atomic { true -> closeFlight(); goto fill }
 #endif
 	fi;
 
@@ -314,7 +314,7 @@ fill:
 			/* It was refused: who came before the fetch may have the value all the same. */
 			valid[me] = false;
 #ifdef MUTANT_REFUSED_TO_ALL
-			markCall();
+			advanceCutoff();
 #endif
 			got = found; goto done
 		:: mine ->
@@ -340,9 +340,9 @@ fill:
 #ifdef MUTANT_CLOSE_LATE
 		goto answered
 #else
-		/* fetch.go: r.call.Mark() // the lease was ours until now, so the value is new enough for all callers */
+		/* fetch.go: r.flight.Advance() // the lease was ours until now, so the value is new enough for all callers */
 		if
-		:: markCall()
+		:: advanceCutoff()
 		:: true /* sent again, it found that another value had come: a loss, as far as we know */
 		fi;
 		goto done
@@ -352,7 +352,7 @@ fill:
 #ifdef MUTANT_CLOSE_LATE
 answered:
 	skip;
-	atomic { markCall(); closeCall(); goto done };
+	atomic { advanceCutoff(); closeFlight(); goto done };
 #endif
 
 release:
@@ -372,7 +372,7 @@ release:
 			:: publish(i, E, lease, 0); failed = true /* the fetch failed; that may be forgotten at once */
 			fi
 		fi;
-		markCall(); closeCall(); goto done
+		advanceCutoff(); closeFlight(); goto done
 	};
 
 done:

@@ -18,15 +18,15 @@ var Soaked = []Mutant{
 	{
 		Name:   "a value whose store was refused is returned to all",
 		File:   "fetch.go",
-		Old:    `r.call.Close() filled, err :=`,
-		New:    "r.call.Close()\n\tr.call.Mark()\n\tfilled, err :=",
+		Old:    `r.flight.Close() filled, err :=`,
+		New:    "r.flight.Close()\n\tr.flight.Advance()\n\tfilled, err :=",
 		Faults: "delay",
 	},
 	{
 		Name:   "a load can be joined while it is stored, and its value is returned to those too",
 		File:   "fetch.go",
-		Old:    `r.call.Close() filled, err := r.redis.Fill(`,
-		New:    "defer r.call.Close()\n\tdefer r.call.Mark()\n\tfilled, err := r.redis.Fill(",
+		Old:    `r.flight.Close() filled, err := r.redis.Fill(`,
+		New:    "defer r.flight.Close()\n\tdefer r.flight.Advance()\n\tfilled, err := r.redis.Fill(",
 		Faults: "delay",
 	},
 	{

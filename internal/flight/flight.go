@@ -1,24 +1,26 @@
-// Package flight makes one call of many: while a key is being loaded in this
-// process, whoever asks for it waits for that load.
+// Package flight lets callers of the same key share one load in this process: a flight.
+// A caller joins the flight of its key, or starts it, and waits for its result.
 //
-// It knows no Redis and nothing of what is loaded. It is used by the loader.
+// Each flight has a cutoff. Callers that came after it are late, and receive no result: what
+// the load read may be older than their call. A load moves the cutoff with [Flight.Advance]
+// before each read.
 //
-// It is not golang.org/x/sync/singleflight, for four reasons. There a caller
-// cannot leave: each here waits on its own context, and when the last has left,
-// the load's context ends, unless the load is kept. There a newcomer joins whatever runs, also a load
-// that was just cancelled, or that began before a Delete: here a load can be
-// closed to newcomers, be forgotten, and say which of its callers came too late
-// for what it found. A Goexit in the function leaves the callers of its DoChan
-// waiting for ever (golang/go#67087); here it is an error like any other. And
-// its Do runs the function on the first caller's goroutine, which then cannot
-// leave either.
+// The package knows nothing of Redis or of what is loaded. The loader uses it.
+//
+// golang.org/x/sync/singleflight does not fit, for four reasons:
+//   - Its callers cannot leave. Here each caller waits on its own context. When the last one
+//     leaves, the load's context ends, unless the flight is kept.
+//   - Its callers join any running call, also one that is cancelled, or that began before a
+//     Delete. A flight can be closed to joiners or forgotten, and has a cutoff.
+//   - A Goexit in its function blocks the callers of DoChan for ever (golang/go#67087). Here
+//     a Goexit is an error like any other.
+//   - Its Do calls the function on the goroutine of the first caller, which then cannot leave.
 package flight
 
 import (
 	"context"
 	"errors"
 	"math"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,59 +30,24 @@ var (
 	// ErrAbandoned is the cause of a load's context once all callers have left.
 	ErrAbandoned = errors.New("all callers have left")
 
-	// ErrGoexit is what callers get when the load called runtime.Goexit.
-	ErrGoexit = errors.New("runtime.Goexit was called")
-
-	// ErrClosed is returned by Do on a closed group.
+	// ErrClosed is returned by Join on a closed group.
 	ErrClosed = errors.New("closed")
 )
 
-// A PanicError is the error that a panic became.
-type PanicError struct {
-	Value any
-	Stack []byte
-}
-
-func (p *PanicError) Error() string { return "panic" }
-
-// Protect calls f and turns a panic into a [*PanicError] and a Goexit into
-// [ErrGoexit]. Where f calls Goexit, f's goroutine ends all the same, after
-// done was called; so done is where its caller hears of the outcome.
-func Protect[V any](f func() (V, error), done func(V, error)) {
-	var v V
-	err := ErrGoexit
-	defer func() { done(v, err) }()
-	defer func() {
-		// After a Goexit there is nothing to recover, and err still says so.
-		if r := recover(); r != nil {
-			err = &PanicError{Value: r, Stack: debug.Stack()}
-		}
-	}()
-	v, err = f()
-}
-
-// A Group is the loads under way, one or none for each key. Its zero value is
-// ready.
+// A Group has at most one flight for each key. Its zero value is ready.
 type Group[V any] struct {
 	running sync.WaitGroup
-	marks   atomic.Uint64 // how often Mark was called, for any load
+	cutoffs atomic.Uint64 // counts calls of Advance, by all flights
+	windows windows
 
-	mu     sync.Mutex
-	calls  map[string]*Call[V]   // that callers can join
-	all    map[*Call[V]]struct{} // that have not ended
-	closed error
-
-	// For a quick look: calls that have invited callers and are not forgotten, and
-	// when the last invitation ends, since epoch.
-	inviting atomic.Int32
-	latest   atomic.Int64
+	mu      sync.Mutex
+	flights map[string]*Flight[V]   // that callers can join
+	all     map[*Flight[V]]struct{} // that have not ended
+	closed  error
 }
 
-// epoch is where this room's time begins: it is monotonic.
-var epoch = time.Now()
-
-// A Call is one load of one key.
-type Call[V any] struct {
+// A Flight is one load of one key.
+type Flight[V any] struct {
 	group  *Group[V]
 	key    string
 	cancel context.CancelCauseFunc
@@ -90,254 +57,186 @@ type Call[V any] struct {
 	err  error
 
 	// Guarded by the group's mu.
-	joined  Arrival // the newest among its callers
-	present int     // callers that have not left
-	served  Arrival // callers up to this one may have what the load finds
-	kept    bool    // it goes on without callers
-	invites bool
-	until   time.Time // of the invitation
+	newest    Arrival   // of the callers that have joined
+	callers   int       // that have joined and not left
+	cutoff    Arrival   // a caller with a greater Arrival is late
+	kept      bool      // it continues without callers
+	hasWindow bool      // it has opened a recent-miss window
+	windowEnd time.Time // of that
 }
 
-// An Arrival says between which marks a caller came: a newer one is not smaller. A
-// caller keeps it when it was too late for one load and asks again. The next load
-// begins after it came, so it is never too late twice, however soon that load is
-// marked.
+// An Arrival orders a caller's call among the cutoffs of all flights: a later call has the
+// same Arrival or a greater one. A late caller keeps its Arrival for its next Join. It is not
+// late for a flight that starts after its call, however soon that flight advances.
 type Arrival uint64
 
-// Arrive returns the arrival of a caller that comes now. It only reads an atomic, so
-// that a caller can have it before it knows whether it needs a load.
-func (g *Group[V]) Arrive() Arrival { return Arrival(g.marks.Load() + 1) }
+// Arrive returns the Arrival of a call that begins now. It reads one atomic and takes no
+// lock, so a caller can call it before it knows whether it needs a load.
+func (g *Group[V]) Arrive() Arrival { return Arrival(g.cutoffs.Load() + 1) }
 
-// Do joins the load of a key, or starts load on a goroutine and a context of
-// its own, and waits for it, or for ctx. The load's context has the values of
-// the caller's that started it, and ends with a cause: [ErrAbandoned], or the
-// one given to Close.
-//
-// late reports that the caller came after what the load found was asked for
-// (see [Call.Mark]): then it has nothing, and should look again.
-func (g *Group[V]) Do(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) (v V, late bool, err error) {
-	t, err := g.Join(ctx, key, g.Arrive(), load)
-	if err != nil {
-		return v, false, err
-	}
-	return t.Wait(ctx)
-}
-
-// A Ticket is one caller's place in a load. A caller that does not Wait never
-// leaves: the load goes on until it has ended, or the group is closed.
+// A Ticket is one caller's place in a flight. A caller that does not call Wait never
+// leaves: the flight continues until the load returns or the group is closed.
 type Ticket[V any] struct {
 	Started bool // by this caller
 
-	call *Call[V]
-	came Arrival
+	flight *Flight[V]
+	came   Arrival
 }
 
-// Join is the first half of Do, for a caller that may have come earlier. Its
-// error is ErrClosed.
-func (g *Group[V]) Join(ctx context.Context, key string, came Arrival, load func(ctx context.Context, c *Call[V]) (V, error)) (Ticket[V], error) {
+// Join joins the flight of a key. If there is none, it starts one: it calls load on a new
+// goroutine. The context of load has the values of ctx. It ends with a cause:
+// [ErrAbandoned], or that given to Close. Join returns ErrClosed if the group is closed.
+func (g *Group[V]) Join(ctx context.Context, key string, came Arrival, load func(ctx context.Context, f *Flight[V]) (V, error)) (Ticket[V], error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed != nil {
 		return Ticket[V]{}, ErrClosed
 	}
-	c := g.calls[key]
-	started := c == nil
+	f := g.flights[key]
+	started := f == nil
 	if started {
-		c = g.start(ctx, key, load)
+		f = g.start(ctx, key, load)
 	}
-	return c.join(came, started), nil
+	return f.join(came, started), nil
 }
 
-// join takes a caller in. The caller of it holds the group's mu.
-func (c *Call[V]) join(came Arrival, started bool) Ticket[V] {
-	c.joined = max(c.joined, came)
-	c.present++
-	return Ticket[V]{Started: started, call: c, came: came}
+// join adds a caller. The caller of join holds the group's mu.
+func (f *Flight[V]) join(came Arrival, started bool) Ticket[V] {
+	f.newest = max(f.newest, came)
+	f.callers++
+	return Ticket[V]{Started: started, flight: f, came: came}
 }
 
-// Inviting reports whether there may be a load that invites callers.
-func (g *Group[V]) Inviting() bool {
-	return g.inviting.Load() > 0 && int64(time.Since(epoch)) < g.latest.Load()
-}
-
-// Invites reports whether the load of a key invites callers now.
-func (g *Group[V]) Invites(key string) bool {
-	if !g.Inviting() {
-		return false
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	c := g.calls[key]
-	return c != nil && c.invited()
-}
-
-// JoinInvited is Join for a caller that has not looked whether there is anything
-// to load: it joins a load that invites such callers. If there is no load at all,
-// it starts one, unless load is nil. It is not ok if the caller has to look first.
-func (g *Group[V]) JoinInvited(ctx context.Context, key string, came Arrival, load func(ctx context.Context, c *Call[V]) (V, error)) (t Ticket[V], ok bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	c := g.calls[key]
-	started := c == nil
-	switch {
-	case g.closed != nil, started && load == nil, !started && !c.invited():
-		return Ticket[V]{}, false
-	case started:
-		c = g.start(ctx, key, load)
-	}
-	return c.join(came, started), true
-}
-
-func (c *Call[V]) invited() bool { return c.invites && time.Now().Before(c.until) }
-
-// Invite lets callers join who have not looked, for so long from now: it is known
-// that there was nothing to see just now.
-func (c *Call[V]) Invite(lasts time.Duration) {
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
-	if c.group.calls[c.key] != c {
-		return
-	}
-	if !c.invites {
-		c.invites = true
-		c.group.inviting.Add(1)
-	}
-	c.until = time.Now().Add(lasts)
-	if until := int64(c.until.Sub(epoch)); c.group.inviting.Load() == 1 || until > c.group.latest.Load() {
-		c.group.latest.Store(until)
-	}
-}
-
-// Wait is the second half of Do.
+// Wait waits for the flight's result or for the end of ctx. If late is true, the caller came
+// after the cutoff and receives no result. It should make a lookup.
 func (t Ticket[V]) Wait(ctx context.Context) (v V, late bool, err error) {
-	c := t.call
+	f := t.flight
 	select {
-	case <-c.done:
+	case <-f.done:
 	case <-ctx.Done():
-		if !c.leave() {
+		if !f.leave() {
 			return v, false, ctx.Err()
 		}
-		// It ended at the same moment: what is there is better than nothing.
+		// The flight ended at the same moment: return its result.
 	}
-	if t.came > c.served { // not changed any more once done is closed
+	if t.came > f.cutoff { // constant once done is closed
 		return v, true, nil
 	}
-	return c.v, false, c.err
+	return f.v, false, f.err
 }
 
-// Callers returns how many callers wait for the load of a key.
+// Callers returns how many callers wait for the flight of a key.
 func (g *Group[V]) Callers(key string) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if c := g.calls[key]; c != nil {
-		return c.present
+	if f := g.flights[key]; f != nil {
+		return f.callers
 	}
 	return 0
 }
 
-// start begins a load. The caller holds g.mu.
-func (g *Group[V]) start(ctx context.Context, key string, load func(ctx context.Context, c *Call[V]) (V, error)) *Call[V] {
-	// Its own end: the load belongs to all callers, and the first one must be
-	// able to leave like any other.
+// start starts a flight. The caller holds g.mu.
+func (g *Group[V]) start(ctx context.Context, key string, load func(ctx context.Context, f *Flight[V]) (V, error)) *Flight[V] {
+	// The load belongs to all callers, so its context does not end with the first caller's.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	c := &Call[V]{group: g, key: key, cancel: cancel, done: make(chan struct{})}
-	if g.calls == nil {
-		g.calls = make(map[string]*Call[V])
-		g.all = make(map[*Call[V]]struct{})
+	f := &Flight[V]{group: g, key: key, cancel: cancel, done: make(chan struct{})}
+	if g.flights == nil {
+		g.flights = make(map[string]*Flight[V])
+		g.all = make(map[*Flight[V]]struct{})
 	}
-	g.calls[key] = c
-	g.all[c] = struct{}{}
+	g.flights[key] = f
+	g.all[f] = struct{}{}
 	g.running.Go(func() {
-		Protect(func() (V, error) { return load(ctx, c) }, c.end)
+		Protect(func() (V, error) { return load(ctx, f) }, f.end)
 	})
-	return c
+	return f
 }
 
-func (c *Call[V]) end(v V, err error) {
-	c.cancel(nil)
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
-	c.close()
-	delete(c.group.all, c)
-	if _, panicked := errors.AsType[*PanicError](err); panicked || errors.Is(err, ErrGoexit) {
-		c.served = math.MaxUint64 // nobody asks again for a panic
+func (f *Flight[V]) end(v V, err error) {
+	f.cancel(nil)
+	f.group.mu.Lock()
+	defer f.group.mu.Unlock()
+	f.close()
+	delete(f.group.all, f)
+	if isCrash(err) {
+		f.cutoff = math.MaxUint64 // late callers receive it, too: they should not repeat it
 	}
-	c.v, c.err = v, err
-	close(c.done)
+	f.v, f.err = v, err
+	close(f.done)
 }
 
-// leave takes a caller off. It reports whether the load had ended before.
-func (c *Call[V]) leave() (ended bool) {
-	ended, last := c.left()
+// leave removes a caller. It reports whether the flight had ended before.
+func (f *Flight[V]) leave() (ended bool) {
+	ended, last := f.remove()
 	if last {
-		c.cancel(ErrAbandoned)
+		f.cancel(ErrAbandoned)
 	}
 	return ended
 }
 
-// left is leave, but for the cancellation, which the last caller owes.
-func (c *Call[V]) left() (ended, last bool) {
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
+// remove is leave without the cancellation. The last caller must cancel the load itself.
+func (f *Flight[V]) remove() (ended, last bool) {
+	f.group.mu.Lock()
+	defer f.group.mu.Unlock()
 	select {
-	case <-c.done:
+	case <-f.done:
 		return true, false
 	default:
 	}
-	if c.present--; c.present > 0 || c.kept {
+	if f.callers--; f.callers > 0 || f.kept {
 		return false, false
 	}
-	c.close() // before the cancellation: nobody may join a load that is cancelled
+	f.close() // before the cancellation: no caller may join a cancelled flight
 	return false, true
 }
 
-// Keep makes the load go on when all its callers leave, and lets new callers join it
-// meanwhile. It returns false if all have left already: then the load's context has
-// ended, or is about to.
-func (c *Call[V]) Keep() bool {
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
-	c.kept = c.kept || c.present > 0
-	return c.kept
+// Keep makes the flight continue when all its callers leave. New callers can still join it.
+// Keep returns false if all callers have left already: then the load's context has ended or
+// is about to end.
+func (f *Flight[V]) Keep() bool {
+	f.group.mu.Lock()
+	defer f.group.mu.Unlock()
+	f.kept = f.kept || f.callers > 0
+	return f.kept
 }
 
 // Kept reports whether Keep has returned true.
-func (c *Call[V]) Kept() bool {
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
-	return c.kept
+func (f *Flight[V]) Kept() bool {
+	f.group.mu.Lock()
+	defer f.group.mu.Unlock()
+	return f.kept
 }
 
-// Mark says that what the load finds from now on is good for everyone who has
-// come so far. A load calls it right before it asks Redis, or the origin:
-// what is asked for after a caller came cannot be older than the caller.
-func (c *Call[V]) Mark() {
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
-	c.served = Arrival(c.group.marks.Add(1))
+// Advance moves the cutoff to now: callers that have come so far may receive what the load
+// reads from now on. A load calls it right before it reads from Redis or the origin. What is
+// read after a call began is not older than the call.
+func (f *Flight[V]) Advance() {
+	f.group.mu.Lock()
+	defer f.group.mu.Unlock()
+	f.cutoff = Arrival(f.group.cutoffs.Add(1))
 }
 
-// Late reports whether somebody has joined who came since the last Mark.
-func (c *Call[V]) Late() bool {
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
-	return c.joined > c.served
+// HasLate reports whether a late caller has joined: one that came after the cutoff.
+func (f *Flight[V]) HasLate() bool {
+	f.group.mu.Lock()
+	defer f.group.mu.Unlock()
+	return f.newest > f.cutoff
 }
 
-// Close closes the load to newcomers: the next caller of Do starts afresh.
-func (c *Call[V]) Close() {
-	c.group.mu.Lock()
-	defer c.group.mu.Unlock()
-	c.close()
+// Close closes the flight to joiners: the next caller of the key starts another flight.
+func (f *Flight[V]) Close() {
+	f.group.mu.Lock()
+	defer f.group.mu.Unlock()
+	f.close()
 }
 
-func (c *Call[V]) close() {
-	if c.group.calls[c.key] == c {
-		c.group.forget(c.key)
+func (f *Flight[V]) close() {
+	if f.group.flights[f.key] == f {
+		f.group.forget(f.key)
 	}
 }
 
-// Forget closes the load of a key to newcomers, if there is one.
+// Forget closes the flight of a key to joiners, if there is one.
 func (g *Group[V]) Forget(key string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -346,34 +245,33 @@ func (g *Group[V]) Forget(key string) {
 
 // forget is Forget for a caller that holds g.mu.
 func (g *Group[V]) forget(key string) {
-	c := g.calls[key]
-	if c == nil {
+	f := g.flights[key]
+	if f == nil {
 		return
 	}
-	delete(g.calls, key)
-	if c.invites {
-		g.inviting.Add(-1)
+	delete(g.flights, key)
+	if f.hasWindow {
+		g.windows.count.Add(-1)
 	}
 }
 
-// Close ends the contexts of all loads with the cause, and waits until they
-// have ended.
+// Close ends the contexts of all loads with the cause, and waits until the loads return.
 func (g *Group[V]) Close(cause error) {
-	for _, c := range g.shut(cause) {
-		c.cancel(cause)
+	for _, f := range g.shut(cause) {
+		f.cancel(cause)
 	}
 	g.running.Wait()
 }
 
-// shut closes the group to newcomers, and returns the loads that have not ended.
-func (g *Group[V]) shut(cause error) []*Call[V] {
+// shut closes the group to joiners, and returns the flights that have not ended.
+func (g *Group[V]) shut(cause error) []*Flight[V] {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = cause
-	var all []*Call[V]
-	for c := range g.all {
-		c.close()
-		all = append(all, c)
+	var all []*Flight[V]
+	for f := range g.all {
+		f.close()
+		all = append(all, f)
 	}
 	return all
 }
