@@ -1,90 +1,48 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
 	"sync"
+
+	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// A crew is the workers of a round, from the outside.
+// A crew is the workers of a round, as the parent sees them.
 type crew struct {
-	workers []*worker
-	reports chan report // of all; closed when all have ended
+	workers []*harness.Worker
+	reports chan report // of all workers; closed when all have ended
 
 	mu     sync.Mutex
 	killed string // the worker that was killed
-	err    error  // of workers that ended otherwise than they should
+	err    error  // of workers that failed
 }
 
-// A worker is a process that was started.
-type worker struct {
-	name  string
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	lines *json.Decoder // its reports
-}
-
-// startCrew starts a worker for each job, and returns when all are ready. They
-// end when ctx does.
+// startCrew starts a worker for each job and returns when all are ready.
 func startCrew(ctx context.Context, jobs []job) (*crew, error) {
 	c := &crew{reports: make(chan report)}
 	for _, j := range jobs {
-		w, err := startWorker(ctx, j)
+		w, err := harness.StartWorker(ctx, j.Worker, j)
 		if err != nil {
-			c.dismiss()
-			return nil, err
+			return nil, errors.Join(err, harness.StopAll(c.workers))
 		}
 		c.workers = append(c.workers, w)
 	}
 	for _, w := range c.workers {
 		var r report
-		if err := w.lines.Decode(&r); err != nil || !r.Ready {
-			c.dismiss()
-			return nil, fmt.Errorf("%s ended before it was ready", w.name)
+		if err := w.Receive(&r); err != nil || !r.Ready {
+			_ = harness.StopAll(c.workers)
+			return nil, fmt.Errorf("%s ended before it was ready", w.Name)
 		}
 	}
 	return c, nil
 }
 
-func startWorker(ctx context.Context, j job) (*worker, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	description, err := json.Marshal(j)
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, self)
-	cmd.Env = append(os.Environ(), jobVariable+"="+string(description))
-	cmd.Stderr = os.Stderr
-	// A worker ends when its input does, whether we close it or die. That lets it
-	// give its leases back; it is killed if it takes too long.
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	cmd.Cancel, cmd.WaitDelay = stdin.Close, patience
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	return &worker{name: j.Worker, cmd: cmd, stdin: stdin, lines: json.NewDecoder(bufio.NewReader(stdout))}, nil
-}
-
-// start tells all to start, at the same moment, and follows them.
+// start lets all workers begin at the same moment, and follows them.
 func (c *crew) start() {
 	for _, w := range c.workers {
-		_, _ = io.WriteString(w.stdin, "go\n") // if it has ended, follow sees that
+		w.Start()
 	}
 	var all sync.WaitGroup
 	for _, w := range c.workers {
@@ -96,20 +54,20 @@ func (c *crew) start() {
 	}()
 }
 
-// follow passes a worker's reports on until it ends.
-func (c *crew) follow(w *worker) {
+// follow passes on a worker's reports until the worker ends.
+func (c *crew) follow(w *harness.Worker) {
 	for {
 		var r report
-		if err := w.lines.Decode(&r); err != nil {
-			break // it has ended, maybe in the middle of a line
+		if err := w.Receive(&r); err != nil {
+			break // the worker has ended, maybe within a line
 		}
 		c.reports <- r
 	}
-	err := w.end()
+	err := w.Stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != nil && w.name != c.killed {
-		c.err = errors.Join(c.err, fmt.Errorf("%s: %w", w.name, err))
+	if w.Name != c.killed {
+		c.err = errors.Join(c.err, err)
 	}
 }
 
@@ -118,25 +76,9 @@ func (c *crew) kill(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, w := range c.workers {
-		if w.name == name {
+		if w.Name == name {
 			c.killed = name
-			_ = w.cmd.Process.Kill()
+			w.Kill()
 		}
 	}
-}
-
-// dismiss ends workers that were not started.
-func (c *crew) dismiss() {
-	for _, w := range c.workers {
-		_ = w.stdin.Close()
-	}
-	for _, w := range c.workers {
-		_ = w.end()
-	}
-}
-
-// end waits for the end of a worker.
-func (w *worker) end() error {
-	defer func() { _ = w.stdin.Close() }()
-	return w.cmd.Wait()
 }

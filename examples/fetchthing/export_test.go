@@ -1,4 +1,4 @@
 package main
 
-// Main is main, for the test binary to be the program.
+// Main is main. The test binary runs it as the program.
 var Main = main

@@ -1,102 +1,134 @@
-// Fetchthing is fetch_remote_thing(name) as a program: look a thing up by its
-// name in the database, and if it is not there, fetch it from a slow remote API
-// and insert it. Several processes do so at the same moment, for the same names.
-//
-//	go run ./examples/fetchthing
-//
-// needs nothing installed. It first shows the problem: without fetchonce, every
-// caller fetches the thing, and all but one break the table's unique key. Then it
-// shows the same load through [fetchonce.Loader.Get]: one remote call and one row
-// for each name. See once.go for the twenty lines that make the difference, and
-// naive.go for what they replace.
-//
-//	go run ./examples/fetchthing -naive           # the problem alone
-//	go run ./examples/fetchthing -kill            # kill -9 a worker in the middle of its fetch
-//	go run ./examples/fetchthing -serve :8080     # then: curl -i localhost:8080/thing/apple
-//	go run ./examples/fetchthing -redis redis://localhost:6379 -dsn postgres://localhost/test
-//
-// Redis is miniredis, in this process, and the database a file of SQLite, unless
-// -redis and -dsn name real servers. The remote API is an HTTP server in this
-// process, which counts its calls. The workers are processes of their own: this
-// program, started again. See -help for how many there are.
-//
-// With -kill, the killed worker's call counts, so its names may have two remote
-// calls; the other workers get the thing when its lease ends, after two seconds.
-//
-// With -serve, one process serves GET /thing/{name} as JSON, which says where the
-// thing came from and how long that took; names that begin with "missing" are not
-// known to the remote API. ":8080" is port 8080 for this machine alone;
-// "0.0.0.0:8080" is for all others, too.
-//
-// It leaves nothing behind. Its keys in Redis, "fetchthing:<run>:…", and its tables,
-// things_<run>_…, are new in each run and are deleted at its end, also after ^C.
-// If the program itself is killed with SIGKILL, its workers end, its keys expire
-// after 5 minutes, but a table and the directory of the SQLite file stay.
-//
-// The exit status is 1 if a name was fetched twice (-kill: by workers that lived),
-// has not exactly one row, or a caller got an error; what is judged is the last
-// round, so it is 1 for -naive, whose point that is. It is 2 for wrong flags.
 package main
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
+	"io"
 	"os"
-	"os/signal"
-	"syscall"
+	"strings"
+	"time"
+
+	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// errFailed says that the last round did not keep the promise.
-var errFailed = errors.New("a name was fetched twice, has not one row, or had errors")
-
+// The flags name rounds of this program:
+//
+//	go run ./examples/fetchthing                  # before, then after
+//	go run ./examples/fetchthing -naive           # before alone
+//	go run ./examples/fetchthing -kill            # after; kill -9 a worker during its fetch
+//	go run ./examples/fetchthing -serve :8080     # then: curl -i localhost:8080/thing/apple
+//	go run ./examples/fetchthing -redis redis://localhost:6379 -dsn postgres://localhost/test
+//
+// Without -redis and -dsn, Redis is miniredis in this process and the database is a SQLite
+// file. The remote API is an HTTP server in this process. Workers are processes: this
+// program once more.
+//
+// With -kill, the call of the killed worker counts, so its names may have two calls. The
+// other workers get the thing when the killed worker's lease ends, after two seconds.
+//
+// With -serve, an answer says where the thing came from and how long that took. The remote
+// API knows no names that begin with "missing".
+//
+// Keys ("fetchthing:<run>:…") and tables (things_<run>_…) are new in each run and are
+// deleted at its end, also after ^C. After SIGKILL, workers end and keys expire after five
+// minutes; a table and the directory of the SQLite file remain.
+//
+// The exit status is 1 if the last round fetched a name twice (-kill: by workers that
+// lived), has not one row for each name, or returned an error to a caller. So it is 1 for
+// -naive. It is 2 for wrong flags.
 func main() {
-	if job, ok := os.LookupEnv(jobVariable); ok {
-		os.Exit(workerMain(job))
-	}
-	set, err := parseFlags(os.Args[1:], os.Stderr)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "fetchthing:", err)
-		os.Exit(2)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, set); err != nil {
-		fmt.Fprintln(os.Stderr, "fetchthing:", err)
-		os.Exit(1)
-	}
+	harness.Program[job]{Name: "fetchthing", Parse: parse, Work: work}.Main()
 }
 
-func run(ctx context.Context, set settings) (err error) {
-	servers, err := startServers(ctx, set)
+// settings are the values of the flags.
+type settings struct {
+	naive, kill               bool
+	redis, dsn, serve         string
+	processes, callers, names int
+	delay                     time.Duration
+}
+
+func parse(args []string, help io.Writer) (run func(context.Context) error, err error) {
+	var set settings
+	f := harness.NewFlags("fetchthing", "/thing/{name}")
+	f.BoolVar(&set.naive, "naive", false, "show only the problem: the same load without fetchonce")
+	f.BoolVar(&set.kill, "kill", false, "kill (SIGKILL) a worker in the middle of its fetch")
+	f.StringVar(&set.dsn, "dsn", "", "`URL` of a real PostgreSQL, as postgres://localhost/test (default: SQLite, a file)")
+	f.IntVar(&set.processes, "processes", 4, "worker processes")
+	f.IntVar(&set.callers, "callers", 50, "callers of each name in each process")
+	f.IntVar(&set.names, "names", 3, "names that callers ask for")
+	f.DurationVar(&set.delay, "delay", 300*time.Millisecond, "time that the remote API takes")
+	if err := f.Parse(args, help); err != nil {
+		return nil, err
+	}
+	set.redis, set.serve = f.Redis, f.Serve
+	return set.run, set.check()
+}
+
+func (s settings) check() error {
+	switch {
+	case s.naive && s.kill:
+		return errors.New("-naive and -kill do not go together")
+	case s.serve != "" && (s.naive || s.kill):
+		return errors.New("-serve goes neither with -naive nor with -kill")
+	case s.processes < 1 || s.callers < 1 || s.names < 1:
+		return errors.New("-processes, -callers and -names must be at least 1")
+	case s.kill && s.processes < 2:
+		return errors.New("-kill needs at least 2 -processes")
+	case s.delay < 0:
+		return errors.New("-delay must not be negative")
+	case s.dsn != "" && !strings.HasPrefix(s.dsn, "postgres://") && !strings.HasPrefix(s.dsn, "postgresql://"):
+		return errors.New("-dsn must be a URL that begins with postgres://")
+	}
+	return nil
+}
+
+func (s settings) run(ctx context.Context) (err error) {
+	servers, err := startServers(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, servers.stop()) }()
-	if set.serve != "" {
-		return serve(ctx, set, servers)
+	if s.serve != "" {
+		return serve(ctx, s, servers)
 	}
-	return runRounds(ctx, set, servers)
+	return s.runRounds(ctx, servers)
 }
 
-// runRounds runs the rounds that were asked for, prints the table of all, and
-// judges the last.
-func runRounds(ctx context.Context, set settings, servers *servers) error {
-	fmt.Printf("%d workers (processes), each with %d callers of each of %d names, all at once.\n", set.processes, set.callers, set.names)
-	fmt.Printf("The remote API takes %v. Redis is %s, the database is %s.\n\n", set.delay, servers.redisName, servers.databaseName)
+// runRounds runs the rounds, prints a table of all and judges the last.
+func (s settings) runRounds(ctx context.Context, servers *servers) error {
+	fmt.Printf("%d workers (processes), each with %d callers of each of %d names, all at once.\n", s.processes, s.callers, s.names)
+	fmt.Printf("The remote API takes %v. Redis is %s, the database is %s.\n\n", s.delay, servers.redis.Name, servers.database.name())
 
 	var results []*result
-	for _, kind := range set.rounds() {
-		r, err := runRound(ctx, set, servers, kind)
+	for _, kind := range s.rounds() {
+		r, err := runRound(ctx, s, servers, kind)
 		if err != nil {
 			return fmt.Errorf("%s: %w", kind, err)
 		}
 		results = append(results, r)
 	}
 	printTable(os.Stdout, results)
-	return judge(os.Stdout, results[len(results)-1])
+	return results[len(results)-1].judge(os.Stdout)
+}
+
+// A kind is a kind of round.
+type kind string
+
+const (
+	naiveRound kind = "naive"     // before
+	onceRound  kind = "fetchonce" // after
+	killRound  kind = "kill"      // after, with a worker that is killed
+)
+
+func (s settings) rounds() []kind {
+	switch {
+	case s.naive:
+		return []kind{naiveRound}
+	case s.kill:
+		return []kind{killRound}
+	default:
+		return []kind{naiveRound, onceRound}
+	}
 }

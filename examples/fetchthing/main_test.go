@@ -3,15 +3,8 @@
 package main_test
 
 import (
-	"bufio"
-	"bytes"
 	"database/sql"
-	"encoding/json"
-	"errors"
-	"io"
 	"net/http"
-	"os"
-	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -20,29 +13,21 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
 
 	fetchthing "github.com/fetchonce/fetchonce/examples/fetchthing"
+	"github.com/fetchonce/fetchonce/examples/internal/programtest"
 	"github.com/fetchonce/fetchonce/internal/pgtest"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// beProgram is set for a test binary that is to be the program.
-const beProgram = "FETCHTHING_TEST_PROGRAM"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(beProgram) != "" {
-		fetchthing.Main() // and its workers
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { programtest.Main(m, fetchthing.Main) }
 
 // onAllServers runs a test with the program's own servers, and with real ones. It
 // checks that both are as they were when the test has ended.
-func onAllServers(t *testing.T, test func(t *testing.T, p program)) {
+func onAllServers(t *testing.T, test func(t *testing.T, p programtest.Program)) {
 	t.Helper()
-	t.Run("embedded", func(t *testing.T) { test(t, newProgram(t)) })
+	t.Run("embedded", func(t *testing.T) { test(t, programtest.New(t, "fetchthing")) })
 	t.Run("real", func(t *testing.T) {
 		redis, dsn := redistest.TCPServer(t), pgtest.Start(t)
-		test(t, newProgram(t, "-redis", redis.URL(), "-dsn", dsn))
+		test(t, programtest.New(t, "fetchthing", "-redis", redis.URL(), "-dsn", dsn))
 		if n, err := redis.Client().DBSize(t.Context()).Result(); n != 0 || err != nil {
 			t.Errorf("afterwards there are %d keys in Redis, %v; want none", n, err)
 		}
@@ -64,58 +49,6 @@ func tables(t *testing.T, dsn string) (n int) {
 		t.Fatal(err)
 	}
 	return n
-}
-
-// A program is a way to start the program.
-type program struct {
-	servers []string // flags
-	dir     string   // where it makes temporary files
-}
-
-func newProgram(t *testing.T, servers ...string) program {
-	t.Helper()
-	return program{servers: servers, dir: t.TempDir()}
-}
-
-func (p program) command(t *testing.T, args ...string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self, append(p.servers, args...)...)
-	cmd.Env = append(os.Environ(), beProgram+"=1", "TMPDIR="+p.dir)
-	return cmd
-}
-
-// run runs the program to its end.
-func (p program) run(t *testing.T, args ...string) (stdout, stderr string, status int) {
-	t.Helper()
-	var out, log bytes.Buffer
-	cmd := p.command(t, args...)
-	cmd.Stdout, cmd.Stderr = &out, &log
-	status = exitStatus(t, cmd.Run())
-	t.Logf("fetchthing %q: status %d\n%s%s", args, status, &out, &log)
-	p.checkFiles(t)
-	return out.String(), log.String(), status
-}
-
-func exitStatus(t *testing.T, err error) int {
-	t.Helper()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return exit.ExitCode()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return 0
-}
-
-func (p program) checkFiles(t *testing.T) {
-	t.Helper()
-	if files, err := os.ReadDir(p.dir); len(files) > 0 || err != nil {
-		t.Errorf("afterwards there are the files %v, %v; want none", files, err)
-	}
 }
 
 // A line is one of the table.
@@ -145,8 +78,8 @@ func table(t *testing.T, stdout, round string) (lines []line) {
 }
 
 func TestManyCallersMakeOneCallAndOneRow(t *testing.T) {
-	onAllServers(t, func(t *testing.T, p program) {
-		stdout, _, status := p.run(t)
+	onAllServers(t, func(t *testing.T, p programtest.Program) {
+		stdout, _, status := p.Run(t)
 		if status != 0 {
 			t.Errorf("exit status %d, want 0", status)
 		}
@@ -160,8 +93,8 @@ func TestManyCallersMakeOneCallAndOneRow(t *testing.T) {
 }
 
 func TestNaiveShowsTheProblem(t *testing.T) {
-	onAllServers(t, func(t *testing.T, p program) {
-		stdout, _, status := p.run(t, "-naive")
+	onAllServers(t, func(t *testing.T, p programtest.Program) {
+		stdout, _, status := p.Run(t, "-naive")
 		if status != 1 {
 			t.Errorf("exit status %d, want 1: names were fetched twice", status)
 		}
@@ -185,8 +118,8 @@ func checkNaive(t *testing.T, stdout string) {
 }
 
 func TestKilledWorkerIsReplaced(t *testing.T) {
-	onAllServers(t, func(t *testing.T, p program) {
-		stdout, _, status := p.run(t, "-kill")
+	onAllServers(t, func(t *testing.T, p programtest.Program) {
+		stdout, _, status := p.Run(t, "-kill")
 		if status != 0 {
 			t.Errorf("exit status %d, want 0", status)
 		}
@@ -203,76 +136,33 @@ func TestKilledWorkerIsReplaced(t *testing.T) {
 	})
 }
 
+// someCalls matches a line that shows that there are remote calls.
+const someCalls = `[1-9]\d* remote calls`
+
 func TestInterruptedProgramCleansUp(t *testing.T) {
-	onAllServers(t, func(t *testing.T, p program) {
-		cmd := p.command(t, "-delay", "1h")
-		stderr := startAndAwaitCalls(t, cmd)
-		if err := cmd.Process.Signal(os.Interrupt); err != nil {
-			t.Fatal(err)
+	onAllServers(t, func(t *testing.T, p programtest.Program) {
+		process := p.Start(t, "-delay", "1h")
+		process.AwaitError(t, someCalls)
+		if stderr, status := process.Interrupt(t); status != 1 || !strings.HasSuffix(stderr, "fetchthing: naive: interrupted\n") {
+			t.Errorf("exit status %d after %q, want 1 and that it was interrupted", status, stderr)
 		}
-		rest, err := io.ReadAll(stderr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if status := exitStatus(t, cmd.Wait()); status != 1 || !strings.HasSuffix(string(rest), "fetchthing: naive: interrupted\n") {
-			t.Errorf("exit status %d after %q, want 1 and that it was interrupted", status, rest)
-		}
-		p.checkFiles(t)
 	})
 }
 
-// The workers have the program's stderr, so its end is the end of all of them.
 func TestWorkersEndWhenTheProgramIsKilled(t *testing.T) {
 	for _, round := range []string{"-naive", "-kill"} {
 		t.Run(round, func(t *testing.T) {
-			cmd := newProgram(t).command(t, round, "-delay", "1h")
-			stderr := startAndAwaitCalls(t, cmd)
-			if err := cmd.Process.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			if rest, err := io.ReadAll(stderr); err != nil {
-				t.Errorf("after %q: %v", rest, err)
-			}
-			_ = cmd.Wait()
+			process := programtest.New(t, "fetchthing").Start(t, round, "-delay", "1h")
+			process.AwaitError(t, someCalls)
+			process.Kill(t)
 		})
 	}
 }
 
-// startAndAwaitCalls starts the program, and returns when it shows that there
-// are remote calls.
-func startAndAwaitCalls(t *testing.T, cmd *exec.Cmd) (stderr io.Reader) {
-	t.Helper()
-	pipe, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	calls := regexp.MustCompile(`[1-9]\d* remote calls`)
-	for r := bufio.NewReader(pipe); ; {
-		text, err := r.ReadString('\n')
-		if err != nil {
-			t.Fatalf("after %q: %v", text, err)
-		}
-		if calls.MatchString(text) {
-			return r
-		}
-	}
-}
-
 func TestServeSaysWhereAThingCameFrom(t *testing.T) {
-	onAllServers(t, func(t *testing.T, p program) {
-		cmd := p.command(t, "-serve", ":0", "-delay", "1ms")
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		url := readURL(t, stdout)
+	onAllServers(t, func(t *testing.T, p programtest.Program) {
+		process := p.Start(t, "-serve", ":0", "-delay", "1ms")
+		url := process.AwaitOutput(t, `http://127\.0\.0\.1:\d+/thing/`)
 		for _, want := range []struct {
 			name   string
 			status int
@@ -282,75 +172,33 @@ func TestServeSaysWhereAThingCameFrom(t *testing.T) {
 			{"apple", http.StatusOK, "redis"},
 			{"missing-one", http.StatusNotFound, ""},
 		} {
-			status, body := get(t, url+"/thing/"+want.name)
+			var body struct {
+				Name, Source string
+				MS           float64
+			}
+			status := programtest.Get(t, url+want.name, &body)
 			if status != want.status || body.Source != want.source || status == http.StatusOK && body.Name != want.name || body.MS <= 0 {
 				t.Errorf("GET %s = %d, %+v; want %d, source %q", want.name, status, body, want.status, want.source)
 			}
 		}
-		if err := cmd.Process.Signal(os.Interrupt); err != nil {
-			t.Fatal(err)
+		if stderr, status := process.Interrupt(t); status != 0 || stderr != "" {
+			t.Errorf("exit status %d after an interrupt and %q, want 0", status, stderr)
 		}
-		_, _ = io.Copy(io.Discard, stdout)
-		if status := exitStatus(t, cmd.Wait()); status != 0 {
-			t.Errorf("exit status %d after an interrupt, want 0", status)
-		}
-		p.checkFiles(t)
 	})
 }
 
-var thingURL = regexp.MustCompile(`(http://127\.0\.0\.1:\d+)/thing/`)
-
-// readURL returns the URL that the program prints.
-func readURL(t *testing.T, stdout io.Reader) string {
-	t.Helper()
-	for lines := bufio.NewScanner(stdout); lines.Scan(); {
-		if m := thingURL.FindStringSubmatch(lines.Text()); m != nil {
-			return m[1]
-		}
-	}
-	t.Fatal("the program printed no URL")
-	return ""
-}
-
-type body struct {
-	Name, Source string
-	MS           float64
-}
-
-func get(t *testing.T, url string) (status int, b body) {
-	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = response.Body.Close() }()
-	if err := json.NewDecoder(response.Body).Decode(&b); err != nil {
-		t.Fatal(err)
-	}
-	return response.StatusCode, b
-}
-
-func TestWrongFlagsAreToldInALine(t *testing.T) {
-	for _, test := range []struct{ args, want string }{
-		{"-nosuch", "flag provided but not defined: -nosuch (see -help)"},
-		{"extra", `unexpected argument "extra" (see -help)`},
-		{"-naive -kill", "-naive and -kill do not go together"},
-		{"-serve :0 -kill", "-serve goes neither with -naive nor with -kill"},
-		{"-serve nowhere", "-serve: address nowhere: missing port in address"},
-		{"-callers 0", "-processes, -callers and -names must be at least 1"},
-		{"-kill -processes 1", "-kill needs at least 2 -processes"},
-		{"-delay -1s", "-delay must not be negative"},
-		{"-redis http://localhost", "-redis: redis: invalid URL scheme: http"},
-		{"-redis redis://:secret%zz@localhost", `-redis: invalid URL escape "%zz"`},
-		{"-dsn mysql://localhost", "-dsn must be a URL that begins with postgres://"},
-	} {
-		stdout, stderr, status := newProgram(t).run(t, strings.Fields(test.args)...)
-		if want := "fetchthing: " + test.want + "\n"; stdout != "" || stderr != want || status != 2 {
-			t.Errorf("fetchthing %s: %q, %q, status %d; want %q, status 2", test.args, stdout, stderr, status, want)
-		}
-	}
+func TestWrongFlagsGetOneLine(t *testing.T) {
+	programtest.New(t, "fetchthing").CheckFlags(t, map[string]string{
+		"-nosuch":                             "flag provided but not defined: -nosuch (see -help)",
+		"extra":                               `unexpected argument "extra" (see -help)`,
+		"-naive -kill":                        "-naive and -kill do not go together",
+		"-serve :0 -kill":                     "-serve goes neither with -naive nor with -kill",
+		"-serve nowhere":                      "-serve: address nowhere: missing port in address",
+		"-callers 0":                          "-processes, -callers and -names must be at least 1",
+		"-kill -processes 1":                  "-kill needs at least 2 -processes",
+		"-delay -1s":                          "-delay must not be negative",
+		"-redis http://localhost":             "-redis: redis: invalid URL scheme: http",
+		"-redis redis://:secret%zz@localhost": `-redis: invalid URL escape "%zz"`,
+		"-dsn mysql://localhost":              "-dsn must be a URL that begins with postgres://",
+	})
 }

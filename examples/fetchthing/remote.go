@@ -14,13 +14,19 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
+// A Thing is what the remote API returns for a name.
+type Thing struct {
+	Name string `json:"name"`
+	Call int    `json:"call"` // the number of the remote call that returned it
+}
+
 // A remote is a client of the remote API.
 type remote struct {
 	url string // with the worker as its user
 }
 
-// thing calls the API.
-func (r remote) thing(ctx context.Context, name string) (Thing, error) {
+// fetch calls the API. It returns [fetchonce.ErrNotFound] for a name that the API lacks.
+func (r remote) fetch(ctx context.Context, name string) (Thing, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+"/thing/"+url.PathEscape(name), nil)
 	if err != nil {
 		return Thing{}, err
@@ -41,14 +47,14 @@ func (r remote) thing(ctx context.Context, name string) (Thing, error) {
 	}
 }
 
-// An api is the remote API: slow, and it counts.
+// An api is the remote API. It is slow and counts its calls.
 type api struct {
 	delay  time.Duration
 	server *http.Server
 	addr   string
 
-	// halfway, if set, is told of each call when half of its time is over. It
-	// reports whether the caller is going to be killed: then there is no answer.
+	// halfway, if set, is called when half of the delay of a call is over. If it
+	// returns true, the call gets no answer, as its worker is about to be killed.
 	halfway func(worker, name string) bool
 
 	mu    sync.Mutex
@@ -56,7 +62,7 @@ type api struct {
 	calls map[call]int
 }
 
-// A call is the name that a worker asked for.
+// A call is a worker and the name that it asked for.
 type call struct{ worker, name string }
 
 func startAPI(delay time.Duration, halfway func(worker, name string) bool) (*api, error) {
@@ -74,7 +80,7 @@ func startAPI(delay time.Duration, halfway func(worker, name string) bool) (*api
 
 func (a *api) stop() { _ = a.server.Close() }
 
-// client returns a client for a worker.
+// client returns the client of a worker.
 func (a *api) client(worker string) remote {
 	return remote{url: (&url.URL{Scheme: "http", User: url.User(worker), Host: a.addr}).String()}
 }
@@ -83,14 +89,14 @@ func (a *api) thing(w http.ResponseWriter, r *http.Request) {
 	worker, _, _ := r.BasicAuth()
 	name := r.PathValue("name")
 	number := a.count(call{worker, name})
-	if !pause(r.Context(), a.delay/2) {
+	if !sleep(r.Context(), a.delay/2) {
 		return
 	}
 	if a.halfway != nil && a.halfway(worker, name) {
-		<-r.Context().Done() // its connection has ended
+		<-r.Context().Done() // the worker's connection has ended
 		return
 	}
-	if !pause(r.Context(), a.delay-a.delay/2) {
+	if !sleep(r.Context(), a.delay-a.delay/2) {
 		return
 	}
 	if strings.HasPrefix(name, "missing") {
@@ -101,8 +107,8 @@ func (a *api) thing(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(Thing{Name: name, Call: number})
 }
 
-// pause waits, and reports whether it could before ctx ended.
-func pause(ctx context.Context, d time.Duration) bool {
+// sleep waits for d. It reports false if ctx ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -113,7 +119,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// count counts a call and returns its number, from 1, over all names.
+// count counts a call and returns its number: 1 for the first call of all.
 func (a *api) count(c call) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -129,8 +135,8 @@ func (a *api) all() int {
 	return a.total
 }
 
-// of returns the calls for a name, and those of them that a worker made.
-func (a *api) of(name, worker string) (calls, workers int) {
+// of returns the number of calls for a name, and how many of them a worker made.
+func (a *api) of(name, worker string) (calls, byWorker int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for c, n := range a.calls {

@@ -10,62 +10,57 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
 // serve serves things over HTTP until ctx ends.
 func serve(ctx context.Context, set settings, servers *servers) (err error) {
-	at, remove, err := servers.newPlace(ctx, "serve")
+	at, err := servers.newPlace(ctx, "serve")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, remove()) }()
+	defer func() { err = errors.Join(err, servers.remove(ctx, at)) }()
 	api, err := startAPI(set.delay, nil)
 	if err != nil {
 		return err
 	}
 	defer api.stop()
-	t, err := openThings(servers.rdb, servers.db, at, api.client("serve"))
+	c, err := at.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, t.loader.Close()) }()
+	defer func() { err = errors.Join(err, c.close()) }()
 
 	listener, err := net.Listen("tcp", set.serve)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("Redis is %s, the database is %s. Things are at\n\n  http://%s/thing/apple\n\n^C ends it.\n",
-		servers.redisName, servers.databaseName, listener.Addr())
+		servers.redis.Name, servers.database.name(), listener.Addr())
 	mux := http.NewServeMux()
-	mux.Handle("GET /thing/{name}", t)
-	return serveUntil(ctx, &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}, listener)
+	mux.Handle("GET /thing/{name}", handler{things: c.things, remote: api.client("serve")})
+	return harness.Serve(ctx, listener, mux)
 }
 
-func serveUntil(ctx context.Context, server *http.Server, listener net.Listener) error {
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }() // ends with Shutdown or Close
-	select {
-	case err := <-served:
-		return err
-	case <-ctx.Done():
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	defer cancel()
-	return errors.Join(server.Shutdown(ctx), server.Close())
+// A handler serves things. Load, unlike Get, says where a thing came from.
+type handler struct {
+	things *fetchonce.Loader[Thing]
+	remote remote
 }
 
-// An answer is what a request gets.
+// An answer is the body of a response.
 type answer struct {
 	*Thing
+
 	Error  string  `json:"error,omitempty"`
 	Source string  `json:"source,omitempty"` // redis, store, fetch or peer
 	MS     float64 `json:"ms"`
 }
 
-func (t *things) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	result, err := t.loader.Load(r.Context(), r.PathValue("name"), func(ctx context.Context, f *fetchonce.Fetch[Thing]) (Thing, error) {
-		return t.remote.thing(ctx, f.Key)
+	result, err := h.things.Load(r.Context(), r.PathValue("name"), func(ctx context.Context, f *fetchonce.Fetch[Thing]) (Thing, error) {
+		return h.remote.fetch(ctx, f.Key)
 	})
 	a := answer{MS: float64(time.Since(began).Microseconds()) / 1000}
 	status := http.StatusOK

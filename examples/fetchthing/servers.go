@@ -2,118 +2,110 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
-	"path/filepath"
-	"strings"
-	"time"
 
-	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/examples/internal/harness"
+	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// servers are the Redis and the database of a run, as this process sees them.
+// servers are the Redis and the database of a run.
 type servers struct {
-	redisName, databaseName string // for people
-
-	at  place // without table and prefix
-	rdb *redis.Client
-	db  *sql.DB
-
-	number    string // of this run
-	miniredis *miniredis.Miniredis
-	directory string // of the SQLite file
+	run      string // names this run
+	redis    *harness.Redis
+	database database
+	db       *sql.DB
 }
 
-// patience is how long a server may take to answer, and to be cleaned.
-const patience = 10 * time.Second
-
-// startServers connects to the servers that were named, and starts the others.
-func startServers(ctx context.Context, set settings) (*servers, error) {
-	s := &servers{number: strings.ToLower(rand.Text()[:8])}
-	if err := errors.Join(s.startRedis(set.redis), s.startDatabase(set.dsn)); err != nil {
-		return nil, errors.Join(err, s.stop())
+// startServers connects to the servers that the flags name, and starts the others.
+func startServers(ctx context.Context, set settings) (s *servers, err error) {
+	s = &servers{run: harness.RunID()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.stop())
+		}
+	}()
+	if s.redis, err = harness.StartRedis(ctx, set.redis); err != nil {
+		return s, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	if s.database, err = newDatabase(set.dsn); err != nil {
+		return s, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, harness.Patience)
 	defer cancel()
-	var err error
-	if s.rdb, s.db, err = s.at.open(ctx); err != nil {
-		return nil, errors.Join(err, s.stop())
-	}
-	return s, nil
+	s.db, err = s.database.open(ctx)
+	return s, err
 }
 
-func (s *servers) startRedis(real string) error {
-	if real != "" {
-		s.redisName, s.at.Redis = "a real server", real
-		return nil
-	}
-	m := miniredis.NewMiniRedis()
-	if err := m.StartAddr("127.0.0.1:0"); err != nil {
-		return fmt.Errorf("miniredis: %w", err)
-	}
-	m.ClockTTL(true) // its keys do not expire by themselves otherwise
-	s.miniredis = m
-	s.redisName, s.at.Redis = "miniredis", "redis://"+m.Addr()
-	return nil
-}
-
-func (s *servers) startDatabase(real string) error {
-	if real != "" {
-		s.databaseName, s.at.Driver, s.at.DSN = "PostgreSQL", "pgx", real
-		return nil
-	}
-	dir, err := os.MkdirTemp("", "fetchthing")
-	if err != nil {
-		return err
-	}
-	s.directory = dir
-	s.databaseName, s.at.Driver = "SQLite", "sqlite"
-	s.at.DSN = sqliteDSN(filepath.Join(dir, "things.db"))
-	return nil
-}
-
-// sqliteDSN names a file as processes should that share it: who finds it locked
-// waits, and readers do not lock it.
-func sqliteDSN(file string) string {
-	path := filepath.ToSlash(file)
-	if !strings.HasPrefix(path, "/") {
-		path = "/" + path // C:/…
-	}
-	query := url.Values{"_pragma": {"busy_timeout(30000)", "journal_mode(wal)", "synchronous(normal)"}}
-	return (&url.URL{Scheme: "file", Path: path, RawQuery: query.Encode()}).String()
-}
-
-// stop removes what the run has made, but for the places.
 func (s *servers) stop() (err error) {
-	if s.rdb != nil {
-		err = errors.Join(s.rdb.Close(), s.db.Close())
+	if s.db != nil {
+		err = s.db.Close()
 	}
-	if s.miniredis != nil {
-		s.miniredis.Close()
+	if s.redis != nil {
+		err = errors.Join(err, s.redis.Stop())
 	}
-	if s.directory != "" {
-		err = errors.Join(err, os.RemoveAll(s.directory))
+	if s.database.directory != "" {
+		err = errors.Join(err, os.RemoveAll(s.database.directory))
 	}
 	return err
 }
 
-// newPlace makes a place that nobody else uses. The function that it returns
-// removes it, also after ctx has ended.
-func (s *servers) newPlace(ctx context.Context, purpose string) (place, func() error, error) {
-	at := s.at
-	at.Table = "things_" + s.number + "_" + purpose
-	at.Prefix = "fetchthing:" + s.number + ":" + purpose
-	if err := at.createTable(ctx, s.db); err != nil {
-		return at, nil, err
+// A place is what the processes of one round share: keys in Redis and a table.
+type place struct {
+	Redis    string // URL
+	Prefix   string
+	Database database
+	Table    string
+}
+
+// newPlace makes an empty place.
+func (s *servers) newPlace(ctx context.Context, purpose string) (place, error) {
+	at := place{
+		Redis:    s.redis.URL,
+		Prefix:   "fetchthing:" + s.run + ":" + purpose,
+		Database: s.database,
+		Table:    "things_" + s.run + "_" + purpose,
 	}
-	return at, func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-		defer cancel()
-		return at.cleanUp(ctx, s.rdb, s.db)
-	}, nil
+	store, err := oncesql.New(s.db, s.database.table(at.Table))
+	if err != nil {
+		return at, err
+	}
+	return at, store.CreateTable(ctx)
+}
+
+// remove deletes the keys and the table of a place, also after ctx has ended.
+func (s *servers) remove(ctx context.Context, at place) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), harness.Patience)
+	defer cancel()
+	_, err := s.db.ExecContext(ctx, fmt.Sprintf(`DROP TABLE %q`, at.Table))
+	return errors.Join(err, s.redis.DeleteKeys(ctx, at.Prefix))
+}
+
+// connections are what a process needs to work at a place.
+type connections struct {
+	db     *sql.DB
+	things *fetchonce.Loader[Thing]
+	close  func() error
+}
+
+// open connects this process to a place.
+func (p place) open(ctx context.Context) (*connections, error) {
+	rdb, err := harness.OpenRedis(ctx, p.Redis)
+	if err != nil {
+		return nil, err
+	}
+	db, err := p.Database.open(ctx)
+	if err != nil {
+		return nil, errors.Join(err, rdb.Close())
+	}
+	things, err := openThings(rdb, p.Prefix, db, p.Database.table(p.Table))
+	if err != nil {
+		return nil, errors.Join(err, db.Close(), rdb.Close())
+	}
+	return &connections{db: db, things: things, close: func() error {
+		return errors.Join(things.Close(), db.Close(), rdb.Close())
+	}}, nil
 }

@@ -8,9 +8,11 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// A database is where calculations run, as a process sees it.
+// A database is the client of the database that calculates.
 type database struct{ url string }
 
 func (d database) calculate(ctx context.Context, part string) (a answer, err error) {
@@ -29,14 +31,14 @@ func (d database) calculate(ctx context.Context, part string) (a answer, err err
 	return a, json.NewDecoder(reply.Body).Decode(&a)
 }
 
-// A meter is the database: it only waits, and counts.
+// A meter stands for the database: it waits and counts.
 type meter struct {
 	delay  time.Duration
 	server *http.Server
 	url    string
 
 	mu             sync.Mutex
-	now, most, all int // calculations
+	now, most, all int // calculations: running, most at once, in all
 }
 
 func startMeter(delay time.Duration) (*meter, error) {
@@ -45,7 +47,7 @@ func startMeter(delay time.Duration) (*meter, error) {
 		return nil, err
 	}
 	m := &meter{delay: delay, url: "http://" + listener.Addr().String()}
-	m.server = &http.Server{Handler: m, ReadHeaderTimeout: patience}
+	m.server = &http.Server{Handler: m, ReadHeaderTimeout: harness.Patience}
 	go func() { _ = m.server.Serve(listener) }() // ends with stop
 	return m, nil
 }
@@ -83,6 +85,6 @@ func (m *meter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case <-timer.C:
 	case <-r.Context().Done():
 	}
-	m.end() // before the answer: whoever has it may start the next
+	m.end() // before the answer, after which the next may begin
 	_ = json.NewEncoder(w).Encode(answer{Part: part, Value: 42 * len(part), AtOnce: now})
 }

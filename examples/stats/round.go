@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"slices"
 	"sync"
-	"text/tabwriter"
 	"time"
+
+	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// A result is what a round has come to.
+// A result is what a round added up to.
 type result struct {
 	name      string
 	requests  int
@@ -22,28 +21,9 @@ type result struct {
 	all, most int             // calculations, and how many at once
 }
 
-// runRounds runs the view as it is and with the middleware, or only the first,
-// prints the table, and judges the last.
-func runRounds(ctx context.Context, set settings, at place) error {
-	fmt.Printf("%d visitors open the page at once, which asks %d processes for its %d parts.\n", set.pages, set.processes, len(parts))
-	fmt.Printf("A calculation takes %v. Redis is %s.\n\n", set.delay, at.name)
-	var results []*result
-	for _, locked := range set.rounds() {
-		r, err := runRound(ctx, set, at, locked)
-		switch {
-		case ctx.Err() != nil:
-			return errors.New("interrupted")
-		case err != nil:
-			return err
-		}
-		results = append(results, r)
-	}
-	printTable(os.Stdout, results)
-	return results[len(results)-1].judge()
-}
-
+// runRound lets visitors open the page at once.
 func runRound(ctx context.Context, set settings, at place, locked bool) (_ *result, err error) {
-	c, err := startCrew(set, at, locked)
+	c, err := startCrew(ctx, set, at, locked)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +37,7 @@ func runRound(ctx context.Context, set settings, at place, locked bool) (_ *resu
 	return r, nil
 }
 
-// visit opens the page so many times at once.
+// visit opens the page as many times at once.
 func (r *result) visit(ctx context.Context, pages int, urls []string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -65,7 +45,7 @@ func (r *result) visit(ctx context.Context, pages int, urls []string) {
 	var all sync.WaitGroup
 	for range pages {
 		for _, part := range parts {
-			url := urls[r.requests%len(urls)] + "/api/stats/calculations/" + part
+			url := urls[r.requests%len(urls)] + path + part
 			r.requests++
 			all.Go(func() {
 				began := time.Now()
@@ -102,20 +82,13 @@ func get(ctx context.Context, url string) error {
 	return nil
 }
 
-func printTable(w io.Writer, results []*result) {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	_, _ = fmt.Fprintln(table, "the view\trequests\tanswered\tcalculations\tat once\tp50 wait\tlongest\t")
+func printTable(out io.Writer, results []*result) {
+	var table harness.Table
+	table.Add("the view", "requests", "answered", "calculations", "at once", "p50 wait", "longest")
 	for _, r := range results {
-		slices.Sort(r.waits)
-		var middle, longest time.Duration
-		if n := len(r.waits); n > 0 {
-			middle, longest = r.waits[n/2], r.waits[n-1]
-		}
-		_, _ = fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%v\t%v\t\n", r.name, r.requests, len(r.waits), r.all, r.most,
-			middle.Round(time.Millisecond), longest.Round(time.Millisecond))
+		table.Add(r.name, r.requests, len(r.waits), r.all, r.most, harness.Quantile(r.waits, 0.50), harness.Quantile(r.waits, 1))
 	}
-	_ = table.Flush()
-	_, _ = fmt.Fprintln(w)
+	table.Print(out)
 }
 
 // judge returns what is wrong with a round that was to run one calculation at a

@@ -1,3 +1,11 @@
+// Stats shows a heavy view, api_stats_calculations, that several processes serve over
+// HTTP. A page of statistics asks for its four parts at once. Each part is a calculation,
+// and the database should run one at a time.
+//
+//	go run ./examples/stats         # needs nothing installed
+//	go run ./examples/stats -help
+//
+// The example is oneAtATime in this file. The other files run it and print what it did.
 package main
 
 import (
@@ -10,50 +18,45 @@ import (
 	"github.com/fetchonce/fetchonce/oncehttp"
 )
 
-// pattern is where the view is.
-const pattern = "GET /api/stats/calculations/{part}"
-
-// parts are the parts of the page, which it asks for at once.
-var parts = []string{"visitors", "searches", "errors", "speed"}
-
-// handler returns all that a process serves. With a Locker, one request to the
-// view is handled at a time, of all parts and in all processes.
-func handler(view http.Handler, lk *fetchonce.Locker) http.Handler {
-	if lk != nil {
-		oneAtATime := oncehttp.Serialize(lk, func(*http.Request) string { return "api_stats_calculations" })
-		view = oneAtATime(view)
-	}
-	mux := http.NewServeMux()
-	mux.Handle(pattern, view)
-	return mux
+// oneAtATime is the middleware: all processes together handle one request to the view at
+// a time, whatever its part.
+func oneAtATime(view http.Handler, locker *fetchonce.Locker) http.Handler {
+	key := func(*http.Request) string { return "api_stats_calculations" }
+	return oncehttp.Serialize(locker, key)(view)
 }
 
-// A stats is the view.
-type stats struct {
+// A view handles requests for a part of the page.
+type view struct {
 	process  string
 	database database
 }
 
-// An answer is what a request gets.
-type answer struct {
-	Part    string `json:"part"`
-	Value   int    `json:"value"`
-	Process string `json:"process"`
-	AtOnce  int    `json:"at_once"` // how many calculations ran when this one began, with it
-}
-
-func (s stats) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (v view) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	part := r.PathValue("part")
 	if !slices.Contains(parts, part) {
 		http.Error(w, fmt.Sprintf("there is no part %q", part), http.StatusNotFound)
 		return
 	}
-	a, err := s.database.calculate(r.Context(), part)
-	if err != nil { // such as that the client has left, or the lock is lost
+	a, err := v.database.calculate(r.Context(), part)
+	if err != nil { // for example, the client has left or the lock is lost
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return
 	}
-	a.Process = s.process
+	a.Process = v.process
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(a) // the client may have left
+}
+
+// path is where the view is.
+const path = "/api/stats/calculations/"
+
+// parts are the parts of the page.
+var parts = []string{"visitors", "searches", "errors", "speed"}
+
+// An answer is the body of a response.
+type answer struct {
+	Part    string `json:"part"`
+	Value   int    `json:"value"`
+	Process string `json:"process"`
+	AtOnce  int    `json:"at_once"` // calculations that ran when this one began, with it
 }
