@@ -3,9 +3,14 @@ package fetchonce
 import (
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net"
+	"os"
 	"slices"
 	"strings"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/errtext"
 	"github.com/fetchonce/fetchonce/internal/flight"
@@ -44,6 +49,15 @@ var (
 	// that waited when it was closed. It is the [context.Cause] of the contexts of lock holders
 	// at that moment.
 	ErrClosed = errors.New("fetchonce: closed")
+
+	// ErrUnavailable is in each [*Error] whose cause is that Redis did not answer or could not be
+	// reached, beside that cause. It is not in one whose cause is an error that Redis answered.
+	ErrUnavailable = errors.New("fetchonce: redis unavailable")
+
+	// ErrNotInvalidated is in the [*Error] of [Loader.Update] and [Loader.Delete] when the change
+	// may not have reached Redis: write succeeded, but a Get may return a stored value until its
+	// TTL. It tells that from an error before write was called.
+	ErrNotInvalidated = errors.New("not every cache was invalidated")
 )
 
 // An Error reports a failure of fetchonce or Redis: Redis is unavailable or refused a
@@ -70,6 +84,20 @@ func (e *Error) Error() string {
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// Is reports whether target is [ErrUnavailable] and the cause is that Redis did not answer.
+func (e *Error) Is(target error) bool { return target == ErrUnavailable && isUnreachable(e.Err) }
+
+// isUnreachable reports whether an error of Redis says that it did not answer, or that there is
+// no connection to it.
+func isUnreachable(err error) bool {
+	if _, answered := errors.AsType[redis.Error](err); answered {
+		return false
+	}
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, net.ErrClosed) || errors.Is(err, redis.ErrClosed) || errors.Is(err, redis.ErrPoolTimeout)
+}
 
 // A PanicError is the value with which a Get panics when its fetch panicked, in
 // every caller of this process that was waiting for that fetch. In other

@@ -3,6 +3,7 @@ package fetchonce
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -352,9 +353,9 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 // that starts after Delete has returned receives it. A value that is being created in the
 // Store is created all the same, and a later Get may find that row.
 //
-// A missing key is deleted like any other. The error joins an [*Error] for each key that may
-// not have been deleted: a Get may return its stored value until the TTL ends. It is
-// [ErrClosed] if the Loader is closed.
+// A missing key is deleted like any other. The error joins an [*Error] with
+// [ErrNotInvalidated] for each key that may not have been deleted: a Get may return its stored
+// value until the TTL ends. It is [ErrClosed] if the Loader is closed.
 func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 	if l.closed.Load() {
 		return ErrClosed
@@ -371,7 +372,7 @@ func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 		all.Go(func() error {
 			defer l.changed(k)
 			if err := l.redis.Invalidate(ctx, k.names); err != nil {
-				errs[i] = &Error{Op: "delete", Key: key, Err: err}
+				errs[i] = &Error{Op: "delete", Key: key, Err: fmt.Errorf("%w: %w", ErrNotInvalidated, err)}
 			}
 			return nil
 		})

@@ -25,8 +25,8 @@ import (
 // or the database's, if write needs that.
 //
 // write has the caller's ctx. Its error is returned unchanged. If it succeeds and the
-// invalidation does not, the error is an [*Error]: a Get may return a stored value until its
-// TTL. If both fail, the error joins both. If write panics, Update ends as after an error,
+// invalidation does not, the error is an [*Error] with [ErrNotInvalidated]: a Get may return a
+// stored value until its TTL. If both fail, the error joins both. If write panics, Update ends as after an error,
 // and panics.
 //
 // Without Redis, [Options.OnRedisDown] decides. With [FailClosed], Update returns an *Error and
@@ -110,7 +110,7 @@ func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, stop func
 		l.dropMark(k, mark, late)
 	}
 	if err != nil {
-		return &Error{Op: "update", Key: k.user, Err: fmt.Errorf("written, but caches may be stale until their TTL: %w", err)}
+		return &Error{Op: "update", Key: k.user, Err: fmt.Errorf("written, but %w: %w", ErrNotInvalidated, err)}
 	}
 	return nil
 }

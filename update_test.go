@@ -303,7 +303,7 @@ func TestUpdateWithoutRedis(t *testing.T) {
 		wrote := false
 		err := l.Update(t.Context(), "k", func(context.Context) error { wrote = true; return nil })
 		e, ok := errors.AsType[*fetchonce.Error](err)
-		if !ok || e.Op != "update" || strings.Contains(e.Error(), "may be stale") != wrote {
+		if !ok || e.Op != "update" || errors.Is(err, fetchonce.ErrNotInvalidated) != wrote {
 			t.Errorf("Update = %v, after a write: %v", err, wrote)
 		}
 		if wrote != (policy == fetchonce.FailOpen) {

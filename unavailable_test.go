@@ -1,0 +1,85 @@
+package fetchonce_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/redistest"
+)
+
+// redisCalls returns one call of each method that needs Redis.
+func redisCalls(l loader, lk *fetchonce.Locker) map[string]func(ctx context.Context) error {
+	fetch := func(context.Context, string) (string, error) { return "v", nil }
+	return map[string]func(ctx context.Context) error{
+		"Get":    func(ctx context.Context) error { _, err := l.Get(ctx, "k", fetch); return err },
+		"Peek":   func(ctx context.Context) error { _, err := l.Peek(ctx, "k"); return err },
+		"Set":    func(ctx context.Context) error { return l.Set(ctx, "k", "v") },
+		"Delete": func(ctx context.Context) error { return l.Delete(ctx, "k") },
+		"Update": func(ctx context.Context) error { return l.Update(ctx, "k", nothing) },
+		"Do":     func(ctx context.Context) error { return lk.Do(ctx, "k", nothing) },
+		"TryDo":  func(ctx context.Context) error { return lk.TryDo(ctx, "k", nothing) },
+		"GetMany": func(ctx context.Context) error {
+			_, err := l.GetMany(ctx, []string{"k"}, (&bulk{}).fetch)
+			return err
+		},
+	}
+}
+
+func TestErrorOfAnUnavailableRedisSaysSo(t *testing.T) {
+	for name, fail := range map[string]func(r backend, w *redistest.Wire){
+		"refused": func(r backend, _ *redistest.Wire) { r.Kill() },
+		"hung":    func(r backend, _ *redistest.Wire) { r.Pause() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r backend) {
+				rdb := r.Client()
+				l, lk := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout = time.Second }), lockerOf(t, rdb)
+				fail(r, redistest.WireOf(rdb))
+				for method, call := range redisCalls(l, lk) {
+					if err := call(t.Context()); !errors.Is(err, fetchonce.ErrUnavailable) {
+						t.Errorf("%s = %v, want ErrUnavailable", method, err)
+					}
+				}
+				if name == "hung" {
+					r.Resume()
+				}
+			})
+		})
+	}
+}
+
+// Redis answers with an error of its own. It is not unavailable.
+func TestErrorThatRedisAnsweredIsNotUnavailable(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		rdb := r.Client()
+		l, lk := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed)), lockerOf(t, rdb)
+		redistest.WireOf(rdb).Fail(redistest.All, "NOPERM no", "GETRANGE", "EVALSHA", "EVAL")
+		for method, call := range redisCalls(l, lk) {
+			if err := call(t.Context()); err == nil || errors.Is(err, fetchonce.ErrUnavailable) {
+				t.Errorf("%s = %v, want NOPERM without ErrUnavailable", method, err)
+			}
+		}
+	})
+}
+
+// A caller of Update knows from the error whether its write was done.
+func TestUpdateTellsWhetherItsWriteWasDone(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout = time.Second })
+		err := l.Update(t.Context(), "k", func(context.Context) error { r.Kill(); return nil })
+		if !errors.Is(err, fetchonce.ErrNotInvalidated) || !errors.Is(err, fetchonce.ErrUnavailable) {
+			t.Errorf("Update whose write succeeded = %v, want ErrNotInvalidated and ErrUnavailable", err)
+		}
+		if err := l.Delete(t.Context(), "k"); !errors.Is(err, fetchonce.ErrNotInvalidated) {
+			t.Errorf("Delete = %v, want ErrNotInvalidated", err)
+		}
+		written := false
+		err = l.Update(t.Context(), "k", func(context.Context) error { written = true; return nil })
+		if err == nil || written || errors.Is(err, fetchonce.ErrNotInvalidated) {
+			t.Errorf("Update without Redis = %v, written %v; want an error without ErrNotInvalidated", err, written)
+		}
+	})
+}
