@@ -121,7 +121,7 @@ func (r *load[V]) registered(ctx context.Context) state {
 	r.wait.slot = r.mailbox.Wait(r.k.names.Value)
 	defer r.wait.slot.Close()
 	defer func() { r.waitEnds(ctx, ctx.Err() == nil) }()
-	r.mailbox.Listen(ctx, r.channel)
+	r.mailbox.Subscribe(ctx, r.channel)
 	r.run(ctx, r.acquiring)
 	return nil
 }
@@ -359,7 +359,7 @@ func (r *load[V]) waitEnds(ctx context.Context, answered bool) {
 // recheckAfter returns how long to wait for a notification that may be lost: not much longer
 // than the lease.
 func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
-	if !r.mailbox.Hears(r.channel) {
+	if !r.mailbox.Subscribed(r.channel) {
 		r.wait.poll = min(max(2*r.wait.poll, firstPoll), longestPoll)
 		return min(r.wait.poll, left+time.Millisecond)/2 + rand.N(r.wait.poll)
 	}

@@ -243,7 +243,7 @@ wait:
 	if
 	:: atomic { mail[me]?kind, f, version ->
 		if
-		/* internal/wake/wake.go: message, counts := s.newest, s.present && s.newest.Fence >= fence */
+		/* internal/wake/slot.go: message, counts := s.newest, s.present && s.newest.Fence >= fence */
 #ifndef MUTANT_OLD_MESSAGE
 		:: f < fenceOfWait -> f = 0; version = 0; goto wait
 		:: f >= fenceOfWait ->

@@ -108,8 +108,8 @@ func (r *request) untilGranted(answer protocol.LockAnswer, err error) (more bool
 		}
 		longest := min(longestRecheck, q.Lease)
 		pause := min(answer.Left+rand.N(recheckJitter), longest-rand.N(longest/4))
-		if !q.Mailbox.Hears(q.channel) {
-			q.Mailbox.Listen(q.ctx, q.channel)
+		if !q.Mailbox.Subscribed(q.channel) {
+			q.Mailbox.Subscribe(q.ctx, q.channel)
 			pause = min(pause, poll/2+rand.N(poll/2))
 			poll = min(2*poll, longestPoll)
 		}

@@ -352,7 +352,7 @@ func TestMarkEndsTheLeaseBeforeIt(t *testing.T) {
 		writer.must(writer.Mark(t.Context(), key, "m", ttl))
 		writer.wantEnd(key.Marks(), ttl)
 		holder.wantTold(protocol.KindLost, 0, owner)
-		waiter.wantTold(protocol.KindLookAgain, protocol.AnyFence, "")
+		waiter.wantTold(protocol.KindRetry, protocol.AnyFence, "")
 		if f := holder.fill(owner, fence, seal(fence, 1), ttl); f.Stored || holder.exists(key.Value) {
 			t.Errorf("Fill of what was fetched before = %+v, want nothing stored", f)
 		}
@@ -390,7 +390,7 @@ func TestNothingIsStoredThatWasFetchedDuringAMark(t *testing.T) {
 				if size == 100 {
 					waiter.wantTold(protocol.KindValue, fence, string(sealed))
 				} else {
-					waiter.wantTold(protocol.KindLookAgain, fence, "")
+					waiter.wantTold(protocol.KindRetry, fence, "")
 				}
 				writer.must(writer.Unmark(t.Context(), key, "m"))
 			}

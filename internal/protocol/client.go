@@ -291,7 +291,7 @@ func (c *Client) Fill(ctx context.Context, k Key, owner string, fence int64, sea
 	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl, k.Value, k.meta())
 	reply, err := c.script(ctx, fill, before, keys,
 		owner, fenceBytes(fence), inline, ttl.Milliseconds(), c.ns.channels,
-		messageHead(KindValue, fence, k.Value), messageHead(KindLookAgain, fence, k.Value), c.tell, tellWaiters, c.ns.changes)
+		messageHead(KindValue, fence, k.Value), messageHead(KindRetry, fence, k.Value), c.tell, tellWaiters, c.ns.changes)
 	if err != nil && reply == nil {
 		return Filled{}, err
 	}
@@ -328,7 +328,7 @@ func (c *Client) Set(ctx context.Context, k Key, owner string, sealed []byte, tt
 	}
 	_, err := c.script(ctx, set, before, keys,
 		head, tail, ttl.Milliseconds(), c.ns.channels, messageHead(KindValue, 0, k.Value)[9:],
-		messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.tell, tellWaiters, c.ns.changes)
+		messageHead(KindRetry, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.tell, tellWaiters, c.ns.changes)
 	return err
 }
 
@@ -349,7 +349,7 @@ func (c *Client) inlineOrStaged(ctx context.Context, k Key, owner string, sealed
 // Release ends the owner's lease without a value and tells the waiters to look
 // again. It reports whether there was such a lease.
 func (c *Client) Release(ctx context.Context, k Key, owner string, fence int64) (bool, error) {
-	return c.release(ctx, k, owner, messageHead(KindLookAgain, fence, k.Value), "", 0, false)
+	return c.release(ctx, k, owner, messageHead(KindRetry, fence, k.Value), "", 0, false)
 }
 
 // ReleaseFailed ends the owner's lease with a failure, which the waiters are
@@ -376,7 +376,7 @@ func (c *Client) Renew(ctx context.Context, k Key, owner string, lease time.Dura
 // and the waiters.
 func (c *Client) Invalidate(ctx context.Context, k Key) error {
 	_, err := c.script(ctx, invalidate, nil, []string{k.Value, k.meta()},
-		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.ns.changes)
+		c.ns.channels, messageHead(KindRetry, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.ns.changes)
 	return err
 }
 
@@ -385,7 +385,7 @@ func (c *Client) Invalidate(ctx context.Context, k Key) error {
 // invalidated first. Each mark of a key has an end of its own.
 func (c *Client) Mark(ctx context.Context, k Key, mark string, lasts time.Duration) error {
 	_, err := c.script(ctx, invalidate, nil, []string{k.Value, k.meta(), k.marks()},
-		c.ns.channels, messageHead(KindLookAgain, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.ns.changes, mark, lasts.Milliseconds())
+		c.ns.channels, messageHead(KindRetry, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.ns.changes, mark, lasts.Milliseconds())
 	return err
 }
 

@@ -123,7 +123,7 @@ func TestHowAValueTravels(t *testing.T) {
 			if c.told {
 				waiter.wantTold(protocol.KindValue, fence, string(sealed))
 			} else {
-				waiter.wantTold(protocol.KindLookAgain, fence, "")
+				waiter.wantTold(protocol.KindRetry, fence, "")
 			}
 			p := holder
 			p.must(p.rdb.Del(t.Context(), key.Value).Err())
@@ -136,7 +136,7 @@ func TestManyWaitersAreToldToLookThemselves(t *testing.T) {
 		holder, waiter := newProcess(t, r, "holder"), newProcess(t, r, "waiter")
 		for others, want := range map[int]protocol.Kind{
 			protocol.TellWaiters - 1: protocol.KindValue,
-			protocol.TellWaiters:     protocol.KindLookAgain,
+			protocol.TellWaiters:     protocol.KindRetry,
 		} {
 			owner, fence := holder.lease()
 			waiter.wait()
@@ -144,7 +144,7 @@ func TestManyWaitersAreToldToLookThemselves(t *testing.T) {
 			sealed := seal(fence, 1)
 			holder.fill(owner, fence, sealed, ttl)
 			body := string(sealed)
-			if want == protocol.KindLookAgain {
+			if want == protocol.KindRetry {
 				body = ""
 			}
 			waiter.wantTold(want, fence, body)
@@ -288,7 +288,7 @@ func TestFillThatKeepsNothingTellsAllTheSame(t *testing.T) {
 				if size == 100 {
 					waiter.wantTold(protocol.KindValue, a.Fence, string(sealed))
 				} else {
-					waiter.wantTold(protocol.KindLookAgain, a.Fence, "")
+					waiter.wantTold(protocol.KindRetry, a.Fence, "")
 				}
 			}
 		}
@@ -307,7 +307,7 @@ func TestReleaseTellsTheWaitersToLook(t *testing.T) {
 		if ours, err := holder.Release(t.Context(), key, owner, fence); !ours || err != nil {
 			t.Errorf("Release = %v, %v; want true, nil", ours, err)
 		}
-		waiter.wantTold(protocol.KindLookAgain, fence, "")
+		waiter.wantTold(protocol.KindRetry, fence, "")
 		holder.wantSilence()
 		if ours, err := holder.Release(t.Context(), key, owner, fence); ours || err != nil {
 			t.Errorf("Release of what is released = %v, %v; want false, nil", ours, err)
@@ -454,7 +454,7 @@ func TestInvalidateEndsTheLeaseAndTellsEverybody(t *testing.T) {
 		if other.exists(key.Value) || other.exists(key.Meta()) {
 			t.Errorf("there is a value: %v, a lease: %v; want neither", other.exists(key.Value), other.exists(key.Meta()))
 		}
-		waiter.wantTold(protocol.KindLookAgain, protocol.AnyFence, "")
+		waiter.wantTold(protocol.KindRetry, protocol.AnyFence, "")
 		holder.wantTold(protocol.KindLost, 0, owner)
 		if f := holder.fill(owner, a.Fence, seal(a.Fence, 1), ttl); f.Stored || other.exists(key.Value) {
 			t.Errorf("Fill of what was fetched before = %+v, want nothing stored", f)
@@ -536,7 +536,7 @@ func TestSetEndsTheLeaseAndTellsEverybody(t *testing.T) {
 			if size == 100 {
 				waiter.wantTold(protocol.KindValue, h.Fence, stored)
 			} else {
-				waiter.wantTold(protocol.KindLookAgain, protocol.AnyFence, "")
+				waiter.wantTold(protocol.KindRetry, protocol.AnyFence, "")
 			}
 			if f := holder.fill(owner, fence, seal(fence, 1), ttl); f.Stored || other.get() != stored {
 				t.Errorf("%d bytes: Fill of what was fetched before = %+v, want nothing stored", size, f)

@@ -227,7 +227,7 @@ func TestLeasesInAFullRedis(t *testing.T) {
 			}
 			wantFull(t, "Fill", filled.Refused)
 			if size > protocol.StageAbove {
-				waiter.wantTold(protocol.KindLookAgain, fence, "")
+				waiter.wantTold(protocol.KindRetry, fence, "")
 			} else {
 				waiter.wantTold(protocol.KindValue, fence, string(sealed))
 			}

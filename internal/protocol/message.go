@@ -16,12 +16,12 @@ type Kind byte
 
 // The kinds of messages.
 const (
-	KindValue     Kind = 'V' // the body is the value, in its envelope
-	KindFailure   Kind = 'E' // the body is a Failure: the fetch failed
-	KindLookAgain Kind = 'R' // the lease ended without either
-	KindLost      Kind = 'L' // for the holder: the body is the owner whose lease was ended
-	KindGranted   Kind = 'G' // for a waiter of a lock: the name is the owner to whom a lease was handed
-	KindProbe     Kind = 'P' // a process asks itself whether it still hears anything
+	KindValue   Kind = 'V' // the body is the value, in its envelope
+	KindFailure Kind = 'E' // the body is a Failure: the fetch failed
+	KindRetry   Kind = 'R' // the lease ended without either
+	KindLost    Kind = 'L' // for the holder: the body is the owner whose lease was ended
+	KindGranted Kind = 'G' // for a waiter of a lock: the name is the owner to whom a lease was handed
+	KindProbe   Kind = 'P' // for the process that sent it: its connection is good
 )
 
 // AnyFence is the fence of a message that counts for every waiter.
@@ -31,9 +31,9 @@ const AnyFence int64 = math.MaxInt64
 // largest value that a message has, and 64 KiB for its head.
 const LongestMessage = tellSingle + 64<<10
 
-// A Message is what one process tells another. It is a hint from a channel on
-// which anybody may write: it can make a waiter look again, and a value in it
-// passes the same checks as one that was read from Redis.
+// A Message is a notification of another process. It is a hint: any client may publish to
+// the channel. It can make a waiter ask Redis. A value in it passes the same checks as one
+// that was read from Redis.
 type Message struct {
 	Kind  Kind
 	Fence int64
@@ -80,16 +80,16 @@ func ParseMessage(payload string) (Message, error) {
 	m.Name = rest[width : width+int(n)]
 	m.Body = rest[width+int(n):]
 	switch m.Kind {
-	case KindValue, KindFailure, KindLookAgain, KindLost, KindGranted, KindProbe:
+	case KindValue, KindFailure, KindRetry, KindLost, KindGranted, KindProbe:
 		return m, nil
 	}
 	return Message{}, errMessage
 }
 
-// Probe returns the message by which a process finds out whether it hears.
+// Probe returns the message with which a process checks its subscription.
 func Probe() []byte { return messageHead(KindProbe, 0, "") }
 
-// A Failure is how a fetch failed, as far as it can be told to another process.
+// A Failure is the part of a fetch error that other processes receive.
 type Failure struct {
 	Class FailureClass
 	Text  string
@@ -105,7 +105,7 @@ const (
 	FetchTimeout FailureClass = 't'
 )
 
-// longestFailure bounds what one process tells another about a failure.
+// longestFailure limits the text of a Failure, in bytes.
 const longestFailure = 1 << 10
 
 func (f Failure) encode() string { return string(rune(f.Class)) + shortened(f.Text) }

@@ -22,7 +22,7 @@ func TestLayoutOfAMessage(t *testing.T) {
 
 func TestWhatIsSaidIsUnderstood(t *testing.T) {
 	for _, kind := range []protocol.Kind{
-		protocol.KindValue, protocol.KindFailure, protocol.KindLookAgain, protocol.KindLost, protocol.KindProbe,
+		protocol.KindValue, protocol.KindFailure, protocol.KindRetry, protocol.KindLost, protocol.KindProbe,
 	} {
 		for _, name := range []string{"", "p:v:{k}", strings.Repeat("n", 127), strings.Repeat("n", 128), strings.Repeat("\xff", 1<<16)} {
 			for _, body := range []string{"", "b", "\x00\xff", strings.Repeat("b", 1<<16)} {
@@ -224,7 +224,7 @@ func TestMessageCountsByItsFence(t *testing.T) {
 		{protocol.KindValue, now.UnixMicro(), true}, // of a Set
 		{protocol.KindValue, now.Add(time.Hour).UnixMicro(), false},
 		{protocol.KindValue, 1 << 62, false},
-		{protocol.KindLookAgain, protocol.AnyFence, true},
+		{protocol.KindRetry, protocol.AnyFence, true},
 	} {
 		m := protocol.Message{Kind: c.kind, Fence: c.fence}
 		if got := m.Answers(fence, now); got != c.want {

@@ -9,5 +9,5 @@ import (
 // Mutex returns the mutex of a mailbox.
 func Mutex(m *Mailbox) *sync.Mutex { return &m.mu }
 
-// Receive is what a mailbox does with a message from its connection.
+// Receive handles a message as if it came from the connection.
 func Receive(m *Mailbox, payload string) { m.handle(&redis.Message{Payload: payload}) }

@@ -13,7 +13,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-// unconnected returns a mailbox that nobody listens with.
+// unconnected returns a mailbox that never connects.
 func unconnected(t testing.TB) *wake.Mailbox {
 	t.Helper()
 	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
@@ -25,7 +25,7 @@ func unconnected(t testing.TB) *wake.Mailbox {
 	return m
 }
 
-// allocated returns how many bytes f allocates, and perhaps what the runtime does meanwhile.
+// allocated returns how many bytes are allocated while f runs.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -39,11 +39,11 @@ func TestMessageIsNotCopied(t *testing.T) {
 	s := m.Wait(name)
 	defer s.Close()
 	for what, payload := range map[string]string{
-		"a long one that nobody waits for": message('V', 7, "another", strings.Repeat("x", 20<<20)),
-		"a long one":                       message('V', 7, name, strings.Repeat("x", 20<<20)),
-		"one with a long name":             message('V', 7, strings.Repeat("x", 20<<20), ""),
-		"one that nobody waits for":        message('V', 7, "another", strings.Repeat("x", 64<<10)),
-		"one of a lost lease":              message('L', 7, "another", strings.Repeat("x", 64<<10)),
+		"a long one without a waiter": message('V', 7, "another", strings.Repeat("x", 20<<20)),
+		"a long one":                  message('V', 7, name, strings.Repeat("x", 20<<20)),
+		"one with a long name":        message('V', 7, strings.Repeat("x", 20<<20), ""),
+		"one without a waiter":        message('V', 7, "another", strings.Repeat("x", 64<<10)),
+		"one of a lost lease":         message('L', 7, "another", strings.Repeat("x", 64<<10)),
 	} {
 		if n := allocated(func() { wake.Receive(m, payload) }); n > 32<<10 {
 			t.Errorf("%s: %d bytes are allocated for a message of %d", what, n, len(payload))
@@ -52,8 +52,8 @@ func TestMessageIsNotCopied(t *testing.T) {
 	}
 }
 
-// FuzzForgedMessage sends a mailbox anything. What a waiter finds is short; a failure of
-// another lease than its own and a value from the future do not count.
+// FuzzForgedMessage sends a mailbox any bytes. What a waiter receives is short. A failure of
+// another lease and a value from the future do not count.
 func FuzzForgedMessage(f *testing.F) {
 	for _, kind := range "VERLGPx" {
 		for _, fence := range []uint64{0, 7, 1 << 62, 1<<63 - 1, 1 << 63, 1<<64 - 1} {
@@ -68,9 +68,9 @@ func FuzzForgedMessage(f *testing.F) {
 		m := unconnected(t)
 		s := m.Wait(name)
 		defer s.Close()
-		stop := m.Hold("owner", func() {
+		stop := m.OnLost("owner", func() {
 			if !strings.HasSuffix(payload, "owner") || payload[0] != 'L' {
-				t.Errorf("a lease is lost by %q", payload)
+				t.Errorf("%q made the holder lose its lease", payload)
 			}
 		})
 		defer stop()
@@ -80,7 +80,7 @@ func FuzzForgedMessage(f *testing.F) {
 			return
 		}
 		if got.Name != name || len(got.Body) > protocol.LongestMessage || !bytes.Contains([]byte(payload), []byte(got.Body)) {
-			t.Errorf("%q came as %+v", payload, got)
+			t.Errorf("%q was delivered as %+v", payload, got)
 		}
 		now := time.UnixMicro(1000)
 		if counts := got.Answers(7, now); counts && got.Kind == 'E' && got.Fence != 7 || counts && got.Kind == 'V' && got.Fence > 61_000_000 {

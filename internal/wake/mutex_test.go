@@ -9,20 +9,20 @@ import (
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-// The mailbox notifies a holder while it holds no mutex: what the holder does then
-// may call the mailbox, or a method of a context that does.
+// The mailbox calls the function of OnLost without its mutex: that function may call the
+// mailbox, or a method of a context that does.
 func TestHolderMayCallTheMailbox(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newProcess(t, r)
 		var calls, held atomic.Int32
 		owner := p.Owner()
-		defer p.Hold(owner, func() {
+		defer p.OnLost(owner, func() {
 			if !contexttest.IsFree(wake.Mutex(p.Mailbox)) {
 				held.Add(1)
 			}
 			calls.Add(1)
 		})()
-		p.tell(message('L', 0, name, owner))
+		p.publish(message('L', 0, name, owner))
 		r.Until("the holder is notified", func() bool { return calls.Load() == 1 })
 		if held.Load() > 0 {
 			t.Error("the mailbox held its mutex")

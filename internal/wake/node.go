@@ -14,11 +14,11 @@ type clusterClient interface {
 	MasterForKey(ctx context.Context, key string) (*redis.Client, error)
 }
 
-// pubSub returns a PubSub that has no channel yet, and so no connection.
+// pubSub returns a PubSub that has no channel and no connection yet.
 //
-// By itself go-redis subscribes at the node of the channel's slot, and again at that node
-// when it hangs or dies. But each node of a cluster forwards every message to all others.
-// So the mailbox subscribes at a random master, and next time at another one.
+// go-redis would always subscribe at the node that has the channel's slot, also when that
+// node hangs or is dead. But each node of a cluster forwards every message to all others. So
+// the mailbox subscribes at a random master, and at another one after that fails.
 func (m *Mailbox) pubSub() *redis.PubSub {
 	cluster, ok := m.client.(clusterClient)
 	if !ok {
@@ -48,8 +48,8 @@ func (m *Mailbox) awaitAnswer(conn *redis.PubSub) (stop func() bool) {
 }
 
 // isSilent reports whether an error of PUBLISH means that a node of a cluster did not
-// answer. The mailbox may be subscribed at that node. An answer, such as NOPERM, says
-// nothing about the subscription, and neither does a single server: there is no other.
+// answer. The mailbox may be subscribed at that node. An answer such as NOPERM does not
+// concern the subscription. With a single server, there is no other node to subscribe at.
 func (m *Mailbox) isSilent(err error) bool {
 	if _, cluster := m.client.(clusterClient); !cluster || err == nil || m.ctx.Err() != nil {
 		return false

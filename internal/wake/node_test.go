@@ -9,50 +9,50 @@ import (
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-// A mailbox whose node of a cluster hangs or dies subscribes at another node: the keys of
-// that node are well, and their messages arrive.
-func TestMailboxLeavesANodeThatIsIll(t *testing.T) {
+// A mailbox subscribes at another node of the cluster when its own hangs or dies. Then it
+// receives the messages about the keys of the other nodes.
+func TestMailboxLeavesAFailedNode(t *testing.T) {
 	for name, harm := range map[string]func(*redistest.Process){"hangs": (*redistest.Process).Pause, "dies": (*redistest.Process).Kill} {
 		t.Run(name, func(t *testing.T) {
 			cluster := redistest.Cluster(t)
 			r := cluster.Backend()
 			nodes := cluster.Nodes()
-			rdbs := make([]*redis.Client, len(nodes)) // to each node by itself
+			rdbs := make([]*redis.Client, len(nodes)) // one for each node
 			for i, node := range nodes {
 				rdbs[i] = node.Client()
 			}
 			rdb := cluster.Client()
 			mailbox := wake.Open(rdb)
 			t.Cleanup(mailbox.Close)
-			mailbox.Listen(t.Context(), channel)
-			r.Until("the mailbox is subscribed", func() bool { return mailbox.Hears(channel) })
+			mailbox.Subscribe(t.Context(), channel)
+			r.Until("the mailbox is subscribed", func() bool { return mailbox.Subscribed(channel) })
 
-			ill := -1
+			failed := -1
 			for i, rdb := range rdbs {
 				subscribers, err := rdb.PubSubNumSub(t.Context(), channel).Result()
 				if err != nil {
 					t.Fatal(err)
 				}
 				if subscribers[channel] > 0 {
-					ill = i
+					failed = i
 				}
 			}
-			if ill < 0 {
+			if failed < 0 {
 				t.Fatal("no node has a subscriber")
 			}
-			harm(nodes[ill])
+			harm(nodes[failed])
 			t.Cleanup(func() {
 				if name == "hangs" {
-					nodes[ill].Resume()
+					nodes[failed].Resume()
 				}
 			})
 
 			slot := mailbox.Wait("name")
 			defer slot.Close()
-			well := rdbs[(ill+1)%len(rdbs)]
+			healthy := rdbs[(failed+1)%len(rdbs)]
 			r.Until("a message of another node arrives", func() bool {
-				mailbox.Suspect(channel) // as a waiter does that found by its timer what a message should have told
-				if err := well.Publish(t.Context(), channel, message('V', 1, "name", "")).Err(); err != nil {
+				mailbox.Suspect(channel) // as after a recheck timer
+				if err := healthy.Publish(t.Context(), channel, message('V', 1, "name", "")).Err(); err != nil {
 					t.Fatal(err)
 				}
 				m, _ := slot.Take(1)

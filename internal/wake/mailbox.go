@@ -1,0 +1,125 @@
+// Package wake receives the notifications that other processes publish for this one: a value
+// was stored, a fetch failed, a lease ended.
+//
+// There is one [Mailbox] for each Redis client. All Loaders and Lockers of the client share
+// it, and it has one connection. Notifications are hints: they may be lost, late or forged.
+// The recheck timers of the waiters cover what is lost, so no function of this package
+// returns an error.
+//
+// The package knows the messages of the protocol. It knows nothing of values, leases or
+// policy. The loader and the locker use it.
+package wake
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"reflect"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Client has the methods of a go-redis client that a mailbox calls.
+type Client interface {
+	Subscribe(ctx context.Context, channels ...string) *redis.PubSub
+	Publish(ctx context.Context, channel string, message any) *redis.IntCmd
+}
+
+// A Mailbox receives notifications through one Redis client.
+type Mailbox struct {
+	client  Client
+	process string
+	owners  atomic.Uint64
+
+	ctx     context.Context // ends when the last user closes
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+	node    string // of a cluster: the address of the last connection; only run uses it
+
+	mu       sync.Mutex
+	users    int
+	conn     *redis.PubSub            // nil while there is no connection
+	channels map[string]*subscription // that the mailbox should be subscribed to
+	uses     map[string]int           // of channels, by users that have not stopped
+	slots    map[string][]*Slot
+	onLost   map[string]func() // by owner
+	probing  bool
+	echo     chan struct{} // closed when the probe arrives
+}
+
+// The open mailboxes, by client.
+var (
+	mailboxesMu sync.Mutex
+	mailboxes   = make(map[Client]*Mailbox)
+)
+
+// Open returns the mailbox of a client. The caller must close it. It connects on the first
+// Subscribe.
+func Open(rdb Client) *Mailbox {
+	mailboxesMu.Lock()
+	defer mailboxesMu.Unlock()
+	shared := reflect.ValueOf(rdb).Comparable()
+	if shared && mailboxes[rdb] != nil {
+		m := mailboxes[rdb]
+		m.users++
+		return m
+	}
+	name := make([]byte, 16)
+	_, _ = rand.Read(name) // never fails
+	m := &Mailbox{
+		client: rdb, process: hex.EncodeToString(name), users: 1,
+		channels: make(map[string]*subscription), uses: make(map[string]int), slots: make(map[string][]*Slot), onLost: make(map[string]func()),
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if shared {
+		mailboxes[rdb] = m
+	}
+	return m
+}
+
+// Close ends one use of the mailbox. The last Close ends the connection.
+func (m *Mailbox) Close() {
+	mailboxesMu.Lock()
+	m.users--
+	last := m.users == 0
+	if last && reflect.ValueOf(m.client).Comparable() {
+		delete(mailboxes, m.client)
+	}
+	mailboxesMu.Unlock()
+	if !last {
+		return
+	}
+	m.mu.Lock()
+	m.cancel() // under mu: no goroutine starts after it
+	conn := m.conn
+	m.mu.Unlock()
+	if conn != nil {
+		_ = conn.Close()
+	}
+	m.running.Wait()
+}
+
+// Process returns the name of this process in Redis: 128 random bits, new for each mailbox.
+func (m *Mailbox) Process() string { return m.process }
+
+// Owner returns a new owner token. No other lease or lock in this Redis has the same one.
+func (m *Mailbox) Owner() string {
+	return m.process + "." + strconv.FormatUint(m.owners.Add(1), 36)
+}
+
+// OnLost makes the mailbox call lost when it receives a notification that the lease of owner
+// was ended by another process. lost must return at once. After stop, it is not called again,
+// except for a notification that is being delivered at that moment.
+func (m *Mailbox) OnLost(owner string, lost func()) (stop func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.onLost[owner] = lost
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.onLost, owner)
+	}
+}
