@@ -414,7 +414,7 @@ func (l *Loader[V]) keyed(key string) keyed {
 // changed has this process forget what it knows of a key: a caller that comes later joins no
 // load that started before, and receives no near entry.
 func (l *Loader[V]) changed(k keyed) {
-	l.hub.Changed(k.names.Value)
+	l.hub.Invalidate(k.names.Value)
 	l.flights.Forget(k.user)
 }
 

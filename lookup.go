@@ -315,7 +315,7 @@ func (l *Loader[V]) nearTicket(k keyed) near.Ticket {
 	if l.near == nil {
 		return near.Ticket{}
 	}
-	return l.near.Ask(protocol.Handle(k.user), k.names.Value)
+	return l.near.NewTicket(protocol.Handle(k.user), k.names.Value)
 }
 
 // keepNear puts a fresh value into the near cache.
@@ -333,7 +333,7 @@ func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lo
 	if l.opt.Clone != nil && !c.absent {
 		seen.result.Value = l.opt.Clone(c.value) // first: a value that Clone panics on is not kept
 	}
-	l.near.Keep(t, protocol.Handle(k.user), c, life)
+	l.near.Put(t, protocol.Handle(k.user), c, life)
 }
 
 // A Store is the durable place of a Loader's values, most often a table; the

@@ -53,7 +53,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 			return err
 		}
 	}
-	l.hub.Changed(k.names.Value)
+	l.hub.Invalidate(k.names.Value)
 	stop := l.keepMark(context.WithoutCancel(ctx), k, mark, sent, l.mayArrive(markErr))
 	defer func() {
 		if ours := l.written(ctx, k, mark, stop); err == nil {

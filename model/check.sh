@@ -60,9 +60,9 @@ searches() {
 		m25 fails lock -DP=2 -DR=1 -DFAULTS=1 -DLIVE -DMUTANT_NO_TIMER
 		m26 fails lock -DP=2 -DR=1 -DFAULTS=1 -DLIVE -DMUTANT_NO_END
 		m27 fails near -DMUTANT_NO_TICKET
-		m28 fails near -DMUTANT_COPIES_OUTLIVE
-		m29 fails near -DMUTANT_BEAT_COUNTS_WHEN_HEARD
-		m30 fails near -DMUTANT_NO_BEATS
+		m28 fails near -DMUTANT_ENTRIES_OUTLIVE
+		m29 fails near -DMUTANT_TRUST_FROM_ARRIVAL
+		m30 fails near -DMUTANT_NO_HEARTBEATS
 		m31 fails near -DMUTANT_OWN_CHANGE_IS_HEARD
 		m32 fails store -DMUTANT_PLAIN_INSERT
 		m33 fails store -DMUTANT_RETURNS_ITS_OWN

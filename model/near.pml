@@ -1,13 +1,12 @@
 /*
- * near.pml: the near copy of one value in one process, see internal/near.
+ * near.pml: the near entry of one value in one process, see internal/near.
  *
- * Time goes in steps. A connection may break (then what is on its way is lost),
- * or fall silent: it stays up, and nothing comes any more, as after a failover.
+ * Time advances in steps. A tracking connection may break: invalidations under way are
+ * lost. Or it stays up and silent, as after a failover.
  *
- *   for so long  a copy that has changed at its source is used for less than
- *                LASTS after the change
- *   gone         and not at all once what was told has arrived, if the connection hears
- *   own change   never one that this process has changed itself
+ *   for so long  an entry is returned for less than LASTS after its value has changed
+ *   gone         and never after the invalidation has arrived, on a connection that works
+ *   own change   nor after this process has changed the value itself
  */
 #ifndef WRITES
 #define WRITES 1 /* by others */
@@ -21,54 +20,54 @@
 #ifndef FAULTS
 #define FAULTS 1
 #endif
-#define LASTS 2 /* internal/near/link.go: lasts = 3 * time.Second // what it proves, from when it was sent */
+#define LASTS 2 /* internal/near/heartbeat.go: = 3 * time.Second // from when the last heartbeat that arrived was sent */
 
 byte source = 1; /* version in Redis */
-byte own = 0;    /* the newest that this process wrote, and knows of */
+byte own = 0;    /* the newest that this process has written */
 byte now = 0;
 byte replaced[WRITES + OWN + 2]; /* when a version was */
 
-/* The session: its connection, and what the server says on it: a version that has
- * changed (0), or a beat and when it was sent, plus 1. */
+/* The tracking connection, and the messages on it: an invalidation (0), or a heartbeat and
+ * when it was sent, plus 1. */
 bool up = false, silent = false;
-chan said = [3] of { byte };
-byte session = 0;
-byte beat = 0; /* when the next one may be sent: one in a step of time */
+chan sent = [3] of { byte };
+byte connections = 0;
+byte heartbeat = 0; /* when the next one may be sent: one in a step of time */
 
-/* The vouch of the session, and until when it holds; 0 if it has ended. */
-bool vouched = false;
-byte until = 0, vouch = 0;
+/* The trust of the connection, and until when it lasts; 0 if it has ended. */
+bool trusted = false;
+byte until = 0, trust = 0;
 
-/* The copy: its version and its vouch. 0 if there is none. */
-byte copy = 0, copyVouch = 0;
-byte changes = 0; /* heard of */
+/* The entry: its version and its trust. 0 if there is none. */
+byte entry = 0, entryTrust = 0;
+byte changes = 0; /* received */
 
 byte writes = WRITES, faults = FAULTS;
 
-inline forget() {
+inline invalidate() {
 	/* internal/near/near.go: s.changes++ */
-	/* internal/near/near.go: c.copies.Invalidate(handle) */
-	changes++; copy = 0
+	/* internal/near/near.go: c.entries.Invalidate(handle) */
+	changes++; entry = 0
 }
 
-inline endVouch() {
-	/* internal/near/link.go: v.until.Store(0) */
-	vouched = false; until = 0;
-#ifndef MUTANT_COPIES_OUTLIVE
-	vouch++
+inline endTrust() {
+	/* internal/near/tracker.go: v.until.Store(0) */
+	trusted = false; until = 0;
+#ifndef MUTANT_ENTRIES_OUTLIVE
+	trust++
 #endif
 }
 
-inline tell(what) {
+inline publish(what) {
 	if
-	:: up && !silent && nfull(said) -> said!what
-	:: up && !silent && full(said) -> silent = true /* it is given up soon */
+	:: up && !silent && nfull(sent) -> sent!what
+	:: up && !silent && full(sent) -> silent = true /* it ends soon */
 	:: else
 	fi
 }
 
 inline write() {
-	replaced[source] = now; source++; tell(0)
+	replaced[source] = now; source++; publish(0)
 }
 
 proctype Writer() {
@@ -79,58 +78,58 @@ end:
 	od
 }
 
-/* The link, and the beats. */
-proctype Link() {
+/* The tracker, and the heartbeats. */
+proctype Tracker() {
 	byte what = 0;
 end:
 	do
-	/* internal/near/link.go: args := []any{"client", "tracking", "on", "bcast", "prefix", s.beats} */
-	:: atomic { !up && session < 2 -> session++; up = true; silent = false }
-	/* internal/near/link.go: return h.client.Set(ctx, name, "", 2*lasts).Err() */
-	:: atomic { up && beat <= now && now < TIME -> beat = now + 1; tell(now + 1) }
-	:: atomic { up && said?[what] -> said?what;
+	/* internal/near/connection.go: args := []any{"client", "tracking", "on", "bcast", "prefix", c.heartbeats} */
+	:: atomic { !up && connections < 2 -> connections++; up = true; silent = false }
+	/* internal/near/heartbeat.go: return h.client.Set(ctx, name, "", 2*trustLasts).Err() */
+	:: atomic { up && heartbeat <= now && now < TIME -> heartbeat = now + 1; publish(now + 1) }
+	:: atomic { up && sent?[what] -> sent?what;
 		if
-		:: what == 0 -> forget()
-		/* internal/near/link.go: s.link.extend(s, sent+int64(lasts-tick)) */
-#ifdef MUTANT_BEAT_COUNTS_WHEN_HEARD
-		:: else -> vouched = true; until = now + LASTS
+		:: what == 0 -> invalidate()
+		/* internal/near/heartbeat.go: c.tracker.extendTrust(c, sent+int64(trustLasts-tick)) */
+#ifdef MUTANT_TRUST_FROM_ARRIVAL
+		:: else -> trusted = true; until = now + LASTS
 #else
-		:: else -> vouched = true; until = (what - 1 + LASTS > until -> what - 1 + LASTS : until)
+		:: else -> trusted = true; until = (what - 1 + LASTS > until -> what - 1 + LASTS : until)
 #endif
 		fi;
 		what = 0 }
-	:: atomic { up && faults > 0 -> faults--; /* it breaks, which is seen at once, or some time after */
+	:: atomic { up && faults > 0 -> faults--; /* it breaks, which is detected at once or later */
 		do
-		:: said?_
-		:: empty(said) -> break
+		:: sent?_
+		:: empty(sent) -> break
 		od;
 		silent = true }
-	/* internal/near/link.go: s.cancel(errSilent) */
-	:: atomic { up && silent && empty(said) -> up = false; endVouch() }
+	/* internal/near/heartbeat.go: c.cancel(errSilent) */
+	:: atomic { up && silent && empty(sent) -> up = false; endTrust() }
 	od
 }
 
 proctype Reader() {
-	byte ticket = 0, ticketVouch = 0, version = 0;
+	byte ticket = 0, ticketTrust = 0, version = 0;
 	byte writesOwn = OWN;
 end:
 	do
-	/* internal/near/near.go: if t >= m.until || t >= m.vouch.until.Load() { */
-#ifdef MUTANT_NO_BEATS
-	:: atomic { copy != 0 && copyVouch == vouch && vouched ->
+	/* internal/near/near.go: if t >= e.until || t >= e.trust.until.Load() { */
+#ifdef MUTANT_NO_HEARTBEATS
+	:: atomic { entry != 0 && entryTrust == trust && trusted ->
 #else
-	:: atomic { copy != 0 && copyVouch == vouch && now < until ->
+	:: atomic { entry != 0 && entryTrust == trust && now < until ->
 #endif
-		assert(copy == source || now < replaced[copy] + LASTS); /* for so long */
-		assert(copy == source || silent || nempty(said)); /* gone */
-		assert(copy >= own) } /* own change */
-	/* internal/near/near.go: return Ticket{v, node, s.changes} */
-	:: atomic { vouched && now < until -> ticket = changes; ticketVouch = vouch; goto get }
-	/* loader.go: l.hub.Changed(k.names.Value) */
+		assert(entry == source || now < replaced[entry] + LASTS); /* for so long */
+		assert(entry == source || silent || nempty(sent)); /* gone */
+		assert(entry >= own) } /* own change */
+	/* internal/near/near.go: return Ticket{trust, node, s.changes} */
+	:: atomic { trusted && now < until -> ticket = changes; ticketTrust = trust; goto get }
+	/* loader.go: l.hub.Invalidate(k.names.Value) */
 	:: atomic { writesOwn > 0 -> writesOwn--; write(); version = source };
 	   atomic {
 #ifndef MUTANT_OWN_CHANGE_IS_HEARD
-		forget();
+		invalidate();
 #endif
 		own = version; version = 0 }
 	od;
@@ -141,25 +140,25 @@ get:
 	:: atomic { writesOwn > 0 -> writesOwn--; write() };
 	   atomic {
 #ifndef MUTANT_OWN_CHANGE_IS_HEARD
-		forget();
+		invalidate();
 #endif
 		own = source }
 	:: true
 	fi;
 	atomic {
 		if
-		/* internal/near/near.go: if s.changes != t.changes || now() >= t.vouch.until.Load() { */
+		/* internal/near/near.go: if s.changes != t.changes || now() >= t.trust.until.Load() { */
 #ifdef MUTANT_NO_TICKET
-		:: now < until && version != 0 -> copy = version; copyVouch = vouch
+		:: now < until && version != 0 -> entry = version; entryTrust = trust
 #else
-		:: changes == ticket && ticketVouch == vouch && now < until && version != 0 -> copy = version; copyVouch = vouch
+		:: changes == ticket && ticketTrust == trust && now < until && version != 0 -> entry = version; entryTrust = trust
 #endif
 		:: else
 		fi;
-		version = 0; ticket = 0; ticketVouch = 0; goto end
+		version = 0; ticket = 0; ticketTrust = 0; goto end
 	}
 }
 
 init {
-	atomic { run Writer(); run Link(); run Reader() }
+	atomic { run Writer(); run Tracker(); run Reader() }
 }

@@ -68,7 +68,7 @@ func DropMessages(t testing.TB, rdb redis.UniversalClient, n int) {
 	if n < 0 {
 		t.Fatalf("oncetest: DropMessages: n is %d", n)
 	}
-	w.DropMessagesWhere(n, func(channel string) bool { return !protocol.IsBeats(channel) })
+	w.DropMessagesWhere(n, func(channel string) bool { return !protocol.IsHeartbeats(channel) })
 }
 
 // Down cuts the connections of the clients, and refuses new ones, until Up is called for

@@ -327,7 +327,7 @@ func TestNearHearsOfChanges(t *testing.T) {
 		b.asks(t, 1)("snow")
 		copied()
 		oncetest.DropMessages(t, other, 1)
-		time.Sleep(5 * time.Second) // beats do not count
+		time.Sleep(5 * time.Second) // heartbeats do not count
 		change("hail")
 		b.asks(t, 1)("snow")
 		time.Sleep(5 * time.Second)

@@ -6,18 +6,18 @@ import (
 	"github.com/redis/go-redis/v9/push"
 )
 
-// Heard returns what a cache of values whose names begin so forgets when a push
-// comes: tags, or everything.
-func Heard(values, beats string, message []any) (tags []string, all bool) {
-	h := &Hub{ctx: context.Background(), listeners: make(map[any]*listener)}
-	h.links.Store(&map[string]*link{})
-	h.attach(&listener{
-		values:    values,
-		forget:    func(tag string) { tags = append(tags, tag) },
-		forgetAll: func() { all = true },
+// Invalidated returns the tags that a cache with the prefix values invalidates after a push,
+// and whether it invalidates all entries.
+func Invalidated(values, heartbeats string, message []any) (tags []string, all bool) {
+	h := &Hub{ctx: context.Background(), caches: make(map[any]*attached)}
+	h.trackers.Store(&map[string]*tracker{})
+	h.attach(&attached{
+		values:        values,
+		invalidate:    func(tag string) { tags = append(tags, tag) },
+		invalidateAll: func() { all = true },
 	}, nil)
-	s := &session{link: newLink(h, "", nil), beats: beats, sent: make(map[string]int64)}
-	_ = s.HandlePushNotification(h.ctx, push.NotificationHandlerContext{}, message)
-	s.link.cancel()
+	c := &connection{tracker: newTracker(h, "", nil), heartbeats: heartbeats, sent: make(map[string]int64)}
+	_ = c.HandlePushNotification(h.ctx, push.NotificationHandlerContext{}, message)
+	c.tracker.cancel()
 	return tags, all
 }

@@ -8,9 +8,9 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// FuzzChanges has somebody say that a name has changed, as the server does, or
-// anybody who may publish. A key's own name is never missed, and no other name
-// costs more than a copy of the key that it names.
+// FuzzChanges sends invalidations with any names, as the server does, or any client that may
+// publish. The name of a key always drops the entry of that key. Another name drops at most
+// the entry of the key that it names.
 func FuzzChanges(f *testing.F) {
 	for _, name := range []string{"", "{", "}", "{}", "p:v:{k}", "p:v:{k", "p:v:{}", "p:v@2:{k}", "q:v:{k}", "p:v:{k}}", "p:v:{{k}", "p:h:process:1", "p:m:{k}"} {
 		f.Add("p", "", "k", name)
@@ -19,29 +19,28 @@ func FuzzChanges(f *testing.F) {
 	f.Fuzz(func(t *testing.T, prefix, schema, key, name string) {
 		ns := protocol.NewNamespace(prefix, schema)
 		k := ns.Key(key)
-		beats := protocol.Beats(ns.Changes(), "process")
-		tags, all := near.Heard(ns.Values(), beats, []any{"invalidate", []any{name, nil, int64(7), []any{name}, k.Value}})
+		heartbeats := protocol.Heartbeats(ns.Changes(), "process")
+		tags, all := near.Invalidated(ns.Values(), heartbeats, []any{"invalidate", []any{name, nil, int64(7), []any{name}, k.Value}})
 		if all {
-			t.Errorf("everything was forgotten for %q", name)
+			t.Errorf("all entries were dropped for %q", name)
 		}
 		if len(tags) == 0 || tags[len(tags)-1] != protocol.Tag(key) || len(tags) > 2 {
-			t.Fatalf("the changes of %q and %q drop the copies of %q", name, k.Value, tags)
+			t.Fatalf("the changes of %q and %q drop the entries of %q", name, k.Value, tags)
 		}
 		if rest, ours := strings.CutPrefix(name, ns.Values()); len(tags) == 2 && (!ours || tags[0]+"}" != rest) {
-			t.Errorf("the change of %q drops the copy of %q", name, tags[0])
+			t.Errorf("the change of %q drops the entry of %q", name, tags[0])
 		}
 	})
 }
 
-// What is no list of names is not one.
-func TestPushesOfAnyShape(t *testing.T) {
+func TestOnlyNullNamesDropAllEntries(t *testing.T) {
 	for _, message := range [][]any{nil, {"invalidate"}, {"invalidate", nil}, {"invalidate", "p:v:{k}"}, {"invalidate", []any{}}, {"invalidate", int64(1)}, {"invalidate", []any{nil}}} {
-		tags, all := near.Heard(values, "p:h:process:", message)
+		tags, all := near.Invalidated(values, "p:h:process:", message)
 		if len(tags) > 0 {
-			t.Errorf("%v drops the copies of %q", message, tags)
+			t.Errorf("%v drops the entries of %q", message, tags)
 		}
 		if flush := len(message) < 2 || message[1] == nil; all != flush {
-			t.Errorf("%v drops everything: %v, want %v", message, all, flush)
+			t.Errorf("%v drops all entries: %v, want %v", message, all, flush)
 		}
 	}
 }

@@ -1,46 +1,42 @@
-// Package near keeps copies of values in this process, and lets none of them
-// be used that may have changed at its source.
+// Package near caches values in this process, and returns none that may have changed in
+// Redis.
 //
-// A [Cache] is a bounded map of copies. A [Hub] hears of every change of their
-// values in Redis: by any client, in any language, by expiry, by eviction, by
-// FLUSHALL. For that it has a connection to each master on which the server
-// itself tells it what changes (CLIENT TRACKING in broadcast mode). Where that is
-// refused, the scripts of internal/protocol tell it what they change, and nobody
-// tells of the rest.
+// A [Cache] is a bounded map of entries. A [Hub] receives every change of their values in
+// Redis: by any client, in any language, by expiry, by eviction, by FLUSHALL. It has a
+// tracking connection to each master: there the server itself sends invalidations (CLIENT
+// TRACKING in broadcast mode). If the server refuses that, the scripts of internal/protocol
+// publish the changes that they make, and no other change is known.
 //
-// # What makes a copy usable
+// # When an entry is trusted
 //
-// A connection may be silent because nothing changes, or because nobody is
-// there any more: go-redis notices neither a server that hangs nor a master that
-// was replaced while it stayed up. So once a second the hub changes a key of its
-// own, a beat, over the user's client, and must hear of that change like of any
-// other. That it does proves that it has heard of all that was changed before the
-// beat was sent. Copies may be used until three seconds after that, and not a
-// moment longer:
+// A tracking connection may be silent because nothing changes, or because it is dead:
+// go-redis notices neither a server that hangs nor a master that was replaced and stayed up.
+// So once a second the hub sends a heartbeat: it changes a key of its own over the user's
+// client, and must receive that invalidation like any other. When it does, it has received
+// all changes from before the heartbeat was sent. Entries are trusted for three seconds from
+// that time:
 //
-//	connect ──► tracked ──► beat heard ──► copies are used, for 3 s after
-//	   ▲                        ▲  │         the beat was sent
-//	   │                        └──┘ each second
-//	   └── connection lost, or no beat heard for 3 s: no copy is used any more
+//	connect ──► tracked ──► heartbeat received ──► trusted, for 3 s after the
+//	   ▲                          ▲  │             heartbeat was sent
+//	   │                          └──┘ each second
+//	   └── connection lost, or no heartbeat for 3 s: untrusted, no entry is returned
 //
-// Every copy has a [vouch], which is that promise. When the connection is lost
-// its vouch ends, and with it, in one step, all the copies that were made under
-// it. The next connection has a new one.
+// Every entry has a [trust]. When the tracking connection is lost, its trust ends, and so in
+// one step do all entries that were made under it. The next connection has a new trust.
 //
-// # What makes a copy right
+// # When an entry may be made
 //
-// A value that is on its way while it changes must not become a copy
-// afterwards. So who reads a value takes a [Ticket] before it asks, and a copy is
-// made only if since then no change of that key was heard of, nor the vouch
-// ended. What a process has changed itself it forgets before the change counts as
-// done, see [Hub.Changed].
+// A value that changes while it is read must not become an entry. So a reader takes a
+// [Ticket] before it sends its command. An entry is made only if since then no change of that
+// key was received and the trust has not ended. A process that changes a value itself drops
+// its own entry before the change counts as done, see [Hub.Invalidate].
 //
-// In a cluster, the value is read from the node whose vouch that is, and from no
-// other. A client that follows redirections would read it on a node of which
-// nobody may hear, while it does not know yet that the slot is there. That a key
-// leaves a node is a change there, and is told.
+// In a cluster, the value is read from the node of the ticket's trust, and from no other. A
+// client that follows redirections could read it on a node without a tracking connection: it
+// may not know yet that the slot has moved there. A key that leaves a node is a change on
+// that node.
 //
-// The room knows nothing of values, and reads none. It is used by the loader.
+// The package knows nothing of values and reads none. The loader uses it.
 package near
 
 import (
@@ -55,157 +51,152 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// A Cache is the copies of the values of one namespace. Its keys are handles; see
-// [protocol.Handle].
+// A Cache has the entries of one namespace. Its keys are handles; see [protocol.Handle].
 type Cache[T any] struct {
 	hub     *Hub
-	values  string // how the names of its values begin
-	copies  *otter.Cache[string, *made[T]]
+	values  string // the prefix of the names of its values
+	entries *otter.Cache[string, *entry[T]]
 	dropped Dropped // or nil
 
 	seed    maphash.Seed
 	stripes [256]stripe
 }
 
-// made is a copy.
-type made[T any] struct {
-	vouch *vouch
-	until int64 // it is of no use from then on
-	short bool  // its life is to be measured exactly
-	copy  T
+type entry[T any] struct {
+	trust *trust
+	until int64 // the end of its life
+	exact bool  // its life is compared with the clock, not with the time of the last tick
+	value T
 }
 
-// A stripe orders the changes of some keys and the making of their copies.
+// A stripe orders the changes of some keys and the making of their entries.
 type stripe struct {
 	mu      sync.Mutex
-	changes uint64 // heard of so far
+	changes uint64 // received so far
 }
 
-// A vouch is the promise that all changes are heard of, of those who have
-// copies.
-type vouch struct {
-	until atomic.Int64 // it holds so long; 0 when it has ended for good
+// A trust is the promise that all changes are received which concern its entries.
+type trust struct {
+	until atomic.Int64 // the end of the promise; 0 once it has ended for good
 }
 
-// began is where this room's time begins: it is monotonic, and is read in one
-// step.
-var began = time.Now()
+// epoch is the zero of all times in this package. It has a monotonic clock.
+var epoch = time.Now()
 
-func now() int64 { return int64(time.Since(began)) }
+func now() int64 { return int64(time.Since(epoch)) }
 
-// To read the clock costs as much as to find a copy. So hits go by a hand that
-// the hub moves on every tick, and everything that ends ends a tick earlier: a
-// process that does not get around to move it does not hear of changes either.
-// For copies whose life is not much longer than a tick, the clock is read.
+// Reading the clock costs as much as finding an entry. So a hit uses the time of the last
+// tick, and all that ends does so one tick early. A process that is too slow to tick is too
+// slow to receive changes, too. For entries with a short life, a hit reads the clock.
 const (
 	tick      = 100 * time.Millisecond
 	shortLife = time.Second
 )
 
-// A Dropped is told of copies that are not used any more: of one whose value has
-// changed, or, with reset, of all there were. It is called under no lock.
-type Dropped func(copies int, reset bool)
+// Dropped reports entries that are no longer returned: one whose value has changed or, with
+// reset, all entries. It is called without a lock.
+type Dropped func(entries int, reset bool)
 
-// New returns a cache of at most so many copies over the values whose names begin
-// so. It must be closed. changes is the channel on which changes are told where
-// the server does not tell them. dropped may be nil.
-func New[T any](hub *Hub, values, changes string, entries int, notify Notify, dropped Dropped) *Cache[T] {
+// New returns a cache of at most so many entries for the values whose names begin with the
+// prefix values. The caller must close it. changes is the channel where scripts publish
+// changes if the server refuses tracking. dropped may be nil.
+func New[T any](hub *Hub, values, changes string, entries int, report Report, dropped Dropped) *Cache[T] {
 	c := &Cache[T]{
 		hub: hub, values: values, seed: maphash.MakeSeed(), dropped: dropped,
-		copies: otter.Must(&otter.Options[string, *made[T]]{MaximumSize: entries}),
+		entries: otter.Must(&otter.Options[string, *entry[T]]{MaximumSize: entries}),
 	}
-	hub.attach(&listener{values: values, changes: changes, forget: c.forget, forgetAll: c.forgetAll, notify: notify}, c)
+	hub.attach(&attached{values: values, changes: changes, invalidate: c.invalidate, invalidateAll: c.invalidateAll, report: report}, c)
 	return c
 }
 
-// Close ends the cache.
+// Close detaches the cache from its hub and drops its entries.
 func (c *Cache[T]) Close() {
 	c.hub.detach(c)
-	c.copies.InvalidateAll()
+	c.entries.InvalidateAll()
 }
 
-// Get returns the copy of a value, if there is one that can be vouched for.
+// Get returns the entry of a value, if there is one and it is trusted.
 func (c *Cache[T]) Get(handle string) (*T, bool) {
-	m, ok := c.copies.GetIfPresent(handle)
+	e, ok := c.entries.GetIfPresent(handle)
 	if !ok {
 		return nil, false
 	}
-	t := c.hub.hand.Load()
-	if m.short {
+	t := c.hub.ticked.Load()
+	if e.exact {
 		t = now()
 	}
-	if t >= m.until || t >= m.vouch.until.Load() {
+	if t >= e.until || t >= e.trust.until.Load() {
 		return nil, false
 	}
-	return &m.copy, true
+	return &e.value, true
 }
 
-// A Ticket is the right to make a copy of a value that is read now. Its zero
-// value is none.
+// A Ticket is the right to make an entry of a value that is read after it was taken. Its
+// zero value gives no right.
 type Ticket struct {
-	vouch   *vouch
+	trust   *trust
 	node    *redis.Client
 	changes uint64
 }
 
-// Node returns the node of a cluster that the value must be read from, directly:
-// it is the one whose changes are heard of. If that does not have the key, and
-// only says who has, the ticket is of no use. It is nil for what is no cluster.
+// Node returns the node of a cluster that the value must be read from, directly: the one
+// whose changes are tracked. If that node answers with a redirection, the ticket is useless.
+// Node returns nil for a single server.
 func (t Ticket) Node() *redis.Client { return t.node }
 
-// Ask returns a ticket for the value of that name. It is to be called before the
-// value is asked for.
-func (c *Cache[T]) Ask(handle, name string) Ticket {
-	v, node := c.hub.vouchFor(name)
-	if v == nil || now() >= v.until.Load() {
+// NewTicket returns a ticket for the value with that name. The caller takes it before it
+// reads the value.
+func (c *Cache[T]) NewTicket(handle, name string) Ticket {
+	trust, node := c.hub.trustOf(name)
+	if trust == nil || now() >= trust.until.Load() {
 		return Ticket{}
 	}
 	s := c.stripe(handle)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Ticket{v, node, s.changes}
+	return Ticket{trust, node, s.changes}
 }
 
-// Keep makes a copy, which is used for as long as life, and reports whether it
-// did: not if the value may have changed since the ticket was taken.
-func (c *Cache[T]) Keep(t Ticket, handle string, value T, life time.Duration) bool {
-	if t.vouch == nil || life <= 0 {
+// Put makes an entry, which is returned for the duration life. It reports whether it did:
+// not if the value may have changed since the ticket was taken.
+func (c *Cache[T]) Put(t Ticket, handle string, value T, life time.Duration) bool {
+	if t.trust == nil || life <= 0 {
 		return false
 	}
-	m := &made[T]{vouch: t.vouch, until: now() + int64(life), short: life < shortLife, copy: value}
-	if !m.short {
-		m.until -= int64(tick)
+	e := &entry[T]{trust: t.trust, until: now() + int64(life), exact: life < shortLife, value: value}
+	if !e.exact {
+		e.until -= int64(tick)
 	}
 	s := c.stripe(handle)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.changes != t.changes || now() >= t.vouch.until.Load() {
+	if s.changes != t.changes || now() >= t.trust.until.Load() {
 		return false
 	}
-	c.copies.Set(handle, m)
+	c.entries.Set(handle, e)
 	return true
 }
 
-// forget notes that the value of a tag has changed.
-func (c *Cache[T]) forget(tag string) {
+// invalidate drops the entry of a value that has changed.
+func (c *Cache[T]) invalidate(tag string) {
 	handle := protocol.HandleOf(tag)
 	s := c.stripe(handle)
 	s.mu.Lock()
 	s.changes++
-	_, had := c.copies.Invalidate(handle)
+	_, had := c.entries.Invalidate(handle)
 	s.mu.Unlock()
 	if had && c.dropped != nil {
 		c.dropped(1, false)
 	}
 }
 
-// forgetAll drops what no vouch is there for any more. What is there already for
-// the next one is none the worse for being made again.
-func (c *Cache[T]) forgetAll() {
-	copies := c.copies.EstimatedSize()
-	c.copies.InvalidateAll()
-	if copies > 0 && c.dropped != nil {
-		c.dropped(copies, true)
+// invalidateAll drops all entries: their trust has ended. It may also drop entries of the
+// next trust, which does no harm.
+func (c *Cache[T]) invalidateAll() {
+	entries := c.entries.EstimatedSize()
+	c.entries.InvalidateAll()
+	if entries > 0 && c.dropped != nil {
+		c.dropped(entries, true)
 	}
 }
 

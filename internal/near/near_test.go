@@ -30,13 +30,13 @@ func open(t *testing.T, rdb redis.UniversalClient) *near.Cache[string] {
 	return c
 }
 
-// keep has the cache keep a copy, as soon as it may.
-func keep(t *testing.T, r redistest.Backend, c *near.Cache[string], tag string) {
+// put makes an entry as soon as the cache is trusted.
+func put(t *testing.T, r redistest.Backend, c *near.Cache[string], tag string) {
 	t.Helper()
-	r.Until("a copy may be kept", func() bool { return c.Keep(ask(c, tag), tag, "copy", time.Hour) })
+	r.Until("an entry is made", func() bool { return c.Put(ticketOf(c, tag), tag, "v", time.Hour) })
 }
 
-func ask(c *near.Cache[string], key string) near.Ticket { return c.Ask(key, values+key+"}") }
+func ticketOf(c *near.Cache[string], key string) near.Ticket { return c.NewTicket(key, values+key+"}") }
 
 func has(c *near.Cache[string], tag string) bool {
 	_, ok := c.Get(tag)
@@ -50,32 +50,30 @@ func do(t *testing.T, cmd interface{ Err() error }) {
 	}
 }
 
-// A value was read, then it changed, and then what was read came to be kept: it
-// is not.
-func TestChangeAfterAskForbidsTheCopy(t *testing.T) {
+// A value is read, it changes, and then Put is called with the old value.
+func TestChangeAfterTheTicketPreventsTheEntry(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
 		c := open(t, rdb)
-		keep(t, r, c, "k")
-		ticket := ask(c, "k")
+		put(t, r, c, "k")
+		ticket := ticketOf(c, "k")
 		do(t, rdb.Set(t.Context(), values+"k}", "new", 0))
-		r.Until("the change is heard of", func() bool { return !has(c, "k") })
-		if c.Keep(ticket, "k", "old", time.Hour) || has(c, "k") {
-			t.Error("an old value was kept after its change was heard of")
+		r.Until("the entry is dropped", func() bool { return !has(c, "k") })
+		if c.Put(ticket, "k", "old", time.Hour) || has(c, "k") {
+			t.Error("an old value was put after its invalidation")
 		}
-		if !c.Keep(ask(c, "k"), "k", "new", time.Hour) || !has(c, "k") {
-			t.Error("the new value was not kept")
+		if !c.Put(ticketOf(c, "k"), "k", "new", time.Hour) || !has(c, "k") {
+			t.Error("the new value was not put")
 		}
 	})
 }
 
-// The same with FLUSHALL, which names no key.
-func TestFlushAfterAskForbidsTheCopy(t *testing.T) {
+func TestFlushAfterTheTicketPreventsTheEntry(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
 		c := open(t, rdb)
-		keep(t, r, c, "k")
-		ticket := ask(c, "k")
+		put(t, r, c, "k")
+		ticket := ticketOf(c, "k")
 		if cluster, ok := rdb.(*redis.ClusterClient); ok {
 			if err := cluster.ForEachMaster(t.Context(), func(ctx context.Context, c *redis.Client) error { return c.FlushAll(ctx).Err() }); err != nil {
 				t.Fatal(err)
@@ -83,53 +81,52 @@ func TestFlushAfterAskForbidsTheCopy(t *testing.T) {
 		} else {
 			do(t, rdb.FlushAll(t.Context()))
 		}
-		r.Until("it is heard of", func() bool { return !has(c, "k") })
-		if c.Keep(ticket, "k", "old", time.Hour) {
-			t.Error("an old value was kept after FLUSHALL")
+		r.Until("the entry is dropped", func() bool { return !has(c, "k") })
+		if c.Put(ticket, "k", "old", time.Hour) {
+			t.Error("an old value was put after FLUSHALL")
 		}
 	})
 }
 
-// The connection hangs, or its server does: nothing comes, not even an end.
-func TestCopiesEndWhenTheServerHangs(t *testing.T) {
+// The tracking connection stays open without a message.
+func TestEntriesEndThreeSecondsAfterTheServerHangs(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r redistest.Backend) {
 		c := open(t, r.Client())
-		keep(t, r, c, "k")
+		put(t, r, c, "k")
 		r.Pause()
 		paused := time.Now()
 		for has(c, "k") {
 			if time.Since(paused) > 3200*time.Millisecond {
-				t.Fatal("a copy is used 3 s after the server began to hang")
+				t.Fatal("an entry is returned 3 s after the server began to hang")
 			}
 			time.Sleep(time.Millisecond)
 		}
 		r.Resume()
-		keep(t, r, c, "k")
+		put(t, r, c, "k")
 	})
 }
 
-// A copy of before the server ended is not used after it is back.
-func TestCopiesEndWithTheServer(t *testing.T) {
+func TestEntriesEndWithTheServer(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r redistest.Backend) {
 		c := open(t, r.Client())
-		keep(t, r, c, "k")
-		ticket := ask(c, "k")
+		put(t, r, c, "k")
+		ticket := ticketOf(c, "k")
 		r.Kill()
-		r.Until("the loss is seen", func() bool { return !has(c, "k") })
+		r.Until("the entry is dropped", func() bool { return !has(c, "k") })
 		r.Restart()
-		keep(t, r, c, "other")
-		if has(c, "k") || c.Keep(ticket, "k", "old", time.Hour) {
-			t.Error("a copy has outlived its server")
+		put(t, r, c, "other")
+		if has(c, "k") || c.Put(ticket, "k", "old", time.Hour) {
+			t.Error("an entry has outlived its server")
 		}
 	})
 }
 
-func TestEvictionIsHeardOf(t *testing.T) {
+func TestEvictionDropsTheEntry(t *testing.T) {
 	r := redistest.Server(t, "--maxmemory", "4mb", "--maxmemory-policy", "allkeys-lru").Backend()
 	rdb := r.Client()
 	c := open(t, rdb)
 	do(t, rdb.Set(t.Context(), values+"k}", "v", 0))
-	keep(t, r, c, "k")
+	put(t, r, c, "k")
 	big := string(make([]byte, 10_000))
 	others := 0
 	r.Until("the server has evicted it", func() bool {
@@ -137,11 +134,10 @@ func TestEvictionIsHeardOf(t *testing.T) {
 		do(t, rdb.Set(t.Context(), "other:"+strconv.Itoa(others), big, 0))
 		return rdb.Exists(t.Context(), values+"k}").Val() == 0
 	})
-	r.Until("the eviction is heard of", func() bool { return !has(c, "k") })
+	r.Until("the entry is dropped", func() bool { return !has(c, "k") })
 }
 
-// Two caches of one client share its connection, and each hears of its own.
-func TestCachesOfAClientShareAConnection(t *testing.T) {
+func TestCachesOfAClientShareATrackingConnection(t *testing.T) {
 	r := redistest.Server(t)
 	rdb := r.Client()
 	h := near.Open(rdb, "process")
@@ -150,24 +146,23 @@ func TestCachesOfAClientShareAConnection(t *testing.T) {
 	defer a.Close()
 	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
 	defer b.Close()
-	keep(t, r.Backend(), a, "k")
-	keep(t, r.Backend(), b, "k")
+	put(t, r.Backend(), a, "k")
+	put(t, r.Backend(), b, "k")
 	do(t, rdb.Set(t.Context(), "a:v:{k}", "new", 0))
-	r.Backend().Until("the change is heard of", func() bool { return !has(a, "k") })
+	r.Backend().Until("the entry is dropped", func() bool { return !has(a, "k") })
 	if !has(b, "k") {
-		t.Error("a change of one namespace dropped a copy of another")
+		t.Error("a change in one namespace dropped an entry of another")
 	}
 	if n := strings.Count(rdb.ClientList(t.Context()).Val(), " sub=1 "); n != 1 {
-		t.Errorf("there are %d connections that listen, want 1", n)
+		t.Errorf("there are %d tracking connections, want 1", n)
 	}
 }
 
-// Who has no copies costs nothing.
-func TestHubWithoutCachesSaysNothing(t *testing.T) {
+func TestHubWithoutCachesSendsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
 		h := near.Open(rdb, "process")
-		h.Changed(values + "k}")
+		h.Invalidate(values + "k}")
 		time.Sleep(time.Minute)
 		if sent := redistest.WireOf(rdb).Commands(); len(sent) > 0 {
 			t.Errorf("it sent %v", sent)
@@ -176,9 +171,9 @@ func TestHubWithoutCachesSaysNothing(t *testing.T) {
 	})
 }
 
-// Without CLIENT TRACKING the process is told of that, and hears what is said on
-// the channel of changes.
-func TestRefusal(t *testing.T) {
+// If the server refuses CLIENT TRACKING, the cache reports that, and receives what scripts
+// publish to the channel of changes.
+func TestRefusedTrackingFallsBackToPublishedChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t).Backend()
 		rdb := r.Client()
@@ -187,55 +182,55 @@ func TestRefusal(t *testing.T) {
 		defer h.Close()
 		c := near.New[string](h, values, changes, 10, func(no bool, _ error) { refused.Store(refused.Load() || no) }, nil)
 		defer c.Close()
-		keep(t, r, c, "k")
+		put(t, r, c, "k")
 		if !refused.Load() {
-			t.Error("nobody was told that the server refuses")
+			t.Error("the refusal was not reported")
 		}
 		do(t, rdb.Publish(t.Context(), changes, values+"k}"))
 		r.Settle()
 		if has(c, "k") {
-			t.Error("a copy has outlived the change of its value")
+			t.Error("an entry has outlived the change of its value")
 		}
 
-		keep(t, r, c, "k")
+		put(t, r, c, "k")
 		time.Sleep(time.Minute - time.Second)
 		if !has(c, "k") {
-			t.Error("a copy ended though all is well")
+			t.Error("an entry ended without a fault")
 		}
 		r.Pause()
 		time.Sleep(3 * time.Second)
 		if has(c, "k") {
-			t.Error("a copy is used while nothing is heard")
+			t.Error("an entry is returned without heartbeats")
 		}
 		r.Resume()
-		keep(t, r, c, "k")
+		put(t, r, c, "k")
 	})
 }
 
-func TestCopyHasALife(t *testing.T) {
+func TestEntryEndsWithItsLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t).Backend()
 		c := open(t, r.Client())
 		for _, life := range []time.Duration{10 * time.Millisecond, 500 * time.Millisecond, 10 * time.Second} {
-			keep(t, r, c, "k")
-			if !c.Keep(ask(c, "k"), "k", "copy", life) {
-				t.Fatal("not kept")
+			put(t, r, c, "k")
+			if !c.Put(ticketOf(c, "k"), "k", "v", life) {
+				t.Fatal("not put")
 			}
 			time.Sleep(life - min(life/2, 200*time.Millisecond))
 			if !has(c, "k") {
-				t.Errorf("a copy for %v ended early", life)
+				t.Errorf("an entry for %v ended early", life)
 			}
 			time.Sleep(min(life/2, 200*time.Millisecond))
 			if has(c, "k") {
-				t.Errorf("a copy for %v did not end", life)
+				t.Errorf("an entry for %v did not end", life)
 			}
 		}
 	})
 }
 
-// A cache that joins a hub is of a namespace that nobody listens to yet. Nothing
-// vouches for its copies until that is so.
-func TestNewNamespaceIsNotVouchedForBeforeItIsHeard(t *testing.T) {
+// The present tracking connection does not cover the namespace of a new cache. Its entries
+// are untrusted until the next connection is up.
+func TestNewNamespaceIsUntrustedUntilItIsTracked(t *testing.T) {
 	var refuse atomic.Bool
 	r := redistest.Server(t)
 	rdb := r.Client(func(opt *redis.Options) {
@@ -251,15 +246,15 @@ func TestNewNamespaceIsNotVouchedForBeforeItIsHeard(t *testing.T) {
 	defer h.Close()
 	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
 	defer a.Close()
-	keep(t, r.Backend(), a, "k")
-	refuse.Store(true) // no other connection
+	put(t, r.Backend(), a, "k")
+	refuse.Store(true) // no new connection
 	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
 	defer b.Close()
-	if b.Keep(ask(b, "k"), "k", "copy", time.Hour) {
-		t.Error("a copy was kept of what nobody listens to")
+	if b.Put(ticketOf(b, "k"), "k", "v", time.Hour) {
+		t.Error("an entry was made in a namespace that is not tracked")
 	}
 	refuse.Store(false)
-	keep(t, r.Backend(), b, "k")
+	put(t, r.Backend(), b, "k")
 	do(t, rdb.Set(t.Context(), "b:v:{k}", "new", 0))
-	r.Backend().Until("the change is heard of", func() bool { return !has(b, "k") })
+	r.Backend().Until("the entry is dropped", func() bool { return !has(b, "k") })
 }

@@ -21,7 +21,7 @@
 //	<prefix>:b:<process>       a channel: what the others tell this process
 //	<prefix>:i                 a channel: names of values that change, for near
 //	                           caches that cannot have the server's own word
-//	<prefix>:h:<process>:...   beats: a near cache finds out whether it still hears
+//	<prefix>:h:<process>:...   heartbeats of a near cache
 //
 // With a schema, v is v@<schema> and so on. Meta is a hash with an end of at
 // most a lease: o is the owner ("<process>.<number>"), f its fence, and

@@ -131,14 +131,14 @@ func (ns *Namespace) Values() string { return ns.value }
 // differ in their schema alone share it.
 func (ns *Namespace) Changes() string { return ns.changes }
 
-// Beats returns how the names begin by which a process finds out whether it
-// still hears of changes, in the namespace with that channel.
-func Beats(changes, process string) string {
+// Heartbeats returns the prefix of the names of a process's heartbeats, in the namespace with
+// that channel of changes. It is also their channel.
+func Heartbeats(changes, process string) string {
 	return strings.TrimSuffix(changes, ":i") + ":h:" + process + ":"
 }
 
-// IsBeats reports whether a channel is one of beats; see [Beats].
-func IsBeats(channel string) bool {
+// IsHeartbeats reports whether a channel is one of heartbeats; see [Heartbeats].
+func IsHeartbeats(channel string) bool {
 	return strings.HasSuffix(channel, ":") && strings.Contains(channel, ":h:")
 }
 
