@@ -174,8 +174,15 @@ func TestGarbageIsIgnored(t *testing.T) {
 			p.publish(string(protocol.Probe())) // besides its own probe
 		}
 		p.settle()
-		p.publish(whole)
-		p.awaitReady("a message arrives after the garbage", s)
-		wantMessage(t, s, 7, protocol.Message{Kind: 'V', Fence: 7, Name: name, Body: "body"})
+		// On a busy machine the probe may take more than a second. Then the mailbox connects
+		// again, and each slot receives a retry first.
+		r.Until("a message arrives after the garbage", func() bool {
+			p.publish(whole)
+			m, ok := s.Take(7)
+			if ok && m.Kind != protocol.KindRetry && (m.Kind != protocol.KindValue || m.Body != "body") {
+				t.Fatalf("Take = %c %q, want the message", m.Kind, m.Body)
+			}
+			return ok && m.Kind == protocol.KindValue
+		})
 	})
 }
