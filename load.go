@@ -195,11 +195,9 @@ func (r *load[V]) answered(ctx context.Context) state {
 	case protocol.Large:
 		return r.reading
 	case protocol.Failed:
+		r.startBackoff(a.Left) // first: a caller that comes after fail knows of it
 		r.fail(r.failure(a.Failure))
-		if r.old != nil {
-			r.backoffs.Set(r.k.user, a.Left)
-			r.out.backoff = true
-		}
+		r.out.backoff = r.old != nil
 		return nil
 	}
 	return r.waiting
