@@ -93,6 +93,16 @@ func reentrant(key string) error {
 // own returns the outcome of the caller's own lookup.
 func (c *caller[V]) own(err error) *outcome[V] { return &outcome[V]{result: c.seen.result, err: err} }
 
+// ownOld is own for a value that a fetch may have as its Old. It clones the value: the
+// caller may change it, and the fetch may still read it.
+func (c *caller[V]) ownOld() *outcome[V] {
+	o := c.own(nil)
+	if c.opt.Clone != nil {
+		o.result.Value = c.opt.Clone(o.result.Value)
+	}
+	return o
+}
+
 // lookupAgain looks the key up. It is done if that answers the caller.
 func (c *caller[V]) lookupAgain() (o *outcome[V], done bool) {
 	seen, err := c.lookup(c.ctx, c.k)
@@ -115,7 +125,7 @@ func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool)
 		return o, false
 	}
 	c.trace.stale()
-	return c.own(nil), true
+	return c.ownOld(), true
 }
 
 // join joins the flight of the key, or starts it.
@@ -167,7 +177,7 @@ func (c *caller[V]) judge(o *outcome[V]) (own *outcome[V], done bool) {
 // orFallback returns the fallback value in the place of a failure, if there is one.
 func (c *caller[V]) orFallback(o *outcome[V]) *outcome[V] {
 	if c.seen.state == fallback && c.ctx.Err() == nil && isFailure(o.err) {
-		return c.own(nil)
+		return c.ownOld()
 	}
 	return o
 }

@@ -106,10 +106,11 @@ func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched
 	ended := make(chan fetched[V], 1)
 	permit := r.permit
 	r.permit = nil
+	info := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old} // here: a fetch that is late runs beside the next one
 	go func() {
 		f := fetched[V]{trace: trace}
 		flight.Protect(
-			func() (V, error) { return r.fetchAndCreate(limited, during, fence, &f) },
+			func() (V, error) { return r.fetchAndCreate(limited, during, info, &f) },
 			func(v V, err error) {
 				f.value, f.err = v, err
 				f.trace.End(err) // if it panicked
@@ -163,16 +164,16 @@ func (r *load[V]) causeOf(ctx context.Context) error {
 // A fetch that succeeded is not repeated because its callers leave: the flight is kept, and
 // Create has the context limited. A lost lease does not end Create either: the unique key of
 // the row makes it safe, and FILL is refused.
-func (r *load[V]) fetchAndCreate(limited, during context.Context, fence int64, f *fetched[V]) (v V, err error) {
+func (r *load[V]) fetchAndCreate(limited, during context.Context, info *Fetch[V], f *fetched[V]) (v V, err error) {
 	began := time.Now()
 	if r.batch != nil {
-		got, batchErr := r.batch.Fetch(during, r.k.user, r.background, fence == 0)
+		got, batchErr := r.batch.Fetch(during, r.k.user, r.background, info.Fence == 0)
 		v, err, f.source = got.Value, batchErr, SourceFetch
 		if got.FromStore {
 			f.source, f.inStore = SourceStore, err != nil
 		}
 	} else {
-		v, err = r.lookupOrFetch(during, fence, f)
+		v, err = r.lookupOrFetch(during, info, f)
 	}
 	f.cost = time.Since(began)
 	if err != nil || r.opt.Store == nil || f.source == SourceStore {
@@ -189,7 +190,7 @@ func (r *load[V]) fetchAndCreate(limited, during context.Context, fence int64, f
 	return r.opt.Store.Create(limited, r.k.user, v)
 }
 
-func (r *load[V]) lookupOrFetch(ctx context.Context, fence int64, f *fetched[V]) (V, error) {
+func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[V]) (V, error) {
 	if r.opt.Store != nil {
 		f.source, f.inStore = SourceStore, true // if it fails or panics
 		v, err := r.opt.Store.Lookup(ctx, r.k.user)
@@ -199,7 +200,6 @@ func (r *load[V]) lookupOrFetch(ctx context.Context, fence int64, f *fetched[V])
 		f.inStore = false
 	}
 	f.source = SourceFetch
-	info := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old}
 	f.trace.Begin()
 	v, err := r.fetch(ctx, info)
 	f.trace.End(err)

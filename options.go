@@ -122,10 +122,11 @@ type Options[V any] struct {
 	Codec Codec
 
 	// Clone is called on a value that several callers of this process share, once for each
-	// caller. With Near, every value is shared. Clone is not called with a nil pointer; a
-	// writer to Redis may store one, so check a value of a pointer type for nil. A panic of
-	// Clone reaches the caller of Get; in GetMany it may be a [*PanicError]. Defaults to
-	// none: then treat shared values as read-only.
+	// caller. With Near, every value is shared. A caller shares a value that it refreshes,
+	// or receives as a fallback, with the fetch that has it as [Fetch.Old]. Clone is not
+	// called with a nil pointer; a writer to Redis may store one, so check a value of a
+	// pointer type for nil. A panic of Clone reaches the caller of Get; in GetMany it may be
+	// a [*PanicError]. Defaults to none: then treat shared values as read-only.
 	Clone func(V) V
 
 	// MaxBytes is the largest encoded value that is stored or read. A larger one is returned
