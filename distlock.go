@@ -297,7 +297,7 @@ func (lk *Locker) begin(ctx context.Context, name string, h *lockqueue.Hold) (co
 		func(ctx context.Context) (bool, error) { return lk.renew(ctx, h, begun) })
 	ls.keeper = keeper
 	closed := h.Begin(keeper.End)
-	keeper.WhenLost(h.Lost)
+	keeper.OnLost(h.Lost)
 	switch {
 	case !keeper.Held():
 		_ = ls.Release()

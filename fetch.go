@@ -337,7 +337,7 @@ func (r *load[V]) learnClock(now, sent time.Time) {
 func (r *load[V]) dropLease(again time.Duration) {
 	names, owner, redis := r.k.names, r.acquire.owner, r.redis
 	r.cleanup.Add(cleanup.Task{
-		TakeBack: func(ctx context.Context) error {
+		Undo: func(ctx context.Context) error {
 			_, err := redis.Release(ctx, names, owner, protocol.AnyFence)
 			return err
 		},

@@ -119,8 +119,8 @@ func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, stop func
 // not 0, it does so once more that much later.
 func (l *Loader[V]) dropMark(k keyed, mark string, again time.Duration) {
 	l.cleanup.Add(cleanup.Task{
-		TakeBack: func(ctx context.Context) error { return l.redis.Unmark(ctx, k.names, mark) },
-		Lasts:    l.opt.Lease,
-		Again:    again,
+		Undo:  func(ctx context.Context) error { return l.redis.Unmark(ctx, k.names, mark) },
+		Lasts: l.opt.Lease,
+		Again: again,
 	})
 }

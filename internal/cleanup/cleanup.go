@@ -1,27 +1,25 @@
-// Package cleanup takes back, in the background, what an operation in Redis may have
-// left behind: a lease or a place in a queue of which the answer never came.
+// Package cleanup undoes in the background what an operation without an answer may have left
+// in Redis: a lease, a write mark, or a place in a queue.
 //
-// A [List] has one goroutine, however many tasks are on it, and none while it is empty.
-// It is used so:
+// A [List] has one goroutine for all its tasks, and none while it is empty. Its use:
 //
 //	list := &cleanup.List{IsFinal: protocol.IsFinal}
 //	list.Add(cleanup.Task{
-//		TakeBack: func(ctx context.Context) error { ... }, // nil: done
-//		Lasts:    opt.Lease,                               // then it has ended by itself
-//		Again:    opt.RedisTimeout,                        // only if the request may still arrive
+//		Undo:  func(ctx context.Context) error { ... }, // nil: done
+//		Lasts: opt.Lease,                                // then it has expired
+//		Again: opt.RedisTimeout,                         // only if the request may still arrive
 //	})
-//	list.Close(opt.RedisTimeout) // tries what is left once more, for so long
+//	list.Close(opt.RedisTimeout) // tries each task once more, within that time
 //
 // The caller adds no task for a request that was never sent: see protocol.NotSent.
 //
-// Up to width tasks are tried at once, so that they share round trips; the next ones
-// follow after a pause. A task that fails is tried again after a pause of its own, which
-// doubles. When no task of a round succeeds, Redis is most likely down: then the pause
-// between rounds doubles, too. So an outage costs few requests, and its end starts no
-// stampede. A task ends when it succeeds, when its error is final, or when what it is
-// about has ended by itself.
+// The list runs up to groupSize tasks at once, so that they share round trips. A pause
+// follows each group. A task that fails runs again after a pause of its own, which doubles.
+// If no task of a group succeeds, Redis is probably unavailable: the pause between groups
+// doubles, too. So an outage costs few requests, and its end starts no stampede. A task ends
+// when it succeeds, when its error is final, or when what it undoes has expired.
 //
-// The package knows nothing of Redis, locks and loads.
+// The package knows nothing of Redis, locks or loads.
 package cleanup
 
 import (
@@ -33,38 +31,38 @@ import (
 )
 
 const (
-	width   = 64     // tasks tried at once
-	maxSize = 10_000 // tasks on a list; the one that ends first makes room for another
+	groupSize = 64     // tasks that run at once
+	maxSize   = 10_000 // tasks on a list; a full list drops the one that expires first
 
-	pace         = 10 * time.Millisecond // between rounds,
-	longestPace  = time.Second           // doubled up to this while all fail
-	firstRetry   = 50 * time.Millisecond // before a task is tried again,
-	longestRetry = 5 * time.Second       // doubled up to this
+	firstPause   = 10 * time.Millisecond // between groups
+	longestPause = time.Second           // while all tasks fail
+	firstRetry   = 50 * time.Millisecond // before a task runs again
+	longestRetry = 5 * time.Second
 )
 
-// A Task takes one thing back.
+// A Task undoes one operation.
 type Task struct {
-	// TakeBack returns nil once it is done. It is called on a goroutine of the list's.
-	// Its context ends when the time given to Close is over.
-	TakeBack func(ctx context.Context) error
+	// Undo returns nil when it has succeeded. The list calls it on its own goroutines. Its
+	// context ends when the time given to Close is over.
+	Undo func(ctx context.Context) error
 
-	// Lasts is how long the thing lasts by itself, from the Add.
+	// Lasts is how long the result of the operation lasts in Redis, from the Add.
 	Lasts time.Duration
 
-	// Again, if it is not 0, has TakeBack called once more after it has succeeded, that
-	// much later: the request that it takes back may arrive in between.
+	// Again, if it is not 0, makes the list call Undo once more that long after it has
+	// succeeded: the request that it undoes may arrive in between.
 	Again time.Duration
 
-	ends  time.Time
-	due   time.Time // zero if it was not tried yet: such tasks come first
-	order uint64
-	retry time.Duration // the next pause
+	expires time.Time
+	due     time.Time // zero before the first try: new tasks run first
+	order   uint64
+	retry   time.Duration // the next pause
 }
 
-// A List is tasks that are not done. It must be closed, and not be copied.
+// A List has the tasks that are not done. It must be closed, and not be copied.
 type List struct {
-	// IsFinal reports whether an error stays the same however often a task is tried.
-	// It is set before the first Add, or nil.
+	// IsFinal reports whether a task that failed with this error can never succeed. It may be
+	// nil. It is set before the first Add.
 	IsFinal func(error) bool
 
 	mu      sync.Mutex
@@ -72,14 +70,14 @@ type List struct {
 	added   uint64
 	closed  bool
 	running bool
-	changed chan struct{}      // has room for one: the goroutine is to look again
+	changed chan struct{}      // with a buffer of one: a task was added, or the list was closed
 	done    chan struct{}      // closed when the goroutine ends
 	ctx     context.Context    // of the tasks
 	cancel  context.CancelFunc // ends it
 }
 
-// Add puts a task on the list, and starts it at once if there are few others. On a
-// closed list it does nothing.
+// Add puts a task on the list. It runs at once, unless many others are due. On a closed list,
+// Add does nothing.
 func (l *List) Add(t Task) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -87,7 +85,7 @@ func (l *List) Add(t Task) {
 		return
 	}
 	l.added++
-	t.order, t.ends, t.retry = l.added, time.Now().Add(t.Lasts), firstRetry
+	t.order, t.expires, t.retry = l.added, time.Now().Add(t.Lasts), firstRetry
 	l.push(&t)
 	if l.running {
 		l.signal()
@@ -101,14 +99,14 @@ func (l *List) Add(t Task) {
 	go l.run() // ends when the list is empty, or soon after Close
 }
 
-// Len returns how many tasks are on the list, without those that are being tried.
+// Len returns how many tasks are on the list, without those that are running.
 func (l *List) Len() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.tasks)
 }
 
-// Close tries each task once more, and returns when they are done or the time is over.
+// Close runs each task once more, and returns when all have returned or the time is over.
 func (l *List) Close(within time.Duration) {
 	l.mu.Lock()
 	l.closed = true
@@ -131,7 +129,7 @@ func (l *List) Close(within time.Duration) {
 	cancel()
 }
 
-// signal has the goroutine look again. The caller holds l.mu.
+// signal wakes the goroutine. The caller holds l.mu.
 func (l *List) signal() {
 	select {
 	case l.changed <- struct{}{}:
@@ -139,72 +137,71 @@ func (l *List) signal() {
 	}
 }
 
-// push puts a task on the list. A full list drops the task that ends first. The caller
+// push puts a task on the list. A full list drops the task that expires first. The caller
 // holds l.mu.
 func (l *List) push(t *Task) {
 	if len(l.tasks) >= maxSize {
-		l.dropFirstToEnd()
+		l.dropFirstToExpire()
 	}
 	heap.Push(&l.tasks, t)
 }
 
-// dropFirstToEnd makes room. The caller holds l.mu.
-func (l *List) dropFirstToEnd() {
+// dropFirstToExpire makes room for a task. The caller holds l.mu.
+func (l *List) dropFirstToExpire() {
 	first := 0
 	for i, t := range l.tasks {
-		if t.ends.Before(l.tasks[first].ends) {
+		if t.expires.Before(l.tasks[first].expires) {
 			first = i
 		}
 	}
 	heap.Remove(&l.tasks, first)
 }
 
-// run tries tasks until there are none.
+// run runs tasks until there are none.
 func (l *List) run() {
-	pause := pace
+	pause := firstPause
 	for {
-		round, wait, more := l.next()
+		group, wait, more := l.next()
 		if !more {
 			return
 		}
-		if len(round) == 0 {
+		if len(group) == 0 {
 			l.sleep(wait, true)
 			continue
 		}
-		if l.try(round) > 0 {
-			pause = pace
+		if l.try(group) > 0 {
+			pause = firstPause
 		} else {
-			pause = min(2*pause, longestPace)
+			pause = min(2*pause, longestPause)
 		}
 		l.sleep(pause/2+rand.N(pause), false)
 	}
 }
 
-// next returns the tasks that are due, up to width of them; or how long it takes until
-// one is. There are no more when the list is empty, or its time is over.
-func (l *List) next() (round []*Task, wait time.Duration, more bool) {
+// next returns up to groupSize tasks that are due, or how long it takes until one is. If the
+// list is empty or the time given to Close is over, more is false.
+func (l *List) next() (group []*Task, wait time.Duration, more bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	for len(l.tasks) > 0 && len(round) < width && (l.closed || !l.tasks[0].due.After(now)) {
+	for len(l.tasks) > 0 && len(group) < groupSize && (l.closed || !l.tasks[0].due.After(now)) {
 		t := heap.Pop(&l.tasks).(*Task)
-		if t.ends.After(now) {
-			round = append(round, t)
+		if t.expires.After(now) {
+			group = append(group, t)
 		}
 	}
-	if len(round) == 0 && len(l.tasks) == 0 || l.ctx.Err() != nil {
+	if len(group) == 0 && len(l.tasks) == 0 || l.ctx.Err() != nil {
 		l.running = false
 		close(l.done)
 		return nil, 0, false
 	}
-	if len(round) == 0 {
+	if len(group) == 0 {
 		wait = l.tasks[0].due.Sub(now)
 	}
-	return round, wait, true
+	return group, wait, true
 }
 
-// sleep waits for d. If changes count, a task that is added ends the wait; Close always
-// does.
+// sleep waits for d. Close ends the wait. An Add ends it if changes is true.
 func (l *List) sleep(d time.Duration, changes bool) {
 	if l.isClosed() {
 		return
@@ -229,19 +226,19 @@ func (l *List) isClosed() bool {
 	return l.closed
 }
 
-// try tries tasks, all at once, and reports how many have succeeded.
-func (l *List) try(round []*Task) (succeeded int) {
-	errs := make([]error, len(round))
+// try runs all tasks of a group at once, and returns how many have succeeded.
+func (l *List) try(group []*Task) (succeeded int) {
+	errs := make([]error, len(group))
 	var others sync.WaitGroup
-	for i, t := range round[1:] {
-		others.Go(func() { errs[i+1] = t.TakeBack(l.ctx) })
+	for i, t := range group[1:] {
+		others.Go(func() { errs[i+1] = t.Undo(l.ctx) })
 	}
-	errs[0] = round[0].TakeBack(l.ctx)
+	errs[0] = group[0].Undo(l.ctx)
 	others.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	for i, t := range round {
+	for i, t := range group {
 		if errs[i] == nil {
 			succeeded++
 		}
@@ -252,8 +249,8 @@ func (l *List) try(round []*Task) (succeeded int) {
 	return succeeded
 }
 
-// tryAgain reports whether a task that has come to err stays on the list, and sets when
-// it is due. The caller holds l.mu.
+// tryAgain reports whether a task that returned err stays on the list, and sets when it is
+// due. The caller holds l.mu.
 func (l *List) tryAgain(t *Task, err error, now time.Time) bool {
 	switch {
 	case l.closed:
@@ -269,7 +266,7 @@ func (l *List) tryAgain(t *Task, err error, now time.Time) bool {
 	return true
 }
 
-// tasks is a heap: the task that is due first is its first.
+// tasks is a heap of tasks, ordered by when they are due.
 type tasks []*Task
 
 func (t tasks) Len() int      { return len(t) }
@@ -282,10 +279,10 @@ func (t tasks) Less(i, j int) bool {
 	return t[i].order < t[j].order
 }
 
-// Push is heap.Interface's.
+// Push implements heap.Interface.
 func (t *tasks) Push(x any) { *t = append(*t, x.(*Task)) }
 
-// Pop is heap.Interface's.
+// Pop implements heap.Interface.
 func (t *tasks) Pop() any {
 	old := *t
 	last := old[len(old)-1]

@@ -14,22 +14,22 @@ import (
 
 var (
 	errDown  = errors.New("redis is down")
-	errFinal = errors.New("this stays so")
+	errFinal = errors.New("final")
 )
 
-// A server counts tries, and answers them.
+// A server counts tries and answers them.
 type server struct {
-	answer          atomic.Pointer[error] // nil: it succeeds
-	tries, now, top atomic.Int64          // now are being tried, and top at most
-	took            atomic.Int64          // ns, by each
+	answer              atomic.Pointer[error] // nil: it succeeds
+	tries, running, top atomic.Int64          // tries so far, running tries, and the most that ran at once
+	took                atomic.Int64          // ns, by each
 }
 
-func (s *server) says(err error) { s.answer.Store(&err) }
+func (s *server) answerWith(err error) { s.answer.Store(&err) }
 
-func (s *server) takeBack(ctx context.Context) error {
+func (s *server) undo(ctx context.Context) error {
 	s.tries.Add(1)
-	n := s.now.Add(1)
-	defer s.now.Add(-1)
+	n := s.running.Add(1)
+	defer s.running.Add(-1)
 	for top := s.top.Load(); n > top && !s.top.CompareAndSwap(top, n); top = s.top.Load() {
 	}
 	select {
@@ -44,7 +44,7 @@ func (s *server) takeBack(ctx context.Context) error {
 }
 
 func (s *server) task() cleanup.Task {
-	return cleanup.Task{TakeBack: s.takeBack, Lasts: 10 * time.Minute}
+	return cleanup.Task{Undo: s.undo, Lasts: 10 * time.Minute}
 }
 
 func (s *server) want(t *testing.T, what string, tries int64) {
@@ -64,13 +64,13 @@ func test(t *testing.T, f func(t *testing.T, l *cleanup.List, s *server)) {
 	})
 }
 
-func TestTaskIsTriedUntilItSucceeds(t *testing.T) {
+func TestTaskRunsUntilItSucceeds(t *testing.T) {
 	test(t, func(t *testing.T, l *cleanup.List, s *server) {
 		l.Add(s.task())
 		s.want(t, "at once", 1)
 		time.Sleep(time.Hour)
 		s.want(t, "after it has succeeded", 1)
-		s.says(errDown)
+		s.answerWith(errDown)
 		l.Add(s.task())
 		s.want(t, "at once, again", 2)
 		time.Sleep(time.Minute)
@@ -78,7 +78,7 @@ func TestTaskIsTriedUntilItSucceeds(t *testing.T) {
 		if n := s.tries.Load() - 1; n < 10 || n > 30 {
 			t.Errorf("tried %d times in a minute in which all tries failed", n)
 		}
-		s.says(nil)
+		s.answerWith(nil)
 		time.Sleep(10 * time.Second)
 		tries := s.tries.Load()
 		time.Sleep(time.Hour)
@@ -89,9 +89,9 @@ func TestTaskIsTriedUntilItSucceeds(t *testing.T) {
 	})
 }
 
-func TestTaskEndsByItself(t *testing.T) {
+func TestTaskEndsWhenItExpires(t *testing.T) {
 	test(t, func(t *testing.T, l *cleanup.List, s *server) {
-		s.says(errDown)
+		s.answerWith(errDown)
 		l.Add(s.task())
 		time.Sleep(11 * time.Minute)
 		tries := s.tries.Load()
@@ -105,14 +105,14 @@ func TestTaskEndsByItself(t *testing.T) {
 
 func TestFinalErrorEndsATask(t *testing.T) {
 	test(t, func(t *testing.T, l *cleanup.List, s *server) {
-		s.says(errFinal)
+		s.answerWith(errFinal)
 		l.Add(s.task())
 		time.Sleep(time.Hour)
 		s.want(t, "after a final error", 1)
 	})
 }
 
-func TestTaskIsDoneOnceMore(t *testing.T) {
+func TestTaskWithAgainRunsTwice(t *testing.T) {
 	test(t, func(t *testing.T, l *cleanup.List, s *server) {
 		task := s.task()
 		task.Again = time.Second
@@ -126,13 +126,13 @@ func TestTaskIsDoneOnceMore(t *testing.T) {
 	})
 }
 
-// However many tasks an outage leaves, they cost few goroutines and few requests, and
-// its end brings no stampede.
-func TestOutageIsBounded(t *testing.T) {
+// Many tasks cost few goroutines and few requests in an outage, and its end starts no
+// stampede.
+func TestOutageCostsFewRequests(t *testing.T) {
 	for name, took := range map[string]time.Duration{"refused": 0, "hung": 500 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
 			test(t, func(t *testing.T, l *cleanup.List, s *server) {
-				s.says(errDown)
+				s.answerWith(errDown)
 				s.took.Store(int64(took))
 				before := runtime.NumGoroutine()
 				for range 110 {
@@ -152,7 +152,7 @@ func TestOutageIsBounded(t *testing.T) {
 				if n := s.tries.Load() - tries; n > 64*20 {
 					t.Errorf("%d tries in 10 s of an outage", n)
 				}
-				s.says(nil)
+				s.answerWith(nil)
 				s.took.Store(int64(time.Millisecond))
 				for l.Len() > 0 {
 					tries := s.tries.Load()
@@ -169,10 +169,10 @@ func TestOutageIsBounded(t *testing.T) {
 	}
 }
 
-// A task that fails does not keep others waiting, as those of other nodes of a cluster.
+// Tasks that fail do not delay new ones, which may be for other nodes of a cluster.
 func TestFailedTasksDoNotDelayNewOnes(t *testing.T) {
 	test(t, func(t *testing.T, l *cleanup.List, s *server) {
-		s.says(errDown)
+		s.answerWith(errDown)
 		s.took.Store(int64(500 * time.Millisecond))
 		for range 1000 {
 			l.Add(s.task())
@@ -185,15 +185,15 @@ func TestFailedTasksDoNotDelayNewOnes(t *testing.T) {
 	})
 }
 
-func TestCloseTriesOnceMore(t *testing.T) {
+func TestCloseRunsEachTaskOnceMore(t *testing.T) {
 	test(t, func(t *testing.T, l *cleanup.List, s *server) {
-		s.says(errDown)
+		s.answerWith(errDown)
 		for range 200 {
 			l.Add(s.task())
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		s.says(nil)
+		s.answerWith(nil)
 		tries, left := s.tries.Load(), int64(l.Len())
 		l.Close(time.Second)
 		s.want(t, "after Close", tries+left)
@@ -202,18 +202,18 @@ func TestCloseTriesOnceMore(t *testing.T) {
 	})
 }
 
-func TestCloseDoesNotWaitForLong(t *testing.T) {
+func TestCloseReturnsWithinItsTime(t *testing.T) {
 	test(t, func(t *testing.T, l *cleanup.List, s *server) {
 		s.took.Store(int64(time.Hour))
 		l.Add(s.task())
 		synctest.Wait()
-		began := time.Now()
+		start := time.Now()
 		l.Close(time.Second)
-		if took := time.Since(began); took != time.Second {
+		if took := time.Since(start); took != time.Second {
 			t.Errorf("Close took %v, want 1s", took)
 		}
 		synctest.Wait()
-		if s.now.Load() > 0 {
+		if s.running.Load() > 0 {
 			t.Error("the task's context has not ended")
 		}
 	})

@@ -1,13 +1,13 @@
-// Package client says which Redis clients a Loader or a Locker accepts, and turns
-// a panic of a client into an error.
+// Package client checks whether a Loader or a Locker accepts a Redis client, and turns a panic
+// of a client into an error.
 //
-// The clients of go-redis differ in ways that redis.UniversalClient does not show,
-// and some of them break the promises. Programs also wrap them: most often in a
-// struct that embeds a client or a redis.UniversalClient. So [Check] examines what
-// a client is made of, and reads the options of what it finds.
+// redis.UniversalClient hides differences between the clients of go-redis, and some of them
+// break the promises of fetchonce. Programs also wrap clients, most often in a struct that
+// embeds a client or a redis.UniversalClient. So [Check] examines the fields of a wrapper, and
+// reads the options of the clients that it finds.
 //
-// It is used by the root package and by the rooms that call a client on
-// goroutines of their own: batch, near and wake.
+// The root package uses it, and so do the packages that call a client on their own
+// goroutines: batch, near and wake.
 package client
 
 import (
@@ -28,11 +28,11 @@ var (
 // Check returns an error if a client is refused, and otherwise whether it is the
 // client of a cluster. It sends nothing and starts no goroutine.
 //
-// It finds a client in the fields of a wrapper, at any depth. A client that none
-// of these types holds is accepted as one of a single server.
+// It finds a client in the fields of a wrapper, down to maxLayers. If it finds none, the
+// client counts as one of a single server.
 func Check(rdb redis.UniversalClient) (cluster bool, err error) {
 	err = Call(func() (err error) {
-		cluster, err = check(reflect.ValueOf(rdb), mostLayers)
+		cluster, err = check(reflect.ValueOf(rdb), maxLayers)
 		return err
 	})
 	if _, empty := errors.AsType[*PanicError](err); empty {
@@ -41,7 +41,7 @@ func Check(rdb redis.UniversalClient) (cluster bool, err error) {
 	return cluster, err
 }
 
-const mostLayers = 16 // of wrappers; a cycle of them ends here
+const maxLayers = 16 // of wrappers; it ends a cycle
 
 var universal = reflect.TypeFor[redis.UniversalClient]()
 
@@ -53,7 +53,7 @@ func check(v reflect.Value, layers int) (cluster bool, err error) {
 		return false, ErrNil
 	}
 	if v.Kind() == reflect.Pointer && !v.CanInterface() {
-		v = reflect.NewAt(v.Type().Elem(), v.UnsafePointer()) // of an unexported field, but its options may be read
+		v = reflect.NewAt(v.Type().Elem(), v.UnsafePointer()) // an unexported field: reflection allows to read its options this way
 	}
 	if v.CanInterface() {
 		switch c := v.Interface().(type) {
@@ -79,8 +79,8 @@ func checkOptions(opt *redis.Options) error {
 	return nil
 }
 
-// checkFields checks the clients that a wrapper has. A nil in a field that is not
-// embedded is none: no method of the wrapper's is its.
+// checkFields checks the clients in the fields of a wrapper. It ignores a nil in a field that
+// is not embedded: the wrapper has no methods from that field.
 func checkFields(v reflect.Value, layers int) (cluster bool, err error) {
 	if v.Kind() != reflect.Struct || layers == 0 {
 		return false, nil

@@ -11,8 +11,8 @@ import (
 
 type (
 	universal = redis.UniversalClient
-	hidden    struct{ universal }           // an embedded field that is not exported
-	deep      struct{ *hidden }             // and through a pointer
+	hidden    struct{ universal }           // an unexported embedded field
+	deep      struct{ *hidden }             // through a pointer
 	value     struct{ redis.ClusterClient } // only a pointer to it is a client
 	spare     struct {
 		redis.UniversalClient
@@ -24,7 +24,7 @@ type (
 	}
 )
 
-func TestCheck(t *testing.T) {
+func TestCheckAcceptsAndRefusesClients(t *testing.T) {
 	single := redis.NewClient(&redis.Options{})
 	defer single.Close()
 	cluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}})
@@ -52,7 +52,7 @@ func TestCheck(t *testing.T) {
 		"a Ring in a field":              {rdb: spare{single, ring}, err: client.ErrRing},
 		"a cycle":                        {rdb: cycle},
 		"a struct that is not a pointer": {rdb: &value{}, err: client.ErrNil},
-		"a client that nobody has made":  {rdb: &redis.Client{}, err: client.ErrNil},
+		"a zero struct":                  {rdb: &redis.Client{}, err: client.ErrNil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cluster, err := client.Check(c.rdb)
@@ -63,7 +63,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-func TestCall(t *testing.T) {
+func TestCallReturnsAPanicAsAnError(t *testing.T) {
 	cause := errors.New("cause")
 	if err := client.Call(func() error { return cause }); err != cause {
 		t.Errorf("got %v, want the error as it is", err)

@@ -1,13 +1,11 @@
-// Package envelope lays out the bytes of a stored value: a fixed header, then
-// the value as its codec wrote it.
+// Package envelope encodes a stored value: a fixed header, then the payload, which is the
+// value as the codec encoded it.
 //
-// It knows no Redis, no codec and no clock. The loader uses it to write and to
-// read values; the scripts of internal/protocol know two things of it, the
-// magic bytes and where the stamp is, so both are frozen.
+// The package knows nothing of Redis, codecs or clocks. The loader uses it to write and read
+// values. The scripts of internal/protocol know the magic bytes and the place of the stamp:
+// neither may change.
 //
-// Bytes that come back from Redis are not trusted. [Open] tells a value of ours
-// for the right key from everything else, and never reads past what it was
-// given.
+// Bytes from Redis are not trusted. [Open] accepts only an undamaged value of the right key.
 package envelope
 
 import (
@@ -18,9 +16,8 @@ import (
 	"time"
 )
 
-// The header, big endian. A checksum over everything but itself and the stamp
-// makes any other damage visible; the stamp is left out because a script
-// writes it where only Redis knows the time and the fence.
+// The header, big endian. The checksum covers everything but itself and the stamp: a script
+// writes the stamp, because only Redis knows the time and the fence.
 //
 //	 0  magic "fo"
 //	 2  version (high four bits), kind (low four)
@@ -29,14 +26,14 @@ import (
 //	 8  cost of the fetch in µs, at most 2^32-1
 //	12  length of the payload
 //	16  stamp: created, ms since 1970 by the server's clock
-//	24  stamp: fence of the lease under which it was stored
+//	24  stamp: fence of the lease that stored it
 //	32  fresh for ms after created
 //	40  kept for ms after created
 //	48  digest of the Redis key
 //	56  payload
 const (
 	Size       = 56
-	StampStart = 16 // frozen: the scripts write here,
+	StampStart = 16 // fixed: the scripts write here,
 	FenceStart = 24 // and read the fence here
 	StampEnd   = 32
 
@@ -46,14 +43,13 @@ const (
 // A Kind says what an envelope holds.
 type Kind byte
 
-// The kinds. The state of a key has a field of its own: no value can be taken
-// for "not found", whatever its bytes.
+// The kinds. The kind has its own field, so no bytes of a value can mean "not found".
 const (
 	Value    Kind = 1
 	NotFound Kind = 2
 )
 
-// A Header is what is known of a stored value besides the value.
+// A Header describes a stored value.
 type Header struct {
 	Kind    Kind
 	Codec   byte
@@ -65,7 +61,7 @@ type Header struct {
 	Digest  uint64        // see [Digest]
 }
 
-// Why bytes are not a value that can be used.
+// Why a value is unusable.
 var (
 	ErrForeign   = errors.New("not one of our values")
 	ErrVersion   = errors.New("of a version this build does not know")
@@ -125,8 +121,8 @@ func Open(b []byte, digest uint64) (Header, []byte, error) {
 	return h, b[Size:], nil
 }
 
-// Digest returns a number that two keys share only by rare accident: FNV-1a.
-// It catches the reply to another key's command, not an enemy.
+// Digest returns the FNV-1a hash of a key. It detects the reply to another key's command. It
+// does not protect against an attacker.
 func Digest(redisKey string) uint64 {
 	h := uint64(14695981039346656037)
 	for i := range len(redisKey) {
@@ -141,7 +137,7 @@ func checksum(b []byte) uint32 {
 	return crc32.Update(sum, castagnoli, b[StampEnd:])
 }
 
-// millis keeps a hostile number from overflowing a Duration.
+// millis returns a Duration, or the longest one if the number would overflow it.
 func millis(n uint64) time.Duration {
 	return time.Duration(min(n, math.MaxInt64/uint64(time.Millisecond))) * time.Millisecond
 }

@@ -15,7 +15,7 @@ var header = envelope.Header{
 	Fresh: 5 * time.Minute, Keep: 6 * time.Minute, Digest: envelope.Digest("things:v:{london}"),
 }
 
-func TestWhatIsSealedComesBack(t *testing.T) {
+func TestOpenReturnsWhatWasSealed(t *testing.T) {
 	for _, payload := range [][]byte{nil, {0}, []byte("hello"), bytes.Repeat([]byte{0xff}, 100_000)} {
 		h, got, err := envelope.Open(envelope.Seal(header, payload), header.Digest)
 		if err != nil || h != header || !bytes.Equal(got, payload) {
@@ -24,8 +24,8 @@ func TestWhatIsSealedComesBack(t *testing.T) {
 	}
 }
 
-// The scripts stamp a sealed value without knowing its checksum.
-func TestStampMayBeWrittenAfterwards(t *testing.T) {
+// The scripts write the stamp of a sealed value and leave its checksum.
+func TestStampMayBeWrittenAfterSeal(t *testing.T) {
 	b := envelope.Seal(header, []byte("hello"))
 	binary.BigEndian.PutUint64(b[envelope.StampStart:], 42)
 	binary.BigEndian.PutUint64(b[envelope.FenceStart:], 43)
@@ -35,7 +35,7 @@ func TestStampMayBeWrittenAfterwards(t *testing.T) {
 	}
 }
 
-func TestAnyDamageIsSeen(t *testing.T) {
+func TestAnyDamageIsDetected(t *testing.T) {
 	whole := envelope.Seal(header, []byte("hello"))
 	for i := range whole {
 		if i >= envelope.StampStart && i < envelope.StampEnd {
@@ -45,13 +45,13 @@ func TestAnyDamageIsSeen(t *testing.T) {
 			b := bytes.Clone(whole)
 			b[i] ^= 1 << bit
 			if _, _, err := envelope.Open(b, header.Digest); err == nil {
-				t.Errorf("bit %d of byte %d flipped, and nobody noticed", bit, i)
+				t.Errorf("Open accepts a value with bit %d of byte %d flipped", bit, i)
 			}
 		}
 	}
 	for n := range whole {
 		if _, _, err := envelope.Open(whole[:n], header.Digest); err == nil {
-			t.Errorf("cut to %d bytes, and nobody noticed", n)
+			t.Errorf("Open accepts a value cut to %d bytes", n)
 		}
 	}
 	if _, _, err := envelope.Open(append(bytes.Clone(whole), 0), header.Digest); !errors.Is(err, envelope.ErrTruncated) {
@@ -59,7 +59,7 @@ func TestAnyDamageIsSeen(t *testing.T) {
 	}
 }
 
-func TestReasonsAreTold(t *testing.T) {
+func TestOpenSaysWhyAValueIsUnusable(t *testing.T) {
 	whole := envelope.Seal(header, []byte("hello"))
 	newer := bytes.Clone(whole)
 	newer[2] = 2<<4 | 1
@@ -82,8 +82,8 @@ func TestReasonsAreTold(t *testing.T) {
 	}
 }
 
-// A value stored by version 1 is read for ever, or told apart by its version.
-func TestGoldenVersion1(t *testing.T) {
+// The first four bytes of version 1 never change.
+func TestHeaderOfVersion1(t *testing.T) {
 	const golden = "fo\x11\x01"
 	if got := envelope.Seal(header, nil)[:4]; string(got) != golden {
 		t.Errorf("header begins %q, want %q", got, golden)

@@ -1,21 +1,21 @@
-// Package lease keeps a lease alive while somebody works under it, and ends
-// their context no later than the lease itself.
+// Package lease renews a lease while a function runs under it, and ends the function's
+// context no later than the lease.
 //
-// It knows how long a lease lasts, when it was asked for, and a function that
-// renews it; nothing of Redis, of keys or of values. It is used by the loader and the locker.
+// It knows the length of a lease, when its request was sent, and a function that renews it.
+// It knows nothing of Redis, keys or values. The loader and the locker use it.
 //
 // # What local time may decide
 //
-// Redis alone decides who holds a lease. But a holder that cannot reach Redis
-// must know by itself when to stop, and it can: Redis began to count when the
-// request arrived, which is later than it was sent. So
+// Only Redis decides which process has a lease. But a holder that cannot reach Redis must
+// stop without its help. It can: the lease began when the request arrived in Redis, which is
+// after it was sent. So
 //
 //	the holder's deadline = time of sending + lease - margin
 //
-// lies before the end of the lease, whatever the network does and whatever the
-// clocks of the two machines say: only durations are compared, by this
-// process's monotonic clock. The margin, a twentieth, is for clocks that run at
-// different speeds and for the time it takes to notice.
+// is before the end of the lease, whatever the network does and whatever the clocks of the
+// two machines show: only durations by this process's monotonic clock are compared. The
+// margin is a twentieth of the lease. It covers clocks that run at different speeds, and the
+// time until the function notices the end of its context.
 //
 //	sent        1/3          2/3        deadline  end in Redis
 //	 |-----------|------------|------------|---|----> t
@@ -23,9 +23,8 @@
 //	             (moves all   the first failed the context has ended
 //	             to the right)
 //
-// What it cannot see: a machine that is itself stopped, with its monotonic
-// clock, for longer than the lease. Who needs more checks the fence where the
-// data lives.
+// A keeper cannot detect that the machine itself, with its monotonic clock, was stopped for
+// longer than the lease. To be safe from that, check the fence where the data is stored.
 package lease
 
 import (
@@ -34,7 +33,7 @@ import (
 	"time"
 )
 
-// A Keeper keeps one lease. It must be stopped.
+// A Keeper keeps one lease. The caller of Keep must stop it.
 type Keeper struct {
 	length time.Duration
 	renew  func(ctx context.Context) (bool, error)
@@ -46,24 +45,24 @@ type Keeper struct {
 
 	mu       sync.Mutex
 	stopped  bool               // guarded by mu, as are those below
-	cause    error              // of the context's end; not changed once stopped, nor is cut
-	wasLost  bool               // it was stopped for that
-	refused  bool               // a renewal has found that the lease is gone
-	whenLost func()             // see WhenLost
-	cut      context.CancelFunc // ends the renewal under way
+	cause    error              // of the context's end; not changed once stopped
+	isLost   bool               // it was stopped by Lost
+	refused  bool               // Redis has refused a renewal: the lease is lost
+	onLost   func()             // see OnLost
+	abort    context.CancelFunc // ends the running renewal; not changed once stopped
 	deadline time.Time
-	next     time.Time   // when to renew
-	busy     bool        // a renewal is under way
-	timer    *time.Timer // rings for whatever is due first
+	next     time.Time   // of the next renewal
+	busy     bool        // a renewal is running
+	timer    *time.Timer // for the deadline or the next renewal
 }
 
-// Keep keeps a lease of the given length that was asked for at sent. Every
-// third of it, it calls renew, which reports whether the lease was still ours.
-// The returned context ends with cause lost as soon as it was not, when Lost is
-// called, and at the latest at the holder's deadline.
+// Keep keeps a lease of the given length. Its request was sent at sent. After each third of
+// the length it calls renew, which reports whether this process still has the lease. The
+// returned context ends with the cause lost when renew reports false, when Lost is called, or
+// at the holder's deadline.
 //
-// The lease is kept until Stop, also when parent has ended: whoever works under
-// it may need a while to notice, and the lease is there for that while, too.
+// The keeper renews the lease until Stop, also after the end of parent: a function that runs
+// under the lease may need some time to notice that end.
 func Keep(parent context.Context, sent time.Time, length time.Duration, lost error, renew func(ctx context.Context) (bool, error)) (context.Context, *Keeper) {
 	inner, cancel := context.WithCancelCause(parent)
 	k := &Keeper{length: length, renew: renew, lost: lost, cancel: cancel, deadline: sent.Add(valid(length))}
@@ -71,16 +70,15 @@ func Keep(parent context.Context, sent time.Time, length time.Duration, lost err
 	k.next = sent.Add(length / 3)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.timer = time.AfterFunc(time.Until(k.next), k.ring) // one timer for both: what is made for every lease is dear
+	k.timer = time.AfterFunc(time.Until(k.next), k.onTimer) // one timer for both: Keep runs for every lease
 	return &k.ctx, k
 }
 
 func valid(length time.Duration) time.Duration { return length - length/20 }
 
-// ring does what is due: at the deadline it ends the context, before that it
-// renews the lease, once. A lease shorter than the time to renew three times
-// costs no renewal at all.
-func (k *Keeper) ring() {
+// onTimer runs when the timer fires. It renews the lease once or, at the deadline, ends the
+// context. A lease that is released within a third of its length is never renewed.
+func (k *Keeper) onTimer() {
 	k.mu.Lock()
 	now := time.Now()
 	switch {
@@ -92,24 +90,24 @@ func (k *Keeper) ring() {
 		k.Lost()
 		return
 	case k.busy:
-		k.set()
+		k.setTimer()
 		k.mu.Unlock()
 		return
 	}
 	k.busy = true
-	k.set()
-	ctx, cut := context.WithCancel(context.WithoutCancel(k.ctx.Context)) // ends with the keeping
-	k.cut = cut
+	k.setTimer()
+	ctx, abort := context.WithCancel(context.WithoutCancel(k.ctx.Context)) // ends with the keeper
+	k.abort = abort
 	k.renewing.Add(1)
 	k.mu.Unlock()
 	defer k.renewing.Done()
-	defer cut()
+	defer abort()
 
 	sent := time.Now()
 	ours, err := k.renew(ctx)
 	if err == nil && !ours {
 		k.mu.Lock()
-		k.refused = true // also if it is being stopped
+		k.refused = true // also while Stop runs
 		k.mu.Unlock()
 		k.Lost()
 		return
@@ -121,18 +119,18 @@ func (k *Keeper) ring() {
 	}
 	k.busy = false
 	if err != nil {
-		// Nothing is lost yet. Try again soon, until the deadline: at once after a
-		// renewal that was not answered.
+		// The lease is not lost yet. Try again until the deadline, a tenth of the length after
+		// the last try was sent. If that time has passed, this is at once.
 		k.next = sent.Add(k.length / 10)
 	} else {
 		k.deadline = sent.Add(valid(k.length))
 		k.next = sent.Add(k.length / 3)
 	}
-	k.set()
+	k.setTimer()
 }
 
-// set sets the timer. The caller holds k.mu.
-func (k *Keeper) set() {
+// setTimer sets the timer. The caller holds k.mu.
+func (k *Keeper) setTimer() {
 	due := k.deadline
 	if !k.busy && k.next.Before(due) {
 		due = k.next
@@ -140,41 +138,42 @@ func (k *Keeper) set() {
 	k.timer.Reset(time.Until(due))
 }
 
-// Lost ends the context with cause lost: somebody said that the lease is gone.
+// Lost ends the context with the cause lost. It is called when another process has ended the
+// lease.
 func (k *Keeper) Lost() {
 	k.mu.Lock()
 	first := !k.stopped
 	if first {
-		k.wasLost = true
+		k.isLost = true
 		k.stop(k.lost)
 	}
-	whenLost := k.whenLost
+	onLost := k.onLost
 	k.mu.Unlock()
 	k.end()
-	if first && whenLost != nil {
-		whenLost()
+	if first && onLost != nil {
+		onLost()
 	}
 }
 
-// WhenLost makes the keeper call f once the lease is lost, after the context
-// has ended; at once if it is already. Where ctx.Err is called, f may be.
-func (k *Keeper) WhenLost(f func()) {
+// OnLost makes the keeper call f when the lease is lost, after the context has ended. If it
+// is lost already, OnLost calls f. The context's Err and Done may call f, too.
+func (k *Keeper) OnLost(f func()) {
 	k.mu.Lock()
-	lost := k.wasLost
-	k.whenLost = f
+	lost := k.isLost
+	k.onLost = f
 	k.mu.Unlock()
 	if lost {
 		f()
 	}
 }
 
-// End ends the context with a cause; the lease is kept until Stop.
+// End ends the context with a cause. The keeper renews the lease until Stop.
 func (k *Keeper) End(cause error) { k.cancel(cause) }
 
-// Stop ends the keeping: the lease is given back, or about to be. The context
-// ends. Stop waits for a renewal that is under way. It reports whether the lease may be
-// taken for ours until then: it was neither lost nor stopped before, and a renewal that
-// was under way has not found that it is gone.
+// Stop ends the renewals and the context. The caller releases the lease before or after it.
+// Stop waits for a renewal that is running. It reports whether this process had the lease
+// until now, as far as it knows: the keeper was not lost or stopped before, and the running
+// renewal was not refused.
 func (k *Keeper) Stop() (held bool) {
 	k.mu.Lock()
 	held = !k.stopped && time.Now().Before(k.deadline)
@@ -195,43 +194,42 @@ func (k *Keeper) stop(cause error) {
 	k.timer.Stop()
 }
 
-// end ends the contexts of a keeper that is stopped; more than once does no harm. The
-// caller does not hold k.mu: to end a context calls methods of its parent, which may
-// be the context of another lease.
+// end ends the contexts of a stopped keeper. A second call does nothing. The caller does not
+// hold k.mu: the end of a context calls methods of its parent, which may be the context of
+// another lease.
 func (k *Keeper) end() {
-	if k.cut != nil {
-		k.cut()
+	if k.abort != nil {
+		k.abort()
 	}
 	k.cancel(k.cause)
 }
 
-// Held reports whether the lease may still be taken for ours.
+// Held reports whether this process has the lease, as far as it knows.
 func (k *Keeper) Held() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return !k.stopped && time.Now().Before(k.deadline)
 }
 
-// A heldContext looks at the clock itself. A process that was stopped beyond
-// its lease may come back in the middle of its work before the runtime has come
-// to its timers: whoever asks this context first gets the right answer.
+// A heldContext reads the clock in Err and Done. A process that was stopped for longer than
+// its lease may resume before the runtime fires its timers.
 type heldContext struct {
 	context.Context
 	keeper *Keeper
 }
 
-func (c *heldContext) look() {
+func (c *heldContext) checkClock() {
 	if c.Context.Err() == nil && !c.keeper.Held() {
 		c.keeper.Lost()
 	}
 }
 
 func (c *heldContext) Done() <-chan struct{} {
-	c.look()
+	c.checkClock()
 	return c.Context.Done()
 }
 
 func (c *heldContext) Err() error {
-	c.look()
+	c.checkClock()
 	return c.Context.Err()
 }

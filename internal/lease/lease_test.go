@@ -13,13 +13,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/lease"
 )
 
-const length = 30 * time.Second // of the leases here: renewed each 10 s, and given up after 28.5 s
+const length = 30 * time.Second // renewed each 10 s; the deadline is after 28.5 s
 
 const deadline = length - length/20
 
 var errLost = errors.New("lost")
 
-// A server answers renewals and notes when they came.
+// A server answers renewals and records their times.
 type server struct {
 	start  time.Time
 	answer func(ctx context.Context, n int) (bool, error) // the n-th renewal
@@ -28,7 +28,6 @@ type server struct {
 	renewed []time.Duration // since start
 }
 
-// someKey is the key of a value that nobody asks for.
 type someKey struct{}
 
 var errDown = errors.New("no answer from Redis")
@@ -49,13 +48,13 @@ func (s *server) renew(ctx context.Context) (bool, error) {
 	return s.answer(ctx, n)
 }
 
-// keep keeps a lease that was asked for just now.
+// keep keeps a lease whose request was sent now.
 func (s *server) keep(t *testing.T) (context.Context, *lease.Keeper) {
 	t.Helper()
 	return lease.Keep(t.Context(), time.Now(), length, errLost, s.renew)
 }
 
-// wantRenewed waits a little, so that what is due now has happened.
+// wantRenewed checks the renewals once all goroutines are idle.
 func (s *server) wantRenewed(t *testing.T, at ...time.Duration) {
 	t.Helper()
 	synctest.Wait()
@@ -73,7 +72,7 @@ func wantAlive(t *testing.T, ctx context.Context, k *lease.Keeper) {
 	}
 }
 
-// wantLost waits for the end of ctx, which must come after exactly so long.
+// wantLost waits for the end of ctx and checks its time and cause.
 func wantLost(t *testing.T, ctx context.Context, k *lease.Keeper, start time.Time, after time.Duration) {
 	t.Helper()
 	<-ctx.Done()
@@ -88,7 +87,7 @@ func wantLost(t *testing.T, ctx context.Context, k *lease.Keeper, start time.Tim
 	}
 }
 
-func TestRenewedAtAThird(t *testing.T) {
+func TestLeaseIsRenewedAfterEachThird(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(yes)
 		ctx, k := s.keep(t)
@@ -127,12 +126,12 @@ func TestShortWorkCostsNoRenewal(t *testing.T) {
 func TestDeadlineCountsFromBeforeTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		time.Sleep(8 * time.Second) // the answer took so long
+		time.Sleep(8 * time.Second) // the request took that long
 		s := newServer(down)
 		ctx, k := lease.Keep(t.Context(), start, length, errLost, s.renew)
 		defer k.Stop()
 		time.Sleep(2 * time.Second)
-		s.wantRenewed(t, 2*time.Second) // a third of the lease after it was asked for
+		s.wantRenewed(t, 2*time.Second) // a third of the lease after the request was sent
 		wantLost(t, ctx, k, start, deadline)
 	})
 }
@@ -154,14 +153,14 @@ func TestRenewalCountsFromBeforeItWasSent(t *testing.T) {
 	})
 }
 
-func TestLateAnswerToTheRequestLeavesNoLease(t *testing.T) {
+func TestAnswerAfterTheDeadlineGivesNoLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		time.Sleep(29 * time.Second)
 		ctx, k := lease.Keep(t.Context(), start, length, errLost, newServer(yes).renew)
 		defer k.Stop()
 		if k.Held() || ctx.Err() == nil {
-			t.Fatal("a lease that is over is held")
+			t.Fatal("an ended lease is held")
 		}
 		wantLost(t, ctx, k, start, 29*time.Second)
 	})
@@ -196,7 +195,7 @@ func TestFailedRenewalIsForgottenAfterOneThatWorks(t *testing.T) {
 	})
 }
 
-func TestLeaseThatIsNotOursEndsTheContextAtOnce(t *testing.T) {
+func TestRefusedRenewalEndsTheContextAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(no)
 		ctx, k := s.keep(t)
@@ -207,8 +206,8 @@ func TestLeaseThatIsNotOursEndsTheContextAtOnce(t *testing.T) {
 	})
 }
 
-// An error says nothing about whose the lease is, whatever comes with it.
-func TestErrorIsNoLoss(t *testing.T) {
+// An error does not say whether the lease is lost.
+func TestFailedRenewalDoesNotEndTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(down)
 		ctx, k := s.keep(t)
@@ -219,7 +218,7 @@ func TestErrorIsNoLoss(t *testing.T) {
 	})
 }
 
-func TestRenewalThatHangsDoesNotKeepTheContextAlive(t *testing.T) {
+func TestContextEndsAtTheDeadlineWhileARenewalHangs(t *testing.T) {
 	for name, hang := range map[string]func(ctx context.Context, n int) (bool, error){
 		"until its context ends": func(ctx context.Context, _ int) (bool, error) { <-ctx.Done(); return false, ctx.Err() },
 		"and then says yes":      func(context.Context, int) (bool, error) { time.Sleep(time.Minute); return true, nil },
@@ -247,7 +246,7 @@ func TestLostEndsTheContextAtOnce(t *testing.T) {
 		k.Lost()
 		k.Lost()
 		wantLost(t, ctx, k, s.start, time.Second)
-		k.Stop() // does not take the cause back
+		k.Stop() // does not change the cause
 		if cause := context.Cause(ctx); cause != errLost {
 			t.Errorf("cause = %v after Stop, want %v", cause, errLost)
 		}
@@ -256,13 +255,13 @@ func TestLostEndsTheContextAtOnce(t *testing.T) {
 	})
 }
 
-func TestStopIsNoLoss(t *testing.T) {
+func TestStopDoesNotLoseTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(yes)
 		ctx, k := s.keep(t)
 		k.Stop()
 		k.Stop()
-		k.Lost() // it comes too late
+		k.Lost() // after Stop, it does nothing
 		if cause := context.Cause(ctx); cause != context.Canceled {
 			t.Errorf("cause after Stop = %v, want %v", cause, context.Canceled)
 		}
@@ -272,7 +271,7 @@ func TestStopIsNoLoss(t *testing.T) {
 	})
 }
 
-func TestStopWaitsForARenewalUnderWay(t *testing.T) {
+func TestStopWaitsForARunningRenewal(t *testing.T) {
 	for name, answer := range map[string]struct {
 		ours bool
 		err  error
@@ -285,7 +284,7 @@ func TestStopWaitsForARenewalUnderWay(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var ended bool
 				s := newServer(func(ctx context.Context, _ int) (bool, error) {
-					<-ctx.Done() // Stop tells it
+					<-ctx.Done() // Stop ends it
 					time.Sleep(3 * time.Second)
 					ended = true
 					return answer.ours, answer.err
@@ -333,8 +332,8 @@ func TestDerivedContextsEndToo(t *testing.T) {
 		defer cancel()
 		grandchild, cancelGrandchild := context.WithTimeout(context.WithValue(child, someKey{}, 2), time.Hour)
 		defer cancelGrandchild()
-		told := make(chan time.Duration, 1)
-		context.AfterFunc(ctx, func() { told <- time.Since(s.start) })
+		ran := make(chan time.Duration, 1)
+		context.AfterFunc(ctx, func() { ran <- time.Since(s.start) })
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		for name, ctx := range map[string]context.Context{"child": child, "grandchild": grandchild} {
@@ -344,11 +343,11 @@ func TestDerivedContextsEndToo(t *testing.T) {
 					t.Errorf("%s: cause %v, want %v", name, cause, errLost)
 				}
 			default:
-				t.Errorf("the %s goes on without a lease", name)
+				t.Errorf("the %s continues without a lease", name)
 			}
 		}
 		select {
-		case at := <-told:
+		case at := <-ran:
 			if at != 10*time.Second {
 				t.Errorf("AfterFunc ran after %v, want 10s", at)
 			}
@@ -358,10 +357,10 @@ func TestDerivedContextsEndToo(t *testing.T) {
 	})
 }
 
-// A process that was stopped beyond its lease comes back in the middle of its
-// work; the timers are late, but whoever asks the context gets the right answer.
-func TestContextLooksAtTheClockItself(t *testing.T) {
-	for name, ask := range map[string]func(ctx context.Context) bool{
+// A process that was stopped for longer than its lease resumes before its timers fire. Err
+// and Done of the context report the end all the same.
+func TestContextEndsBeforeItsTimerFires(t *testing.T) {
+	for name, hasEnded := range map[string]func(ctx context.Context) bool{
 		"Err": func(ctx context.Context) bool { return ctx.Err() != nil },
 		"Done": func(ctx context.Context) bool {
 			select {
@@ -375,12 +374,11 @@ func TestContextLooksAtTheClockItself(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				// The timers of a lease that was asked for so long ago are due, but
-				// nothing gives them a moment to run before the question.
+				// The timers are due, but the runtime has no time to fire them before the check.
 				for range 100 {
 					ctx, k := lease.Keep(t.Context(), time.Now().Add(-length), length, errLost, newServer(down).renew)
-					if !ask(ctx) {
-						t.Fatal("it says that all is well after the end of the lease")
+					if !hasEnded(ctx) {
+						t.Fatal("the context has not ended after the end of the lease")
 					}
 					k.Stop()
 				}
@@ -389,7 +387,7 @@ func TestContextLooksAtTheClockItself(t *testing.T) {
 	}
 }
 
-func TestKeepersDoNotDisturbEachOther(t *testing.T) {
+func TestKeepersAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newServer(no), newServer(yes)
 		ctxA, ka := a.keep(t)
@@ -402,13 +400,12 @@ func TestKeepersDoNotDisturbEachOther(t *testing.T) {
 	})
 }
 
-// Whatever happens at once, Stop returns, nothing is left behind, and no
-// renewal begins after it.
-func TestEverythingAtOnce(t *testing.T) {
+// With all methods called at once, Stop returns, and no renewal begins after it.
+func TestConcurrentUseOfAKeeper(t *testing.T) {
 	const short = time.Millisecond
-	var everything sync.WaitGroup
+	var all sync.WaitGroup
 	for i := range 300 {
-		everything.Go(func() {
+		all.Go(func() {
 			var stopped atomic.Bool
 			ctx, k := lease.Keep(t.Context(), time.Now(), short, errLost, func(ctx context.Context) (bool, error) {
 				if stopped.Load() {
@@ -438,12 +435,12 @@ func TestEverythingAtOnce(t *testing.T) {
 			users.Wait()
 		})
 	}
-	everything.Wait()
+	all.Wait()
 }
 
-// A renewal that is under way when the keeper is stopped finds that the lease is gone.
-func TestStopReportsALeaseThatIsGone(t *testing.T) {
-	for name, answer := range map[string]bool{"gone": false, "ours": true} {
+// The renewal that runs during Stop is refused.
+func TestStopReportsARefusedRenewal(t *testing.T) {
+	for name, answer := range map[string]bool{"lost": false, "ours": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				arrives := make(chan struct{})

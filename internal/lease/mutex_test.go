@@ -10,8 +10,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/lease"
 )
 
-// The keeper calls no method of its parent context while it holds its mutex: the
-// parent may be the context of another lease, which calls back when it ends.
+// The keeper calls no method of its parent context under its mutex: the parent may be the
+// context of another lease, which calls the keeper when it ends.
 func TestContextMayCallTheKeeper(t *testing.T) {
 	for name, end := range map[string]func(k *lease.Keeper){
 		"Lost":     (*lease.Keeper).Lost,

@@ -29,7 +29,7 @@ func (q *Queue) takeBack(l protocol.Lock, owner string, again time.Duration) {
 	q.leftovers.Add(cleanup.Task{
 		Lasts: q.Lease,
 		Again: again,
-		TakeBack: func(ctx context.Context) error {
+		Undo: func(ctx context.Context) error {
 			_, err := q.Redis.ReleaseLock(ctx, l, q.wish(owner))
 			return err
 		},
