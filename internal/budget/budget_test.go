@@ -223,3 +223,13 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+// The capacity that append gives a slice of bytes is what the allocator takes.
+func TestAllocatedIsAnUpperBound(t *testing.T) {
+	for n := int64(1); n <= 1<<16; n += 1 + n/64 {
+		took := int64(cap(append([]byte(nil), make([]byte, n)...)))
+		if got := budget.Allocated(n); got < took || got > 2*took {
+			t.Fatalf("allocated(%d) = %d; the allocator takes %d", n, got, took)
+		}
+	}
+}

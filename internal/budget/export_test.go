@@ -20,3 +20,6 @@ func (b *Budget) Spent(data []byte) int64 {
 
 // Worst returns what a byte of data costs at most.
 func (b *Budget) Worst() int64 { return b.worst }
+
+// Allocated is allocated.
+var Allocated = allocated

@@ -174,8 +174,9 @@ func (s *shapes) decodesItself(t reflect.Type) bool {
 	})
 }
 
-// allocated returns at most what the allocator takes for n bytes.
-func allocated(n int64) int64 { return max(n+n/8, 8) + 7&^7 }
+// allocated returns an upper bound of what the allocator takes for n bytes. Its size
+// classes are multiples of 8, and at most a quarter above n beyond 32 bytes.
+func allocated(n int64) int64 { return (n + n/4 + 15) &^ 15 }
 
 // Of maps of Go: a place holds a key or value of up to inMap bytes, a larger one is
 // allocated by itself.
