@@ -23,12 +23,24 @@ export FETCHONCE_REDIS_SERVER = $(if $(REDIS_SERVER),$(or $(abspath $(shell comm
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# make lint runs go vet over the same packages.
-.PHONY: test
-test: ## run the tests of every module, with -race if there is a C compiler; REDIS_SERVER=/path/to/valkey-server takes another server
-	@race="$(RACE)"; \
+# A test that takes long has the line "//test:long" above its func. make test leaves
+# it out and make test-long runs it, so the two together run each test once.
+LONG_NAMES = grep -rhA1 --include='*_test.go' '^//test:long$$' . | \
+	awk '/^func Test/ { sub(/\(.*/, "", $$2); printf "%s%s", bar, $$2; bar = "|" }'
+
+# testrun is go test, and prints a package when it ends. make lint runs go vet.
+TESTRUN = race="$(RACE)"; \
 	[ -n "$$race" ] || echo "testing without -race, which needs cgo and a C compiler"; \
-	go test $$race -vet=off -shuffle=on $(TESTFLAGS) work
+	long=$$($(LONG_NAMES)) && [ -n "$$long" ] || exit; \
+	go run ./internal/testrun $$race -vet=off -shuffle=on
+
+.PHONY: test
+test: ## run the tests of every module but the long ones, with -race if there is a C compiler; REDIS_SERVER=/path/to/valkey-server takes another server
+	@$(TESTRUN) -skip="^($$long)\$$" $(TESTFLAGS) work
+
+.PHONY: test-long
+test-long: ## run the long tests, which make test leaves out
+	@$(TESTRUN) -run="^($$long)\$$" $(TESTFLAGS) work
 
 # go test -fuzz takes one target at a time. They are looked for, as a list kept by
 # hand would forget the next one; go test -list would build every package for it.

@@ -18,11 +18,7 @@ import (
 // often as everybody else. BenchmarkHandOver does it 10^5 times.
 func TestOneAtATime(t *testing.T) {
 	srv := redistest.Server(t)
-	total := 10_000
-	if testing.Short() {
-		total = 2_000
-	}
-	c := startLockCrew(t, 4, lockJob{URL: srv.URL(), Goroutines: 8, Total: total})
+	c := startLockCrew(t, 4, lockJob{URL: srv.URL(), Goroutines: 8, Total: 10_000})
 	h := c.measure()
 	t.Log(h)
 	if h.fairness < 0.9 {

@@ -1003,6 +1003,8 @@ func TestClosedLocker(t *testing.T) {
 }
 
 // What is under a lock's names and not a lock is given an end, and nothing else is done to it.
+//
+//test:long
 func TestForeignDataUnderALocksName(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := admin(r)
@@ -1047,6 +1049,8 @@ func TestForgedLockBlocksForALease(t *testing.T) {
 }
 
 // Nothing of a lock is in Redis for ever.
+//
+//test:long
 func TestLocksKeysHaveAnEnd(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()

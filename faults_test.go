@@ -264,6 +264,8 @@ func TestLastingErrorsOfRedis(t *testing.T) {
 
 // Whatever lies where our values and leases belong is replaced, or does no harm
 // for longer than a lease.
+//
+//test:long
 func TestHostileDataAtEveryKey(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		admin := r.Client()

@@ -51,6 +51,8 @@ func each(t *testing.T, what string, keys []string, do func(key string) error) {
 
 // One of three masters hangs. While many callers ask for its keys and locks, nothing
 // fails that the others have.
+//
+//test:long
 func TestNodeThatHangsHarmsNoOthersKeys(t *testing.T) {
 	for name, client := range map[string]func(*redistest.Masters) *redis.ClusterClient{
 		"our options":        func(c *redistest.Masters) *redis.ClusterClient { return c.Client(patient) },

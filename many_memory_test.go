@@ -36,6 +36,8 @@ func (m *replyMeter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.P
 
 // A GetMany reads no more than 32 MiB at once, however many large values there are. Values
 // that are small are read in one round trip.
+//
+//test:long
 func TestGetManyBoundsWhatItReadsAtOnce(t *testing.T) {
 	const most = 32<<20 + 1<<20
 	inBubble(t, func(t *testing.T, r backend) {
@@ -79,6 +81,8 @@ func TestGetManyBoundsWhatItReadsAtOnce(t *testing.T) {
 }
 
 // A value that is larger than MaxBytes is a miss in a GetMany, too.
+//
+//test:long
 func TestGetManyOverTooLargeValues(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		keys := numbered(0, 2500) // more than are read at once

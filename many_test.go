@@ -283,6 +283,7 @@ func TestGetManyTakesOver(t *testing.T) {
 	})
 }
 
+//test:long
 func TestTenThousandKeys(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		b := &bulk{}
@@ -523,6 +524,8 @@ func (d delays) delay(ctx context.Context, cmd redis.Cmder) {
 
 // 10,000 loads at once keep a Redis that answers 300 of them in 100 ms busy for longer
 // than RedisTimeout. None of them fails. If it hangs meanwhile, all end soon.
+//
+//test:long
 func TestGetManyOfManyColdKeys(t *testing.T) {
 	for name, hangs := range map[string]bool{"Redis answers": false, "Redis hangs meanwhile": true} {
 		t.Run(name, func(t *testing.T) {

@@ -29,6 +29,8 @@ import (
 // elsewhere had removed 50 ms before.
 //
 // FETCHONCE_SOAK is for how long (the default is 3 s for each kind of Redis).
+//
+//test:long
 func TestNearSoak(t *testing.T) {
 	length := 3 * time.Second
 	if s := os.Getenv("FETCHONCE_SOAK"); s != "" {

@@ -8,6 +8,8 @@ import (
 )
 
 // What a Get costs is known, and so whether a workload measures what it says.
+//
+//test:long
 func TestLoadersAreMeasured(t *testing.T) {
 	type bounds struct{ least, most float64 }
 	for _, c := range []struct {

@@ -163,6 +163,8 @@ func create(ctx context.Context, j job, in *bufio.Scanner) error {
 
 // The lock is broken, and everybody is granted every lease. There is one row of
 // each name all the same, all callers get what is in it, and none gets an error.
+//
+//test:long
 func TestBrokenLock(t *testing.T) {
 	const names, callers = 200, 8
 	for kind, d := range databases {

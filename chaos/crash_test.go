@@ -286,6 +286,8 @@ func (m *matrix) stop() {
 }
 
 // The writer is killed at every step of an Update, while 4 processes read.
+//
+//test:long
 func TestUpdateCrashes(t *testing.T) {
 	rounds := 5
 	if full() {

@@ -103,6 +103,8 @@ func fence(ctx context.Context, j job, in *bufio.Scanner) error {
 
 // A holder is stopped beyond its lease. Another gets the lease and writes. Then
 // the first one goes on, and writes what it has.
+//
+//test:long
 func TestFence(t *testing.T) {
 	statements, err := recipe()
 	if err != nil {

@@ -254,6 +254,8 @@ func (l *loading) stop() {
 // Eight keys, 16 readers and 4 writers in 4 processes. Whatever was written is
 // read by every Get that begins after the Update or the Delete has returned. Each
 // of the three loads lasts a minute when full.
+//
+//test:long
 func TestNoStaleReads(t *testing.T) {
 	length := 4 * time.Second
 	if full() {

@@ -129,6 +129,8 @@ func made(f func()) int64 {
 
 // What a decoder allocates, the freed included, is at most the estimate, for whatever
 // data and type; and no byte costs more than the worst.
+//
+//test:long
 func TestEstimateIsAnUpperBound(t *testing.T) {
 	const n = 300
 	for _, element := range elements {
@@ -167,6 +169,8 @@ func wantBound(t *testing.T, target reflect.Type, isJSON bool, data []byte, deco
 }
 
 // An ordinary value is far from the limit, and a hostile one beyond it.
+//
+//test:long
 func TestOrdinaryValuesFit(t *testing.T) {
 	note := "a note"
 	ordinary := make([]*product, 4_000)

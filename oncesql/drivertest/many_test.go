@@ -66,6 +66,8 @@ func TestLookupManyOfNoKeysAsksNobody(t *testing.T) {
 
 // More keys than the database takes in one statement, of which a few are there:
 // the first, the last, and those where one statement ends and the next begins.
+//
+//test:long
 func TestLookupManyHasNoLimit(t *testing.T) {
 	limits := map[string]int{"Postgres": 65_535, "MariaDB": 10_000, "SQLite": 32_766}
 	for name, newDatabase := range databases {

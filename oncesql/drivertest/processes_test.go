@@ -37,6 +37,8 @@ func TestBrokenLockMakesNoDuplicates(t *testing.T) {
 // The same, by Loaders. Each caller has one with a Redis of its own, so that all
 // of them get the lease: of those in the first process that comes to a name, most
 // fetch it.
+//
+//test:long
 func TestLoadersWithABrokenLockMakeNoDuplicates(t *testing.T) {
 	runProcesses(t, databases, callLoaders, names)
 }
