@@ -137,8 +137,8 @@ func TestWriterDies(t *testing.T) {
 		o.next().returns("new")
 		g.want("new")
 		wantKept(t, l, "new")
-		if err := u.returns(nil); err == nil || !strings.Contains(err.Error(), "may be stale") {
-			t.Errorf("Update without Redis = %v, want an error that says so", err)
+		if err := u.returns(nil); !errors.Is(err, fetchonce.ErrNotInvalidated) {
+			t.Errorf("Update without Redis = %v; want ErrNotInvalidated", err)
 		}
 	})
 }
