@@ -323,7 +323,7 @@ fill:
 #endif
 			valid[me] = false;
 			if
-			/* fill.lua: ttl = "0" -- it was fetched while somebody wrote at the source */
+			/* fill.lua: ttl = "0" -- it was fetched during an Update */
 			/* fill.lua: redis.call("UNLINK", value) */
 			:: taint -> deleteValue()
 			/* fill.lua: refused = redis.pcall("SET", value, ARGV[3], "PX", ttl).err */
@@ -331,7 +331,7 @@ fill:
 			/* fill.lua: refused = "TRYAGAIN the value is on another node" */
 			:: !taint /* so does a full Redis: what was there stays */
 			fi;
-			/* fill.lua: redis.call("UNLINK", meta) -- before the messages: who is woken finds the lease free */
+			/* fill.lua: redis.call("UNLINK", meta) -- before the notifications: a waiter then finds the lease free */
 			i = 0; deleteMeta();
 			/* fill.lua: for _, process in ipairs(waiters) do notify(ARGV[5] .. process, message) end */
 			publish(i, V, lease, found);

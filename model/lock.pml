@@ -236,14 +236,14 @@ ask:
 		if
 		/* lock_acquire.lua: if fences[owner] then */
 		:: held[o] ->
-			/* lock_acquire.lua: grant(owner, lease) -- with a fence that is higher */
+			/* lock_acquire.lua: grant(owner, lease) -- with a fence above */
 #ifdef MUTANT_FENCE_OF_THE_HAND_OVER
 			skip
 #else
 			newFence(o)
 #endif
 		:: !held[o] && trying ->
-			/* lock_acquire.lua: settle() -- those who wait come first */
+			/* lock_acquire.lua: settle() -- waiters come first */
 #ifndef MUTANT_TRY_OVERTAKES
 			settle(o);
 #endif

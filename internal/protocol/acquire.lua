@@ -1,16 +1,16 @@
--- acquire.lua: become the one who fetches a key, or learn why not.
--- The value is looked for once more in the same step, so nobody who stored it just now is missed.
+-- acquire.lua: take the lease of a key, or answer why not.
+-- It reads the value in the same step, so it finds a value that was stored a moment ago.
 -- Sent twice with the same owner, it answers the same lease.
 -- KEYS  1 value   2 meta   3 marks
 -- ARGV  1 owner   2 lease (ms)   3 process
---       4 "miss"; "force" to pass over a value that cannot be used, "stale" over one that is to be refreshed, "ended" over one
---         whose time is over by the caller's clock: then the server's clock decides
---       5 most fields of a lease with one waiter less than it may have   6 largest value answered (bytes)
---       7 how the value to pass over begins ("" if it is no string)   8 longest failure that counts (ms; 0: none does)
--- Returns {"value", bytes}, or {"large"} if it is too long for an answer: GET it; with "ended" now (µs) follows;
---         {"leased", fence, now (µs)} if we are the one;
---         {"wait", fence, ms, now (µs)} if another is, for at most so long: this process is registered for the message;
---         {"failed", failure, ms} if the last fetch failed, and that is shared for so long.
+--       4 "miss"; "force" to pass over an unusable value, "stale" over one to refresh, "ended" over one that has expired by the
+--         caller's clock: then the server's clock decides
+--       5 most waiters, as a number of fields of the lease   6 largest value answered (bytes)
+--       7 header of the value to pass over ("" if it is no string)   8 longest failure that counts (ms; 0: none does)
+-- Returns {"value", bytes}, or {"large"} if it is too long for an answer: send GET; with "ended", now (µs) follows;
+--         {"leased", fence, now (µs)} if the caller has the lease;
+--         {"wait", fence, ms, now (µs)} if another owner has it, for at most that long: this process is registered as a waiter;
+--         {"failed", failure, ms} if the last fetch failed; the failure is shared for that long.
 local now, now_text
 local function clock()
   local time = redis.call("TIME")
@@ -24,16 +24,16 @@ local there = 3
 local head
 local foreign = false -- the value is of another type
 if force then
-  -- Only that one value is passed over: one that has come since is news.
+  -- Only that value is passed over, not one that was stored since.
   head = read("GETRANGE", KEYS[1], 0, 55)
   foreign, head = not head, head or ""
   force = head == ARGV[7]
   if force and ARGV[4] == "ended" and #head == 56 then
     clock()
-    force = big_endian(head, 17) + big_endian(head, 41) < now / 1000 -- created, and kept for so long
+    force = big_endian(head, 17) + big_endian(head, 41) < now / 1000 -- created + keep
   end
 else
-  there = redis.call("EXISTS", KEYS[1], KEYS[2], KEYS[3]) -- most often there is nothing to look at
+  there = redis.call("EXISTS", KEYS[1], KEYS[2], KEYS[3]) -- most often there is none of them
 end
 local lease = {}
 if there > 0 then lease = read("HMGET", KEYS[2], "o", "f", "b") end
@@ -48,7 +48,7 @@ end
 if not now then clock() end
 
 if not lease then
-  -- Somebody else's data where our lease belongs. It is not ours to delete, but it may block the key no longer than a lease.
+  -- Foreign data is in the place of the lease. It is not deleted, but it may block the key no longer than a lease.
   local left = redis.call("PTTL", KEYS[2])
   if left < 0 or left > tonumber(ARGV[2]) then
     redis.call("PEXPIRE", KEYS[2], ARGV[2])
@@ -63,7 +63,7 @@ if owner == ARGV[1] and last > now - longest * 1000 then return {"leased", strin
 if owner and owner ~= ARGV[1] then
   local left = redis.call("PTTL", KEYS[2])
   if left < 0 or left > longest then
-    -- No lease of ours is without an end, or has one so far away: somebody else wrote this one.
+    -- No lease of ours lasts that long: it is forged.
     redis.call("PEXPIRE", KEYS[2], ARGV[2])
     left = tonumber(ARGV[2])
   end
@@ -73,7 +73,7 @@ if owner and owner ~= ARGV[1] then
 end
 
 local share = tonumber(ARGV[8])
-if lease[3] and ARGV[4] ~= "stale" then share = 0 end -- a pause for those who have an old value
+if lease[3] and ARGV[4] ~= "stale" then share = 0 end -- the failure is for callers with a stale value
 if lease[2] and share > 0 then
   local length = redis.call("HSTRLEN", KEYS[2], "e")
   if length > 0 and length <= 1025 then -- a class, and a text of 1 KiB
@@ -86,19 +86,19 @@ if lease[2] and share > 0 then
   end
 end
 
--- The unusable value may be a newer build's: stay above its fence.
+-- The unusable value may be from a newer build: the fence must be above its own.
 if force then last = later(last, stored_fence(head), now) end
 if last > now + 1000 then
-  -- The clock was set back, or a stranger wrote that. The next fence is the clock's, and above this one: it is waited for.
+  -- The clock was set back, or the fence is forged. The caller waits until the clock is above it.
   return {"wait", "0", math.ceil((last - now) / 1000), now_text}
 end
 local new = now_text
 if now <= last then new = string.format("%.0f", last + 1) end
 if foreign then redis.call("UNLINK", KEYS[1]) end
-if there > 0 then redis.call("UNLINK", KEYS[2]) end -- a failure that does not count, or a stranger's fields
+if there > 0 then redis.call("UNLINK", KEYS[2]) end -- a failure that does not count, or forged fields
 redis.call("HSET", KEYS[2], "o", ARGV[1], "f", new)
 if there > 0 and marked(KEYS[3], math.floor(now / 1000)) > 0 then
-  -- Somebody writes at the source: what is read there now may be old when it comes to be stored.
+  -- An Update is running: a value that is read from the source now may be stale when it is stored.
   redis.call("HSET", KEYS[2], "u", "1")
 end
 redis.call("PEXPIRE", KEYS[2], ARGV[2])

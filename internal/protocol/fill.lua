@@ -1,19 +1,19 @@
--- fill.lua: store what was fetched, end the lease, wake the waiters; only while the lease is still ours.
--- Sent twice, the second time finds the value with our fence and answers the same.
--- KEYS  1 value   2 meta   [3 the value, staged: a large one as an argument would hold up the server]
+-- fill.lua: store a fetched value, end the lease and notify the waiters. It is refused unless the caller still has the lease.
+-- Sent twice, the second request finds the value with its fence and answers the same.
+-- KEYS  1 value   2 meta   [3 the value, staged: a large argument would block the server]
 --       or the meta alone, while the value is on another node of a cluster: then nothing is stored. script.go names the keys.
--- ARGV  1 owner   2 fence (8 bytes)   3 envelope ("" if staged)   4 ttl (ms; 0: tell it, but store nothing)
---       5 channel prefix   6 head of the message with the value   7 message "look again"
---       8 largest value told (bytes)   9 most waiters that are told the value   10 channel of changes
--- Returns {"stored", waiters}, also where it was only told;
---         {"refused", waiters, error} if Redis did not store it, as a full one: the lease has ended and the waiters were notified all
---         the same, and the value from before is still there;
---         {"lost", bytes or false}: the lease was not ours; nothing was stored, and what is there now if it is small.
+-- ARGV  1 owner   2 fence (8 bytes)   3 envelope ("" if staged)   4 ttl (ms; 0: notify, but store nothing)
+--       5 channel prefix   6 head of the value notification   7 retry notification
+--       8 largest value in a notification (bytes)   9 most waiters that receive the value   10 channel of changes
+-- Returns {"stored", waiters}, also if it was only notified;
+--         {"refused", waiters, error} if Redis did not store it, for example for lack of memory: the lease has ended, the waiters were
+--         notified, and the old value is still there;
+--         {"lost", bytes or false}: the caller had no lease; nothing was stored. It answers the present value if that is small.
 local lease = read("HMGET", meta, "o", "u") or {}
 local owner = lease[1]
 local ttl = ARGV[4]
 if lease[2] then
-  ttl = "0" -- it was fetched while somebody wrote at the source
+  ttl = "0" -- it was fetched during an Update
 end
 
 if owner ~= ARGV[1] then
@@ -32,7 +32,7 @@ local refused
 if not value then
   refused = "TRYAGAIN the value is on another node"
 elseif ttl == "0" then
-  -- What cannot be kept may not leave an unusable value behind either.
+  -- The value is not stored, but an unusable one is deleted all the same.
   redis.call("UNLINK", value)
   if staged then redis.call("UNLINK", staged) end
 elseif staged then
@@ -42,10 +42,10 @@ else
   refused = redis.pcall("SET", value, ARGV[3], "PX", ttl).err
 end
 local waiters = registered(meta)
-redis.call("UNLINK", meta) -- before the messages: who is woken finds the lease free
+redis.call("UNLINK", meta) -- before the notifications: a waiter then finds the lease free
 
--- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
--- so it is only sent where somebody who wants it listens on this node too.
+-- Near caches without tracking receive the change from this script. A cluster forwards a message to every node, so it is
+-- only sent if this node has a subscriber, too.
 if value then
   local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[10])
   if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[10], value) end

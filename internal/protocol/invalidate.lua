@@ -1,17 +1,17 @@
--- invalidate.lua: forget a key: its value, and the right of whoever fetches it now to store one.
--- A plain DEL of both keys by anybody is just as safe; only the messages are missing then.
--- With marks it also marks the key as being written at its source, or takes a mark off. Sent again, a mark is renewed:
--- nothing was stored since it was set, so nothing more is forgotten, unless it had ended meanwhile.
+-- invalidate.lua: delete the value of a key and end its lease.
+-- A DEL of both keys by any client is as safe, but sends no notifications.
+-- With marks, it also sets a write mark or removes it. Sent again, it renews the mark. It then deletes nothing, unless the mark
+-- had ended: no value was stored since.
 -- KEYS  1 value   2 meta   [3 marks]
 --       or one of them alone, while they are on two nodes of a cluster: see apart.go. script.go names the keys.
--- ARGV  1 channel prefix   2 message "look again", for the waiters   3 head of the message "lost", for the holder
---       4 channel of changes   [5 the mark   6 how long it lasts (ms; 0: take it off)]
+-- ARGV  1 channel prefix   2 retry notification for the waiters   3 head of the lost notification for the holder
+--       4 channel of changes   [5 mark   6 its length (ms; 0: remove it)]
 -- Returns how many values there were: 0 or 1.
--- delete_value and end_lease do what a Delete does; they cannot fail, whatever is there.
+-- delete_value and end_lease do what a Delete does. They cannot fail, whatever the keys hold.
 local function delete_value()
   local n = redis.call("UNLINK", value)
-  -- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
-  -- so it is only sent where somebody who wants it listens on this node too.
+  -- Near caches without tracking receive the change from this script. A cluster forwards a message to every node, so it is
+  -- only sent if this node has a subscriber, too.
   local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[4])
   if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[4], value) end
   return n
@@ -26,7 +26,7 @@ local function end_lease()
   if holder then notify(ARGV[1] .. holder, ARGV[3] .. owner) end
 end
 
--- sweep removes the marks that have ended, such as those of writers that died, and those that end too late to be ours.
+-- sweep removes the marks that have ended, such as those of dead writers, and those that end too late, which are forged.
 local function sweep(now)
   local fields = redis.call("HGETALL", marks)
   for i = 1, #fields, 2 do

@@ -1,9 +1,10 @@
--- lease.lua: read a lease, a fence and the write marks of a key, whatever a stranger has written there. The scripts of loads
--- begin with this. What is longer, later or more than ours can be does not count: see docs/internals/design.md.
+-- lease.lua: read a lease, a fence and the write marks of a key, which may be forged. The scripts of loads begin with this. It
+-- ignores what is longer, later or more than fetchonce writes: see docs/internals/design.md.
 local longest = 60000 -- ms: the longest Lease of a Loader
-local ahead = 5000000 -- µs: a fence of ours leads the clock by no more, unless the clock was set back by more
+local ahead = 5000000 -- µs: a fence is ahead of the clock by no more, unless the clock was set back by more
 local most_waiters = 512
 local most_marks = 1000
+local waiter_field = string.byte("w")
 
 -- read returns a reply, or nil if the key holds another type than ours. Any other error ends the script.
 local function read(command, key, ...)
@@ -26,7 +27,7 @@ local function big_endian(bytes, first)
   return n
 end
 
--- later returns the higher of two fences; now is in µs. What lies too far ahead of the clock is not a fence.
+-- later returns the higher of two fences; now is in µs. It ignores a fence that is too far ahead of the clock.
 local function later(last, fence, now)
   if fence > last and fence <= now + ahead then return fence end
   return last
@@ -38,15 +39,15 @@ local function stored_fence(head)
   return 0
 end
 
--- registered returns the processes that wait for a lease. ACQUIRE registers a bounded number of them: where there are more,
--- a stranger wrote them, and each process finds the end of the lease by its recheck timer.
+-- registered returns the processes that wait for a lease. ACQUIRE registers a bounded number of them. If there are more, they are
+-- forged: it returns none, and the recheck timers of the waiters find the end of the lease.
 local function registered(meta)
   local waiters = {}
   local count = read("HLEN", meta)
   if not count or count < 3 or count > most_waiters + 3 then return waiters end
   local fields = redis.call("HGETALL", meta)
   for i = 1, #fields, 2 do
-    if string.byte(fields[i]) == 119 and #fields[i] <= 128 then -- w
+    if string.byte(fields[i]) == waiter_field and #fields[i] <= 128 then
       waiters[#waiters + 1] = string.sub(fields[i], 2)
     end
   end
@@ -56,8 +57,8 @@ end
 -- process returns the process in the name of an owner, or nil.
 local function process(owner) return #owner <= 128 and string.match(owner, "^[^.]*") or nil end
 
--- marked returns when the last of the write marks ends, in ms, or 0 if none lasts; now is in ms. Marks that have all ended are
--- deleted, and so is another type. More marks than most_marks are not read: then the key is taken to be marked.
+-- marked returns when the last write mark ends, in ms, or 0 if there is none; now is in ms. It deletes marks that have all ended,
+-- and a key of another type. It does not read more than most_marks marks: then the key counts as marked.
 local function marked(marks, now)
   local count = read("HLEN", marks)
   if count == 0 then return 0 end

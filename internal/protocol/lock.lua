@@ -1,22 +1,22 @@
--- lock.lua: what the lock scripts have in common. It stands before each of them, after its quick way if it has one.
+-- lock.lua: the common part of the lock scripts. It stands before each of them, after its fast path if it has one.
 -- KEYS  1 lock: a string: "lock <f>", and for each holder " <owner> <fence> <end>/<lease>" (ms). f is the first fence of the last lease
 --       2 queue: a sorted set: the owners that wait, by ticket
---       3 alive: a hash: until when (ms) each of those is believed to wait
+--       3 alive: a hash: until when (ms) each of those counts as waiting
 --       While a slot of a cluster moves, the lock alone: the queue may be on the other node. See apart.go.
--- ARGV  1 owner   2 lease + 1000 (ms): so long the lock is remembered   3 slots
--- A lease has 16 fences, one for each turn inside its process; a free lock is remembered for 1000 ms; a hand-over waits for 250 ms
--- to be confirmed, however long the lease of the process that releases is. These are literals, as every argument costs as much as a quarter of a command.
+-- ARGV  1 owner   2 lease + 1000 (ms): how long the key of the lock lasts   3 slots
+-- A lease has 16 fences, one for each hold inside its process. The key of a free lock lasts 1000 ms. A hand-off must be confirmed
+-- within 250 ms, however long the lease of the process that releases is. These are literals, as every argument costs as much as a quarter of a command.
 -- A full Redis (maxmemory, noeviction) refuses a SET, ZADD or HSET, unless the script has written before with a command that needs no
--- memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what keeps, gives back or hands over a lease.
+-- memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what renews, releases or hands off a lease.
 -- An end is a time of this server's clock: the string of a semaphore has several, and Redis gives a key only one.
--- A stranger may have written any of this. Every end that is read is bounded, and so is every loop: see "A forged lock ends" in docs/internals/design.md.
+-- All of this may be forged. The script limits every end that it reads, and every loop: see "A forged lock ends" in docs/internals/design.md.
 local time = redis.call("TIME")
 local clock = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now = math.floor(clock / 1000)
 local lease = tonumber(ARGV[2]) - 1000
 local slots = tonumber(ARGV[3])
 
--- limit gives what a stranger wrote an end.
+-- limit makes a forged key expire.
 local function limit(key, ms)
   local left = redis.call("PTTL", key)
   if left < 0 or left > ms then redis.call("PEXPIRE", key, ms) end
@@ -40,7 +40,7 @@ end
 if last then
   if (tonumber(last) or math.huge) > clock + 999000 then last = "0" end -- not a fence of ours: see grant
   for owner, fence, stop, length in string.gmatch(rest, " (%S+) (%d+) (%d+)/?(%d*)") do
-    -- Another process may have a longer lease than ours. It is believed up to an hour.
+    -- Another process may have a longer lease than ours. It counts up to an hour.
     length = math.max(lease, math.min(tonumber(length) or 0, 3600000))
     stop = math.min(tonumber(stop) or 0, now + length)
     if stop > now then
@@ -50,7 +50,7 @@ if last then
   end
 end
 
--- The queue is out of reach also where something else lies in its place. 4096 waiters are more than a lock of ours has.
+-- A queue of another type is unreachable, too, and so is one of more than 4096 waiters, which is forged.
 local queue = KEYS[2]
 if queue then
   local rest, alive = redis.pcall("ZRANGE", queue, 4096, 4096), redis.pcall("HLEN", KEYS[3])
@@ -62,7 +62,7 @@ if queue then
 end
 
 -- grant makes owner a holder, with a new fence. A last fence counts up to 999 ms ahead of the clock, in case that was set back. As a
--- free lock is remembered for longer than that, the fence after the next is higher even if that was written by a stranger.
+-- key of a free lock lasts longer than that, the fence after the next is higher even if the last one was forged.
 local function grant(owner, length)
   local past = tonumber(last or "0")
   last = string.format("%.0f", math.max(clock, past + 16)) -- tostring would write 1.795e+15
@@ -70,14 +70,14 @@ local function grant(owner, length)
   fences[owner], ends[owner], lengths[owner] = last, now + length, length
 end
 
--- waits reports whether the head of the queue is a waiter of ours that may still be there.
+-- waits reports whether the head of the queue is a waiter that may still wait, and not forged.
 local function waits(head, alive)
   if #head > 64 or not string.match(head, "^%w+%.%w+$") or not alive or #alive > 16 then return false end
   alive = tonumber(alive) or 0
   return alive > now and alive < now + 4000
 end
 
--- settle gives what is free to those who wait, the longest first, and tells them.
+-- settle grants free slots to waiters, the longest first, and notifies them.
 local function settle()
   if not queue then return end
   while holders < slots do
@@ -89,7 +89,7 @@ local function settle()
     if waits(head, alive) then
       grant(head, 250)
       if head ~= ARGV[1] then
-        -- The channel's name begins as the key's does. Without the right to PUBLISH the hand-over stands, and is found by a timer.
+        -- The channel's name begins as the key's does. Without the right to PUBLISH the hand-off stands, and the recheck timer finds it.
         local channel = string.match(KEYS[1], "^([^{]*):l:{") .. ":b:" .. string.match(head, "^[^.]*")
         notify(channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head)
       end

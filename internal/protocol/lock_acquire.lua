@@ -1,10 +1,10 @@
--- lock_acquire.lua: become a holder of a lock, or wait in its queue; and give another lease back in the same step.
--- An owner that was handed the lease confirms it by sending this again; one that waits stays in the queue by it.
+-- lock_acquire.lua: take a lease of a lock, or wait in its queue. It can release another lease in the same step.
+-- An owner that received the lease by a hand-off confirms it by sending this again. A waiter stays in the queue by doing so.
 -- Sent twice with the same owner, it answers the same lease with a higher fence, or the same place in the queue.
 -- ARGV  4 "wait", the default; or "try": do not join the queue   5 the ticket from the last answer, if there is one, or "0"
---       6 owner of the lease to give back, if there is one
--- Returns {"leased", returned, fence, handed}: handed is 1 if the lease was ours before we asked;
---         {"wait", returned, ticket, ms}: the next lease ends in so long, if it is not renewed;
+--       6 owner of the lease to release, if there is one
+-- Returns {"leased", returned, fence, handed}: handed is 1 if the owner had the lease before;
+--         {"wait", returned, ticket, ms}: the next lease ends after that time, if it is not renewed;
 --         or what lock_free.lua does.
 --         returned is 1 if the other lease was still there. Sent twice, the second request finds it gone and answers 0.
 local owner = ARGV[1]
@@ -21,13 +21,13 @@ local handed = 0
 local ticket = 0
 if fences[owner] then
   handed = 1
-  grant(owner, lease) -- with a fence that is higher than those that were given out since the hand-over
+  grant(owner, lease) -- with a fence above those granted since the hand-off
 elseif ARGV[4] == "try" then
-  settle() -- those who wait come first
+  settle() -- waiters come first
   if holders < slots then grant(owner, lease) end
 elseif not queue then
   ticket = tonumber(ARGV[5] or "0")
-  if holders < slots and not ARGV[6] then grant(owner, lease) end -- who gives a lease back lets others poll first
+  if holders < slots and not ARGV[6] then grant(owner, lease) end -- an owner that releases a lease lets others poll first
 elseif holders < slots and redis.call("EXISTS", queue) == 0 then
   grant(owner, lease)
 else
@@ -40,7 +40,7 @@ else
     ticket = math.max(clock, isTicket(tail) and tail + 1 or 0)
   end
   if not place then redis.call("ZADD", queue, string.format("%.0f", ticket), owner) end
-  redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + 3000)) -- it is to look again within that, or is passed over
+  redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + 3000)) -- it must send this again within that time, or it is skipped
   redis.call("PEXPIRE", queue, 3000)
   redis.call("PEXPIRE", KEYS[3], 3000)
 end
@@ -50,6 +50,6 @@ finish(handed == 1 or returned == 1)
 
 if fences[owner] then return answer({"leased", returned, fences[owner], handed}) end
 local left = lease
-if not queue then left = math.min(left, 50) end -- no message comes from a queue that is out of reach
+if not queue then left = math.min(left, 50) end -- an unreachable queue sends no notification
 for _, stop in pairs(ends) do left = math.min(left, stop - now) end
 return answer({"wait", returned, string.format("%.0f", ticket), left})

@@ -1,6 +1,6 @@
--- lock_free.lua: the quick way of lock_acquire.lua, before all that it needs else: nobody holds the lock, nobody waits, and nothing is given back.
+-- lock_free.lua: the fast path of lock_acquire.lua: the lock has no holder and no queue, and the caller releases nothing.
 -- Returns "<fence>".
-local state = redis.pcall("GETRANGE", KEYS[1], 0, 131072) -- a lock of ours is shorter, so what is longer is not read whole
+local state = redis.pcall("GETRANGE", KEYS[1], 0, 131072) -- the longest text of a lock
 if not ARGV[6] then
   local last
   if state == "" then last = 0 elseif not state.err then last = string.match(state, "^lock (%d+)$") end

@@ -1,5 +1,5 @@
--- lock_only.lua: the quick way of lock_release.lua, before all that it needs else: the lease is the only one, and nobody waits.
--- Whether it has ended makes no difference: nobody had the lock since.
+-- lock_only.lua: the fast path of lock_release.lua: the lease is the only one, and there is no queue.
+-- The lease may have ended: no other owner had the lock since.
 local state = redis.pcall("GETRANGE", KEYS[1], 0, 131072)
 if not state.err then
   local free, owner = string.match(state, "^(lock %d+) (%S+) %d+ %d+/?%d*$")

@@ -1,6 +1,6 @@
--- lock_release.lua: give a lease back, or leave the queue, whichever the owner is in. The longest waiter has the lease next.
--- Returns 1 if there was such a lease, else 0. Sent twice, the second request finds none and answers 0: it cannot tell that
--- from a lease that was lost, and to take a release for a loss harms nobody.
+-- lock_release.lua: release a lease, or leave the queue. The longest waiter receives the lease.
+-- Returns 1 if there was such a lease, else 0. Sent twice, the second request finds none and answers 0: it cannot
+-- tell a release from a loss, which does no harm.
 local ours = 0
 if fences[ARGV[1]] then
   ours = 1

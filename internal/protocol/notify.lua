@@ -1,5 +1,5 @@
--- notify.lua: send notifications, and note it if the server refuses one, as it does to a user that may not PUBLISH. The script
--- goes on: whoever waits finds out by its timer. Every script that notifies begins with this, and ends with answer.
+-- notify.lua: publish notifications. If the server refuses one, as to a user without the right to PUBLISH, the script continues:
+-- the waiters have their recheck timers. Every script that notifies begins with this, and ends with answer.
 local refusal
 local function notify(channel, message)
   local sent = redis.pcall("PUBLISH", channel, message) -- pcall: what is stored stays stored

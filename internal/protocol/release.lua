@@ -1,8 +1,8 @@
--- release.lua: end our lease without a value, and tell the waiters why.
+-- release.lua: end a lease without a value, and notify the waiters.
 -- KEYS  1 meta
--- ARGV  1 owner   2 channel prefix   3 message   4 failure   5 share the failure with later callers for so long (ms; 0: no)
---       6 "1" to share it only with those who have an old value: they pause
--- Returns 1 if the lease was ours, else 0: then nothing was done.
+-- ARGV  1 owner   2 channel prefix   3 notification   4 failure   5 how long to share the failure with later callers (ms; 0: no)
+--       6 "1" to share it only with callers that have a stale value: a backoff
+-- Returns 1, or 0 if the caller had no lease: then nothing was done.
 local lease = read("HMGET", KEYS[1], "o", "f") or {}
 local owner, fence = lease[1], lease[2]
 if owner ~= ARGV[1] then return 0 end

@@ -1,6 +1,6 @@
--- renew.lua: make our lease last from now.
+-- renew.lua: extend a lease: it lasts from now.
 -- KEYS  1 meta
 -- ARGV  1 owner   2 lease (ms)
--- Returns 1, or 0 if the lease is not ours any more.
+-- Returns 1, or 0 if the caller has no lease any more.
 if read("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end
 return 0

@@ -2,8 +2,8 @@
 -- The server stamps the value with its time and a fence of its own (see internal/envelope): only it knows both.
 -- KEYS  1 value   2 meta   3 marks   [4 the value, staged]
 -- ARGV  1 envelope before the stamp   2 envelope after the stamp ("" if staged)   3 ttl (ms)
---       4 channel prefix   5 message with the value, after its kind and fence   6 message "look again"
---       7 head of the message "lost"   8 largest value told (bytes)   9 most waiters that are told the value
+--       4 channel prefix   5 value notification, after its kind and fence   6 retry notification
+--       7 head of the lost notification   8 largest value in a notification (bytes)   9 most waiters that receive the value
 --       10 channel of changes
 -- Returns the fence.
 if KEYS[4] and redis.call("EXISTS", KEYS[4]) == 0 then return redis.error_reply("ERR the staged value is not there") end
@@ -18,7 +18,7 @@ last = later(last, stored_fence(read("GETRANGE", KEYS[1], 0, 31)), now)
 local fence = now
 if fence <= last then fence = last + 1 end
 
--- While somebody writes at the source, no value is kept for longer than the mark: if the writer dies, it goes with it.
+-- During an Update, the value ends with the write mark at the latest: the writer may die.
 local ttl = tonumber(ARGV[3])
 local left = marked(KEYS[3], math.floor(now / 1000)) - math.floor(now / 1000)
 if left > 0 then ttl = math.min(ttl, left) end
@@ -45,8 +45,8 @@ else
 end
 redis.call("UNLINK", KEYS[2])
 
--- Near caches that cannot have the server's own word hear of the change from us. In a cluster a message goes to every node,
--- so it is only sent where somebody who wants it listens on this node too.
+-- Near caches without tracking receive the change from this script. A cluster forwards a message to every node, so it is
+-- only sent if this node has a subscriber, too.
 local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[10])
 if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[10], KEYS[1]) end
 
