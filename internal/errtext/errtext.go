@@ -127,7 +127,7 @@ func packageOf(e error) string {
 // codeOf returns the SQLSTATE of an error of a PostgreSQL driver, the number of one of
 // a MySQL driver, or "".
 func codeOf(e error) string {
-	if s, ok := e.(interface{ SQLState() string }); ok { //nolint:errorlint // e alone, not what it wraps
+	if s, ok := e.(interface{ SQLState() string }); ok {
 		if state := s.SQLState(); state != "" {
 			return "SQLSTATE " + state
 		}

@@ -38,7 +38,7 @@ func quoting(t *testing.T) map[string]error {
 	t.Helper()
 	_, number := strconv.Atoi(secret)
 	_, date := time.Parse(time.DateOnly, secret)
-	_, address := url.Parse("http://" + secret + ":port/\x00")
+	_, address := url.Parse(fmt.Sprintf("http://%s:port/\x00", secret))
 	return map[string]error{
 		"*errtext_test.pgError (SQLSTATE 23505)": &pgError{secret},
 		"*errtext_test.mysqlError (number 1062)": &mysqlError{1062, "Duplicate entry '" + secret + "'"},
