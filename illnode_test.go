@@ -66,7 +66,7 @@ func TestNodeThatHangsHarmsNoOthersKeys(t *testing.T) {
 			is := func(n *redistest.Process) bool { return n == ill }
 			isNot := func(n *redistest.Process) bool { return n != ill }
 			theirs, ours := keysOf(t, rdb, nodes, 30, is), keysOf(t, rdb, nodes, 40, isNot)
-			l, lk := loaderOf(t, rdb, withinSeconds), lockerOf(t, rdb, func(opt *lockOptions) { opt.RedisTimeout = 5 * time.Second })
+			l, lk := loaderOf(t, rdb, withinSeconds), lockerOf(t, rdb, patientLocker)
 			fetch := func(context.Context, string) (string, error) { return "fetched", nil }
 			for _, key := range append(theirs, ours...) {
 				set(t, l, key, "v")
@@ -127,7 +127,7 @@ func TestStartWhileANodeHangs(t *testing.T) {
 	nodes[0].Pause()
 	defer nodes[0].Resume()
 	for range 5 { // go-redis asks them in a random order
-		healthy(t, loaderOf(t, c.Plain(), func(opt *options) { opt.RedisTimeout = 20 * time.Second }), lockerOf(t, c.Plain()), ours)
+		healthy(t, loaderOf(t, c.Plain(), func(opt *options) { opt.RedisTimeout = 20 * time.Second }), lockerOf(t, c.Plain(), patientLocker), ours)
 	}
 }
 
