@@ -88,7 +88,7 @@ func watch(ctx context.Context) (unwatch func() bool, ended *atomic.Int64) {
 	return context.AfterFunc(ctx, func() { ended.Store(int64(history.Now())) }), ended
 }
 
-// fail fails as it is told to.
+// fail makes a fetch fail as the fault says.
 func fail(ctx context.Context, fault history.Fault) error {
 	switch fault {
 	case history.FetchPanic:

@@ -8,7 +8,7 @@
 //	             └───► Fetch (holds its lease) ──► one call for all that want to fetch
 //
 // A load that waited may want to fetch after all, when the other process has died. Such
-// late loads share another call, after a pause of late.
+// loads share another call, a few milliseconds later.
 package batchfetch
 
 import (
@@ -80,7 +80,7 @@ func New[V any](c Config[V]) *Batch[V] {
 	return &Batch[V]{Config: c, undecided: 1, slots: make(chan struct{}, width), down: make(chan struct{})}
 }
 
-// A Load is one key's part in a batch. All its methods do nothing on nil.
+// A Load is one key's part in a batch. Its methods but Fetch do nothing on nil.
 type Load[V any] struct {
 	batch   *Batch[V]
 	decided sync.Once

@@ -20,7 +20,7 @@ const (
 	KindFailure Kind = 'E' // the body is a Failure: the fetch failed
 	KindRetry   Kind = 'R' // the lease ended without either
 	KindLost    Kind = 'L' // for the holder: the body is the owner whose lease was ended
-	KindGranted Kind = 'G' // for a waiter of a lock: the name is the owner to whom a lease was handed
+	KindGranted Kind = 'G' // for a waiter of a lock: the lock is granted to the owner with this name
 	KindProbe   Kind = 'P' // for the process that sent it: its connection is good
 )
 

@@ -111,7 +111,7 @@ func (d conformingDriver) open(t *testing.T, name string) (db, others database) 
 	t.Helper()
 	s := d.server
 	if d.driver == "sqlite3" && !hasCgo {
-		t.Skip("go-sqlite3 needs cgo, without which this test is built for ", runtime.GOOS)
+		programs.Missing(t, errors.New("go-sqlite3 needs cgo, without which this test is built for "+runtime.GOOS))
 	}
 	if s.run == nil {
 		db = open(t, s.dialect, d.driver, "file:"+filepath.Join(t.TempDir(), "test.db")+d.settings)
