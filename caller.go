@@ -185,8 +185,7 @@ func (c *caller[V]) orFallback(o *outcome[V]) *outcome[V] {
 // isFailure reports whether a fallback value is better than the error: not if the error
 // says that there is no value or the Loader is closed, nor if the fetch panicked.
 func isFailure(err error) bool {
-	_, panicked := errors.AsType[*flight.PanicError](err)
-	return err != nil && !panicked && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
+	return err != nil && !isPanic(err) && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
 }
 
 // loadSkipped joins a load within its recent-miss window, or starts one whose ACQUIRE is the

@@ -308,6 +308,12 @@ func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
 	return seen, lookupErr
 }
 
+// acquirePermit waits for a permit, and does nothing else meanwhile.
+func (l *Loader[V]) acquirePermit(ctx context.Context) (*permit.Permit, error) {
+	p, err := l.permits.Acquire(ctx, func() bool { return false })
+	return p, noPermit(err)
+}
+
 // noPermit returns the error of a load that got no permit.
 func noPermit(err error) error {
 	if errors.Is(err, permit.ErrNone) {

@@ -191,7 +191,8 @@ func (r *load[V]) answered(ctx context.Context) state {
 	}
 	switch a.State {
 	case protocol.Stored:
-		return r.judged(ctx, func() (lookup[V], error) { return r.open(a.ticket, r.k, a.Value) })
+		seen, err := r.open(a.ticket, r.k, a.Value)
+		return r.judged(ctx, seen, err)
 	case protocol.Large:
 		return r.reading
 	case protocol.Failed:
@@ -216,13 +217,13 @@ func (r *load[V]) passingOver(ctx context.Context) state {
 
 // reading reads a stored value that is too large for the answer to ACQUIRE.
 func (r *load[V]) reading(ctx context.Context) state {
-	return r.judged(ctx, func() (lookup[V], error) { return r.lookup(ctx, r.k) })
+	seen, err := r.lookup(ctx, r.k)
+	return r.judged(ctx, seen, err)
 }
 
 // judged ends the load with a stored value, if it is usable. If no caller has looked the
 // key up, each one judges it for itself.
-func (r *load[V]) judged(ctx context.Context, read func() (lookup[V], error)) state {
-	seen, err := read()
+func (r *load[V]) judged(ctx context.Context, seen lookup[V], err error) state {
 	switch {
 	case seen.state == unavailable:
 		return r.redisFailed(ctx, seen.cause)
@@ -262,8 +263,8 @@ func (r *load[V]) redisFailed(ctx context.Context, err error) state {
 func (r *load[V]) unleased(ctx context.Context) state {
 	if r.permit == nil && r.permits != nil && r.batch == nil {
 		var err error
-		if r.permit, err = r.permits.Acquire(ctx, func() bool { return false }); err != nil {
-			return r.fail(noPermit(err))
+		if r.permit, err = r.acquirePermit(ctx); err != nil {
+			return r.fail(err)
 		}
 	}
 	limited, cancel := r.limit(ctx)

@@ -247,9 +247,9 @@ func (l *Loader[V]) batchConfig(ctx context.Context, fetch func(ctx context.Cont
 			if l.permits == nil {
 				return ctx, func() {}, nil
 			}
-			p, err := l.permits.Acquire(ctx, func() bool { return false })
+			p, err := l.acquirePermit(ctx)
 			if err != nil {
-				return ctx, nil, noPermit(err)
+				return ctx, nil, err
 			}
 			return p.Context(ctx, l), p.Release, nil
 		},
