@@ -32,10 +32,12 @@ func (s *server) undo(ctx context.Context) error {
 	defer s.running.Add(-1)
 	for top := s.top.Load(); n > top && !s.top.CompareAndSwap(top, n); top = s.top.Load() {
 	}
-	select {
-	case <-time.After(time.Duration(s.took.Load())):
-	case <-ctx.Done():
-		return ctx.Err()
+	if took := time.Duration(s.took.Load()); took > 0 {
+		select {
+		case <-time.After(took):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if err := s.answer.Load(); err != nil {
 		return *err
