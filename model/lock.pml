@@ -64,8 +64,8 @@ byte given = 0;       /* the highest fence given out */
 byte used = 0;        /* and the highest of a turn */
 bool waiting0 = false;
 
-/* lock.lua: last = string.format("%.0f", math.max(clock, past + 16)) */
-/* lock_free.lua: local fence = string.format("%.0f", math.max(clock, last + 16)) */
+/* lock.lua: last = string.format("%.0f", math.max(clock, past + fences_per_lease)) */
+/* lock_free.lua: local fence = string.format("%.0f", math.max(clock, last + fences_per_lease)) */
 inline newFence(o) {
 #ifdef MUTANT_CLOCK_ALONE
 	first[o] = clock;
@@ -91,7 +91,7 @@ inline grant(o, sure) {
 	/* lock.lua: redis.call("PEXPIRE", KEYS[1], ms) */
 	/* It gives what a stranger wrote an end, and there is no stranger here: */
 	/* lock.lua: if left < 0 or left > ms then redis.call("PEXPIRE", key, ms) end */
-	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop .. "/" .. length, "PX", ARGV[2]) */
+	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. fence .. holder, "PX", ARGV[2]) */
 	held[o] = true; confirmed[o] = sure; holders++;
 	valid[o] = true; lost[o] = false
 }
@@ -135,7 +135,7 @@ inline settle(o) {
 		if
 		/* lock.lua: if waits(head, alive) then */
 		:: alive[head] ->
-			/* lock.lua: grant(head, 250) */
+			/* lock.lua: grant(head, confirmed_within) */
 			grant(head, false);
 			if
 			/* lock.lua: notify(channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head) */
@@ -267,7 +267,7 @@ ask:
 		:: !held[o] && !trying && !apart && holders < SLOTS && head == O -> noBarging(o); grant(o, true)
 		:: !held[o] && !trying && !apart && (holders >= SLOTS || head != O) ->
 #endif
-			/* lock_acquire.lua: if place or returned == 1 then redis.call("PEXPIRE", queue, 3000) end */
+			/* lock_acquire.lua: if place or returned == 1 then redis.call("PEXPIRE", queue, waiter_lasts) end */
 			/* lock_acquire.lua: ticket = place or tonumber(ARGV[5] or "0") */
 			if
 			:: ticket[o] == 0 && place != 0 -> ticket[o] = place
@@ -275,9 +275,9 @@ ask:
 			:: else
 			fi;
 			/* lock_acquire.lua: if not place then redis.call("ZADD", queue, string.format("%.0f", ticket), owner) end */
-			/* lock_acquire.lua: redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + 3000)) */
-			/* lock_acquire.lua: redis.call("PEXPIRE", queue, 3000) */
-			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[3], 3000) */
+			/* lock_acquire.lua: redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + waiter_lasts)) */
+			/* lock_acquire.lua: redis.call("PEXPIRE", queue, waiter_lasts) */
+			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[3], waiter_lasts) */
 			alive[o] = true; place = ticket[o]
 		fi;
 		head = 0;
@@ -443,9 +443,9 @@ end:
 #if P * R > 3
 	:: endsOf(3)
 #endif
-	/* lock_only.lua: if redis.pcall("SET", KEYS[1], free, "PX", "1000").err then */
-	/* lock_only.lua: redis.call("PEXPIRE", KEYS[1], "1000") */
-	/* lock_only.lua: redis.call("SET", KEYS[1], free, "PX", "1000") */
+	/* lock_only.lua: if redis.pcall("SET", KEYS[1], free, "PX", remembered).err then */
+	/* lock_only.lua: redis.call("PEXPIRE", KEYS[1], remembered) */
+	/* lock_only.lua: redis.call("SET", KEYS[1], free, "PX", remembered) */
 	:: atomic { there && holders == 0 -> forgetLock() }
 	:: atomic { there && faults > 0 -> faults--; forgetLock() } /* DEL */
 	:: atomic { faults > 0 -> faults--; forgetLock(); /* FLUSHALL, or a failover */

@@ -59,8 +59,8 @@ var Soaked = []Mutant{
 	{
 		Name: "fences are counted, and begin again with an empty Redis",
 		File: "internal/protocol/lock_free.lua",
-		Old:  `math.max(clock, last + 16)`,
-		New:  `last + 16`,
+		Old:  `math.max(clock, last + fences_per_lease)`,
+		New:  `last + fences_per_lease`,
 	},
 	{
 		Name:   "a fetch does not see that somebody writes",

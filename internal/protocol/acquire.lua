@@ -3,13 +3,14 @@
 -- Sent twice with the same owner, it answers the same lease.
 -- KEYS  1 value   2 meta   3 marks
 -- ARGV  1 owner   2 lease (ms)   3 process
---       4 "miss"; "force" to pass over an unusable value, "stale" over one to refresh, "ended" over one that has expired by the
---         caller's clock: then the server's clock decides
+--       4 "miss"; "force" to pass over an unusable value, "stale" over one to refresh, "ended" over one that has
+--         expired by the caller's clock: then the server's clock decides
 --       5 most waiters, as a number of fields of the lease   6 largest value answered (bytes)
 --       7 header of the value to pass over ("" if it is no string)   8 longest failure that counts (ms; 0: none does)
 -- Returns {"value", bytes}, or {"large"} if it is too long for an answer: send GET; with "ended", now (µs) follows;
 --         {"leased", fence, now (µs)} if the caller has the lease;
---         {"wait", fence, ms, now (µs)} if another owner has it, for at most that long: this process is registered as a waiter;
+--         {"wait", fence, ms, now (µs)} if another owner has it, for at most that long: this process is registered as a
+--         waiter;
 --         {"failed", failure, ms} if the last fetch failed; the failure is shared for that long.
 local now, now_text
 local function clock()

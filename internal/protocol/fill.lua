@@ -1,14 +1,17 @@
--- fill.lua: store a fetched value, end the lease and notify the waiters. It is refused unless the caller still has the lease.
+-- fill.lua: store a fetched value, end the lease and notify the waiters. It is refused unless the caller still has the
+-- lease.
 -- Sent twice, the second request finds the value with its fence and answers the same.
 -- KEYS  1 value   2 meta   [3 the value, staged: a large argument would block the server]
---       or the meta alone, while the value is on another node of a cluster: then nothing is stored. script.go names the keys.
+--       or the meta alone, while the value is on another node of a cluster: then nothing is stored. script.go names the
+--       keys.
 -- ARGV  1 owner   2 fence (8 bytes)   3 envelope ("" if staged)   4 ttl (ms; 0: notify, but store nothing)
 --       5 channel prefix   6 head of the value notification   7 retry notification
 --       8 largest value in a notification (bytes)   9 most waiters that receive the value   10 channel of changes
 -- Returns {"stored", waiters}, also if it was only notified;
---         {"refused", waiters, error} if Redis did not store it, for example for lack of memory: the lease has ended, the waiters were
---         notified, and the old value is still there;
---         {"lost", bytes or false}: the caller had no lease; nothing was stored. It answers the present value if that is small.
+--         {"refused", waiters, error} if Redis did not store it, for example for lack of memory: the lease has ended,
+--         the waiters were notified, and the old value is still there;
+--         {"lost", bytes or false}: the caller had no lease; nothing was stored. It answers the present value if that
+--         is small.
 local lease = read("HMGET", meta, "o", "u") or {}
 local owner = lease[1]
 local ttl = ARGV[4]
@@ -44,13 +47,7 @@ end
 local waiters = registered(meta)
 redis.call("UNLINK", meta) -- before the notifications: a waiter then finds the lease free
 
--- Near caches without tracking receive the change from this script. A cluster forwards a message to every node, so it is
--- only sent if this node has a subscriber, too.
-if value then
-  local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[10])
-  if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[10], value) end
-end
-
+if value then announce(ARGV[10], value) end
 if #waiters > 0 then
   local message = ARGV[7]
   if ARGV[3] ~= "" and #ARGV[3] <= tonumber(ARGV[8]) and #waiters <= tonumber(ARGV[9]) then

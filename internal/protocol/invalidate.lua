@@ -1,7 +1,7 @@
 -- invalidate.lua: delete the value of a key and end its lease.
 -- A DEL of both keys by any client is as safe, but sends no notifications.
--- With marks, it also sets a write mark or removes it. Sent again, it renews the mark. It then deletes nothing, unless the mark
--- had ended: no value was stored since.
+-- With marks, it also sets a write mark or removes it. Sent again, it renews the mark. It then deletes nothing, unless
+-- the mark had ended: no value was stored since.
 -- KEYS  1 value   2 meta   [3 marks]
 --       or one of them alone, while they are on two nodes of a cluster: see apart.go. script.go names the keys.
 -- ARGV  1 channel prefix   2 retry notification for the waiters   3 head of the lost notification for the holder
@@ -10,10 +10,7 @@
 -- delete_value and end_lease do what a Delete does. They cannot fail, whatever the keys hold.
 local function delete_value()
   local n = redis.call("UNLINK", value)
-  -- Near caches without tracking receive the change from this script. A cluster forwards a message to every node, so it is
-  -- only sent if this node has a subscriber, too.
-  local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[4])
-  if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[4], value) end
+  announce(ARGV[4], value)
   return n
 end
 
@@ -26,7 +23,8 @@ local function end_lease()
   if holder then notify(ARGV[1] .. holder, ARGV[3] .. owner) end
 end
 
--- sweep removes the marks that have ended, such as those of dead writers, and those that end too late, which are forged.
+-- sweep removes the marks that have ended, such as those of dead writers, and those that end too late, which are
+-- forged.
 local function sweep(now)
   local fields = redis.call("HGETALL", marks)
   for i = 1, #fields, 2 do
@@ -48,7 +46,8 @@ local now, ends
 longest = math.max(longest, lasts)
 if marks then
   local count = read("HLEN", marks)
-  if not count or count > most_marks then redis.call("UNLINK", marks) end -- not ours, or far more than Updates of one key
+  -- They are not ours, or far more than Updates of one key.
+  if not count or count > most_marks then redis.call("UNLINK", marks) end
   if lasts > 0 then
     local time = redis.call("TIME")
     now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

@@ -1,5 +1,5 @@
--- lease.lua: read a lease, a fence and the write marks of a key, which may be forged. The scripts of loads begin with this. It
--- ignores what is longer, later or more than fetchonce writes: see docs/internals/design.md.
+-- lease.lua: read a lease, a fence and the write marks of a key, which may be forged. The scripts of loads begin with
+-- this. It ignores what is longer, later or more than fetchonce writes: see docs/internals/design.md.
 local longest = 60000 -- ms: the longest Lease of a Loader
 local ahead = 5000000 -- µs: a fence is ahead of the clock by no more, unless the clock was set back by more
 local most_waiters = 512
@@ -39,8 +39,8 @@ local function stored_fence(head)
   return 0
 end
 
--- registered returns the processes that wait for a lease. ACQUIRE registers a bounded number of them. If there are more, they are
--- forged: it returns none, and the recheck timers of the waiters find the end of the lease.
+-- registered returns the processes that wait for a lease. ACQUIRE registers a bounded number of them. If there are
+-- more, they are forged: it returns none, and the recheck timers of the waiters find the end of the lease.
 local function registered(meta)
   local waiters = {}
   local count = read("HLEN", meta)
@@ -57,8 +57,8 @@ end
 -- process returns the process in the name of an owner, or nil.
 local function process(owner) return #owner <= 128 and string.match(owner, "^[^.]*") or nil end
 
--- marked returns when the last write mark ends, in ms, or 0 if there is none; now is in ms. It deletes marks that have all ended,
--- and a key of another type. It does not read more than most_marks marks: then the key counts as marked.
+-- marked returns when the last write mark ends, in ms, or 0 if there is none; now is in ms. It deletes marks that have
+-- all ended, and a key of another type. It does not read more than most_marks marks: then the key counts as marked.
 local function marked(marks, now)
   local count = read("HLEN", marks)
   if count == 0 then return 0 end

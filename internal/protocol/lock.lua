@@ -1,19 +1,20 @@
 -- lock.lua: the common part of the lock scripts. It stands before each of them, after its fast path if it has one.
--- KEYS  1 lock: a string: "lock <f>", and for each holder " <owner> <fence> <end>/<lease>" (ms). f is the first fence of the last lease
+-- KEYS  1 lock: a string: "lock <f>", and for each holder " <owner> <fence> <end>/<lease>" (ms). f is the first fence
+--         of the last lease
 --       2 queue: a sorted set: the owners that wait, by ticket
 --       3 alive: a hash: until when (ms) each of those counts as waiting
 --       While a slot of a cluster moves, the lock alone: the queue may be on the other node. See apart.go.
--- ARGV  1 owner   2 lease + 1000 (ms): how long the key of the lock lasts   3 slots
--- A lease has 16 fences, one for each hold inside its process. The key of a free lock lasts 1000 ms. A hand-off must be confirmed
--- within 250 ms, however long the lease of the process that releases is. These are literals, as every argument costs as much as a quarter of a command.
--- A full Redis (maxmemory, noeviction) refuses a SET, ZADD or HSET, unless the script has written before with a command that needs no
--- memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what renews, releases or hands off a lease.
+-- ARGV  1 owner   2 lease + remembered (ms): how long the key of the lock lasts   3 slots
+-- A full Redis (maxmemory, noeviction) refuses a SET, ZADD or HSET, unless the script has written before with a command
+-- that needs no memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what renews, releases
+-- or hands off a lease.
 -- An end is a time of this server's clock: the string of a semaphore has several, and Redis gives a key only one.
--- All of this may be forged. The script limits every end that it reads, and every loop: see "A forged lock ends" in docs/internals/design.md.
+-- All of this may be forged. The script limits every end that it reads, and every loop: see "A forged lock ends" in
+-- docs/internals/design.md.
 local time = redis.call("TIME")
 local clock = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now = math.floor(clock / 1000)
-local lease = tonumber(ARGV[2]) - 1000
+local lease = tonumber(ARGV[2]) - remembered
 local slots = tonumber(ARGV[3])
 
 -- limit makes a forged key expire.
@@ -31,17 +32,17 @@ local last, rest
 local foreign = state.err
 if not foreign and state ~= "" then
   last, rest = string.match(state, "^lock (%d+)(.*)$")
-  if not last or #state > 131072 then foreign = "WRONGTYPE the key of a lock holds a string that is none" end
+  if not last or #state > longest_state then foreign = "WRONGTYPE the key of a lock holds a string that is none" end
 end
 if foreign then
   limit(KEYS[1], lease)
   return redis.error_reply(foreign)
 end
 if last then
-  if (tonumber(last) or math.huge) > clock + 999000 then last = "0" end -- not a fence of ours: see grant
+  if (tonumber(last) or math.huge) > clock + fence_ahead then last = "0" end -- not a fence of ours: see grant
   for owner, fence, stop, length in string.gmatch(rest, " (%S+) (%d+) (%d+)/?(%d*)") do
-    -- Another process may have a longer lease than ours. It counts up to an hour.
-    length = math.max(lease, math.min(tonumber(length) or 0, 3600000))
+    -- Another process may have a longer lease than ours. It counts up to longest_lease.
+    length = math.max(lease, math.min(tonumber(length) or 0, longest_lease))
     stop = math.min(tonumber(stop) or 0, now + length)
     if stop > now then
       if not fences[owner] then holders = holders + 1 end
@@ -50,22 +51,23 @@ if last then
   end
 end
 
--- A queue of another type is unreachable, too, and so is one of more than 4096 waiters, which is forged.
+-- A queue of another type is unreachable, too, and so is one of more than most_waiters, which is forged.
 local queue = KEYS[2]
 if queue then
-  local rest, alive = redis.pcall("ZRANGE", queue, 4096, 4096), redis.pcall("HLEN", KEYS[3])
+  local rest, alive = redis.pcall("ZRANGE", queue, most_waiters, most_waiters), redis.pcall("HLEN", KEYS[3])
   if rest.err or #rest > 0 or type(alive) == "table" then
-    limit(queue, 3000)
-    limit(KEYS[3], 3000)
+    limit(queue, waiter_lasts)
+    limit(KEYS[3], waiter_lasts)
     queue = nil
   end
 end
 
--- grant makes owner a holder, with a new fence. A last fence counts up to 999 ms ahead of the clock, in case that was set back. As a
--- key of a free lock lasts longer than that, the fence after the next is higher even if the last one was forged.
+-- grant makes owner a holder, with a new fence. A last fence counts up to fence_ahead above the clock, in case that was
+-- set back. As a key of a free lock lasts longer than that, the fence after the next is higher even if the last one
+-- was forged.
 local function grant(owner, length)
   local past = tonumber(last or "0")
-  last = string.format("%.0f", math.max(clock, past + 16)) -- tostring would write 1.795e+15
+  last = string.format("%.0f", math.max(clock, past + fences_per_lease)) -- tostring would write 1.795e+15
   if not fences[owner] then holders = holders + 1 end
   fences[owner], ends[owner], lengths[owner] = last, now + length, length
 end
@@ -74,7 +76,7 @@ end
 local function waits(head, alive)
   if #head > 64 or not string.match(head, "^%w+%.%w+$") or not alive or #alive > 16 then return false end
   alive = tonumber(alive) or 0
-  return alive > now and alive < now + 4000
+  return alive > now and alive < now + waiter_lasts + clock_back
 end
 
 -- settle grants free slots to waiters, the longest first, and notifies them.
@@ -87,9 +89,10 @@ local function settle()
     redis.call("ZREM", queue, head)
     redis.call("HDEL", KEYS[3], head)
     if waits(head, alive) then
-      grant(head, 250)
+      grant(head, confirmed_within)
       if head ~= ARGV[1] then
-        -- The channel's name begins as the key's does. Without the right to PUBLISH the hand-off stands, and the recheck timer finds it.
+        -- The channel's name begins as the key's does. Without the right to PUBLISH the hand-off stands, and the
+        -- recheck timer finds it.
         local channel = string.match(KEYS[1], "^([^{]*):l:{") .. ":b:" .. string.match(head, "^[^.]*")
         notify(channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head)
       end
@@ -103,7 +106,8 @@ local function drop(owner)
   holders = holders - 1
 end
 
--- finish writes the lock. It ends 1000 ms after the last lease, so that fences rise. With force it does so in a full Redis.
+-- finish writes the lock. It ends some time after the last lease, so that fences rise. With force it does so in a full
+-- Redis.
 local function finish(force)
   if not last then return end
   local parts, longest = {"lock", last}, now
@@ -111,7 +115,7 @@ local function finish(force)
     parts[#parts + 1] = owner .. " " .. fences[owner] .. " " .. string.format("%.0f/%.0f", stop, lengths[owner])
     longest = math.max(longest, stop)
   end
-  local text, ms = table.concat(parts, " "), longest - now + 1000
+  local text, ms = table.concat(parts, " "), longest - now + remembered
   if force then
     if not redis.pcall("SET", KEYS[1], text, "PX", ms).err then return end
     redis.call("PEXPIRE", KEYS[1], ms)

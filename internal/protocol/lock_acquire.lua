@@ -1,7 +1,9 @@
 -- lock_acquire.lua: take a lease of a lock, or wait in its queue. It can release another lease in the same step.
--- An owner that received the lease by a hand-off confirms it by sending this again. A waiter stays in the queue by doing so.
+-- An owner that received the lease by a hand-off confirms it by sending this again. A waiter stays in the queue by
+-- doing so.
 -- Sent twice with the same owner, it answers the same lease with a higher fence, or the same place in the queue.
--- ARGV  4 "wait", the default; or "try": do not join the queue   5 the ticket from the last answer, if there is one, or "0"
+-- ARGV  4 "wait", the default; or "try": do not join the queue
+--       5 the ticket from the last answer, if there is one, or "0"
 --       6 owner of the lease to release, if there is one
 -- Returns {"leased", returned, fence, handed}: handed is 1 if the owner had the lease before;
 --         {"wait", returned, ticket, ms}: the next lease ends after that time, if it is not renewed;
@@ -15,7 +17,7 @@ if ARGV[6] then
 end
 
 -- isTicket reports whether a score may be a ticket of ours: a time that is past.
-local function isTicket(score) return score and score > 0 and score < clock + 1000000 end
+local function isTicket(score) return score and score > 0 and score < clock + clock_back * 1000 end
 
 local handed = 0
 local ticket = 0
@@ -27,22 +29,24 @@ elseif ARGV[4] == "try" then
   if holders < slots then grant(owner, lease) end
 elseif not queue then
   ticket = tonumber(ARGV[5] or "0")
-  if holders < slots and not ARGV[6] then grant(owner, lease) end -- an owner that releases a lease lets others poll first
+  -- An owner that releases a lease lets others poll first.
+  if holders < slots and not ARGV[6] then grant(owner, lease) end
 elseif holders < slots and redis.call("EXISTS", queue) == 0 then
   grant(owner, lease)
 else
   local place = tonumber(redis.call("ZSCORE", queue, owner) or "")
   if not isTicket(place) then place = nil end
-  if place or returned == 1 then redis.call("PEXPIRE", queue, 3000) end -- a full Redis then allows the rest
+  if place or returned == 1 then redis.call("PEXPIRE", queue, waiter_lasts) end -- a full Redis then allows the rest
   ticket = place or tonumber(ARGV[5] or "0")
   if ticket == 0 then
     local tail = tonumber(redis.call("ZREVRANGE", queue, 0, 0, "WITHSCORES")[2] or "")
     ticket = math.max(clock, isTicket(tail) and tail + 1 or 0)
   end
   if not place then redis.call("ZADD", queue, string.format("%.0f", ticket), owner) end
-  redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + 3000)) -- it must send this again within that time, or it is skipped
-  redis.call("PEXPIRE", queue, 3000)
-  redis.call("PEXPIRE", KEYS[3], 3000)
+  -- It must send this again within that time, or it is skipped.
+  redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + waiter_lasts))
+  redis.call("PEXPIRE", queue, waiter_lasts)
+  redis.call("PEXPIRE", KEYS[3], waiter_lasts)
 end
 settle()
 if fences[owner] then ends[owner], lengths[owner] = now + lease, lease end
@@ -50,6 +54,6 @@ finish(handed == 1 or returned == 1)
 
 if fences[owner] then return answer({"leased", returned, fences[owner], handed}) end
 local left = lease
-if not queue then left = math.min(left, 50) end -- an unreachable queue sends no notification
+if not queue then left = math.min(left, unreachable_poll) end -- an unreachable queue sends no notification
 for _, stop in pairs(ends) do left = math.min(left, stop - now) end
 return answer({"wait", returned, string.format("%.0f", ticket), left})

@@ -1,6 +1,6 @@
--- lock_free.lua: the fast path of lock_acquire.lua: the lock has no holder and no queue, and the caller releases nothing.
+-- lock_free.lua: the fast path of lock_acquire.lua: the lock has no holder and no queue, and the caller releases
+-- nothing.
 -- Returns "<fence>".
-local state = redis.pcall("GETRANGE", KEYS[1], 0, 131072) -- the longest text of a lock
 if not ARGV[6] then
   local last
   if state == "" then last = 0 elseif not state.err then last = string.match(state, "^lock (%d+)$") end
@@ -8,11 +8,12 @@ if not ARGV[6] then
     local time = redis.call("TIME")
     local clock = time[1] * 1000000 + time[2]
     last = tonumber(last) or 0
-    if last > clock + 999000 then last = 0 end
-    local fence = string.format("%.0f", math.max(clock, last + 16))
-    local length = ARGV[2] - 1000
+    if last > clock + fence_ahead then last = 0 end
+    local fence = string.format("%.0f", math.max(clock, last + fences_per_lease))
+    local length = ARGV[2] - remembered
     local stop = math.floor(clock / 1000) + length
-    redis.call("SET", KEYS[1], "lock " .. fence .. " " .. ARGV[1] .. " " .. fence .. " " .. stop .. "/" .. length, "PX", ARGV[2])
+    local holder = " " .. ARGV[1] .. " " .. fence .. " " .. stop .. "/" .. length
+    redis.call("SET", KEYS[1], "lock " .. fence .. holder, "PX", ARGV[2])
     return fence
   end
 end

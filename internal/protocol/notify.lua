@@ -1,5 +1,5 @@
--- notify.lua: publish notifications. If the server refuses one, as to a user without the right to PUBLISH, the script continues:
--- the waiters have their recheck timers. Every script that notifies begins with this, and ends with answer.
+-- notify.lua: publish notifications. If the server refuses one, as to a user without the right to PUBLISH, the script
+-- continues: the waiters have their recheck timers. Every script that notifies begins with this, and ends with answer.
 local refusal
 local function notify(channel, message)
   local sent = redis.pcall("PUBLISH", channel, message) -- pcall: what is stored stays stored

@@ -1,6 +1,7 @@
 -- release.lua: end a lease without a value, and notify the waiters.
 -- KEYS  1 meta
--- ARGV  1 owner   2 channel prefix   3 notification   4 failure   5 how long to share the failure with later callers (ms; 0: no)
+-- ARGV  1 owner   2 channel prefix   3 notification   4 failure
+--       5 how long to share the failure with later callers (ms; 0: no)
 --       6 "1" to share it only with callers that have a stale value: a backoff
 -- Returns 1, or 0 if the caller had no lease: then nothing was done.
 local lease = read("HMGET", KEYS[1], "o", "f") or {}

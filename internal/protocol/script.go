@@ -18,10 +18,6 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// lockStateText is how the quick ways begin, for a script without one.
-const lockStateText = `local state = redis.pcall("GETRANGE", KEYS[1], 0, 131072)
-`
-
 var (
 	//go:embed acquire.lua
 	acquireText string
@@ -39,6 +35,10 @@ var (
 	leaseText string
 	//go:embed notify.lua
 	notifyText string
+	//go:embed announce.lua
+	announceText string
+	//go:embed lock_state.lua
+	lockStateText string
 	//go:embed lock_free.lua
 	lockFreeText string
 	//go:embed lock_only.lua
@@ -52,22 +52,25 @@ var (
 	//go:embed lock_renew.lua
 	lockRenewText string
 
+	// changeText is how the scripts begin that change a value.
+	changeText = leaseText + notifyText + announceText
+
 	acquire    = newScript("acquire", leaseText+acquireText)
-	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+leaseText+notifyText+fillText)
+	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+changeText+fillText)
 	release    = newScript("release", leaseText+notifyText+releaseText)
 	renew      = newScript("renew", leaseText+renewText)
-	invalidate = newScript("invalidate", "local value, meta, marks = KEYS[1], KEYS[2], KEYS[3]\n"+leaseText+notifyText+invalidateText)
-	set        = newScript("set", leaseText+notifyText+setText)
+	invalidate = newScript("invalidate", "local value, meta, marks = KEYS[1], KEYS[2], KEYS[3]\n"+changeText+invalidateText)
+	set        = newScript("set", changeText+setText)
 
-	lockAcquire = newScript("lock", lockFreeText+notifyText+lockText+lockAcquireText)
-	lockRelease = newScript("unlock", lockOnlyText+notifyText+lockText+lockReleaseText)
+	lockAcquire = newScript("lock", lockStateText+lockFreeText+notifyText+lockText+lockAcquireText)
+	lockRelease = newScript("unlock", lockStateText+lockOnlyText+notifyText+lockText+lockReleaseText)
 	lockRenew   = newScript("renew lock", lockStateText+notifyText+lockText+lockRenewText)
 
 	// The same with one key each, see apart.go.
-	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+leaseText+notifyText+fillText)
-	invalidateValue = newScript("invalidate", "local value, meta, marks = KEYS[1], nil, nil\n"+leaseText+notifyText+invalidateText)
-	invalidateMeta  = newScript("invalidate", "local value, meta, marks = nil, KEYS[1], nil\n"+leaseText+notifyText+invalidateText)
-	invalidateMarks = newScript("invalidate", "local value, meta, marks = nil, nil, KEYS[1]\n"+leaseText+notifyText+invalidateText)
+	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+changeText+fillText)
+	invalidateValue = newScript("invalidate", "local value, meta, marks = KEYS[1], nil, nil\n"+changeText+invalidateText)
+	invalidateMeta  = newScript("invalidate", "local value, meta, marks = nil, KEYS[1], nil\n"+changeText+invalidateText)
+	invalidateMarks = newScript("invalidate", "local value, meta, marks = nil, nil, KEYS[1]\n"+changeText+invalidateText)
 )
 
 func init() {

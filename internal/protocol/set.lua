@@ -3,8 +3,8 @@
 -- KEYS  1 value   2 meta   3 marks   [4 the value, staged]
 -- ARGV  1 envelope before the stamp   2 envelope after the stamp ("" if staged)   3 ttl (ms)
 --       4 channel prefix   5 value notification, after its kind and fence   6 retry notification
---       7 head of the lost notification   8 largest value in a notification (bytes)   9 most waiters that receive the value
---       10 channel of changes
+--       7 head of the lost notification   8 largest value in a notification (bytes)
+--       9 most waiters that receive the value   10 channel of changes
 -- Returns the fence.
 if KEYS[4] and redis.call("EXISTS", KEYS[4]) == 0 then return redis.error_reply("ERR the staged value is not there") end
 local lease = read("HMGET", KEYS[2], "o", "f") or {}
@@ -45,11 +45,7 @@ else
 end
 redis.call("UNLINK", KEYS[2])
 
--- Near caches without tracking receive the change from this script. A cluster forwards a message to every node, so it is
--- only sent if this node has a subscriber, too.
-local listen = redis.pcall("PUBSUB", "NUMSUB", ARGV[10])
-if listen.err or tonumber(listen[2]) > 0 then notify(ARGV[10], KEYS[1]) end
-
+announce(ARGV[10], KEYS[1])
 local holder = owner and process(owner)
 if holder then notify(ARGV[4] .. holder, ARGV[7] .. owner) end
 if #waiters > 0 then
