@@ -2,6 +2,7 @@ package fetchonce_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 const (
@@ -28,8 +30,8 @@ func TestLogSaysWhatRedisAnswered(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := redistest.Bubble(t)
-				log := &logged{}
-				l := loaderOf(t, r.Client(), func(opt *options) { opt.Logger, opt.RedisTimeout = log.logger(), time.Second })
+				log := &testkit.Log{}
+				l := testkit.LoaderOf(t, r.Client(), func(opt *options) { opt.Logger, opt.RedisTimeout = log.Logger(), time.Second })
 				want, not := logRefused, logUnavailable
 				if text == "" {
 					want, not = not, want
@@ -37,12 +39,12 @@ func TestLogSaysWhatRedisAnswered(t *testing.T) {
 				} else {
 					r.Wire().Fail(redistest.All, text, "EVALSHA", "EVAL")
 				}
-				o := newOrigin(t)
-				g := get(t, t.Context(), l, "k", o)
-				o.next().returns("v")
-				g.want("v")
-				if log.count(want) != 1 || log.count(not) != 0 || log.count(text) == 0 {
-					t.Errorf("the log says %s, want %q and %q", log.text.String(), want, text)
+				o := testkit.NewOrigin(t)
+				g := testkit.Get(t, t.Context(), l, "k", o)
+				o.Next().Returns("v")
+				g.Want("v")
+				if log.Count(want) != 1 || log.Count(not) != 0 || log.Count(text) == 0 {
+					t.Errorf("the log says %s, want %q and %q", log.Text.String(), want, text)
 				}
 			})
 		})
@@ -54,14 +56,14 @@ func TestSeveralAddressesThatAreNoCluster(t *testing.T) {
 	r := redistest.TCPServer(t)
 	rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{r.Addr(), r.Addr()}})
 	defer rdb.Close()
-	log := &logged{}
-	l := loaderOf(t, rdb, func(opt *options) { opt.Logger = log.logger() })
-	o := newOrigin(t)
-	g := get(t, t.Context(), l, "k", o)
-	o.next().returns("v")
-	g.want("v")
-	if log.count(logRefused) != 1 || log.count(logUnavailable) != 0 || log.count("cluster support disabled") == 0 {
-		t.Errorf("the log says %s", log.text.String())
+	log := &testkit.Log{}
+	l := testkit.LoaderOf(t, rdb, func(opt *options) { opt.Logger = log.Logger() })
+	o := testkit.NewOrigin(t)
+	g := testkit.Get(t, t.Context(), l, "k", o)
+	o.Next().Returns("v")
+	g.Want("v")
+	if log.Count(logRefused) != 1 || log.Count(logUnavailable) != 0 || log.Count("cluster support disabled") == 0 {
+		t.Errorf("the log says %s", log.Text.String())
 	}
 }
 
@@ -69,14 +71,14 @@ func TestSeveralAddressesThatAreNoCluster(t *testing.T) {
 func TestReplicaIsWaitedForOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		l := loaderOf(t, r.Client(), func(opt *options) { opt.RedisTimeout = time.Second })
+		l := testkit.LoaderOf(t, r.Client(), func(opt *options) { opt.RedisTimeout = time.Second })
 		r.Wire().Fail(redistest.All, "READONLY You can't write against a read only replica.", "EVALSHA", "EVAL")
 		miss := func(key string) time.Duration {
 			start := time.Now()
-			o := newOrigin(t)
-			g := get(t, t.Context(), l, key, o)
-			o.next().returns("v")
-			g.want("v")
+			o := testkit.NewOrigin(t)
+			g := testkit.Get(t, t.Context(), l, key, o)
+			o.Next().Returns("v")
+			g.Want("v")
 			return time.Since(start)
 		}
 		if took := miss("first"); took < time.Second/2 {
@@ -97,15 +99,15 @@ func TestReplicaIsWaitedForOnce(t *testing.T) {
 // The log does not quote the arguments of a command that the server does not know.
 func TestLogQuotesNoArguments(t *testing.T) {
 	r := redistest.Server(t, "--rename-command", "CLIENT", "")
-	log := &logged{}
-	l := loaderOf(t, r.Client(), withNear, func(opt *options) { opt.Logger = log.logger() })
-	set(t, l, "k", "v")
+	log := &testkit.Log{}
+	l := testkit.LoaderOf(t, r.Client(), testkit.WithNear, func(opt *options) { opt.Logger = log.Logger() })
+	testkit.Set(t, l, "k", "v")
 	r.Backend().Until("the log has the refusal", func() bool {
 		_, _ = l.Peek(t.Context(), "k")
-		return log.count("unknown command") > 0
+		return log.Count("unknown command") > 0
 	})
-	if log.count("with args") != 0 || log.count("test:") != 0 {
-		t.Errorf("the log says %s", log.text.String())
+	if log.Count("with args") != 0 || log.Count("test:") != 0 {
+		t.Errorf("the log says %s", log.Text.String())
 	}
 }
 
@@ -115,56 +117,57 @@ func TestRefusedPublishIsLogged(t *testing.T) {
 	if err := r.Client().Do(t.Context(), "acl", "setuser", "quiet", "on", ">secret", "~*", "&*", "+@all", "-publish").Err(); err != nil {
 		t.Fatal(err)
 	}
-	for name, op := range map[string]func(quiet, other loader, o *origin){
-		"FILL": func(quiet, other loader, o *origin) {
-			first := get(t, t.Context(), quiet, "k", o)
-			c := o.next()
-			second := get(t, t.Context(), other, "k", o)
-			awaitWaiters(t, r.Backend(), "k", 1)
-			c.returns("v")
-			first.want("v")
-			second.want("v") // by its timer
+	for name, op := range map[string]func(quiet, other loader, o *testkit.Origin){
+		"FILL": func(quiet, other loader, o *testkit.Origin) {
+			first := testkit.Get(t, t.Context(), quiet, "k", o)
+			c := o.Next()
+			second := testkit.Get(t, t.Context(), other, "k", o)
+			testkit.AwaitWaiters(t, r.Backend(), "k", 1)
+			c.Returns("v")
+			first.Want("v")
+			second.Want("v") // by its timer
 		},
-		"RELEASE": func(quiet, other loader, o *origin) {
-			first := get(t, t.Context(), quiet, "k", o)
-			c := o.next()
-			second := get(t, t.Context(), other, "k", o)
-			awaitWaiters(t, r.Backend(), "k", 1)
-			c.fails(errHarmless)
-			first.wantErr(errHarmless)
-			o.next().returns("v")
-			second.want("v")
+		"RELEASE": func(quiet, other loader, o *testkit.Origin) {
+			failure := errors.New("the origin fails")
+			first := testkit.Get(t, t.Context(), quiet, "k", o)
+			c := o.Next()
+			second := testkit.Get(t, t.Context(), other, "k", o)
+			testkit.AwaitWaiters(t, r.Backend(), "k", 1)
+			c.Fails(failure)
+			first.WantErr(failure)
+			o.Next().Returns("v")
+			second.Want("v")
 		},
-		"SET": func(quiet, other loader, o *origin) {
-			first := get(t, t.Context(), other, "k", o)
-			c := o.next()
-			set(t, quiet, "k", "w")
-			c.returns("v")
-			first.outcome()
+		"SET": func(quiet, other loader, o *testkit.Origin) {
+			first := testkit.Get(t, t.Context(), other, "k", o)
+			c := o.Next()
+			testkit.Set(t, quiet, "k", "w")
+			c.Returns("v")
+			first.Outcome()
 		},
-		"INVALIDATE": func(quiet, other loader, o *origin) {
-			first := get(t, t.Context(), other, "k", o)
-			c := o.next()
+		"INVALIDATE": func(quiet, other loader, o *testkit.Origin) {
+			first := testkit.Get(t, t.Context(), other, "k", o)
+			c := o.Next()
 			if err := quiet.Delete(t.Context(), "k"); err != nil {
 				t.Errorf("Delete = %v", err)
 			}
-			c.returns("v")
-			first.outcome()
+			c.Returns("v")
+			first.Outcome()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			log := &logged{}
-			quiet := loaderOf(t, r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "quiet", "secret" }),
-				func(opt *options) { opt.Logger = log.logger() })
+			log := &testkit.Log{}
+			quiet := testkit.LoaderOf(t, r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "quiet", "secret" }),
+				func(opt *options) { opt.Logger = log.Logger() })
 			other := newLoader(t, r.Backend())
 			for range 2 {
-				op(quiet, other, newOrigin(t))
+				op(quiet, other, testkit.NewOrigin(t))
 				if err := other.Delete(t.Context(), "k"); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if n := log.count(logSilent); n != 1 {
-				t.Errorf("the log has %d such lines: %s", n, log.text.String())
+			if n := log.Count(logSilent); n != 1 {
+				t.Errorf("the log has %d such lines: %s", n, log.Text.String())
 			}
 		})
 	}
@@ -176,10 +179,10 @@ func TestRefusedPublishOfALockIsLogged(t *testing.T) {
 	if err := rdb.Do(t.Context(), "acl", "setuser", "quiet", "on", ">secret", "~*", "&*", "+@all", "-publish").Err(); err != nil {
 		t.Fatal(err)
 	}
-	log := &logged{}
+	log := &testkit.Log{}
 	locker := func(user string) *fetchonce.Locker {
 		lk, err := fetchonce.NewLocker(r.Client(func(opt *redis.Options) { opt.Username, opt.Password = user, "secret" }),
-			fetchonce.LockOptions{Prefix: "test", RedisTimeout: 10 * time.Second, Logger: log.logger()})
+			fetchonce.LockOptions{Prefix: "test", RedisTimeout: 10 * time.Second, Logger: log.Logger()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +205,7 @@ func TestRefusedPublishOfALockIsLogged(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("Do = %v", err)
 	}
-	if n := log.count(logSilent); n != 1 {
-		t.Errorf("the log has %d such lines: %s", n, log.text.String())
+	if n := log.Count(logSilent); n != 1 {
+		t.Errorf("the log has %d such lines: %s", n, log.Text.String())
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // Clients that users wrap.
@@ -102,11 +103,11 @@ func TestClientsThatAreWrapped(t *testing.T) {
 			"as any": ofAny{r.Client()}, "embedded": &ofClient{r.Client()}, "twice": twice{ofAny: ofAny{r.Client()}},
 			"a value that cannot be compared": uncomparable{r.Client(), []int{1}},
 		} {
-			l := loaderOf(t, rdb)
-			o := newOrigin(t)
-			g := get(t, t.Context(), l, name, o)
-			o.next().returns("v")
-			g.want("v")
+			l := testkit.LoaderOf(t, rdb)
+			o := testkit.NewOrigin(t)
+			g := testkit.Get(t, t.Context(), l, name, o)
+			o.Next().Returns("v")
+			g.Want("v")
 			lk, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "test"})
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
@@ -183,7 +184,7 @@ func panicsAreErrors(t *testing.T, armed bomb) {
 	t.Helper()
 	rdb := redistest.Bubble(t).Client()
 	rdb.AddHook(&armed)
-	l := loaderOf(t, rdb, func(opt *options) {
+	l := testkit.LoaderOf(t, rdb, func(opt *options) {
 		opt.OnRedisDown, opt.Near, opt.RedisTimeout = fetchonce.FailClosed, fetchonce.Near{Entries: 10}, time.Second
 	})
 	lk, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "test", Logger: slog.New(slog.DiscardHandler)})
@@ -229,7 +230,7 @@ func TestPanicOfAClustersTopologyIsAnError(t *testing.T) {
 		ClusterSlots: func(context.Context) ([]redis.ClusterSlot, error) { panic(errBomb) },
 	})
 	defer rdb.Close()
-	l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), withNear)
+	l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed), testkit.WithNear)
 	l.Listen()
 	if err := l.Set(t.Context(), "k", "v"); !errors.Is(err, errBomb) {
 		t.Errorf("Set = %v, want what the function panicked with", err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A slowTable is a table whose Create waits until the test lets it go on, or until
@@ -62,25 +63,25 @@ func slowStoreForms(t *testing.T, test func(t *testing.T, r backend, s *slowTabl
 // and later callers, here and in another process, get its value without a fetch.
 func TestCreateRunsOnWithoutCallers(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		rdb := r.Client()
-		l, other := loaderOf(t, rdb, with, shortLease(r)), newLoader(t, r, with)
+		l, other := testkit.LoaderOf(t, rdb, with, testkit.ShortLease(r)), newLoader(t, r, with)
 		ctx, cancel := context.WithCancel(t.Context())
-		g := get(t, ctx, l, "k", o)
-		o.next().returns("v")
+		g := testkit.Get(t, ctx, l, "k", o)
+		o.Next().Returns("v")
 		c := s.next(t)
 		cancel()
-		g.wantErr(context.Canceled)
+		g.WantErr(context.Canceled)
 
-		before := scripts(rdb)
-		r.Until("the lease is renewed", func() bool { return scripts(rdb) >= before+4 })
-		late := []*getter{get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o)}
-		awaitWaiters(t, r, "k", 1)
+		before := testkit.Scripts(rdb)
+		r.Until("the lease is renewed", func() bool { return testkit.Scripts(rdb) >= before+4 })
+		late := []*testkit.Getter{testkit.Get(t, t.Context(), l, "k", o), testkit.Get(t, t.Context(), other, "k", o)}
+		testkit.AwaitWaiters(t, r, "k", 1)
 		c.end <- nil
 		for _, g := range late {
-			g.want("v")
+			g.Want("v")
 		}
-		o.want(1)
+		o.Want(1)
 		if s.row("k") != "v" {
 			t.Errorf("the row is %q", s.row("k"))
 		}
@@ -90,23 +91,23 @@ func TestCreateRunsOnWithoutCallers(t *testing.T) {
 // Five callers, one after another, have less time than the Create takes.
 func TestImpatientCallersFetchOnce(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, with)
 		var c *creation
 		for range 5 {
 			ctx, cancel := context.WithCancel(t.Context())
-			g := get(t, ctx, l, "k", o)
+			g := testkit.Get(t, ctx, l, "k", o)
 			if c == nil {
-				o.next().returns("v")
+				o.Next().Returns("v")
 				c = s.next(t)
 			}
 			r.Settle()
 			cancel()
-			g.wantErr(context.Canceled)
+			g.WantErr(context.Canceled)
 		}
 		c.end <- nil
-		get(t, t.Context(), l, "k", o).want("v")
-		o.want(1)
+		testkit.Get(t, t.Context(), l, "k", o).Want("v")
+		o.Want(1)
 	})
 }
 
@@ -120,10 +121,10 @@ func TestDeleteDuringCreate(t *testing.T) {
 				return l.Update(t.Context(), key, func(context.Context) error { return nil })
 			},
 		} {
-			o := newOrigin(t)
+			o := testkit.NewOrigin(t)
 			l, other := newLoader(t, r, with), newLoader(t, r, with)
-			early := get(t, t.Context(), l, key, o)
-			o.next().returns("v")
+			early := testkit.Get(t, t.Context(), l, key, o)
+			o.Next().Returns("v")
 			c := s.next(t)
 			if err := deletes(other, key); err != nil {
 				t.Fatal(err)
@@ -134,11 +135,11 @@ func TestDeleteDuringCreate(t *testing.T) {
 			}
 			wantNothingKeptOf(t, r, key)
 			c.end <- nil
-			early.want("v")
+			early.Want("v")
 			wantNothingKeptOf(t, r, key)
-			get(t, t.Context(), other, key, o).want("v")
-			get(t, t.Context(), l, key, o).want("v")
-			o.want(1)
+			testkit.Get(t, t.Context(), other, key, o).Want("v")
+			testkit.Get(t, t.Context(), l, key, o).Want("v")
+			o.Want(1)
 		}
 	})
 }
@@ -154,10 +155,10 @@ func wantNothingKeptOf(t *testing.T, r backend, key string) {
 // A Create that fails after its lease was lost is not followed by a second fetch.
 func TestCreateFailsAfterDelete(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r, with), newLoader(t, r, with)
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("v")
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("v")
 		c := s.next(t)
 		if err := other.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
@@ -165,27 +166,27 @@ func TestCreateFailsAfterDelete(t *testing.T) {
 		r.Settle()
 		boom := errors.New("boom")
 		c.end <- boom
-		g.wantErr(boom)
-		o.want(1)
+		g.WantErr(boom)
+		o.Want(1)
 	})
 }
 
 // A value that was fetched under a lost lease is not created: the caller looks again.
 func TestNoCreateAfterALostLease(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
-		o := newOrigin(t)
-		o.ignore = true
+		o := testkit.NewOrigin(t)
+		o.Ignore = true
 		l, other := newLoader(t, r, with), newLoader(t, r, with)
-		g := get(t, t.Context(), l, "k", o)
-		old := o.next()
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		old := o.Next()
 		if err := other.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		r.Until("the fetch's context has ended", func() bool { return old.ctx.Err() != nil })
-		old.returns("old")
-		o.next().returns("new")
+		r.Until("the fetch's context has ended", func() bool { return old.Ctx.Err() != nil })
+		old.Returns("old")
+		o.Next().Returns("new")
 		s.next(t).end <- nil
-		g.want("new")
+		g.Want("new")
 		if s.row("k") != "new" {
 			t.Errorf("the row is %q", s.row("k"))
 		}
@@ -195,45 +196,45 @@ func TestNoCreateAfterALostLease(t *testing.T) {
 // FetchTimeout bounds a Create that no caller waits for, and its lease is given back.
 func TestFetchTimeoutEndsCreate(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, with, func(opt *options) { opt.FetchTimeout = 2 * time.Second })
 		ctx, cancel := context.WithCancel(t.Context())
-		g := get(t, ctx, l, "k", o)
-		o.next().returns("v")
+		g := testkit.Get(t, ctx, l, "k", o)
+		o.Next().Returns("v")
 		c := s.next(t)
 		cancel()
-		g.wantErr(context.Canceled)
+		g.WantErr(context.Canceled)
 		<-c.ctx.Done()
 		if cause := context.Cause(c.ctx); !errors.Is(cause, fetchonce.ErrFetchTimeout) {
 			t.Errorf("the context of Create ended with %v", cause)
 		}
-		r.Until("the lease is given back", func() bool { return len(keys(t, r)) == 0 })
+		r.Until("the lease is given back", func() bool { return len(testkit.Keys(t, r)) == 0 })
 		r.Settle() // and the load has ended
-		g = get(t, t.Context(), l, "k", o)
-		o.next().returns("again")
+		g = testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("again")
 		s.next(t).end <- nil
-		g.want("again")
+		g.Want("again")
 	})
 }
 
 // Close does not wait for a Create: it ends its context.
 func TestCloseEndsCreate(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, with)
 		ctx, cancel := context.WithCancel(t.Context())
-		g := get(t, ctx, l, "k", o)
-		o.next().returns("v")
+		g := testkit.Get(t, ctx, l, "k", o)
+		o.Next().Returns("v")
 		c := s.next(t)
 		cancel()
-		g.wantErr(context.Canceled)
+		g.WantErr(context.Canceled)
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
 		if cause := context.Cause(c.ctx); !errors.Is(cause, fetchonce.ErrClosed) {
 			t.Errorf("the context of Create ended with %v", cause)
 		}
-		if left := keys(t, r); len(left) != 0 {
+		if left := testkit.Keys(t, r); len(left) != 0 {
 			t.Errorf("left in Redis: %q", left)
 		}
 	})
@@ -242,19 +243,19 @@ func TestCloseEndsCreate(t *testing.T) {
 // Without Redis a Create runs on as well.
 func TestCreateRunsOnWithoutRedis(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, with)
 		r.Kill()
 		ctx, cancel := context.WithCancel(t.Context())
-		g := get(t, ctx, l, "k", o)
-		o.next().returns("v")
+		g := testkit.Get(t, ctx, l, "k", o)
+		o.Next().Returns("v")
 		c := s.next(t)
 		cancel()
-		g.wantErr(context.Canceled)
+		g.WantErr(context.Canceled)
 		c.end <- nil
 		r.Until("the row is there", func() bool { return s.row("k") == "v" })
-		get(t, t.Context(), l, "k", o).want("v")
-		o.want(1)
+		testkit.Get(t, t.Context(), l, "k", o).Want("v")
+		o.Want(1)
 	})
 }
 

@@ -6,20 +6,21 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // losses are ways in which Redis loses a lease while its holder believes in it.
 // Each is given the lock's string from before the lease.
 var losses = map[string]func(t *testing.T, r backend, before string){
 	"a failover to a replica that lacks the lease": func(t *testing.T, r backend, before string) {
-		admin(r).Set(t.Context(), "test:l:{it}", before, 0)
+		testkit.Admin(r).Set(t.Context(), "test:l:{it}", before, 0)
 	},
 	"DEL": func(t *testing.T, r backend, _ string) {
-		admin(r).Del(t.Context(), "test:l:{it}")
+		testkit.Admin(r).Del(t.Context(), "test:l:{it}")
 	},
 	"the server's clock steps forward": func(t *testing.T, r backend, _ string) { // no server lets its clock be set
-		state := admin(r).Get(t.Context(), "test:l:{it}").Val()
-		admin(r).Set(t.Context(), "test:l:{it}", regexp.MustCompile(`\d+/\d+$`).ReplaceAllString(state, "1"), 0)
+		state := testkit.Admin(r).Get(t.Context(), "test:l:{it}").Val()
+		testkit.Admin(r).Set(t.Context(), "test:l:{it}", regexp.MustCompile(`\d+/\d+$`).ReplaceAllString(state, "1"), 0)
 	},
 }
 
@@ -34,25 +35,25 @@ func TestReleaseOfALostLockSaysSo(t *testing.T) {
 			}
 			t.Run(what, func(t *testing.T) {
 				redistest.Each(t, func(t *testing.T, r backend) {
-					lk, other := newLocker(t, r), newLocker(t, r)
-					taken(t, r, lk).release(nil)
-					before := admin(r).Get(t.Context(), "test:l:{it}").Val()
+					lk, other := testkit.NewLocker(t, r), testkit.NewLocker(t, r)
+					testkit.Taken(t, r, lk).Release(nil)
+					before := testkit.Admin(r).Get(t.Context(), "test:l:{it}").Val()
 					if before == "" {
 						before = "lock 1"
 					}
-					holder := taken(t, r, lk)
+					holder := testkit.Taken(t, r, lk)
 					lose(t, r, before)
-					thief := taken(t, r, other)
-					var next *taker
+					thief := testkit.Taken(t, r, other)
+					var next *testkit.Taker
 					if again {
-						next = take(t.Context(), t, r, lk)
+						next = testkit.Take(t.Context(), t, r, lk)
 						r.Until("it waits", func() bool { return lk.Waiting("it") == 1 })
 					}
-					holder.release(fetchonce.ErrLockLost)
-					thief.release(nil)
+					holder.Release(fetchonce.ErrLockLost)
+					thief.Release(nil)
 					if again {
-						next.has()
-						next.release(nil)
+						next.Has()
+						next.Release(nil)
 					}
 				})
 			})

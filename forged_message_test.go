@@ -8,12 +8,13 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // publishForged publishes a message about a key to all processes, with any fence.
 func publishForged(t *testing.T, r backend, kind byte, fence int64, body string) {
 	t.Helper()
-	rdb, name := admin(r), "test:v:{k}"
+	rdb, name := testkit.Admin(r), "test:v:{k}"
 	message := binary.BigEndian.AppendUint64([]byte{kind}, uint64(fence))
 	message = append(append(binary.AppendUvarint(message, uint64(len(name))), name...), body...)
 	channels := rdb.PubSubChannels(t.Context(), "test:b:*").Val()
@@ -37,21 +38,21 @@ func TestForgedFenceReachesNoWaiter(t *testing.T) {
 			holder, waiter := newLoader(t, r, opt), newLoader(t, r, opt)
 			_ = holder.Set(t.Context(), "k", "old")
 			time.Sleep(61 * time.Second)
-			o := newOrigin(t)
-			first := get(t, t.Context(), holder, "k", o)
-			call := o.next()
-			second := get(t, t.Context(), waiter, "k", o)
-			awaitWaiters(t, r, "k", 1)
+			o := testkit.NewOrigin(t)
+			first := testkit.Get(t, t.Context(), holder, "k", o)
+			call := o.Next()
+			second := testkit.Get(t, t.Context(), waiter, "k", o)
+			testkit.AwaitWaiters(t, r, "k", 1)
 			synctest.Wait()
 			for _, fence := range []int64{1 << 62, time.Now().Add(time.Hour).UnixMicro()} {
 				publishForged(t, r, kind, fence, "echosen\n\x1b[31mtext")
-				if second.returned() {
+				if second.Returned() {
 					t.Fatalf("a forged %c with the fence %d ended a Get", kind, fence)
 				}
 			}
-			call.returns("new")
-			first.want("new")
-			second.want("new")
+			call.Returns("new")
+			first.Want("new")
+			second.Want("new")
 		})
 	}
 }
@@ -60,18 +61,18 @@ func TestForgedFenceReachesNoWaiter(t *testing.T) {
 func TestFailureOfAnotherProcessIsOneLine(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		holder, waiter := newLoader(t, r), newLoader(t, r)
-		o := newOrigin(t)
-		first := get(t, t.Context(), holder, "k", o)
-		call := o.next()
-		second := get(t, t.Context(), waiter, "k", o)
-		awaitWaiters(t, r, "k", 1)
+		o := testkit.NewOrigin(t)
+		first := testkit.Get(t, t.Context(), holder, "k", o)
+		call := o.Next()
+		second := testkit.Get(t, t.Context(), waiter, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
 		boom := errors.New("down\n\x1b[31mlevel=ERROR \u202emsg=forged")
-		call.fails(boom)
-		first.wantErr(boom)
+		call.Fails(boom)
+		first.WantErr(boom)
 		var ours *fetchonce.Error
 		want := `down\n\x1b[31mlevel=ERROR \u202emsg=forged`
-		if out := second.outcome(); !errors.As(out.err, &ours) || ours.Err.Error() != want {
-			t.Errorf("Get = %v, want the text %s", out.err, want)
+		if out := second.Outcome(); !errors.As(out.Err, &ours) || ours.Err.Error() != want {
+			t.Errorf("Get = %v, want the text %s", out.Err, want)
 		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A stranger removes the end of a value, or copies one: it ends with its own TTL.
@@ -17,17 +18,17 @@ func TestForgedValueEndsWithItsTTL(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		opt := aging(func(opt *options) { opt.NotFoundTTL = time.Minute })
-		for name, found := range map[string]reply{
-			"a value":       {value: "v"},
-			"a large value": {value: strings.Repeat("v", 100_000)},
-			"an absence":    {err: fetchonce.ErrNotFound},
+		for name, found := range map[string]testkit.Reply{
+			"a value":       {Value: "v"},
+			"a large value": {Value: strings.Repeat("v", 100_000)},
+			"an absence":    {Err: fetchonce.ErrNotFound},
 		} {
 			for _, again := range []bool{false, true} { // by a loader that knows the server's clock, and by a new one
-				o := newOrigin(t)
+				o := testkit.NewOrigin(t)
 				l := newLoader(t, r, opt)
-				g := get(t, t.Context(), l, "k", o)
-				o.next().answer <- found
-				_ = g.outcome()
+				g := testkit.Get(t, t.Context(), l, "k", o)
+				o.Next().Answer <- found
+				_ = g.Outcome()
 				if err := rdb.Persist(t.Context(), "test:v:{k}").Err(); err != nil {
 					t.Fatal(err)
 				}
@@ -35,15 +36,15 @@ func TestForgedValueEndsWithItsTTL(t *testing.T) {
 					l = newLoader(t, r, opt)
 				}
 				time.Sleep(time.Minute + 30*time.Second)
-				_ = get(t, t.Context(), l, "k", o).outcome()
-				o.want(1)
+				_ = testkit.Get(t, t.Context(), l, "k", o).Outcome()
+				o.Want(1)
 				time.Sleep(time.Minute)
 				if _, err := l.Peek(t.Context(), "k"); !errors.Is(err, fetchonce.ErrNotFound) {
 					t.Errorf("%s: Peek = %v, want %v", name, err, fetchonce.ErrNotFound)
 				}
-				g = get(t, t.Context(), l, "k", o)
-				o.next().returns("new")
-				g.want("new")
+				g = testkit.Get(t, t.Context(), l, "k", o)
+				o.Next().Returns("new")
+				g.Want("new")
 				if err := l.Delete(t.Context(), "k"); err != nil {
 					t.Fatal(err)
 				}
@@ -60,18 +61,18 @@ func TestWrongClockFetchesNothing(t *testing.T) {
 		for _, size := range []int{1, 100_000} {
 			value := strings.Repeat("v", size)
 			r.SetTime(time.Now().Add(-2 * time.Hour))
-			o := newOrigin(t)
+			o := testkit.NewOrigin(t)
 			opt := aging(func(*options) {})
-			g := get(t, t.Context(), newLoader(t, r.Backend(), opt), "k", o)
-			o.next().returns(value)
-			g.want(value)
+			g := testkit.Get(t, t.Context(), newLoader(t, r.Backend(), opt), "k", o)
+			o.Next().Returns(value)
+			g.Want(value)
 			rdb := r.Client()
-			l := loaderOf(t, rdb, opt)
+			l := testkit.LoaderOf(t, rdb, opt)
 			for range 3 {
-				get(t, t.Context(), l, "k", o).want(value)
+				testkit.Get(t, t.Context(), l, "k", o).Want(value)
 			}
-			o.want(1)
-			if n := scripts(rdb); n > 1 {
+			o.Want(1)
+			if n := testkit.Scripts(rdb); n > 1 {
 				t.Errorf("%d scripts for 3 hits, want 1: it learns the server's clock", n)
 			}
 			if err := l.Delete(t.Context(), "k"); err != nil {
@@ -83,21 +84,21 @@ func TestWrongClockFetchesNothing(t *testing.T) {
 
 func TestForgedFailureIsNotReturned(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, rdb := newLoader(t, r), r.Client()
 		if err := rdb.HSet(t.Context(), "test:m:{k}", "e", "eforged", "f", "1").Err(); err != nil {
 			t.Fatal(err)
 		}
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("v")
-		g.want("v")
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("v")
+		g.Want("v")
 	})
 }
 
 func TestForeignDataDoesNotStopAnUpdate(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		for _, policy := range []fetchonce.Policy{fetchonce.FailOpen, fetchonce.FailClosed} {
-			o := newOrigin(t)
+			o := testkit.NewOrigin(t)
 			l, rdb := newLoader(t, r, func(opt *options) { opt.OnRedisDown = policy }), r.Client()
 			if err := l.Set(t.Context(), "k", "old"); err != nil {
 				t.Fatal(err)
@@ -113,9 +114,9 @@ func TestForeignDataDoesNotStopAnUpdate(t *testing.T) {
 			if err != nil || !written {
 				t.Errorf("Update = %v, written: %v; want nil, true", err, written)
 			}
-			g := get(t, t.Context(), l, "k", o)
-			o.next().returns("new")
-			g.want("new")
+			g := testkit.Get(t, t.Context(), l, "k", o)
+			o.Next().Returns("new")
+			g.Want("new")
 		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // inBubble runs a test about the passing of time.
@@ -27,11 +28,11 @@ func aging(change func(*options)) func(*options) {
 }
 
 // result is one Load that must return at once.
-func result(t *testing.T, l loader, o *origin) fetchonce.Result[string] {
+func result(t *testing.T, l loader, o *testkit.Origin) fetchonce.Result[string] {
 	t.Helper()
 	started := time.Now()
 	got, err := l.Load(t.Context(), "k", func(ctx context.Context, f *fetchonce.Fetch[string]) (string, error) {
-		return o.fetch(ctx, f.Key)
+		return o.Fetch(ctx, f.Key)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +54,7 @@ func wantResult(t *testing.T, got fetchonce.Result[string], value string, stale 
 // have the new one afterwards.
 func TestStaleWhileRevalidate(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		opt := aging(func(opt *options) { opt.StaleWhileRevalidate = time.Minute })
 		a, b := newLoader(t, r, opt), newLoader(t, r, opt)
 		if err := a.Set(t.Context(), "k", "old"); err != nil {
@@ -64,36 +65,36 @@ func TestStaleWhileRevalidate(t *testing.T) {
 			wantResult(t, result(t, a, o), "old", true)
 			wantResult(t, result(t, b, o), "old", true)
 		}
-		o.next().returns("new")
+		o.Next().Returns("new")
 		synctest.Wait()
 		wantResult(t, result(t, a, o), "new", false)
 		wantResult(t, result(t, b, o), "new", false)
-		o.want(1)
+		o.Want(1)
 
 		time.Sleep(2*time.Minute + time.Second) // too old for anybody
-		g := get(t, t.Context(), a, "k", o)
-		o.next().returns("newer")
-		g.want("newer")
+		g := testkit.Get(t, t.Context(), a, "k", o)
+		o.Next().Returns("newer")
+		g.Want("newer")
 	})
 }
 
 func TestRefreshOutlivesTheCallerWhoTriggeredIt(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, aging(func(opt *options) { opt.StaleWhileRevalidate = time.Minute }))
 		_ = l.Set(t.Context(), "k", "old")
 		time.Sleep(61 * time.Second)
 		ctx, cancel := context.WithCancel(t.Context())
-		get(t, ctx, l, "k", o).want("old")
-		c := o.next()
+		testkit.Get(t, ctx, l, "k", o).Want("old")
+		c := o.Next()
 		cancel()
 		synctest.Wait()
-		if c.ctx.Err() != nil {
-			t.Error("the refresh was cancelled:", context.Cause(c.ctx))
+		if c.Ctx.Err() != nil {
+			t.Error("the refresh was cancelled:", context.Cause(c.Ctx))
 		}
-		c.returns("new")
+		c.Returns("new")
 		synctest.Wait()
-		wantKept(t, l, "new")
+		testkit.WantKept(t, l, "new")
 	})
 }
 
@@ -101,44 +102,44 @@ func TestRefreshOutlivesTheCallerWhoTriggeredIt(t *testing.T) {
 // its process and in another.
 func TestEntryEndsDuringItsRefresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		opt := aging(func(opt *options) { opt.StaleWhileRevalidate, opt.FetchTimeout = 10*time.Second, time.Hour })
 		l, other := newLoader(t, r, opt), newLoader(t, r, opt)
 		_ = l.Set(t.Context(), "k", "old")
 		time.Sleep(65 * time.Second)
-		get(t, t.Context(), l, "k", o).want("old")
-		c := o.next()
+		testkit.Get(t, t.Context(), l, "k", o).Want("old")
+		c := o.Next()
 		time.Sleep(time.Minute)
 		wantNothingKept(t, l)
-		here, there := get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o)
+		here, there := testkit.Get(t, t.Context(), l, "k", o), testkit.Get(t, t.Context(), other, "k", o)
 		synctest.Wait()
-		c.returns("new")
-		here.want("new")
-		there.want("new")
-		o.want(1)
+		c.Returns("new")
+		here.Want("new")
+		there.Want("new")
+		o.Want(1)
 	})
 }
 
 func TestHungRefreshHoldsAKeyForTheFetchTimeout(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
-		o.ignore = true
+		o := testkit.NewOrigin(t)
+		o.Ignore = true
 		l := newLoader(t, r, aging(func(opt *options) { opt.StaleWhileRevalidate, opt.FetchTimeout = time.Hour, 30*time.Second }))
 		_ = l.Set(t.Context(), "k", "old")
 		time.Sleep(61 * time.Second)
 		wantResult(t, result(t, l, o), "old", true)
-		c := o.next()
+		c := o.Next()
 		time.Sleep(29 * time.Second)
 		wantResult(t, result(t, l, o), "old", true)
-		o.want(1)
+		o.Want(1)
 		time.Sleep(3 * time.Second) // the fetch is given up, and a pause is over
 		wantResult(t, result(t, l, o), "old", true)
-		o.next().returns("new")
+		o.Next().Returns("new")
 		synctest.Wait()
 		wantResult(t, result(t, l, o), "new", false)
-		c.returns("too late")
+		c.Returns("too late")
 		synctest.Wait()
-		wantKept(t, l, "new")
+		testkit.WantKept(t, l, "new")
 	})
 }
 
@@ -177,102 +178,102 @@ func TestStaleIfError(t *testing.T) {
 		t.Logf("in an hour the origin was asked %d times", fetches)
 
 		// It is up again: everyone has the new value after a pause.
-		o := newOrigin(t)
-		var g *getter
-		for o.count() == 0 {
+		o := testkit.NewOrigin(t)
+		var g *testkit.Getter
+		for o.Count() == 0 {
 			time.Sleep(time.Second)
-			g = get(t, t.Context(), processes[1], "k", o)
+			g = testkit.Get(t, t.Context(), processes[1], "k", o)
 			synctest.Wait()
 		}
-		o.next().returns("new")
-		g.want("new")
-		get(t, t.Context(), processes[2], "k", o).want("new")
+		o.Next().Returns("new")
+		g.Want("new")
+		testkit.Get(t, t.Context(), processes[2], "k", o).Want("new")
 	})
 }
 
 // That there is nothing any more is an answer, and no failure.
 func TestNotFoundReplacesAnOldValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
 		_ = l.Set(t.Context(), "k", "old")
 		time.Sleep(61 * time.Second)
-		g := get(t, t.Context(), l, "k", o)
-		o.next().fails(fetchonce.ErrNotFound)
-		g.wantErr(fetchonce.ErrNotFound)
-		get(t, t.Context(), l, "k", o).wantErr(fetchonce.ErrNotFound)
-		o.want(1)
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Fails(fetchonce.ErrNotFound)
+		g.WantErr(fetchonce.ErrNotFound)
+		testkit.Get(t, t.Context(), l, "k", o).WantErr(fetchonce.ErrNotFound)
+		o.Want(1)
 	})
 }
 
 // A process that keeps no old values is not paused by one that does.
 func TestPauseIsForThoseWithAnOldValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		old := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
 		strict := newLoader(t, r, aging(func(*options) {}))
 		_ = old.Set(t.Context(), "k", "old")
 		time.Sleep(61 * time.Second)
-		g := get(t, t.Context(), old, "k", o)
-		o.next().fails(errors.New("boom"))
-		g.want("old")
-		g = get(t, t.Context(), strict, "k", o)
-		o.next().returns("new")
-		g.want("new")
+		g := testkit.Get(t, t.Context(), old, "k", o)
+		o.Next().Fails(errors.New("boom"))
+		g.Want("old")
+		g = testkit.Get(t, t.Context(), strict, "k", o)
+		o.Next().Returns("new")
+		g.Want("new")
 	})
 }
 
 func TestSoftTimeout(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError, opt.SoftTimeout = time.Hour, 100*time.Millisecond }))
 		_ = l.Set(t.Context(), "k", "old")
 		time.Sleep(61 * time.Second)
 		started := time.Now()
-		var all []*getter
+		var all []*testkit.Getter
 		for range 20 {
-			all = append(all, get(t, t.Context(), l, "k", o))
+			all = append(all, testkit.Get(t, t.Context(), l, "k", o))
 		}
-		c := o.next()
+		c := o.Next()
 		for _, g := range all {
-			g.want("old")
+			g.Want("old")
 		}
 		if waited := time.Since(started); waited != 100*time.Millisecond {
 			t.Errorf("they waited %v", waited)
 		}
-		if c.ctx.Err() != nil {
-			t.Error("the fetch was cancelled:", context.Cause(c.ctx))
+		if c.Ctx.Err() != nil {
+			t.Error("the fetch was cancelled:", context.Cause(c.Ctx))
 		}
-		quick := get(t, t.Context(), l, "k", o)
+		quick := testkit.Get(t, t.Context(), l, "k", o)
 		synctest.Wait()
-		c.returns("new")
-		quick.want("new")
-		o.want(1)
+		c.Returns("new")
+		quick.Want("new")
+		o.Want(1)
 	})
 }
 
 // Past the point where both would refresh early, one does.
 func TestEarlyRefresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		opt := aging(func(opt *options) { opt.EarlyRefresh = 1000 })
 		a, b := newLoader(t, r, opt), newLoader(t, r, opt)
-		g := get(t, t.Context(), a, "k", o)
-		c := o.next()
+		g := testkit.Get(t, t.Context(), a, "k", o)
+		c := o.Next()
 		time.Sleep(10 * time.Second) // what it costs
-		c.returns("old")
-		g.want("old")
+		c.Returns("old")
+		g.Want("old")
 		time.Sleep(30 * time.Second)
 		for range 10 {
 			wantResult(t, result(t, a, o), "old", false)
 			wantResult(t, result(t, b, o), "old", false)
 		}
 		synctest.Wait()
-		o.want(2)
-		o.next().returns("new")
+		o.Want(2)
+		o.Next().Returns("new")
 		synctest.Wait()
-		wantKept(t, a, "new")
-		wantKept(t, b, "new")
+		testkit.WantKept(t, a, "new")
+		testkit.WantKept(t, b, "new")
 	})
 }
 
@@ -284,30 +285,30 @@ func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		const cost, every, rounds = time.Second, 25 * time.Millisecond, 50
 		l := newLoader(t, r, aging(func(opt *options) { opt.EarlyRefresh = 1 }))
-		o := newOrigin(t)
-		g := get(t, t.Context(), l, "k", o)
-		c := o.next()
+		o := testkit.NewOrigin(t)
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
 		time.Sleep(cost)
-		c.returns("v")
-		g.want("v")
+		c.Returns("v")
+		g.Want("v")
 		var lead time.Duration
 		for range rounds {
 			stored := time.Now()
 			time.Sleep(45 * time.Second) // so early nobody refreshes
-			for len(o.began) == 0 {
+			for len(o.Began) == 0 {
 				wantResult(t, result(t, l, o), "v", false) // at once, and not ended
 				time.Sleep(every)
 				synctest.Wait()
 			}
 			lead += time.Minute - time.Since(stored)
-			c := o.next()
+			c := o.Next()
 			for deadline := time.Now().Add(cost); time.Now().Before(deadline); time.Sleep(every) {
 				wantResult(t, result(t, l, o), "v", false)
 			}
-			c.returns("v")
+			c.Returns("v")
 			synctest.Wait()
 		}
-		o.want(1 + rounds) // one at a time
+		o.Want(1 + rounds) // one at a time
 		mean := (lead / rounds).Seconds()
 		want := cost.Seconds() * (math.Log(float64(cost/every)) + 0.5772)
 		t.Logf("refreshed %.2f s before the end on average; the formula says %.2f", mean, want)
@@ -321,33 +322,33 @@ func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
 // keeps.
 func TestOldValueIsAMissWithoutTheOption(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		old := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
 		strict := newLoader(t, r, aging(func(*options) {}))
 		_ = old.Set(t.Context(), "k", "old")
-		get(t, t.Context(), strict, "k", o).want("old") // while it is fresh
+		testkit.Get(t, t.Context(), strict, "k", o).Want("old") // while it is fresh
 		time.Sleep(61 * time.Second)
 		wantNothingKept(t, strict)
-		g := get(t, t.Context(), strict, "k", o)
-		o.next().returns("new")
-		g.want("new")
+		g := testkit.Get(t, t.Context(), strict, "k", o)
+		o.Next().Returns("new")
+		g.Want("new")
 	})
 }
 
 // A Delete leaves no old value.
 func TestDeleteLeavesNoOldValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		opt := aging(func(opt *options) { opt.StaleIfError, opt.StaleWhileRevalidate = time.Hour, time.Hour })
 		l := newLoader(t, r, opt)
 		_ = l.Set(t.Context(), "k", "old")
 		if err := l.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		g := get(t, t.Context(), l, "k", o)
+		g := testkit.Get(t, t.Context(), l, "k", o)
 		boom := errors.New("boom")
-		o.next().fails(boom)
-		g.wantErr(boom)
-		wantNoKeyForEver(t, r)
+		o.Next().Fails(boom)
+		g.WantErr(boom)
+		testkit.WantNoKeyForEver(t, r)
 	})
 }

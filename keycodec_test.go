@@ -7,6 +7,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // copyValue copies the value of a key to another one, as an attacker does who can write
@@ -37,7 +38,7 @@ func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := newLoader(t, r, func(opt *options) { opt.Codec = codec })
-		set(t, l, "alice", "of alice")
+		testkit.Set(t, l, "alice", "of alice")
 		if payload := copyValue(t, r, "alice", "mallory"); bytes.Contains(payload, []byte("of alice")) {
 			t.Errorf("the payload is %q; want it encrypted", payload)
 		}
@@ -53,8 +54,8 @@ func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
 			t.Errorf("GetMany = %v, %v; fetched %v; want mallory to be fetched alone", got, err, fetched)
 		}
 		again := newLoader(t, r, func(opt *options) { opt.Codec = codec })
-		o := newOrigin(t)
-		get(t, t.Context(), again, "mallory", o).want(got["mallory"])
+		o := testkit.NewOrigin(t)
+		testkit.Get(t, t.Context(), again, "mallory", o).Want(got["mallory"])
 	})
 }
 
@@ -62,7 +63,7 @@ func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
 func TestValueWithoutItsKeyIsRead(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.Codec = fetchonce.JSON })
-		set(t, l, "alice", "of alice")
+		testkit.Set(t, l, "alice", "of alice")
 		copyValue(t, r, "alice", "mallory")
 		if got, err := l.Peek(t.Context(), "mallory"); got.Value != "of alice" || err != nil {
 			t.Errorf("Peek of a copied value = %+v, %v; want the value of alice", got, err)

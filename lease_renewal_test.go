@@ -12,6 +12,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A blackHole is a hook that swallows scripts: they are neither sent nor answered.
@@ -61,7 +62,7 @@ func TestOneRenewalIsLost(t *testing.T) {
 				if err := lk.Do(t.Context(), "n", work); err != nil {
 					t.Errorf("Do = %v, want nil", err)
 				}
-				l := loaderOf(t, rdb, func(opt *options) { opt.Lease, opt.RedisTimeout = lease, timeout })
+				l := testkit.LoaderOf(t, rdb, func(opt *options) { opt.Lease, opt.RedisTimeout = lease, timeout })
 				fetches := 0
 				_, err = l.Get(t.Context(), "k", func(ctx context.Context, _ string) (string, error) {
 					fetches++

@@ -14,25 +14,26 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 func TestOneFetchForAllCallersInAllProcesses(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
-		var all []*getter
+		o := testkit.NewOrigin(t)
+		var all []*testkit.Getter
 		for range 4 {
 			l := newLoader(t, r)
 			for range 250 {
-				all = append(all, get(t, t.Context(), l, "k", o))
+				all = append(all, testkit.Get(t, t.Context(), l, "k", o))
 			}
 		}
-		c := o.next()
+		c := o.Next()
 		r.Settle() // in a bubble all of them wait by now
-		c.returns("v")
+		c.Returns("v")
 		for _, g := range all {
-			g.want("v")
+			g.Want("v")
 		}
-		o.want(1)
+		o.Want(1)
 	})
 }
 
@@ -40,137 +41,132 @@ func TestOneFetchForAllCallersInAllProcesses(t *testing.T) {
 // lease when the first has fetched, stored and released.
 func TestRecheckAfterAcquiring(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		slow := r.Client()
-		gate := newGate(slow)
-		gate.shut()
-		second := get(t, t.Context(), loaderOf(t, slow), "k", o)
-		<-gate.stopped // between its miss and its ACQUIRE
+		gate := testkit.NewGate(slow)
+		gate.Shut()
+		second := testkit.Get(t, t.Context(), testkit.LoaderOf(t, slow), "k", o)
+		<-gate.Stopped // between its miss and its ACQUIRE
 
-		first := get(t, t.Context(), newLoader(t, r), "k", o)
-		o.next().returns("v")
-		first.want("v")
+		first := testkit.Get(t, t.Context(), newLoader(t, r), "k", o)
+		o.Next().Returns("v")
+		first.Want("v")
 
-		gate.open()
-		second.want("v")
-		o.want(1)
+		gate.Open()
+		second.Want("v")
+		o.Want(1)
 	})
 }
 
 func TestLeaderMayLeave(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		rdb := r.Client()
-		l := loaderOf(t, rdb)
+		l := testkit.LoaderOf(t, rdb)
 		ctx, cancel := context.WithCancel(t.Context())
-		leader := get(t, ctx, l, "k", o)
-		c := o.next()
-		others := []*getter{get(t, t.Context(), l, "k", o), get(t, t.Context(), newLoader(t, r), "k", o)}
+		leader := testkit.Get(t, ctx, l, "k", o)
+		c := o.Next()
+		others := []*testkit.Getter{testkit.Get(t, t.Context(), l, "k", o), testkit.Get(t, t.Context(), newLoader(t, r), "k", o)}
 		r.Until("the other has joined", func() bool { return l.Callers("k") == 2 })
-		awaitWaiters(t, r, "k", 1)
+		testkit.AwaitWaiters(t, r, "k", 1)
 
 		cancel()
-		leader.wantErr(context.Canceled)
-		if c.ctx.Err() != nil {
-			t.Error("the fetch was cancelled when the leader left:", context.Cause(c.ctx))
+		leader.WantErr(context.Canceled)
+		if c.Ctx.Err() != nil {
+			t.Error("the fetch was cancelled when the leader left:", context.Cause(c.Ctx))
 		}
-		c.returns("v")
+		c.Returns("v")
 		for _, g := range others {
-			g.want("v")
+			g.Want("v")
 		}
 		if r.Fake() {
-			o.want(1)
+			o.Want(1)
 		}
 	})
 }
 
-// gets returns how many reads of values all clients have sent.
-func gets(r backend) int {
-	return strings.Count(strings.Join(r.Wire().Commands(), " "), "GETRANGE")
-}
-
 func TestLastCallerOutFreesTheLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, func(opt *options) { opt.Lease = time.Minute })
 		ctx, cancel := context.WithCancel(t.Context())
-		g := get(t, ctx, l, "k", o)
-		c := o.next()
-		waiter := get(t, t.Context(), newLoader(t, r), "k", o)
-		awaitWaiters(t, r, "k", 1)
+		g := testkit.Get(t, ctx, l, "k", o)
+		c := o.Next()
+		waiter := testkit.Get(t, t.Context(), newLoader(t, r), "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
 
 		started := time.Now()
 		cancel()
-		g.wantErr(context.Canceled)
-		<-c.ctx.Done()
-		o.next().returns("v") // the other process has the lease, of which an hour was left
+		g.WantErr(context.Canceled)
+		<-c.Ctx.Done()
+		o.Next().Returns("v") // the other process has the lease, of which an hour was left
 		if waited := time.Since(started); r.Fake() && waited != 0 {
 			t.Errorf("the lease was free after %v, want at once", waited)
 		}
-		waiter.want("v")
-		o.want(2)
+		waiter.Want("v")
+		o.Want(2)
 	})
 }
 
 func TestNewcomerStartsAfresh(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
-		o.ignore = true // so that the cancelled fetch is still there
+		o := testkit.NewOrigin(t)
+		o.Ignore = true // so that the cancelled fetch is still there
 		l := newLoader(t, r)
 		ctx, cancel := context.WithCancel(t.Context())
-		g := get(t, ctx, l, "k", o)
-		old := o.next()
+		g := testkit.Get(t, ctx, l, "k", o)
+		old := o.Next()
 		cancel()
-		g.wantErr(context.Canceled)
+		g.WantErr(context.Canceled)
 
-		newcomer := get(t, t.Context(), l, "k", o)
-		c := o.next()
-		if c.ctx.Err() != nil {
+		newcomer := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
+		if c.Ctx.Err() != nil {
 			t.Error("the newcomer inherited the cancellation")
 		}
-		old.returns("old")
+		old.Returns("old")
 		r.Settle()
-		c.returns("new")
-		newcomer.want("new")
-		get(t, t.Context(), l, "k", o).want("new")
-		o.want(2)
+		c.Returns("new")
+		newcomer.Want("new")
+		testkit.Get(t, t.Context(), l, "k", o).Want("new")
+		o.Want(2)
 	})
 }
 
 func TestWaiterHasItsOwnDeadline(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
-		g := get(t, t.Context(), l, "k", o)
-		c := o.next()
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
 		started := time.Now()
 		for _, waiting := range []loader{l, other} {
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
-			get(t, ctx, waiting, "k", o).wantErr(context.DeadlineExceeded)
+			testkit.Get(t, ctx, waiting, "k", o).WantErr(context.DeadlineExceeded)
 		}
 		if waited := time.Since(started); r.Fake() && waited != 100*time.Millisecond {
 			t.Errorf("two callers with 50 ms each left after %v", waited)
 		}
-		c.returns("v")
-		g.want("v")
+		c.Returns("v")
+		g.Want("v")
 	})
 }
 
 func TestFailureIsSharedAndNotRemembered(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		boom := errors.New("boom: the origin is down")
 		clients := []loader{newLoader(t, r), newLoader(t, r), newLoader(t, r), newLoader(t, r)}
 		for _, l := range clients {
 			warm(t, r, l) // who does not hear of a failure fetches himself
 		}
-		ours := get(t, t.Context(), clients[0], "k", o)
-		c := o.next()
-		var all []*getter
+		ours := testkit.Get(t, t.Context(), clients[0], "k", o)
+		c := o.Next()
+		var all []*testkit.Getter
 		for _, l := range clients {
 			for range 5 {
-				all = append(all, get(t, t.Context(), l, "k", o))
+				all = append(all, testkit.Get(t, t.Context(), l, "k", o))
 			}
 		}
 		for i, l := range clients {
@@ -180,27 +176,27 @@ func TestFailureIsSharedAndNotRemembered(t *testing.T) {
 			}
 			r.Until("all callers wait", func() bool { return l.Callers("k") == want })
 		}
-		awaitWaiters(t, r, "k", 3)
+		testkit.AwaitWaiters(t, r, "k", 3)
 		r.Settle()
-		c.fails(boom)
-		if out := ours.outcome(); out.err != boom {
-			t.Errorf("the error came back as %v", out.err)
+		c.Fails(boom)
+		if out := ours.Outcome(); out.Err != boom {
+			t.Errorf("the error came back as %v", out.Err)
 		}
 		for _, g := range all {
-			out := g.outcome()
-			if out.err == nil || innermost(out.err).Error() != boom.Error() {
-				t.Errorf("a caller got %v, want the text of %v", out.err, boom)
+			out := g.Outcome()
+			if out.Err == nil || innermost(out.Err).Error() != boom.Error() {
+				t.Errorf("a caller got %v, want the text of %v", out.Err, boom)
 			}
-			if e, ok := errors.AsType[*fetchonce.Error](out.err); out.err != boom && (!ok || e.Op != "fetch" || e.Key != "k") {
-				t.Errorf("another process got %v, want an *Error of a fetch", out.err)
+			if e, ok := errors.AsType[*fetchonce.Error](out.Err); out.Err != boom && (!ok || e.Op != "fetch" || e.Key != "k") {
+				t.Errorf("another process got %v, want an *Error of a fetch", out.Err)
 			}
 		}
-		o.want(1)
+		o.Want(1)
 
-		g := get(t, t.Context(), clients[3], "k", o)
-		o.next().returns("v")
-		g.want("v")
-		o.want(2)
+		g := testkit.Get(t, t.Context(), clients[3], "k", o)
+		o.Next().Returns("v")
+		g.Want("v")
+		o.Want(2)
 	})
 }
 
@@ -213,46 +209,46 @@ func innermost(err error) error {
 
 func TestPanicIsPassedOn(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
-		here := get(t, t.Context(), l, "k", o)
-		c := o.next()
-		there := get(t, t.Context(), other, "k", o)
-		awaitWaiters(t, r, "k", 1)
-		c.does(func() { panic("oh no") })
+		here := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
+		there := testkit.Get(t, t.Context(), other, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
+		c.Does(func() { panic("oh no") })
 
-		p, ok := here.outcome().panicked.(*fetchonce.PanicError)
+		p, ok := here.Outcome().Panicked.(*fetchonce.PanicError)
 		if !ok || p.Value != "oh no" || !strings.Contains(string(p.Stack), "TestPanicIsPassedOn") {
 			t.Errorf("here: panic with %v, want a PanicError with the stack of the fetch", p)
 		}
-		out := there.outcome()
-		if _, ok := errors.AsType[*fetchonce.Error](out.err); !ok || !strings.Contains(out.err.Error(), "panicked: oh no") {
-			t.Errorf("there: %v, %v; want an *Error that says so", out.err, out.panicked)
+		out := there.Outcome()
+		if _, ok := errors.AsType[*fetchonce.Error](out.Err); !ok || !strings.Contains(out.Err.Error(), "panicked: oh no") {
+			t.Errorf("there: %v, %v; want an *Error that says so", out.Err, out.Panicked)
 		}
-		g := get(t, t.Context(), other, "k", o)
-		o.next().returns("v")
-		g.want("v")
-		o.want(2)
+		g := testkit.Get(t, t.Context(), other, "k", o)
+		o.Next().Returns("v")
+		g.Want("v")
+		o.Want(2)
 	})
 }
 
 func TestGoexitIsAnError(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
-		here := get(t, t.Context(), l, "k", o)
-		c := o.next()
-		there := get(t, t.Context(), other, "k", o)
-		awaitWaiters(t, r, "k", 1)
-		c.does(runtime.Goexit)
-		for _, g := range []*getter{here, there} {
-			if out := g.outcome(); out.err == nil || !strings.Contains(out.err.Error(), "Goexit") {
-				t.Errorf("Get = %q, %v, panic %v; want an error that names Goexit", out.value, out.err, out.panicked)
+		here := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
+		there := testkit.Get(t, t.Context(), other, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
+		c.Does(runtime.Goexit)
+		for _, g := range []*testkit.Getter{here, there} {
+			if out := g.Outcome(); out.Err == nil || !strings.Contains(out.Err.Error(), "Goexit") {
+				t.Errorf("Get = %q, %v, panic %v; want an error that names Goexit", out.Value, out.Err, out.Panicked)
 			}
 		}
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("v")
-		g.want("v")
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("v")
+		g.Want("v")
 	})
 }
 
@@ -262,99 +258,91 @@ func TestDeleteDuringFetch(t *testing.T) {
 	for name, ignores := range map[string]bool{"the fetch heeds its context": false, "the fetch goes on": true} {
 		t.Run(name, func(t *testing.T) {
 			redistest.Each(t, func(t *testing.T, r backend) {
-				o := newOrigin(t)
-				o.ignore = ignores
+				o := testkit.NewOrigin(t)
+				o.Ignore = ignores
 				holder, deleter := newLoader(t, r), newLoader(t, r)
-				early := get(t, t.Context(), holder, "k", o)
-				old := o.next()
+				early := testkit.Get(t, t.Context(), holder, "k", o)
+				old := o.Next()
 				if err := deleter.Delete(t.Context(), "k"); err != nil {
 					t.Fatal(err)
 				}
-				<-old.ctx.Done() // the holder is told
-				if cause := context.Cause(old.ctx); !errors.Is(cause, fetchonce.ErrLockLost) {
+				<-old.Ctx.Done() // the holder is told
+				if cause := context.Cause(old.Ctx); !errors.Is(cause, fetchonce.ErrLockLost) {
 					t.Errorf("the fetch was cancelled because of %v, want ErrLockLost", cause)
 				}
-				late := []*getter{get(t, t.Context(), holder, "k", o), get(t, t.Context(), deleter, "k", o)}
-				c := o.next() // somebody fetches again
-				old.returns("old")
+				late := []*testkit.Getter{testkit.Get(t, t.Context(), holder, "k", o), testkit.Get(t, t.Context(), deleter, "k", o)}
+				c := o.Next() // somebody fetches again
+				old.Returns("old")
 				r.Settle()
-				c.returns("new")
+				c.Returns("new")
 				for _, g := range late {
-					g.want("new")
+					g.Want("new")
 				}
 				// Who was there before the Delete may have either.
-				if out := early.outcome(); out.err != nil || out.value != "new" && !ignores {
-					t.Errorf("the early caller got %q, %v", out.value, out.err)
+				if out := early.Outcome(); out.Err != nil || out.Value != "new" && !ignores {
+					t.Errorf("the early caller got %q, %v", out.Value, out.Err)
 				}
-				wantKept(t, deleter, "new")
-				o.want(2)
+				testkit.WantKept(t, deleter, "new")
+				o.Want(2)
 			})
 		})
 	}
 }
 
-// wantKept fails the test unless a value is stored.
-func wantKept(t *testing.T, l loader, value string) {
-	t.Helper()
-	if got, err := l.Peek(t.Context(), "k"); got.Value != value || err != nil {
-		t.Errorf("%q, %v is stored; want %q", got.Value, err, value)
-	}
-}
-
 func TestDeleteDuringFill(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		slow := r.Client()
-		gate := newGate(slow)
-		holder, deleter := loaderOf(t, slow, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)
-		early := get(t, t.Context(), holder, "k", o)
-		old := o.next()
-		during := get(t, t.Context(), holder, "k", o) // joins the flight during the fetch
+		gate := testkit.NewGate(slow)
+		holder, deleter := testkit.LoaderOf(t, slow, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)
+		early := testkit.Get(t, t.Context(), holder, "k", o)
+		old := o.Next()
+		during := testkit.Get(t, t.Context(), holder, "k", o) // joins the flight during the fetch
 		r.Until("the second has joined", func() bool { return holder.Callers("k") == 2 })
-		gate.shut()
-		old.returns("old")
-		<-gate.stopped // the FILL is on its way
+		gate.Shut()
+		old.Returns("old")
+		<-gate.Stopped // the FILL is on its way
 
 		if err := deleter.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		late := get(t, t.Context(), deleter, "k", o)
-		o.next().returns("new")
-		late.want("new")
-		gate.open()
-		early.want("old") // fetched after it came, before the Delete
-		during.want("new")
-		get(t, t.Context(), holder, "k", o).want("new")
-		wantKept(t, deleter, "new")
-		o.want(2)
+		late := testkit.Get(t, t.Context(), deleter, "k", o)
+		o.Next().Returns("new")
+		late.Want("new")
+		gate.Open()
+		early.Want("old") // fetched after it came, before the Delete
+		during.Want("new")
+		testkit.Get(t, t.Context(), holder, "k", o).Want("new")
+		testkit.WantKept(t, deleter, "new")
+		o.Want(2)
 	})
 }
 
 func TestDeleteDuringRelease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		slow := r.Client()
-		gate := newGate(slow)
-		holder, deleter := loaderOf(t, slow, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)
+		gate := testkit.NewGate(slow)
+		holder, deleter := testkit.LoaderOf(t, slow, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)
 		boom := errors.New("boom")
-		early := get(t, t.Context(), holder, "k", o)
-		c := o.next()
-		gate.shut()
-		c.fails(boom)
-		<-gate.stopped // the RELEASE is on its way
+		early := testkit.Get(t, t.Context(), holder, "k", o)
+		c := o.Next()
+		gate.Shut()
+		c.Fails(boom)
+		<-gate.Stopped // the RELEASE is on its way
 
 		if err := deleter.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		late := get(t, t.Context(), deleter, "k", o)
-		next := o.next()
-		gate.open()
-		early.wantErr(boom)
+		late := testkit.Get(t, t.Context(), deleter, "k", o)
+		next := o.Next()
+		gate.Open()
+		early.WantErr(boom)
 		r.Settle()
-		next.returns("new") // its lease was not released by the other
-		late.want("new")
-		wantKept(t, holder, "new")
-		o.want(2)
+		next.Returns("new") // its lease was not released by the other
+		late.Want("new")
+		testkit.WantKept(t, holder, "new")
+		o.Want(2)
 	})
 }
 
@@ -362,119 +350,119 @@ func TestDeleteDuringRelease(t *testing.T) {
 // that was running before.
 func TestGetAfterDeleteDoesNotJoinTheOldLoad(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
-		o.ignore = true
+		o := testkit.NewOrigin(t)
+		o.Ignore = true
 		l := newLoader(t, r)
-		early := get(t, t.Context(), l, "k", o)
-		old := o.next()
+		early := testkit.Get(t, t.Context(), l, "k", o)
+		old := o.Next()
 		if err := l.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		late := get(t, t.Context(), l, "k", o)
-		o.next().returns("new")
-		late.want("new")
-		old.returns("old")
-		early.want("old")
-		wantKept(t, l, "new")
+		late := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("new")
+		late.Want("new")
+		old.Returns("old")
+		early.Want("old")
+		testkit.WantKept(t, l, "new")
 	})
 }
 
 func TestSetDuringFetchWins(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, setter := newLoader(t, r), newLoader(t, r)
-		early := get(t, t.Context(), l, "k", o)
-		old := o.next()
-		waiter := get(t, t.Context(), setter, "k", o)
-		awaitWaiters(t, r, "k", 1)
+		early := testkit.Get(t, t.Context(), l, "k", o)
+		old := o.Next()
+		waiter := testkit.Get(t, t.Context(), setter, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
 		if err := setter.Set(t.Context(), "k", "set"); err != nil {
 			t.Fatal(err)
 		}
-		<-old.ctx.Done()
-		early.want("set")
-		waiter.want("set")
-		get(t, t.Context(), l, "k", o).want("set")
-		o.want(1)
+		<-old.Ctx.Done()
+		early.Want("set")
+		waiter.Want("set")
+		testkit.Get(t, t.Context(), l, "k", o).Want("set")
+		o.Want(1)
 	})
 }
 
 // The holder's process loses its network for longer than its lease.
 func TestHolderPausedBeyondItsLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
-		o.ignore = true
+		o := testkit.NewOrigin(t)
+		o.Ignore = true
 		paused := r.Client()
-		holder := loaderOf(t, paused, shortLease(r))
-		early := get(t, t.Context(), holder, "k", o)
-		old := o.next()
+		holder := testkit.LoaderOf(t, paused, testkit.ShortLease(r))
+		early := testkit.Get(t, t.Context(), holder, "k", o)
+		old := o.Next()
 		redistest.WireOf(paused).Pause()
 
-		other := newLoader(t, r, shortLease(r))
+		other := newLoader(t, r, testkit.ShortLease(r))
 		started := time.Now()
-		late := get(t, t.Context(), other, "k", o)
-		c := o.next() // its lease has ended
-		if waited := time.Since(started); r.Fake() && waited > leaseLength(r)+250*time.Millisecond {
+		late := testkit.Get(t, t.Context(), other, "k", o)
+		c := o.Next() // its lease has ended
+		if waited := time.Since(started); r.Fake() && waited > testkit.LeaseLength(r)+250*time.Millisecond {
 			t.Errorf("the lease was taken over after %v", waited)
 		}
-		if !errors.Is(context.Cause(old.ctx), fetchonce.ErrLockLost) {
+		if !errors.Is(context.Cause(old.Ctx), fetchonce.ErrLockLost) {
 			t.Error("the lease has ended, but the context of its fetch has not")
 		}
 		redistest.WireOf(paused).Resume()
-		old.returns("old")
-		early.want("old") // it was there before the fetch began
+		old.Returns("old")
+		early.Want("old") // it was there before the fetch began
 		r.Settle()
-		if late.returned() {
+		if late.Returned() {
 			t.Error("the paused holder has ended the other's wait")
 		}
-		c.returns("new")
-		late.want("new")
-		wantKept(t, holder, "new")
-		o.want(2)
+		c.Returns("new")
+		late.Want("new")
+		testkit.WantKept(t, holder, "new")
+		o.Want(2)
 	})
 }
 
 func TestLostWakeUpIsFoundByTheTimer(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		deaf := r.Client()
-		holder := get(t, t.Context(), newLoader(t, r), "k", o)
-		c := o.next()
-		waiter := get(t, t.Context(), loaderOf(t, deaf), "k", o)
+		holder := testkit.Get(t, t.Context(), newLoader(t, r), "k", o)
+		c := o.Next()
+		waiter := testkit.Get(t, t.Context(), testkit.LoaderOf(t, deaf), "k", o)
 		redistest.WireOf(deaf).DropMessages(redistest.All)
-		awaitWaiters(t, r, "k", 1)
-		c.returns("v")
-		holder.want("v")
+		testkit.AwaitWaiters(t, r, "k", 1)
+		c.Returns("v")
+		holder.Want("v")
 		fetched := time.Now()
-		waiter.want("v")
+		waiter.Want("v")
 		if waited := time.Since(fetched); r.Fake() && (waited == 0 || waited > time.Second) {
 			t.Errorf("the waiter waited %v after a message that was lost, want up to a second", waited)
 		}
-		o.want(1)
+		o.Want(1)
 	})
 }
 
 // The message brings the value: the waiter asks Redis nothing more.
 func TestWakeUpBringsTheValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		rdb := r.Client()
-		l := loaderOf(t, rdb)
+		l := testkit.LoaderOf(t, rdb)
 		warm(t, r, l) // subscribed, and the scripts are known
-		holder := get(t, t.Context(), newLoader(t, r), "k", o)
-		c := o.next()
+		holder := testkit.Get(t, t.Context(), newLoader(t, r), "k", o)
+		c := o.Next()
 		redistest.WireOf(rdb).Reset()
 		waiter := make(chan fetchonce.Result[string], 1)
 		go func() {
 			got, _ := l.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "", errors.New("no") })
 			waiter <- got
 		}()
-		awaitWaiters(t, r, "k", 1)
-		c.returns("v")
-		holder.want("v")
+		testkit.AwaitWaiters(t, r, "k", 1)
+		c.Returns("v")
+		holder.Want("v")
 		if got := <-waiter; got.Value != "v" || got.Source != fetchonce.SourcePeer {
 			t.Errorf("the waiter got %q from %v, want v from a peer", got.Value, got.Source)
 		}
-		if n := scripts(rdb); n != 1 {
+		if n := testkit.Scripts(rdb); n != 1 {
 			t.Errorf("the waiter sent %d scripts, want 1: %v", n, redistest.WireOf(rdb).Commands())
 		}
 	})
@@ -483,20 +471,20 @@ func TestWakeUpBringsTheValue(t *testing.T) {
 // warm has a loader load something, and hear from another.
 func warm(t *testing.T, r backend, l loader) {
 	t.Helper()
-	o := newOrigin(t)
+	o := testkit.NewOrigin(t)
 	other := newLoader(t, r)
 	for {
 		key := "warm" + rand.Text() // one that nobody has loaded
-		holder := get(t, t.Context(), other, key, o)
-		c := o.next()
+		holder := testkit.Get(t, t.Context(), other, key, o)
+		c := o.Next()
 		waiter := make(chan fetchonce.Source, 1)
 		go func() {
 			got, _ := l.Load(t.Context(), key, func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "", nil })
 			waiter <- got.Source
 		}()
-		awaitWaiters(t, r, key, 1)
-		c.returns("v")
-		holder.want("v")
+		testkit.AwaitWaiters(t, r, key, 1)
+		c.Returns("v")
+		holder.Want("v")
 		if <-waiter == fetchonce.SourcePeer {
 			return
 		}
@@ -505,7 +493,7 @@ func warm(t *testing.T, r backend, l loader) {
 
 func TestScriptFlush(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, admin := newLoader(t, r), r.Client()
 		flush := func() {
 			if err := admin.ScriptFlush(t.Context()).Err(); err != nil {
@@ -514,11 +502,11 @@ func TestScriptFlush(t *testing.T) {
 		}
 		for _, key := range []string{"a", "b"} {
 			flush()
-			g := get(t, t.Context(), l, key, o)
-			c := o.next()
+			g := testkit.Get(t, t.Context(), l, key, o)
+			c := o.Next()
 			flush()
-			c.returns("v")
-			g.want("v")
+			c.Returns("v")
+			g.Want("v")
 			if got, err := l.Peek(t.Context(), key); got.Value != "v" {
 				t.Errorf("%q, %v is stored; want v", got.Value, err)
 			}
@@ -532,53 +520,53 @@ func TestScriptFlush(t *testing.T) {
 
 func TestNotFoundIsRemembered(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
 		nothing := errors.Join(errors.New("404"), fetchonce.ErrNotFound)
-		g := get(t, t.Context(), l, "k", o)
-		o.next().fails(nothing)
-		if out := g.outcome(); out.err != nothing {
-			t.Errorf("the error came back as %v", out.err)
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Fails(nothing)
+		if out := g.Outcome(); out.Err != nothing {
+			t.Errorf("the error came back as %v", out.Err)
 		}
-		get(t, t.Context(), other, "k", o).wantErr(fetchonce.ErrNotFound)
-		o.want(1)
+		testkit.Get(t, t.Context(), other, "k", o).WantErr(fetchonce.ErrNotFound)
+		o.Want(1)
 		if !r.Fake() {
 			return
 		}
 		time.Sleep(30*time.Second + time.Second) // a tenth of the TTL
-		g = get(t, t.Context(), other, "k", o)
-		o.next().returns("v")
-		g.want("v")
+		g = testkit.Get(t, t.Context(), other, "k", o)
+		o.Next().Returns("v")
+		g.Want("v")
 	})
 }
 
 func TestErrorTTLSharesAFailureWithLaterCallers(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		opt := func(opt *options) { opt.ErrorTTL = time.Minute }
 		l, other := newLoader(t, r, opt), newLoader(t, r, opt)
-		g := get(t, t.Context(), l, "k", o)
-		o.next().fails(errors.New("boom"))
-		_ = g.outcome()
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Fails(errors.New("boom"))
+		_ = g.Outcome()
 		for _, l := range []loader{l, other} {
-			if out := get(t, t.Context(), l, "k", o).outcome(); out.err == nil || innermost(out.err).Error() != "boom" {
-				t.Errorf("a later caller got %v, want the failure", out.err)
+			if out := testkit.Get(t, t.Context(), l, "k", o).Outcome(); out.Err == nil || innermost(out.Err).Error() != "boom" {
+				t.Errorf("a later caller got %v, want the failure", out.Err)
 			}
 		}
-		o.want(1)
+		o.Want(1)
 		if err := l.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		g = get(t, t.Context(), other, "k", o)
-		o.next().returns("v")
-		g.want("v")
+		g = testkit.Get(t, t.Context(), other, "k", o)
+		o.Next().Returns("v")
+		g.Want("v")
 	})
 }
 
 func TestFetchTimeout(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
-		o.ignore = true // a fetch that hangs for ever
+		o := testkit.NewOrigin(t)
+		o.Ignore = true // a fetch that hangs for ever
 		opt := func(opt *options) {
 			opt.FetchTimeout = 2 * time.Second // a real server's client may be slow to be there
 			if r.Fake() {
@@ -586,62 +574,62 @@ func TestFetchTimeout(t *testing.T) {
 			}
 		}
 		l, other := newLoader(t, r, opt), newLoader(t, r, opt)
-		here := get(t, t.Context(), l, "k", o)
-		c := o.next()
-		there := get(t, t.Context(), other, "k", o)
-		awaitWaiters(t, r, "k", 1)
-		here.wantErr(fetchonce.ErrFetchTimeout)
-		if cause := context.Cause(c.ctx); !errors.Is(cause, fetchonce.ErrFetchTimeout) {
+		here := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
+		there := testkit.Get(t, t.Context(), other, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
+		here.WantErr(fetchonce.ErrFetchTimeout)
+		if cause := context.Cause(c.Ctx); !errors.Is(cause, fetchonce.ErrFetchTimeout) {
 			t.Errorf("the fetch was cancelled because of %v", cause)
 		}
-		there.wantErr(fetchonce.ErrFetchTimeout)
-		o.want(1)
-		c.returns("too late")
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("v")
-		g.want("v")
+		there.WantErr(fetchonce.ErrFetchTimeout)
+		o.Want(1)
+		c.Returns("too late")
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("v")
+		g.Want("v")
 	})
 }
 
 func TestLeaseIsRenewedWhileTheFetchRuns(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		rdb := r.Client()
-		g := get(t, t.Context(), loaderOf(t, rdb, shortLease(r)), "k", o)
-		c := o.next()
-		before := scripts(rdb)
-		r.Until("three renewals", func() bool { return scripts(rdb) >= before+4 })
-		if c.ctx.Err() != nil {
-			t.Error("the fetch was cancelled:", context.Cause(c.ctx))
+		g := testkit.Get(t, t.Context(), testkit.LoaderOf(t, rdb, testkit.ShortLease(r)), "k", o)
+		c := o.Next()
+		before := testkit.Scripts(rdb)
+		r.Until("three renewals", func() bool { return testkit.Scripts(rdb) >= before+4 })
+		if c.Ctx.Err() != nil {
+			t.Error("the fetch was cancelled:", context.Cause(c.Ctx))
 		}
-		waiter := get(t, t.Context(), newLoader(t, r), "k", o)
-		awaitWaiters(t, r, "k", 1)
-		c.returns("v")
-		g.want("v")
-		waiter.want("v")
-		o.want(1)
+		waiter := testkit.Get(t, t.Context(), newLoader(t, r), "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
+		c.Returns("v")
+		g.Want("v")
+		waiter.Want("v")
+		o.Want(1)
 	})
 }
 
 func TestMaxFetches(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 }), newLoader(t, r)
-		first := get(t, t.Context(), l, "a", o)
-		c := o.next()
-		second, third := get(t, t.Context(), l, "b", o), get(t, t.Context(), l, "c", o)
-		r.Until("all have looked", func() bool { return gets(r) >= 3 })
+		first := testkit.Get(t, t.Context(), l, "a", o)
+		c := o.Next()
+		second, third := testkit.Get(t, t.Context(), l, "b", o), testkit.Get(t, t.Context(), l, "c", o)
+		r.Until("all have looked", func() bool { return testkit.Gets(r) >= 3 })
 		// Those who wait their turn hold no lease: another process can fetch, and
 		// what it stores ends the wait.
-		elsewhere := get(t, t.Context(), other, "b", o)
-		o.next().returns("b")
-		elsewhere.want("b")
-		second.want("b")
-		o.want(2)
-		c.returns("a")
-		first.want("a")
-		o.next().returns("c")
-		third.want("c")
+		elsewhere := testkit.Get(t, t.Context(), other, "b", o)
+		o.Next().Returns("b")
+		elsewhere.Want("b")
+		second.Want("b")
+		o.Want(2)
+		c.Returns("a")
+		first.Want("a")
+		o.Next().Returns("c")
+		third.Want("c")
 	})
 }
 
@@ -765,13 +753,13 @@ func TestTTLHasJitter(t *testing.T) {
 func TestTooLargeIsReturnedAndNotKept(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.MaxBytes = 1000 })
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		long := strings.Repeat("x", 2000)
 		for n := 1; n <= 2; n++ {
-			g := get(t, t.Context(), l, "k", o)
-			o.next().returns(long)
-			g.want(long)
-			o.want(n)
+			g := testkit.Get(t, t.Context(), l, "k", o)
+			o.Next().Returns(long)
+			g.Want(long)
+			o.Want(n)
 		}
 		err := l.Set(t.Context(), "k", long)
 		if e, ok := errors.AsType[*fetchonce.Error](err); !ok || e.Op != "encode" {
@@ -782,23 +770,23 @@ func TestTooLargeIsReturnedAndNotKept(t *testing.T) {
 
 func TestLargeValueTravels(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
 		large := strings.Repeat("large ", 20_000)
-		g := get(t, t.Context(), l, "k", o)
-		c := o.next()
-		waiter := get(t, t.Context(), other, "k", o)
-		awaitWaiters(t, r, "k", 1)
-		c.returns(large)
-		g.want(large)
-		waiter.want(large)
-		get(t, t.Context(), other, "k", o).want(large)
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
+		waiter := testkit.Get(t, t.Context(), other, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
+		c.Returns(large)
+		g.Want(large)
+		waiter.Want(large)
+		testkit.Get(t, t.Context(), other, "k", o).Want(large)
 		if err := other.Set(t.Context(), "k", large+"!"); err != nil {
 			t.Fatal(err)
 		}
-		get(t, t.Context(), l, "k", o).want(large + "!")
-		o.want(1)
-		wantNoKeyForEver(t, r)
+		testkit.Get(t, t.Context(), l, "k", o).Want(large + "!")
+		o.Want(1)
+		testkit.WantNoKeyForEver(t, r)
 	})
 }
 
@@ -864,33 +852,33 @@ func TestReentrantGetIsRefused(t *testing.T) {
 
 func TestCloseEndsEverything(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)
-		var all []*getter
+		var all []*testkit.Getter
 		for range 20 {
-			all = append(all, get(t, t.Context(), l, "k", o))
+			all = append(all, testkit.Get(t, t.Context(), l, "k", o))
 		}
-		c := o.next()
-		waiter := get(t, t.Context(), other, "k", o)
-		awaitWaiters(t, r, "k", 1)
+		c := o.Next()
+		waiter := testkit.Get(t, t.Context(), other, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
 		r.Settle()
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-		if cause := context.Cause(c.ctx); !errors.Is(cause, fetchonce.ErrClosed) {
+		if cause := context.Cause(c.Ctx); !errors.Is(cause, fetchonce.ErrClosed) {
 			t.Errorf("the fetch was cancelled because of %v", cause)
 		}
 		for _, g := range all {
-			g.wantErr(fetchonce.ErrClosed)
+			g.WantErr(fetchonce.ErrClosed)
 		}
-		o.next().returns("v") // the lease was given back
-		waiter.want("v")
+		o.Next().Returns("v") // the lease was given back
+		waiter.Want("v")
 
 		if err := l.Close(); err != nil {
 			t.Error("closing again:", err)
 		}
 		_, peekErr := l.Peek(t.Context(), "k")
-		_, getErr := l.Get(t.Context(), "k", o.fetch)
+		_, getErr := l.Get(t.Context(), "k", o.Fetch)
 		for _, err := range []error{peekErr, getErr, l.Set(t.Context(), "k", "v"), l.Delete(t.Context(), "k")} {
 			if err != fetchonce.ErrClosed {
 				t.Errorf("after Close: %v, want ErrClosed", err)
@@ -902,18 +890,18 @@ func TestCloseEndsEverything(t *testing.T) {
 func TestBadCallsAreRefusedBeforeAnythingIsSent(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l := loaderOf(t, rdb)
+		l := testkit.LoaderOf(t, rdb)
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		_, noFetch := l.Get(t.Context(), "k", nil)
 		_, noFetchLoad := l.Load(t.Context(), "k", nil)
-		_, noCtx := l.Get(nil, "k", newOrigin(t).fetch) //nolint:staticcheck // a nil context is the point
+		_, noCtx := l.Get(nil, "k", testkit.NewOrigin(t).Fetch) //nolint:staticcheck // a nil context is the point
 		for _, err := range []error{noFetch, noFetchLoad, noCtx} {
 			if _, ok := errors.AsType[*fetchonce.Error](err); !ok {
 				t.Errorf("got %v, want an *Error", err)
 			}
 		}
-		if _, err := l.Get(ended, "k", newOrigin(t).fetch); !errors.Is(err, context.Canceled) {
+		if _, err := l.Get(ended, "k", testkit.NewOrigin(t).Fetch); !errors.Is(err, context.Canceled) {
 			t.Errorf("with an ended context: %v", err)
 		}
 		if sent := redistest.WireOf(rdb).Commands(); len(sent) > 0 {
@@ -935,14 +923,4 @@ func TestPeekNeverFetches(t *testing.T) {
 			t.Errorf("Peek = %+v, %v", got, err)
 		}
 	})
-}
-
-// wantNoKeyForEver fails the test if a key would stay.
-func wantNoKeyForEver(t *testing.T, r backend) {
-	t.Helper()
-	for _, key := range keys(t, r) {
-		if left := r.Client().PTTL(t.Context(), key).Val(); left < 0 {
-			t.Errorf("%q has no end (%v)", key, left)
-		}
-	}
 }

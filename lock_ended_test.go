@@ -8,6 +8,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 func wantEndedError(t *testing.T, what string, err error) {
@@ -21,8 +22,8 @@ func wantEndedError(t *testing.T, what string, err error) {
 
 func TestEndedContextIsAnErrorThatSaysBoth(t *testing.T) {
 	calls := map[string]func(ctx context.Context, lk *fetchonce.Locker) error{
-		"Do":    func(ctx context.Context, lk *fetchonce.Locker) error { return lk.Do(ctx, "it", nothing) },
-		"TryDo": func(ctx context.Context, lk *fetchonce.Locker) error { return lk.TryDo(ctx, "it", nothing) },
+		"Do":    func(ctx context.Context, lk *fetchonce.Locker) error { return lk.Do(ctx, "it", testkit.Nothing) },
+		"TryDo": func(ctx context.Context, lk *fetchonce.Locker) error { return lk.TryDo(ctx, "it", testkit.Nothing) },
 		"Acquire": func(ctx context.Context, lk *fetchonce.Locker) error {
 			_, _, err := lk.Acquire(ctx, "it")
 			return err
@@ -35,23 +36,23 @@ func TestEndedContextIsAnErrorThatSaysBoth(t *testing.T) {
 	for name, call := range calls {
 		t.Run(name, func(t *testing.T) {
 			redistest.Each(t, func(t *testing.T, r backend) {
-				lk := newLocker(t, r)
+				lk := testkit.NewLocker(t, r)
 				ctx, cancel := context.WithCancelCause(t.Context())
 				cancel(errMine)
 				wantEndedError(t, name+" with a context that has ended", call(ctx, lk))
 			})
 			redistest.Each(t, func(t *testing.T, r backend) {
 				rdb := r.Client()
-				g := newGate(rdb)
-				lk := lockerOf(t, rdb)
-				g.shut()
+				g := testkit.NewGate(rdb)
+				lk := testkit.LockerOf(t, rdb)
+				g.Shut()
 				ctx, cancel := context.WithCancelCause(t.Context())
 				var err error
 				done := returns(t, name, func() { err = call(ctx, lk) })
-				<-g.stopped
+				<-g.Stopped
 				cancel(errMine)
 				<-done
-				g.open()
+				g.Open()
 				wantEndedError(t, name+" with a context that ends", err)
 			})
 		})

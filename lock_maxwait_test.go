@@ -9,6 +9,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 func TestACallWaitsForMaxWait(t *testing.T) {
@@ -17,10 +18,10 @@ func TestACallWaitsForMaxWait(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := redistest.Bubble(t).Backend()
 				const wait = 2 * time.Second
-				here := newLocker(t, r, func(opt *lockOptions) { opt.MaxWait = wait })
+				here := testkit.NewLocker(t, r, func(opt *lockOptions) { opt.MaxWait = wait })
 				there := here
 				if !sameProcess {
-					there = newLocker(t, r)
+					there = testkit.NewLocker(t, r)
 				}
 				_, held, err := there.Acquire(t.Context(), "it")
 				if err != nil {

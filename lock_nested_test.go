@@ -9,6 +9,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // Two lockers, and locks of each inside those of the other, while Redis hangs until
@@ -16,7 +17,7 @@ import (
 func TestNestedLocksSurviveAHangingRedis(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		short := func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = 60*time.Millisecond, 20*time.Millisecond }
-		lockers := []*fetchonce.Locker{newLocker(t, r, short), newLocker(t, r, short)}
+		lockers := []*fetchonce.Locker{testkit.NewLocker(t, r, short), testkit.NewLocker(t, r, short)}
 		for range 10 {
 			nest(t, r, lockers)
 		}

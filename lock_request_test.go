@@ -12,6 +12,7 @@ import (
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/contexttest"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // longLease makes the end of a lease no way out for a test that waits.
@@ -51,21 +52,21 @@ func TestCloseWaitsForARelease(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			redistest.Each(t, func(t *testing.T, r backend) {
 				rdb := r.Client()
-				g := newGate(rdb)
-				lk := lockerOf(t, rdb, longLease)
+				g := testkit.NewGate(rdb)
+				lk := testkit.LockerOf(t, rdb, longLease)
 				began := time.Now()
-				first := taken(t, r, lk)
+				first := testkit.Taken(t, r, lk)
 				for range waiters {
-					take(t.Context(), t, r, lk)
+					testkit.Take(t.Context(), t, r, lk)
 				}
 				r.Until("they wait", func() bool { return lk.Waiting("it") == waiters })
 				r.Until("the time for local hand-offs is over", func() bool { return time.Since(began) > 20*time.Millisecond })
-				g.shut()
-				released := returns(t, "Release", func() { first.release(nil) })
-				<-g.stopped
-				arrive := g.free()
+				g.Shut()
+				released := returns(t, "Release", func() { first.Release(nil) })
+				<-g.Stopped
+				arrive := g.Free()
 				closed := returns(t, "Close", func() { _ = lk.Close() })
-				r.Until("the context has ended", func() bool { return first.ctx.Err() != nil })
+				r.Until("the context has ended", func() bool { return first.Ctx.Err() != nil })
 				r.Settle()
 				if isClosed(closed) {
 					t.Error("Close returned before the request was answered")
@@ -73,7 +74,7 @@ func TestCloseWaitsForARelease(t *testing.T) {
 				arrive()
 				<-released
 				<-closed
-				if err := newLocker(t, r).TryDo(t.Context(), "it", nothing); err != nil {
+				if err := testkit.NewLocker(t, r).TryDo(t.Context(), "it", testkit.Nothing); err != nil {
 					t.Errorf("after Close, TryDo = %v", err)
 				}
 			})
@@ -90,14 +91,14 @@ func TestRequestOfACallerThatLeft(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			redistest.Each(t, func(t *testing.T, r backend) {
 				rdb := r.Client()
-				g := newGate(rdb)
-				lk := lockerOf(t, rdb, longLease)
-				g.shut()
+				g := testkit.NewGate(rdb)
+				lk := testkit.LockerOf(t, rdb, longLease)
+				g.Shut()
 				ctx, cancel := context.WithCancelCause(t.Context())
 				var err error
 				left := returns(t, name, func() { _, _, err = acquire(lk, ctx, "it") })
-				<-g.stopped
-				arrive := g.free()
+				<-g.Stopped
+				arrive := g.Free()
 				cancel(errMine)
 				<-left
 				if !errors.Is(err, errMine) {
@@ -106,8 +107,8 @@ func TestRequestOfACallerThatLeft(t *testing.T) {
 				r.Settle()
 				arrive()
 				began := time.Now()
-				other := newLocker(t, r)
-				r.Until("it was given back", func() bool { return other.TryDo(t.Context(), "it", nothing) == nil })
+				other := testkit.NewLocker(t, r)
+				r.Until("it was given back", func() bool { return other.TryDo(t.Context(), "it", testkit.Nothing) == nil })
 				if took := time.Since(began); r.Fake() && took > time.Second {
 					t.Errorf("it took %v to give it back", took)
 				}
@@ -120,7 +121,7 @@ func TestRequestOfACallerThatLeft(t *testing.T) {
 // 200 names, each with a waiter, are released while the locker is closed.
 func TestCloseDuringReleases(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		lk := newLocker(t, r, longLease)
+		lk := testkit.NewLocker(t, r, longLease)
 		var leases []*fetchonce.Lease
 		began := time.Now()
 		for i := range 200 {
@@ -151,9 +152,9 @@ func TestCloseDuringReleases(t *testing.T) {
 			})
 		}
 		_ = lk.Close()
-		other := newLocker(t, r)
+		other := testkit.NewLocker(t, r)
 		for i := range 200 {
-			if err := other.TryDo(t.Context(), fmt.Sprint("name", i), nothing); err != nil {
+			if err := other.TryDo(t.Context(), fmt.Sprint("name", i), testkit.Nothing); err != nil {
 				t.Errorf("after Close, TryDo of name %d = %v", i, err)
 			}
 		}
@@ -164,13 +165,13 @@ func TestCloseDuringReleases(t *testing.T) {
 // calls that sent nothing.
 func TestOutageOfLocksIsBounded(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		lk := newLocker(t, r, func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = 10*time.Minute, 100*time.Millisecond })
+		lk := testkit.NewLocker(t, r, func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = 10*time.Minute, 100*time.Millisecond })
 		before := runtime.NumGoroutine()
 		fail := func(n int) {
 			t.Helper()
 			done := make(chan error)
 			for i := range n {
-				go func() { done <- lk.Do(t.Context(), fmt.Sprint("name", i), nothing) }()
+				go func() { done <- lk.Do(t.Context(), fmt.Sprint("name", i), testkit.Nothing) }()
 			}
 			for range n {
 				if err := <-done; err == nil {
@@ -185,7 +186,7 @@ func TestOutageOfLocksIsBounded(t *testing.T) {
 			return (lk.Leftovers() == 0 || !known) && runtime.NumGoroutine() < before+100
 		})
 		r.Restart()
-		r.Until("it works again", func() bool { return lk.Do(t.Context(), "it", nothing) == nil })
+		r.Until("it works again", func() bool { return lk.Do(t.Context(), "it", testkit.Nothing) == nil })
 		r.Pause()
 		fail(500)
 		r.Until("few goroutines are left", func() bool { return runtime.NumGoroutine() < before+200 })
@@ -197,13 +198,13 @@ func TestOutageOfLocksIsBounded(t *testing.T) {
 // What Redis refuses for good leaves nothing behind.
 func TestRefusedLockLeavesNothing(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		lk := newLocker(t, r, longLease)
-		admin(r).Set(t.Context(), "test:l:{it}", "mine", 0)
+		lk := testkit.NewLocker(t, r, longLease)
+		testkit.Admin(r).Set(t.Context(), "test:l:{it}", "mine", 0)
 		var ours *fetchonce.Error
-		if err := lk.Do(t.Context(), "it", nothing); !errors.As(err, &ours) {
+		if err := lk.Do(t.Context(), "it", testkit.Nothing); !errors.As(err, &ours) {
 			t.Errorf("Do = %v, want an *Error", err)
 		}
-		if err := lk.TryDo(t.Context(), "it", nothing); !errors.As(err, &ours) {
+		if err := lk.TryDo(t.Context(), "it", testkit.Nothing); !errors.As(err, &ours) {
 			t.Errorf("TryDo = %v, want an *Error", err)
 		}
 		if n := lk.Leftovers(); n > 0 {
@@ -215,15 +216,15 @@ func TestRefusedLockLeavesNothing(t *testing.T) {
 // A context that has ended before its caller had the lock never has it.
 func TestEndedContextNeverHasTheLock(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		lk := newLocker(t, r)
+		lk := testkit.NewLocker(t, r)
 		for range 50 {
-			first := taken(t, r, lk)
+			first := testkit.Taken(t, r, lk)
 			inner, cancel := context.WithCancelCause(t.Context())
 			var once sync.Once
 			ctx := &contexttest.Context{Context: inner, Called: func() {
 				if lk.Waiting("it") == 1 { // the caller is about to wait: let it have the lock, and its context end
 					once.Do(func() {
-						first.release(nil)
+						first.Release(nil)
 						cancel(errMine)
 					})
 				}
@@ -243,7 +244,7 @@ func TestTooLateForATry(t *testing.T) {
 			return // the answer comes too late by the bubble's clock
 		}
 		rdb := r.Client()
-		lk := lockerOf(t, rdb, func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = time.Second, 10*time.Second })
+		lk := testkit.LockerOf(t, rdb, func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = time.Second, 10*time.Second })
 		redistest.WireOf(rdb).Pause()
 		var err error
 		done := returns(t, "TryAcquire", func() { _, _, err = lk.TryAcquire(t.Context(), "it") })

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A replyMeter notes how many bytes the replies of each pipeline have.
@@ -44,12 +46,12 @@ func TestGetManyBoundsWhatItReadsAtOnce(t *testing.T) {
 		keys := numbered(0, 100)
 		writer := newLoader(t, r)
 		for _, key := range keys {
-			set(t, writer, key, strings.Repeat(key[len(key)-1:], 400<<10))
+			testkit.Set(t, writer, key, strings.Repeat(key[len(key)-1:], 400<<10))
 		}
 		meter := &replyMeter{}
 		rdb := r.Client()
-		addHook(rdb, meter)
-		l := loaderOf(t, rdb)
+		testkit.AddHook(rdb, meter)
+		l := testkit.LoaderOf(t, rdb)
 		b := &bulk{}
 		got, err := l.GetMany(t.Context(), keys, b.fetch)
 		if _, fetched := b.counts(); err != nil || len(got) != len(keys) || len(fetched) != 0 {
@@ -68,7 +70,7 @@ func TestGetManyBoundsWhatItReadsAtOnce(t *testing.T) {
 
 		small := numbered(1000, 1100)
 		for _, key := range small {
-			set(t, writer, key, "v")
+			testkit.Set(t, writer, key, "v")
 		}
 		meter.pipelines = nil
 		if got, err := l.GetMany(t.Context(), small, b.fetch); err != nil || len(got) != len(small) {
@@ -88,7 +90,7 @@ func TestGetManyOverTooLargeValues(t *testing.T) {
 		keys := numbered(0, 2500) // more than are read at once
 		writer := newLoader(t, r)
 		for _, key := range keys {
-			set(t, writer, key, strings.Repeat("v", 20<<10))
+			testkit.Set(t, writer, key, strings.Repeat("v", 20<<10))
 		}
 		l := newLoader(t, r, func(opt *options) { opt.MaxBytes = 17 << 10 })
 		b := &bulk{}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // warmMany has a process keep copies of keys that are in Redis.
@@ -45,7 +46,7 @@ func asked(rdb redis.UniversalClient) (n int) {
 func TestGetManyUsesNearCopies(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l, other := loaderOf(t, rdb, withNear), newLoader(t, r)
+		l, other := testkit.LoaderOf(t, rdb, testkit.WithNear), newLoader(t, r)
 		keys := numbered(0, 50)
 		gone := keys[20:30]
 		wantMany(t, l, keys, &bulk{})
@@ -105,12 +106,12 @@ func TestDeleteDuringGetManyForbidsTheCopy(t *testing.T) {
 		codec := slowCodec{fetchonce.JSON, make(chan chan struct{}, 1), make(chan struct{})}
 		withCodec := func(opt *options) { opt.Codec = codec }
 		rdb := r.Client()
-		l, other := loaderOf(t, rdb, withNear, withCodec), newLoader(t, r, withCodec)
+		l, other := testkit.LoaderOf(t, rdb, testkit.WithNear, withCodec), newLoader(t, r, withCodec)
 		next := neighbour(t, rdb, "k")
 		for _, key := range []string{"k", next} {
-			set(t, other, key, "old")
+			testkit.Set(t, other, key, "old")
 		}
-		warmNear(t, r, l, next, "old")
+		testkit.WarmNear(t, r, l, next, "old")
 
 		on := make(chan struct{})
 		codec.stop <- on

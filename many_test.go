@@ -18,6 +18,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A bulk is an origin that is asked for many keys at once. It answers "v of" the
@@ -92,7 +93,7 @@ func TestGetManyFetchesInOneBatch(t *testing.T) {
 		if n, _ := b.counts(); n != 2 || !slices.Equal(b.batches[1], slices.Sorted(slices.Values(numbered(100, 150)))) {
 			t.Errorf("fetched %v in %d batches; want the fifty that were missing", b.batches[1:], n)
 		}
-		wantNoKeyForEver(t, r)
+		testkit.WantNoKeyForEver(t, r)
 	})
 }
 
@@ -101,7 +102,7 @@ func TestGetManyReadsInOneRoundTrip(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		b := &bulk{}
 		rdb := r.Client()
-		l := loaderOf(t, rdb)
+		l := testkit.LoaderOf(t, rdb)
 		keys := numbered(0, 500)
 		wantMany(t, l, keys, b)
 		wire := redistest.WireOf(rdb)
@@ -184,7 +185,7 @@ func TestGetManyPartialFailure(t *testing.T) {
 		if !maps.Equal(got, valuesOf([]string{"a", "b"})) || err != nil {
 			t.Errorf("GetMany = %v, %v", got, err)
 		}
-		get(t, t.Context(), l, "c", newOrigin(t)).wantErr(fetchonce.ErrNotFound)
+		testkit.Get(t, t.Context(), l, "c", testkit.NewOrigin(t)).WantErr(fetchonce.ErrNotFound)
 		if _, fetched := b.counts(); fetched["a"] != 1 || fetched["c"] != 2 {
 			t.Errorf("fetched %v", fetched)
 		}
@@ -230,7 +231,7 @@ func TestGetManyLastCallerOut(t *testing.T) {
 			done <- err
 		}()
 		<-began
-		joined := get(t, t.Context(), l, "key3", newOrigin(t))
+		joined := testkit.Get(t, t.Context(), l, "key3", testkit.NewOrigin(t))
 		r.Until("it has joined", func() bool { return l.Callers("key3") == 2 })
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
@@ -250,7 +251,7 @@ func TestGetManyLastCallerOut(t *testing.T) {
 		if cause := <-ended; !errors.Is(cause, fetchonce.ErrLockLost) {
 			t.Errorf("the fetch was cancelled because of %v", cause)
 		}
-		joined.want("v of key3")
+		joined.Want("v of key3")
 	})
 }
 
@@ -265,12 +266,12 @@ func TestGetManyTakesOver(t *testing.T) {
 			return nil, ctx.Err()
 		}}
 		rdb := r.Client()
-		holder := loaderOf(t, rdb, shortLease(r))
+		holder := testkit.LoaderOf(t, rdb, testkit.ShortLease(r))
 		go func() { _, _ = holder.GetMany(t.Context(), numbered(0, 200), dead.fetch) }()
 		<-began
 		redistest.WireOf(rdb).Down()
 		b := &bulk{}
-		wantMany(t, newLoader(t, r, shortLease(r)), numbered(0, 200), b)
+		wantMany(t, newLoader(t, r, testkit.ShortLease(r)), numbered(0, 200), b)
 		n, fetched := b.counts()
 		if len(fetched) != 200 || n > 100 {
 			t.Errorf("%d keys were fetched in %d batches", len(fetched), n)
@@ -287,7 +288,7 @@ func TestGetManyTakesOver(t *testing.T) {
 func TestTenThousandKeys(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		b := &bulk{}
-		l := loaderOf(t, r.Plain(), func(opt *options) { opt.RedisTimeout, opt.Lease = time.Minute, time.Minute }) // the machine may be busy
+		l := testkit.LoaderOf(t, r.Plain(), func(opt *options) { opt.RedisTimeout, opt.Lease = time.Minute, time.Minute }) // the machine may be busy
 		keys := numbered(0, 10_000)
 		wantMany(t, l, keys, b)
 		wantMany(t, l, keys, b)
@@ -300,7 +301,7 @@ func TestTenThousandKeys(t *testing.T) {
 // One node of a cluster is down: the other nodes' keys come back.
 func TestGetManyWithANodeDown(t *testing.T) {
 	c := redistest.Cluster(t)
-	l := loaderOf(t, c.Client(), withPolicy(fetchonce.FailClosed))
+	l := testkit.LoaderOf(t, c.Client(), testkit.WithPolicy(fetchonce.FailClosed))
 	keys := numbered(0, 100)
 	if _, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch); err != nil {
 		t.Fatal(err)
@@ -321,7 +322,7 @@ func TestGetManyWithANodeDown(t *testing.T) {
 // The same where some of the keys are near: no copy of the lost node's keys is used.
 func TestGetManyNearWithANodeDown(t *testing.T) {
 	c := redistest.Cluster(t)
-	l := loaderOf(t, c.Client(), withNear, withPolicy(fetchonce.FailClosed))
+	l := testkit.LoaderOf(t, c.Client(), testkit.WithNear, testkit.WithPolicy(fetchonce.FailClosed))
 	keys := numbered(0, 100)
 	wantMany(t, l, keys, &bulk{})
 	warmMany(t, c.Backend(), l, keys)
@@ -395,22 +396,22 @@ func TestGetManyMaxFetches(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 })
 		wantMany(t, l, numbered(0, 20), &bulk{}) // a batch takes one turn
-		o := newOrigin(t)
-		g := get(t, t.Context(), l, "other", o)
-		c := o.next()
+		o := testkit.NewOrigin(t)
+		g := testkit.Get(t, t.Context(), l, "other", o)
+		c := o.Next()
 		done := make(chan struct{})
 		b := &bulk{}
 		go func() {
 			defer close(done)
 			wantMany(t, l, numbered(20, 40), b)
 		}()
-		r.Until("the batch has looked", func() bool { return gets(r) >= 41 })
+		r.Until("the batch has looked", func() bool { return testkit.Gets(r) >= 41 })
 		r.Settle()
 		if n, _ := b.counts(); n != 0 {
 			t.Error("two fetches at once")
 		}
-		c.returns("v")
-		g.want("v")
+		c.Returns("v")
+		g.Want("v")
 		<-done
 	})
 }
@@ -454,11 +455,11 @@ func ExampleLoader_GetMany() {
 // is a panic of the GetMany.
 func TestPanicOfAStoreThatIsAskedAgain(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		s := &panicky{slowTable: newSlowTable()}
 		l := newLoader(t, r, func(opt *options) { opt.TTL, opt.Store = fetchonce.Off, s })
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("v")
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("v")
 		c := s.next(t)
 		many := make(chan any, 1)
 		go func() {
@@ -473,7 +474,7 @@ func TestPanicOfAStoreThatIsAskedAgain(t *testing.T) {
 		synctest.Wait()
 		s.panics.Store(true)
 		c.end <- nil
-		g.want("v")
+		g.Want("v")
 		if p, ok := (<-many).(*fetchonce.PanicError); !ok || p.Value != "the Store" {
 			t.Errorf("GetMany panicked with %v, want a PanicError of the Store", p)
 		}
@@ -533,7 +534,7 @@ func TestGetManyOfManyColdKeys(t *testing.T) {
 				rdb := redistest.Bubble(t).Client()
 				var sent atomic.Int64
 				rdb.AddHook(delays{100 * time.Millisecond, func() bool { return hangs && sent.Add(1) > 4 }})
-				l := loaderOf(t, rdb, func(opt *options) {
+				l := testkit.LoaderOf(t, rdb, func(opt *options) {
 					opt.RedisTimeout, opt.OnRedisDown, opt.Lease = 500*time.Millisecond, fetchonce.FailClosed, time.Minute
 				})
 				keys := make([]string, 10_000)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // predictMisses has a loader miss so often that it skips its lookups.
@@ -53,11 +54,11 @@ func wantSent(t *testing.T, got []string, want ...string) {
 func TestAMissAfterManyIsTwoRoundTrips(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l, other := loaderOf(t, rdb), newLoader(t, r)
-		warmScripts(t, r, l)
+		l, other := testkit.LoaderOf(t, rdb), newLoader(t, r)
+		testkit.WarmScripts(t, r, l)
 		wantSent(t, sends(t, rdb, l, "first", "fetched"), "GETRANGE", "EVALSHA", "EVALSHA")
-		set(t, other, "kept", "set")
-		set(t, other, "large", strings.Repeat("large", 10_000))
+		testkit.Set(t, other, "kept", "set")
+		testkit.Set(t, other, "large", strings.Repeat("large", 10_000))
 		predictMisses(t, l)
 		wantSent(t, sends(t, rdb, l, "second", "fetched"), "EVALSHA", "EVALSHA")
 		wantSent(t, sends(t, rdb, l, "large", strings.Repeat("large", 10_000)), "EVALSHA", "GETRANGE")
@@ -71,7 +72,7 @@ func TestAMissAfterManyIsTwoRoundTrips(t *testing.T) {
 func TestSomeLookupsAreNeverSkipped(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l := loaderOf(t, rdb, func(opt *options) { opt.MaxFetches = 1 })
+		l := testkit.LoaderOf(t, rdb, func(opt *options) { opt.MaxFetches = 1 })
 		predictMisses(t, l)
 		wantSent(t, sends(t, rdb, l, "k", "fetched"), "GETRANGE", "EVALSHA", "EVALSHA")
 	})
@@ -87,36 +88,36 @@ func TestStaleValuesAreFoundWithoutALookup(t *testing.T) {
 		long := func(opt *options) { opt.TTL, opt.Jitter = time.Hour, fetchonce.Off }
 		revalidate := newLoader(t, r, long, func(opt *options) { opt.StaleWhileRevalidate = time.Hour })
 		ifError := newLoader(t, r, long, func(opt *options) { opt.StaleIfError = time.Hour; opt.Schema = "e" })
-		set(t, revalidate, "k", "old")
-		set(t, ifError, "k", "old")
+		testkit.Set(t, revalidate, "k", "old")
+		testkit.Set(t, ifError, "k", "old")
 		time.Sleep(61 * time.Minute)
 		predictMisses(t, revalidate)
 		predictMisses(t, ifError)
 
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		got, err := revalidate.Load(t.Context(), "k", func(ctx context.Context, f *fetchonce.Fetch[string]) (string, error) {
-			return o.fetch(ctx, f.Key)
+			return o.Fetch(ctx, f.Key)
 		})
 		if got.Value != "old" || !got.Stale || err != nil {
 			t.Errorf("Load = %+v, %v; want the old value", got, err)
 		}
-		o.next().returns("new")
+		o.Next().Returns("new")
 		r.Until("the new value is there", func() bool {
 			got, err := revalidate.Peek(t.Context(), "k")
 			return err == nil && got.Value == "new" && !got.Stale
 		})
 
 		for _, fails := range []bool{true, false} {
-			o := newOrigin(t)
+			o := testkit.NewOrigin(t)
 			predictMisses(t, ifError)
-			g := get(t, t.Context(), ifError, "k", o)
+			g := testkit.Get(t, t.Context(), ifError, "k", o)
 			if fails {
-				o.next().fails(errors.New("it is down"))
-				g.want("old")
+				o.Next().Fails(errors.New("it is down"))
+				g.Want("old")
 				time.Sleep(time.Minute) // the pause
 			} else {
-				o.next().returns("new")
-				g.want("new")
+				o.Next().Returns("new")
+				g.Want("new")
 			}
 		}
 	})
@@ -127,10 +128,10 @@ func TestValueFoundByAcquireIsClonedForEachCaller(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		clones := 0
-		l, other := loaderOf(t, rdb, func(opt *options) {
+		l, other := testkit.LoaderOf(t, rdb, func(opt *options) {
 			opt.Clone = func(s string) string { clones++; return s }
 		}), newLoader(t, r)
-		set(t, other, "k", "set")
+		testkit.Set(t, other, "k", "set")
 		_, err := other.Get(t.Context(), "absent", func(context.Context, string) (string, error) { return "", fetchonce.ErrNotFound })
 		if !errors.Is(err, fetchonce.ErrNotFound) {
 			t.Fatal(err)
@@ -142,9 +143,9 @@ func TestValueFoundByAcquireIsClonedForEachCaller(t *testing.T) {
 			t.Errorf("a value that may be shared was cloned %d times", clones)
 		}
 		predictMisses(t, l)
-		o := newOrigin(t)
-		get(t, t.Context(), l, "absent", o).wantErr(fetchonce.ErrNotFound)
-		o.want(0)
+		o := testkit.NewOrigin(t)
+		testkit.Get(t, t.Context(), l, "absent", o).WantErr(fetchonce.ErrNotFound)
+		o.Want(0)
 	})
 }
 
@@ -152,15 +153,15 @@ func TestValueFoundByAcquireIsClonedForEachCaller(t *testing.T) {
 func TestValueFoundByAcquireEntersTheNearCache(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l, other := loaderOf(t, rdb, withNear), newLoader(t, r)
-		set(t, other, "warm", "set")
-		warmNear(t, r, l, "warm", "set")
-		set(t, other, "k", "set")
+		l, other := testkit.LoaderOf(t, rdb, testkit.WithNear), newLoader(t, r)
+		testkit.Set(t, other, "warm", "set")
+		testkit.WarmNear(t, r, l, "warm", "set")
+		testkit.Set(t, other, "k", "set")
 		predictMisses(t, l)
-		if got, from := source(t, l, "k"); got != "set" || from != fetchonce.SourceRedis {
+		if got, from := testkit.Source(t, l, "k"); got != "set" || from != fetchonce.SourceRedis {
 			t.Errorf("%q from %v", got, from)
 		}
-		if got, from := source(t, l, "k"); got != "set" || from != fetchonce.SourceNear {
+		if got, from := testkit.Source(t, l, "k"); got != "set" || from != fetchonce.SourceNear {
 			t.Errorf("then %q from %v", got, from)
 		}
 	})
@@ -172,17 +173,17 @@ func TestDeleteDuringAcquireKeepsTheValueOutOfTheNearCache(t *testing.T) {
 		codec := slowCodec{fetchonce.JSON, make(chan chan struct{}, 1), make(chan struct{})}
 		withCodec := func(opt *options) { opt.Codec = codec }
 		rdb := r.Client()
-		l, other := loaderOf(t, rdb, withNear, withCodec), newLoader(t, r, withCodec)
+		l, other := testkit.LoaderOf(t, rdb, testkit.WithNear, withCodec), newLoader(t, r, withCodec)
 		next := neighbour(t, rdb, "k")
 		for _, key := range []string{"k", next} {
-			set(t, other, key, "old")
+			testkit.Set(t, other, key, "old")
 		}
-		warmNear(t, r, l, next, "old")
+		testkit.WarmNear(t, r, l, next, "old")
 		predictMisses(t, l)
 
 		on := make(chan struct{})
 		codec.stop <- on
-		g := get(t, t.Context(), l, "k", newOrigin(t))
+		g := testkit.Get(t, t.Context(), l, "k", testkit.NewOrigin(t))
 		<-codec.at
 		if err := errors.Join(other.Delete(t.Context(), "k"), other.Delete(t.Context(), next)); err != nil {
 			t.Fatal(err)
@@ -192,7 +193,7 @@ func TestDeleteDuringAcquireKeepsTheValueOutOfTheNearCache(t *testing.T) {
 			return errors.Is(err, fetchonce.ErrNotFound)
 		})
 		close(on)
-		g.want("old") // it began before the Delete
+		g.Want("old") // it began before the Delete
 		if got, err := l.Peek(t.Context(), "k"); !errors.Is(err, fetchonce.ErrNotFound) {
 			t.Errorf("Peek = %+v, %v after the Delete", got, err)
 		}
@@ -209,31 +210,31 @@ func TestCallersSkipTheirLookupRightAfterAMiss(t *testing.T) {
 					return // the recent-miss window ends
 				}
 				rdb := r.Client()
-				l, other := loaderOf(t, rdb), newLoader(t, r)
+				l, other := testkit.LoaderOf(t, rdb), newLoader(t, r)
 				if predicted {
 					predictMisses(t, l)
 					predictMisses(t, other)
 				}
 				redistest.WireOf(rdb).Reset()
-				o := newOrigin(t)
-				callers := []*getter{get(t, t.Context(), l, "k", o)}
-				c := o.next()
+				o := testkit.NewOrigin(t)
+				callers := []*testkit.Getter{testkit.Get(t, t.Context(), l, "k", o)}
+				c := o.Next()
 				for range 50 {
-					callers = append(callers, get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o))
+					callers = append(callers, testkit.Get(t, t.Context(), l, "k", o), testkit.Get(t, t.Context(), other, "k", o))
 				}
 				r.Until("all wait", func() bool { return l.Callers("k") == 51 && other.Callers("k") == 50 })
 				looks := asked(rdb)
 				if want := 1; !predicted && looks != want || predicted && looks != 0 {
 					t.Errorf("%d looks", looks)
 				}
-				c.returns("v")
+				c.Returns("v")
 				for _, g := range callers {
-					g.want("v")
+					g.Want("v")
 				}
-				o.want(1)
+				o.Want(1)
 
 				time.Sleep(time.Second) // the recent-miss window is over, and there is no load
-				get(t, t.Context(), l, "k", o).want("v")
+				testkit.Get(t, t.Context(), l, "k", o).Want("v")
 			})
 		})
 	}
@@ -258,16 +259,16 @@ func TestCallerThatSkippedItsLookupReceivesNothingOld(t *testing.T) {
 
 func testCallerThatSkippedItsLookup(t *testing.T, r backend, sets, fails, predicted bool) {
 	t.Helper()
-	o := newOrigin(t)
-	o.ignore = true // it goes on though its lease is lost
+	o := testkit.NewOrigin(t)
+	o.Ignore = true // it goes on though its lease is lost
 	l, other := newLoader(t, r), newLoader(t, r)
 	if predicted {
 		predictMisses(t, l)
 	}
 	r.Wire().DropMessages(redistest.All) // and does not hear of that
 	defer r.Wire().Heal()
-	first := get(t, t.Context(), l, "k", o)
-	old := o.next()
+	first := testkit.Get(t, t.Context(), l, "k", o)
+	old := o.Next()
 	var err error
 	if sets {
 		err = other.Set(t.Context(), "k", "new")
@@ -277,24 +278,24 @@ func testCallerThatSkippedItsLookup(t *testing.T, r backend, sets, fails, predic
 	if err != nil {
 		t.Fatal(err)
 	}
-	second := get(t, t.Context(), l, "k", o)
+	second := testkit.Get(t, t.Context(), l, "k", o)
 	r.Settle()
 	failure := errors.New("it failed")
 	if fails {
-		old.fails(failure)
-		first.wantErr(failure)
+		old.Fails(failure)
+		first.WantErr(failure)
 	} else {
-		old.returns("old")
-		first.want("old")
+		old.Returns("old")
+		first.Want("old")
 	}
 	switch {
 	case sets:
-		second.want("new")
+		second.Want("new")
 	case fails:
-		second.wantErr(failure) // it is not stale
+		second.WantErr(failure) // it is not stale
 	default:
-		o.next().returns("new")
-		second.want("new")
+		o.Next().Returns("new")
+		second.Want("new")
 	}
 	if err := other.Delete(t.Context(), "k"); err != nil {
 		t.Fatal(err)

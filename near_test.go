@@ -2,11 +2,9 @@ package fetchonce_test
 
 import (
 	"context"
-	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,38 +13,8 @@ import (
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/programs"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
-
-func withNear(opt *options) {
-	opt.Near = fetchonce.Near{Entries: 1000, TTL: time.Hour}
-	opt.TTL = time.Hour
-}
-
-// source returns where a Load finds a key without a fetch of its own.
-func source(t *testing.T, l loader, key string) (string, fetchonce.Source) {
-	t.Helper()
-	got, err := l.Load(t.Context(), key, func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "fetched", nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return got.Value, got.Source
-}
-
-// warmNear has a process keep a copy of a key that is in Redis.
-func warmNear(t *testing.T, r backend, l loader, key, value string) {
-	t.Helper()
-	r.Until("the process has a copy of "+key, func() bool {
-		got, from := source(t, l, key)
-		return got == value && from == fetchonce.SourceNear
-	})
-}
-
-func set(t *testing.T, l loader, key, value string) {
-	t.Helper()
-	if err := l.Set(t.Context(), key, value); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // Whoever changes a value, and however: the copy goes.
 func TestNearCopyGoesWhenItsValueChanges(t *testing.T) {
@@ -76,10 +44,10 @@ func TestNearCopyGoesWhenItsValueChanges(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			redistest.EachReal(t, func(t *testing.T, r backend) {
-				l, other := newLoader(t, r, withNear), newLoader(t, r)
+				l, other := newLoader(t, r, testkit.WithNear), newLoader(t, r)
 				for _, key := range []string{"k", "other"} {
-					set(t, other, key, "old")
-					warmNear(t, r, l, key, "old")
+					testkit.Set(t, other, key, "old")
+					testkit.WarmNear(t, r, l, key, "old")
 				}
 				if err := change(t, r, other, r.Client()); err != nil {
 					t.Fatal(err)
@@ -89,7 +57,7 @@ func TestNearCopyGoesWhenItsValueChanges(t *testing.T) {
 					return err != nil || got.Value == "new"
 				})
 				if what != "FLUSHALL" {
-					if got, from := source(t, l, "other"); from != fetchonce.SourceNear {
+					if got, from := testkit.Source(t, l, "other"); from != fetchonce.SourceNear {
 						t.Errorf("the copy of another key is gone: it came from %v as %q", from, got)
 					}
 				}
@@ -104,50 +72,30 @@ func TestNearCopyOfAKeyThatIsWrittenOtherwise(t *testing.T) {
 	r := redistest.Server(t)
 	l, other := nearPair(t, r.Backend())
 	for _, key := range []string{"", "{k}", "100 % of {all}", "\x00\xff", strings.Repeat("{k}", 22), strings.Repeat("k", 66), strings.Repeat("k", 300)} {
-		set(t, other, key, "old")
-		warmNear(t, r.Backend(), l, key, "old")
-		set(t, other, key, "new")
+		testkit.Set(t, other, key, "old")
+		testkit.WarmNear(t, r.Backend(), l, key, "old")
+		testkit.Set(t, other, key, "new")
 		r.Backend().Until("the copy is gone", func() bool {
 			got, err := l.Peek(t.Context(), key)
 			return err == nil && got.Value == "new"
 		})
-		set(t, l, key, "newer")
-		if got, _ := source(t, l, key); got != "newer" {
+		testkit.Set(t, l, key, "newer")
+		if got, _ := testkit.Source(t, l, key); got != "newer" {
 			t.Errorf("%q: the process has %q after its own change to %q", key, got, "newer")
 		}
 	}
-}
-
-// A logged is what the log was told.
-type logged struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *logged) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
-func (l *logged) count(what string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), what)
 }
 
 // nearPair is a process with near copies, and another one that changes what it
 // has copies of.
 func nearPair(t *testing.T, r backend, change ...func(*options)) (l, other loader) {
 	t.Helper()
-	return newLoader(t, r, append([]func(*options){withNear}, change...)...), newLoader(t, r, change...)
+	return newLoader(t, r, append([]func(*options){testkit.WithNear}, change...)...), newLoader(t, r, change...)
 }
 
 func wantSource(t *testing.T, l loader, value string, want fetchonce.Source) {
 	t.Helper()
-	if got, from := source(t, l, "k"); got != value || from != want {
+	if got, from := testkit.Source(t, l, "k"); got != value || from != want {
 		t.Errorf("Load = %q from %v; want %q from %v", got, from, value, want)
 	}
 }
@@ -156,10 +104,10 @@ func wantSource(t *testing.T, l loader, value string, want fetchonce.Source) {
 func TestOwnChangeIsSeenAtOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l, plain := loaderOf(t, rdb, withNear), loaderOf(t, rdb) // one process
+		l, plain := testkit.LoaderOf(t, rdb, testkit.WithNear), testkit.LoaderOf(t, rdb) // one process
 		for i := range 50 {
-			set(t, l, "k", "old")
-			warmNear(t, r, l, "k", "old")
+			testkit.Set(t, l, "k", "old")
+			testkit.WarmNear(t, r, l, "k", "old")
 			by := l
 			if i%2 == 1 {
 				by = plain
@@ -178,7 +126,7 @@ func TestOwnChangeIsSeenAtOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, from := source(t, l, "k"); got != want {
+			if got, from := testkit.Source(t, l, "k"); got != want {
 				t.Fatalf("got %q from %v after a change to %q in the same process", got, from, want)
 			}
 		}
@@ -189,8 +137,8 @@ func TestOwnChangeIsSeenAtOnce(t *testing.T) {
 // once.
 func TestNearWithoutTracking(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		log := &logged{}
-		l, other := nearPair(t, r, func(opt *options) { opt.Logger = log.logger() })
+		log := &testkit.Log{}
+		l, other := nearPair(t, r, func(opt *options) { opt.Logger = log.Logger() })
 		for _, change := range []func() error{
 			func() error { return other.Delete(t.Context(), "k") },
 			func() error { return other.Set(t.Context(), "k", "new") },
@@ -198,9 +146,9 @@ func TestNearWithoutTracking(t *testing.T) {
 				return other.Update(t.Context(), "k", func(context.Context) error { return nil })
 			},
 		} {
-			set(t, other, "k", "old")
+			testkit.Set(t, other, "k", "old")
 			r.Settle()
-			warmNear(t, r, l, "k", "old")
+			testkit.WarmNear(t, r, l, "k", "old")
 			if err := change(); err != nil {
 				t.Fatal(err)
 			}
@@ -209,7 +157,7 @@ func TestNearWithoutTracking(t *testing.T) {
 				t.Errorf("Peek = %+v after a change elsewhere", got)
 			}
 		}
-		if n := log.count("redis refused CLIENT TRACKING"); n != 1 {
+		if n := log.Count("redis refused CLIENT TRACKING"); n != 1 {
 			t.Errorf("the log was told %d times that the server refuses", n)
 		}
 	})
@@ -218,10 +166,10 @@ func TestNearWithoutTracking(t *testing.T) {
 // What nobody tells of ends with the copy's TTL.
 func TestNearTTL(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		l := newLoader(t, r, withNear, func(opt *options) { opt.Near.TTL = 10 * time.Second })
+		l := newLoader(t, r, testkit.WithNear, func(opt *options) { opt.Near.TTL = 10 * time.Second })
 		other := newLoader(t, r)
-		set(t, other, "k", "old")
-		warmNear(t, r, l, "k", "old")
+		testkit.Set(t, other, "k", "old")
+		testkit.WarmNear(t, r, l, "k", "old")
 		copied := time.Now()
 		if err := r.Client().Del(t.Context(), "test:v:{k}").Err(); err != nil {
 			t.Fatal(err)
@@ -240,10 +188,10 @@ func TestNearCopyIsFresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		for _, stale := range []time.Duration{0, time.Hour} {
 			l, other := nearPair(t, r, aging(func(opt *options) { opt.StaleIfError = stale }))
-			set(t, other, "k", "old")
+			testkit.Set(t, other, "k", "old")
 			born := time.Now()
 			time.Sleep(30 * time.Second)
-			warmNear(t, r, l, "k", "old")
+			testkit.WarmNear(t, r, l, "k", "old")
 			time.Sleep(29 * time.Second)
 			wantSource(t, l, "old", fetchonce.SourceNear)
 			time.Sleep(time.Until(born.Add(time.Minute)))
@@ -256,13 +204,13 @@ func TestAbsenceIsKeptNear(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		none := func(context.Context, string) (string, error) { return "", fetchonce.ErrNotFound }
 		rdb := r.Client()
-		near, other := loaderOf(t, rdb, withNear, func(opt *options) { opt.NotFoundTTL = time.Hour }), newLoader(t, r)
+		near, other := testkit.LoaderOf(t, rdb, testkit.WithNear, func(opt *options) { opt.NotFoundTTL = time.Hour }), newLoader(t, r)
 		r.Until("an absence is near", func() bool {
 			redistest.WireOf(rdb).Reset()
 			_, err := near.Get(t.Context(), "k", none)
 			return err == fetchonce.ErrNotFound && !slices.Contains(redistest.WireOf(rdb).Commands(), "GETRANGE")
 		})
-		set(t, other, "k", "there")
+		testkit.Set(t, other, "k", "there")
 		r.Until("it is there", func() bool {
 			got, err := near.Get(t.Context(), "k", none)
 			return got == "there" && err == nil
@@ -301,17 +249,17 @@ func TestNearCopyIsCloned(t *testing.T) {
 // A popular value is refreshed early also where everyone has a copy of it.
 func TestEarlyRefreshOfANearCopy(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
-		l := newLoader(t, r, withNear, aging(func(opt *options) { opt.EarlyRefresh = 1 }))
-		g := get(t, t.Context(), l, "k", o)
-		c := o.next()
+		o := testkit.NewOrigin(t)
+		l := newLoader(t, r, testkit.WithNear, aging(func(opt *options) { opt.EarlyRefresh = 1 }))
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
 		time.Sleep(time.Second) // what it costs
-		c.returns("old")
-		g.want("old")
-		warmNear(t, r, l, "k", "old")
+		c.Returns("old")
+		g.Want("old")
+		testkit.WarmNear(t, r, l, "k", "old")
 		time.Sleep(40 * time.Second)
 		started := time.Now()
-		for len(o.began) == 0 {
+		for len(o.Began) == 0 {
 			if time.Since(started) > 19*time.Second {
 				t.Fatal("it was not refreshed early")
 			}
@@ -321,10 +269,10 @@ func TestEarlyRefreshOfANearCopy(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			r.Settle()
 		}
-		o.next().returns("new")
+		o.Next().Returns("new")
 		r.Settle()
 		wantResult(t, result(t, l, o), "new", false)
-		o.want(2)
+		o.Want(2)
 	})
 }
 
@@ -333,9 +281,9 @@ func TestNearKeys(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		l, other := nearPair(t, r)
 		for _, key := range []string{"", "%", "{a}b", "a\x00b", "é", strings.Repeat("x", 300), "%#abc", "}"} {
-			set(t, other, key, "old")
-			warmNear(t, r, l, key, "old")
-			set(t, other, key, "new")
+			testkit.Set(t, other, key, "old")
+			testkit.WarmNear(t, r, l, key, "old")
+			testkit.Set(t, other, key, "new")
 			r.Until("the copy of "+key+" is gone", func() bool {
 				got, err := l.Peek(t.Context(), key)
 				return err == nil && got.Value == "new"
@@ -349,8 +297,8 @@ func TestNothingNearIsUsedAfterItsConnectionIsLost(t *testing.T) {
 		l, other := nearPair(t, r)
 		rdb := r.Client()
 		for range 20 {
-			set(t, other, "k", "old")
-			warmNear(t, r, l, "k", "old")
+			testkit.Set(t, other, "k", "old")
+			testkit.WarmNear(t, r, l, "k", "old")
 			kill := func(ctx context.Context, c *redis.Client) error {
 				return c.Do(ctx, "client", "kill", "type", "pubsub").Err()
 			}
@@ -361,11 +309,11 @@ func TestNothingNearIsUsedAfterItsConnectionIsLost(t *testing.T) {
 			} else if err := kill(t.Context(), rdb.(*redis.Client)); err != nil {
 				t.Fatal(err)
 			}
-			set(t, other, "k", "new")
+			testkit.Set(t, other, "k", "new")
 			deadline := time.Now().Add(50 * time.Millisecond)
 			for {
 				began := time.Now()
-				got, from := source(t, l, "k")
+				got, from := testkit.Source(t, l, "k")
 				if got == "new" {
 					break
 				}
@@ -385,23 +333,23 @@ func TestNearOfAUserWithoutTracking(t *testing.T) {
 	if err := admin.Do(t.Context(), "acl", "setuser", "limited", "on", ">secret", "~*", "&*", "+@all", "-client|tracking").Err(); err != nil {
 		programs.Lacks(t, "ACL rules that take a subcommand away: "+err.Error())
 	}
-	log := &logged{}
+	log := &testkit.Log{}
 	limited := r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "limited", "secret" })
-	l := loaderOf(t, limited, withNear, func(opt *options) { opt.Logger = log.logger() })
+	l := testkit.LoaderOf(t, limited, testkit.WithNear, func(opt *options) { opt.Logger = log.Logger() })
 	other := newLoader(t, r.Backend())
 	for i := range 5 {
 		value := strconv.Itoa(i)
-		set(t, other, "k", value)
+		testkit.Set(t, other, "k", value)
 		r.Backend().Until("the change is seen", func() bool {
 			got, err := l.Peek(t.Context(), "k")
 			return err == nil && got.Value == value
 		})
-		warmNear(t, r.Backend(), l, "k", value)
+		testkit.WarmNear(t, r.Backend(), l, "k", value)
 		if err := admin.Do(t.Context(), "client", "kill", "type", "pubsub").Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := log.count("redis refused CLIENT TRACKING"); n != 1 {
+	if n := log.Count("redis refused CLIENT TRACKING"); n != 1 {
 		t.Errorf("the log was told %d times that the server refuses", n)
 	}
 }
@@ -412,16 +360,16 @@ func TestNearOfAUserWhoHearsNothing(t *testing.T) {
 	if err := r.Client().Do(t.Context(), "acl", "setuser", "deaf", "on", ">secret", "~*", "&*", "+@all", "-client|tracking", "-subscribe").Err(); err != nil {
 		programs.Lacks(t, "ACL rules that take a subcommand away: "+err.Error())
 	}
-	log := &logged{}
+	log := &testkit.Log{}
 	deaf := r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "deaf", "secret" })
-	l := loaderOf(t, deaf, withNear, func(opt *options) { opt.Logger = log.logger() })
+	l := testkit.LoaderOf(t, deaf, testkit.WithNear, func(opt *options) { opt.Logger = log.Logger() })
 	other := newLoader(t, r.Backend())
-	set(t, l, "k", "old")
+	testkit.Set(t, l, "k", "old")
 	r.Backend().Until("the log is told", func() bool {
 		wantSource(t, l, "old", fetchonce.SourceRedis)
-		return log.count("near cache not used") > 0
+		return log.Count("near cache not used") > 0
 	})
-	set(t, other, "k", "new")
+	testkit.Set(t, other, "k", "new")
 	wantSource(t, l, "new", fetchonce.SourceRedis)
 }
 
@@ -442,10 +390,10 @@ func TestNearOfARESP2Client(t *testing.T) {
 // nobody else tells of.
 func nearByTracking(t *testing.T, r backend, rdb redis.UniversalClient) {
 	t.Helper()
-	log := &logged{}
-	l := loaderOf(t, rdb, withNear, func(opt *options) { opt.Logger = log.logger() })
-	set(t, newLoader(t, r), "k", "old")
-	warmNear(t, r, l, "k", "old")
+	log := &testkit.Log{}
+	l := testkit.LoaderOf(t, rdb, testkit.WithNear, func(opt *options) { opt.Logger = log.Logger() })
+	testkit.Set(t, newLoader(t, r), "k", "old")
+	testkit.WarmNear(t, r, l, "k", "old")
 	if err := r.Client().Del(t.Context(), "test:v:{k}").Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -453,7 +401,7 @@ func nearByTracking(t *testing.T, r backend, rdb redis.UniversalClient) {
 		_, err := l.Peek(t.Context(), "k")
 		return err == fetchonce.ErrNotFound
 	})
-	if n := log.count("near cache"); n != 0 {
+	if n := log.Count("near cache"); n != 0 {
 		t.Errorf("the log was told %d times that something is wrong with near copies", n)
 	}
 }

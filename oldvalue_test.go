@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A caller may change its value if Clone is set. The fetch that replaces the value still has
@@ -71,7 +72,7 @@ func TestLateFetchKeepsItsOldValue(t *testing.T) {
 			opt.Store = hangingStore{3 * time.Second}
 		}))
 		other := newLoader(t, r)
-		set(t, l, "k", "old")
+		testkit.Set(t, l, "k", "old")
 		time.Sleep(2 * time.Minute)
 		olds := make(chan *fetchonce.Result[string], 10)
 		got, err := l.Load(t.Context(), "k", func(_ context.Context, f *fetchonce.Fetch[string]) (string, error) {

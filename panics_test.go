@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 type thing struct{ Name string }
@@ -120,7 +121,7 @@ func TestPanicOfAStoreReachesItsCaller(t *testing.T) {
 				if p, ok := got.(*fetchonce.PanicError); !ok || p.Value != "no lookup" || len(p.Stack) == 0 {
 					t.Errorf("GetMany panicked with %v; want a *PanicError with the value and stack of Lookup", got)
 				}
-				if v, err := l.Get(t.Context(), "good", newOrigin(t).fetch); v != "row" || err != nil {
+				if v, err := l.Get(t.Context(), "good", testkit.NewOrigin(t).Fetch); v != "row" || err != nil {
 					t.Errorf("Get = %q, %v; want the row", v, err)
 				}
 			})

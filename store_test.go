@@ -11,6 +11,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A table is a Store in memory.
@@ -76,21 +77,21 @@ func storeForms(t *testing.T, test func(t *testing.T, r backend, s *table, with 
 
 func TestOneFetchAndOneRow(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
-		o := newOrigin(t)
-		var all []*getter
+		o := testkit.NewOrigin(t)
+		var all []*testkit.Getter
 		for range 4 {
 			l := newLoader(t, r, with)
 			for range 50 {
-				all = append(all, get(t, t.Context(), l, "k", o))
+				all = append(all, testkit.Get(t, t.Context(), l, "k", o))
 			}
 		}
-		c := o.next()
+		c := o.Next()
 		r.Settle()
-		c.returns("v")
+		c.Returns("v")
 		for _, g := range all {
-			g.want("v")
+			g.Want("v")
 		}
-		o.want(1)
+		o.Want(1)
 		if _, creates := s.counts(); creates != 1 || s.row("k") != "v" {
 			t.Errorf("the row is %q, after %d creates", s.row("k"), creates)
 		}
@@ -130,35 +131,35 @@ func TestRowIsLookedUp(t *testing.T) {
 // its lease.
 func TestRowIsLookedUpAgainUnderTheLease(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		slow := r.Client()
-		gate := newGate(slow)
-		gate.shut()
-		second := get(t, t.Context(), loaderOf(t, slow, with), "k", o)
-		<-gate.stopped
-		first := get(t, t.Context(), newLoader(t, r, with), "k", o)
-		o.next().returns("v")
-		first.want("v")
-		gate.open()
-		second.want("v")
-		o.want(1)
+		gate := testkit.NewGate(slow)
+		gate.Shut()
+		second := testkit.Get(t, t.Context(), testkit.LoaderOf(t, slow, with), "k", o)
+		<-gate.Stopped
+		first := testkit.Get(t, t.Context(), newLoader(t, r, with), "k", o)
+		o.Next().Returns("v")
+		first.Want("v")
+		gate.Open()
+		second.Want("v")
+		o.Want(1)
 	})
 }
 
 // The lock was broken: two fetch. One row is kept, and both get that.
 func TestTwoCreatorsGetTheSame(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
-		o := newOrigin(t)
-		o.ignore = true
+		o := testkit.NewOrigin(t)
+		o.Ignore = true
 		rdb := r.Client()
-		a := get(t, t.Context(), newLoader(t, r, with), "k", o)
-		first := o.next()
+		a := testkit.Get(t, t.Context(), newLoader(t, r, with), "k", o)
+		first := o.Next()
 		rdb.Del(t.Context(), "test:m:{k}") // the first does not know
-		b := get(t, t.Context(), newLoader(t, r, with), "k", o)
-		o.next().returns("kept")
-		b.want("kept")
-		first.returns("lost")
-		a.want("kept")
+		b := testkit.Get(t, t.Context(), newLoader(t, r, with), "k", o)
+		o.Next().Returns("kept")
+		b.Want("kept")
+		first.Returns("lost")
+		a.Want("kept")
 		if s.row("k") != "kept" {
 			t.Errorf("the row is %q", s.row("k"))
 		}
@@ -168,12 +169,12 @@ func TestTwoCreatorsGetTheSame(t *testing.T) {
 func TestStoresErrorComesBackAsItIs(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		s.err = errors.New("the database is down")
-		o := newOrigin(t)
-		out := get(t, t.Context(), newLoader(t, r, with), "k", o).outcome()
-		if out.err != s.err {
-			t.Errorf("Get = %v, want the Store's error", out.err)
+		o := testkit.NewOrigin(t)
+		out := testkit.Get(t, t.Context(), newLoader(t, r, with), "k", o).Outcome()
+		if out.Err != s.err {
+			t.Errorf("Get = %v, want the Store's error", out.Err)
 		}
-		o.want(0)
+		o.Want(0)
 	})
 }
 
@@ -181,16 +182,16 @@ func TestStoresErrorComesBackAsItIs(t *testing.T) {
 // does the rest.
 func TestRedisDownWithAStore(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		a, b := newLoader(t, r, with), newLoader(t, r, with)
 		r.Kill()
-		here, there := get(t, t.Context(), a, "k", o), get(t, t.Context(), b, "k", o)
-		first, second := o.next(), o.next()
-		first.returns("v")
+		here, there := testkit.Get(t, t.Context(), a, "k", o), testkit.Get(t, t.Context(), b, "k", o)
+		first, second := o.Next(), o.Next()
+		first.Returns("v")
 		r.Until("the row is there", func() bool { return s.row("k") != "" })
-		second.returns("another")
-		here.want("v")
-		there.want("v")
+		second.Returns("another")
+		here.Want("v")
+		there.Want("v")
 	})
 }
 
@@ -214,12 +215,12 @@ func TestValueInRedisIsPassedOverWithoutTTL(t *testing.T) {
 			l := newLoader(t, r, func(opt *options) { opt.TTL, opt.Store = fetchonce.Off, newTable() })
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
-			o := newOrigin(t)
-			g := get(t, ctx, l, "k", o)
-			o.next().returns("v")
-			g.want("v")
-			o.want(1)
-			if left := keys(t, r); len(left) != 0 {
+			o := testkit.NewOrigin(t)
+			g := testkit.Get(t, ctx, l, "k", o)
+			o.Next().Returns("v")
+			g.Want("v")
+			o.Want(1)
+			if left := testkit.Keys(t, r); len(left) != 0 {
 				t.Errorf("left in Redis: %q", left)
 			}
 		}

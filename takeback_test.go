@@ -15,6 +15,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // An Update leaves, because its own time or that of Redis is over, while its mark is on
@@ -27,7 +28,7 @@ func TestMarkOfAnUpdateThatLeftIsTakenOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
 				rdb, admin := r.Client(), r.Client()
-				l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout, opt.Lease = limits.redis, time.Minute })
+				l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout, opt.Lease = limits.redis, time.Minute })
 				if err := l.Delete(t.Context(), "k"); err != nil { // there is a connection, and Redis knows the script
 					t.Fatal(err)
 				}
@@ -44,11 +45,11 @@ func TestMarkOfAnUpdateThatLeftIsTakenOff(t *testing.T) {
 				if n := admin.Exists(t.Context(), "test:u:{k}").Val(); n != 0 {
 					t.Error("the mark is still there")
 				}
-				o := newOrigin(t)
-				reader := get(t, t.Context(), newLoader(t, r), "k", o)
-				o.next().returns("v")
-				reader.want("v")
-				wantKept(t, l, "v")
+				o := testkit.NewOrigin(t)
+				reader := testkit.Get(t, t.Context(), newLoader(t, r), "k", o)
+				o.Next().Returns("v")
+				reader.Want("v")
+				testkit.WantKept(t, l, "v")
 			})
 		})
 	}
@@ -86,7 +87,7 @@ func TestLateRenewalOfAMarkIsTakenOff(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb, admin, d := r.Client(), r.Client(), &delayer{}
 		rdb.AddHook(d)
-		writer := loaderOf(t, rdb, func(opt *options) { opt.RedisTimeout, opt.Lease = time.Second, time.Minute })
+		writer := testkit.LoaderOf(t, rdb, func(opt *options) { opt.RedisTimeout, opt.Lease = time.Second, time.Minute })
 		u := startUpdate(t, writer).began()
 		d.on.Store(true)
 		time.Sleep(21 * time.Second) // a renewal
@@ -125,13 +126,13 @@ func TestRefusedLeasesAreNotTakenBackForEver(t *testing.T) {
 	for _, text := range []string{"NOPERM this user has no permissions", "ERR unknown command 'EVALSHA'"} {
 		inBubble(t, func(t *testing.T, r backend) {
 			rdb := r.Client()
-			l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
+			l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
 			redistest.WireOf(rdb).Fail(redistest.All, text, "EVALSHA", "EVAL")
 			failAcquires(t, l, 20)
 			time.Sleep(10 * time.Second)
-			before := scripts(rdb)
+			before := testkit.Scripts(rdb)
 			time.Sleep(40 * time.Second)
-			if n := scripts(rdb) - before; n != 0 {
+			if n := testkit.Scripts(rdb) - before; n != 0 {
 				t.Errorf("%d scripts were sent in 40 s after %q", n, text)
 			}
 		})
@@ -142,7 +143,7 @@ func TestRefusedLeasesAreNotTakenBackForEver(t *testing.T) {
 func TestOutageLeavesFewGoroutines(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
+		l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
 		redistest.WireOf(rdb).Fail(redistest.All, "ERR not now", "EVALSHA", "EVAL")
 		before := runtime.NumGoroutine()
 		failAcquires(t, l, 1000)
@@ -151,9 +152,9 @@ func TestOutageLeavesFewGoroutines(t *testing.T) {
 		}
 		redistest.WireOf(rdb).Heal()
 		time.Sleep(20 * time.Second)
-		before = scripts(rdb)
+		before = testkit.Scripts(rdb)
 		time.Sleep(30 * time.Second)
-		if n := scripts(rdb) - before; n != 0 {
+		if n := testkit.Scripts(rdb) - before; n != 0 {
 			t.Errorf("%d scripts were sent after all leases were given back", n)
 		}
 	})
@@ -162,7 +163,7 @@ func TestOutageLeavesFewGoroutines(t *testing.T) {
 // Nothing is taken back that was never sent.
 func TestUnsentAcquireIsNotTakenBack(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		l := newLoader(t, r, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
+		l := newLoader(t, r, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
 		for i := range 40 { // so that a Get asks for the lease at once
 			_, _ = l.Get(t.Context(), "m"+strconv.Itoa(i), func(context.Context, string) (string, error) { return "v", nil })
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A told is what a Trace was told.
@@ -107,21 +108,21 @@ func wantEach[E any](t *testing.T, got []E, want ...E) {
 // value that is.
 func TestTraceOfAColdMiss(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, here, there := newOrigin(t), &told{t: t}, &told{t: t}
+		o, here, there := testkit.NewOrigin(t), &told{t: t}, &told{t: t}
 		a, b := newLoader(t, r, here.with), newLoader(t, r, there.with)
-		var all []*getter
+		var all []*testkit.Getter
 		for range 25 {
-			all = append(all, get(t, t.Context(), a, "k", o))
+			all = append(all, testkit.Get(t, t.Context(), a, "k", o))
 		}
-		c := o.next()
+		c := o.Next()
 		for range 25 {
-			all = append(all, get(t, t.Context(), b, "k", o))
+			all = append(all, testkit.Get(t, t.Context(), b, "k", o))
 		}
 		synctest.Wait()
 		time.Sleep(3 * time.Second)
-		c.returns("v")
+		c.Returns("v")
 		for _, g := range all {
-			g.want("v")
+			g.Want("v")
 		}
 		synctest.Wait()
 
@@ -150,7 +151,7 @@ func TestTraceOfAColdMiss(t *testing.T) {
 			x.gets = nil
 		}
 
-		get(t, t.Context(), b, "k", o).want("v")
+		testkit.Get(t, t.Context(), b, "k", o).Want("v")
 		wantEach(t, there.gets, fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis})
 	})
 }
@@ -158,12 +159,12 @@ func TestTraceOfAColdMiss(t *testing.T) {
 // That there is nothing is found out once, and is then a hit.
 func TestTraceOfAnAbsence(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := newOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &told{t: t}
 		l := newLoader(t, r, x.with)
-		g := get(t, t.Context(), l, "k", o)
-		o.next().fails(fetchonce.ErrNotFound)
-		g.wantErr(fetchonce.ErrNotFound)
-		get(t, t.Context(), l, "k", o).wantErr(fetchonce.ErrNotFound)
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Fails(fetchonce.ErrNotFound)
+		g.WantErr(fetchonce.ErrNotFound)
+		testkit.Get(t, t.Context(), l, "k", o).WantErr(fetchonce.ErrNotFound)
 		none := fetchonce.ErrNotFound
 		wantEach(t, x.gets,
 			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetMiss, Source: fetchonce.SourceFetch, Err: none},
@@ -176,21 +177,21 @@ func TestTraceOfAnAbsence(t *testing.T) {
 // that fails, the log is told, as there is nobody else.
 func TestTraceOfARefresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x, log := newOrigin(t), &told{t: t}, &logged{}
+		o, x, log := testkit.NewOrigin(t), &told{t: t}, &testkit.Log{}
 		l := newLoader(t, r, x.with, aging(func(opt *options) {
-			opt.StaleWhileRevalidate, opt.Logger = time.Hour, log.logger()
+			opt.StaleWhileRevalidate, opt.Logger = time.Hour, log.Logger()
 		}))
-		set(t, l, "k", "old")
+		testkit.Set(t, l, "k", "old")
 		time.Sleep(61 * time.Second)
 		for range 3 {
 			wantResult(t, result(t, l, o), "old", true)
 		}
 		time.Sleep(time.Second)
 		boom := errors.New("boom")
-		o.next().fails(boom)
+		o.Next().Fails(boom)
 		synctest.Wait()
 		wantResult(t, result(t, l, o), "old", true) // in the pause
-		if n := log.count("refresh failed"); n != 1 {
+		if n := log.Count("refresh failed"); n != 1 {
 			t.Errorf("the log was told %d times that the refresh failed, want once", n)
 		}
 		stale := fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis, Stale: true}
@@ -204,17 +205,17 @@ func TestTraceOfARefresh(t *testing.T) {
 
 func TestPanicInARefreshIsTold(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x, log := newOrigin(t), &told{t: t}, &logged{}
+		o, x, log := testkit.NewOrigin(t), &told{t: t}, &testkit.Log{}
 		l := newLoader(t, r, x.with, aging(func(opt *options) {
-			opt.StaleWhileRevalidate, opt.Logger = time.Hour, log.logger()
+			opt.StaleWhileRevalidate, opt.Logger = time.Hour, log.Logger()
 		}))
-		set(t, l, "k", "old")
+		testkit.Set(t, l, "k", "old")
 		time.Sleep(61 * time.Second)
 		wantResult(t, result(t, l, o), "old", true)
-		o.next().does(func() { panic("the teapot is empty") })
+		o.Next().Does(func() { panic("the teapot is empty") })
 		synctest.Wait()
-		if log.count("refresh failed") != 1 || log.count("the teapot is empty") != 1 || log.count("trace_test.go") == 0 {
-			t.Errorf("the log was told %q; want the panic and where it was, once", &log.text)
+		if log.Count("refresh failed") != 1 || log.Count("the teapot is empty") != 1 || log.Count("trace_test.go") == 0 {
+			t.Errorf("the log was told %q; want the panic and where it was, once", &log.Text)
 		}
 		if len(x.fetches) != 1 {
 			t.Fatalf("fetches: %+v, want one", x.fetches)
@@ -228,14 +229,14 @@ func TestPanicInARefreshIsTold(t *testing.T) {
 // A value that is of use only if the fetch fails: it fails.
 func TestTraceOfAnOldValueInThePlaceOfAnError(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := newOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &told{t: t}
 		l := newLoader(t, r, x.with, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
-		set(t, l, "k", "old")
+		testkit.Set(t, l, "k", "old")
 		time.Sleep(61 * time.Second)
-		g := get(t, t.Context(), l, "k", o)
-		o.next().fails(errors.New("boom"))
-		g.want("old")
-		get(t, t.Context(), l, "k", o).want("old") // in the pause
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Fails(errors.New("boom"))
+		g.Want("old")
+		testkit.Get(t, t.Context(), l, "k", o).Want("old") // in the pause
 		wantEach(t, x.gets,
 			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetMiss, Source: fetchonce.SourceRedis, Stale: true},
 			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis, Stale: true})
@@ -248,21 +249,21 @@ func TestTraceOfALostLease(t *testing.T) {
 	for _, heeds := range []bool{true, false} {
 		t.Run(fmt.Sprintf("heeds=%v", heeds), func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
-				o, x := newOrigin(t), &told{t: t}
-				o.ignore = !heeds
+				o, x := testkit.NewOrigin(t), &told{t: t}
+				o.Ignore = !heeds
 				l, other := newLoader(t, r, x.with), newLoader(t, r)
-				g := get(t, t.Context(), l, "k", o)
-				c := o.next()
+				g := testkit.Get(t, t.Context(), l, "k", o)
+				c := o.Next()
 				time.Sleep(time.Second)
 				if err := other.Delete(t.Context(), "k"); err != nil {
 					t.Fatal(err)
 				}
 				synctest.Wait()
 				if heeds {
-					c = o.next()
+					c = o.Next()
 				}
-				c.returns("v")
-				g.want("v")
+				c.Returns("v")
+				g.Want("v")
 				wantEach(t, x.leases, fetchonce.TraceLease{Key: "k", Held: time.Second})
 				if len(x.stores) != 1 || x.stores[0].Superseded == heeds {
 					t.Errorf("stored: %+v; want one, superseded: %v", x.stores, !heeds)
@@ -284,21 +285,21 @@ func TestTraceOfALostLease(t *testing.T) {
 // once more when it returns.
 func TestTraceOfAFetchThatIsGivenUp(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := newOrigin(t), &told{t: t}
-		o.ignore = true
+		o, x := testkit.NewOrigin(t), &told{t: t}
+		o.Ignore = true
 		l := newLoader(t, r, x.with)
-		g := get(t, t.Context(), l, "k", o)
-		late := o.next()
-		g.wantErr(fetchonce.ErrFetchTimeout)
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		late := o.Next()
+		g.WantErr(fetchonce.ErrFetchTimeout)
 		ctx, cancel := context.WithCancel(t.Context())
-		g = get(t, ctx, l, "k", o)
-		left := o.next()
+		g = testkit.Get(t, ctx, l, "k", o)
+		left := o.Next()
 		time.Sleep(time.Second)
 		cancel()
-		g.wantErr(context.Canceled)
+		g.WantErr(context.Canceled)
 		synctest.Wait()
-		late.returns("late")
-		left.returns("late")
+		late.Returns("late")
+		left.Returns("late")
 		synctest.Wait()
 		wantEach(t, x.fetches,
 			fetchonce.TraceFetch{Key: "k", Keys: 1, Took: time.Minute, Err: fetchonce.ErrFetchTimeout},
@@ -310,16 +311,16 @@ func TestTraceOfAFetchThatIsGivenUp(t *testing.T) {
 // The process that is waited for dies.
 func TestTraceOfAWaitForNothing(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := newOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &told{t: t}
 		rdb := r.Client()
-		dead, l := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed)), newLoader(t, r, x.with)
-		get(t, t.Context(), dead, "k", o)
-		o.next()
-		g := get(t, t.Context(), l, "k", o)
-		awaitWaiters(t, r, "k", 1)
+		dead, l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed)), newLoader(t, r, x.with)
+		testkit.Get(t, t.Context(), dead, "k", o)
+		o.Next()
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
 		redistest.WireOf(rdb).Down()
-		o.next().returns("v")
-		g.want("v")
+		o.Next().Returns("v")
+		g.Want("v")
 		if len(x.waits) != 1 || x.waits[0].Answered || x.waits[0].Took < time.Second || x.waits[0].Took > 6*time.Second {
 			t.Errorf("waits: %+v; want one, of a lease, that was not served", x.waits)
 		}
@@ -332,16 +333,16 @@ func TestTraceWithoutRedis(t *testing.T) {
 	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
-				o, x := newOrigin(t), &told{t: t}
-				l := newLoader(t, r, x.with, withPolicy(policy))
+				o, x := testkit.NewOrigin(t), &told{t: t}
+				l := newLoader(t, r, x.with, testkit.WithPolicy(policy))
 				r.Kill()
-				g := get(t, t.Context(), l, "k", o)
+				g := testkit.Get(t, t.Context(), l, "k", o)
 				if policy == fetchonce.FailClosed {
-					wantRedisDown(t, g.outcome())
+					testkit.WantRedisDown(t, g.Outcome())
 					x.wantKinds(0, 0, 0, 1)
 				} else {
-					o.next().returns("blind")
-					g.want("blind")
+					o.Next().Returns("blind")
+					g.Want("blind")
 					x.wantKinds(0, 1, 0, 0)
 					wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Unleased: true})
 				}
@@ -360,16 +361,16 @@ func TestTraceWithoutRedis(t *testing.T) {
 // What was fetched cannot be stored: Redis dies meanwhile, or it is too large.
 func TestTraceOfWhatIsNotStored(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := newOrigin(t), &told{t: t}
-		l := newLoader(t, r, x.with, withPolicy(fetchonce.FailOpen), func(opt *options) { opt.MaxBytes = 10 })
-		g := get(t, t.Context(), l, "large", o)
-		o.next().returns(strings.Repeat("x", 100))
-		g.want(strings.Repeat("x", 100))
-		g = get(t, t.Context(), l, "k", o)
-		c := o.next()
+		o, x := testkit.NewOrigin(t), &told{t: t}
+		l := newLoader(t, r, x.with, testkit.WithPolicy(fetchonce.FailOpen), func(opt *options) { opt.MaxBytes = 10 })
+		g := testkit.Get(t, t.Context(), l, "large", o)
+		o.Next().Returns(strings.Repeat("x", 100))
+		g.Want(strings.Repeat("x", 100))
+		g = testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
 		r.Kill()
-		c.returns("v")
-		g.want("v")
+		c.Returns("v")
+		g.Want("v")
 		if len(x.stores) != 2 || x.stores[0].Err == nil || x.stores[1].Err == nil {
 			t.Errorf("stored: %+v; want two that were not", x.stores)
 		}
@@ -379,11 +380,11 @@ func TestTraceOfWhatIsNotStored(t *testing.T) {
 // One batch has keys of each kind.
 func TestTraceOfABatch(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := newOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &told{t: t}
 		l := newLoader(t, r, x.with)
-		set(t, l, "kept", "v")
-		single := get(t, t.Context(), l, "joined", o)
-		c := o.next()
+		testkit.Set(t, l, "kept", "v")
+		single := testkit.Get(t, t.Context(), l, "joined", o)
+		c := o.Next()
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -397,8 +398,8 @@ func TestTraceOfABatch(t *testing.T) {
 			}
 		}()
 		time.Sleep(2 * time.Second)
-		c.returns("v")
-		single.want("v")
+		c.Returns("v")
+		single.Want("v")
 		<-done
 		x.wantKinds(1, 1+3, 1, 0)
 		wantEach(t, x.fetches,
@@ -455,32 +456,32 @@ func TestTraceOfABatchThatFails(t *testing.T) {
 func TestTraceOfNearCopies(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		x := &told{t: t}
-		l, other := newLoader(t, r, x.with, withNear), newLoader(t, r)
-		set(t, other, "k", "v")
-		warmNear(t, r, l, "k", "v")
+		l, other := newLoader(t, r, x.with, testkit.WithNear), newLoader(t, r)
+		testkit.Set(t, other, "k", "v")
+		testkit.WarmNear(t, r, l, "k", "v")
 		x.gets = nil
 		for range 2 {
 			if _, err := l.Get(t.Context(), "k", nothingFetched); err != nil {
 				t.Fatal(err)
 			}
 		}
-		_, _ = source(t, l, "k")
+		_, _ = testkit.Source(t, l, "k")
 		hit := fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceNear}
 		wantEach(t, x.gets, hit, hit, hit)
 
-		set(t, other, "never here", "v")
-		set(t, other, "k", "new")
+		testkit.Set(t, other, "never here", "v")
+		testkit.Set(t, other, "k", "new")
 		r.Settle()
 		wantEach(t, x.drops, fetchonce.TraceNearDrop{Copies: 1})
 
 		x.drops = nil
-		set(t, other, "another", "v")
-		warmNear(t, r, l, "k", "new")
-		warmNear(t, r, l, "another", "v")
+		testkit.Set(t, other, "another", "v")
+		testkit.WarmNear(t, r, l, "k", "new")
+		testkit.WarmNear(t, r, l, "another", "v")
 		r.Pause()
 		time.Sleep(5 * time.Second)
 		r.Resume()
-		warmNear(t, r, l, "k", "new")
+		testkit.WarmNear(t, r, l, "k", "new")
 		wantEach(t, x.drops, fetchonce.TraceNearDrop{Copies: 2, Reset: true})
 	})
 }
@@ -491,34 +492,34 @@ func nothingFetched(context.Context, string) (string, error) { return "fetched",
 func TestTraceOfALock(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		x := &told{t: t}
-		lk := newLocker(t, r, func(opt *lockOptions) { opt.Trace = x.trace() })
-		first := taken(t, r, lk)
-		first.release(nil)
-		holder := taken(t, r, newLocker(t, r))
+		lk := testkit.NewLocker(t, r, func(opt *lockOptions) { opt.Trace = x.trace() })
+		first := testkit.Taken(t, r, lk)
+		first.Release(nil)
+		holder := testkit.Taken(t, r, testkit.NewLocker(t, r))
 		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		a := take(t.Context(), t, r, lk)
+		a := testkit.Take(t.Context(), t, r, lk)
 		r.Settle()
-		b := take(t.Context(), t, r, lk)
+		b := testkit.Take(t.Context(), t, r, lk)
 		r.Settle()
-		c := take(impatient, t, r, lk)
-		c.ended()
+		c := testkit.Take(impatient, t, r, lk)
+		c.Ended()
 		time.Sleep(time.Second)
-		holder.release(nil)
-		a.has()
-		if err := lk.TryDo(t.Context(), "it", nothing); !errors.Is(err, fetchonce.ErrLocked) {
+		holder.Release(nil)
+		a.Has()
+		if err := lk.TryDo(t.Context(), "it", testkit.Nothing); !errors.Is(err, fetchonce.ErrLocked) {
 			t.Errorf("TryDo = %v, want ErrLocked", err)
 		}
 		time.Sleep(5 * time.Millisecond)
-		a.release(nil)
-		b.has()
-		b.release(nil)
-		if err := lk.TryDo(t.Context(), "other", nothing); err != nil {
+		a.Release(nil)
+		b.Has()
+		b.Release(nil)
+		if err := lk.TryDo(t.Context(), "other", testkit.Nothing); err != nil {
 			t.Error(err)
 		}
 		wantEach(t, x.locks,
 			fetchonce.TraceLock{Name: "it"},
-			fetchonce.TraceLock{Name: "it", Waited: time.Second, Err: c.err},
+			fetchonce.TraceLock{Name: "it", Waited: time.Second, Err: c.Err},
 			fetchonce.TraceLock{Name: "it", Waited: 2 * time.Second},
 			fetchonce.TraceLock{Name: "it", Try: true, Err: fetchonce.ErrLocked},
 			fetchonce.TraceLock{Name: "it", Waited: 2*time.Second + 5*time.Millisecond, LocalHandoff: true},
@@ -535,12 +536,12 @@ func TestTraceOfALostLock(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		x := &told{t: t}
 		rdb := r.Client()
-		lk := lockerOf(t, rdb, func(opt *lockOptions) { opt.Trace, opt.Lease = x.trace(), 5*time.Second })
-		a := taken(t, r, lk)
+		lk := testkit.LockerOf(t, rdb, func(opt *lockOptions) { opt.Trace, opt.Lease = x.trace(), 5*time.Second })
+		a := testkit.Taken(t, r, lk)
 		redistest.WireOf(rdb).Down()
-		<-a.ctx.Done()
+		<-a.Ctx.Done()
 		time.Sleep(time.Second)
-		a.release(fetchonce.ErrLockLost)
+		a.Release(fetchonce.ErrLockLost)
 		if len(x.unlocks) != 1 || !errors.Is(x.unlocks[0].Err, fetchonce.ErrLockLost) || x.unlocks[0].Held < 5*time.Second {
 			t.Errorf("unlocked: %+v; want one that was lost", x.unlocks)
 		}
@@ -645,7 +646,7 @@ func TestTraceTotals(t *testing.T) {
 // Every function of a Trace panics: all goes on as if there were none.
 func TestPanicInATraceGoesNoFurther(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, log := newOrigin(t), &logged{}
+		o, log := testkit.NewOrigin(t), &testkit.Log{}
 		trace := &fetchonce.Trace{
 			Got:         func(context.Context, fetchonce.TraceGet) { panic("Got") },
 			Fetched:     func(context.Context, fetchonce.TraceFetch) { panic("Fetched") },
@@ -657,29 +658,29 @@ func TestPanicInATraceGoesNoFurther(t *testing.T) {
 			Locked:      func(context.Context, fetchonce.TraceLock) { panic("Locked") },
 			Unlocked:    func(context.Context, fetchonce.TraceUnlock) { panic("Unlocked") },
 		}
-		with := func(opt *options) { opt.Trace, opt.Logger = trace, log.logger() }
-		a, b := newLoader(t, r, with, withNear), newLoader(t, r, with, withNear)
-		here := get(t, t.Context(), a, "k", o)
-		o.next()
-		there := get(t, t.Context(), b, "k", o)
-		awaitWaiters(t, r, "k", 1)
+		with := func(opt *options) { opt.Trace, opt.Logger = trace, log.Logger() }
+		a, b := newLoader(t, r, with, testkit.WithNear), newLoader(t, r, with, testkit.WithNear)
+		here := testkit.Get(t, t.Context(), a, "k", o)
+		o.Next()
+		there := testkit.Get(t, t.Context(), b, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
 		if err := a.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
-		c := o.next()
-		c.returns("v")
-		here.want("v")
-		there.want("v")
-		warmNear(t, r, a, "k", "v")
-		set(t, b, "k", "new")
-		lk := newLocker(t, r, func(opt *lockOptions) { opt.Trace, opt.Logger = trace, log.logger() })
-		if err := lk.Do(t.Context(), "it", nothing); err != nil {
+		c := o.Next()
+		c.Returns("v")
+		here.Want("v")
+		there.Want("v")
+		testkit.WarmNear(t, r, a, "k", "v")
+		testkit.Set(t, b, "k", "new")
+		lk := testkit.NewLocker(t, r, func(opt *lockOptions) { opt.Trace, opt.Logger = trace, log.Logger() })
+		if err := lk.Do(t.Context(), "it", testkit.Nothing); err != nil {
 			t.Error(err)
 		}
 		r.Kill()
-		get(t, t.Context(), a, "k", o)
-		o.next().returns("blind")
-		if log.count("trace function panicked") == 0 {
+		testkit.Get(t, t.Context(), a, "k", o)
+		o.Next().Returns("blind")
+		if log.Count("trace function panicked") == 0 {
 			t.Error("the log was not told")
 		}
 	})
@@ -702,11 +703,11 @@ func TestTraceIsReadOnce(t *testing.T) {
 func TestTraceDoesNotAllocate(t *testing.T) {
 	r := redistest.Server(t).Backend()
 	counting := &counted{}
-	plain, traced := newLoader(t, r, withNear), newLoader(t, r, withNear, counting.with)
+	plain, traced := newLoader(t, r, testkit.WithNear), newLoader(t, r, testkit.WithNear, counting.with)
 	far, farTraced := newLoader(t, r), newLoader(t, r, counting.with)
-	set(t, plain, "k", "v")
-	warmNear(t, r, plain, "k", "v")
-	warmNear(t, r, traced, "k", "v")
+	testkit.Set(t, plain, "k", "v")
+	testkit.WarmNear(t, r, plain, "k", "v")
+	testkit.WarmNear(t, r, traced, "k", "v")
 	// Under the race detector, pools forget now and then: so a number with a fraction.
 	const runs = 2000
 	allocs := func(l loader) float64 {

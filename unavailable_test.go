@@ -8,6 +8,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // redisCalls returns one call of each method that needs Redis.
@@ -18,9 +19,9 @@ func redisCalls(l loader, lk *fetchonce.Locker) map[string]func(ctx context.Cont
 		"Peek":   func(ctx context.Context) error { _, err := l.Peek(ctx, "k"); return err },
 		"Set":    func(ctx context.Context) error { return l.Set(ctx, "k", "v") },
 		"Delete": func(ctx context.Context) error { return l.Delete(ctx, "k") },
-		"Update": func(ctx context.Context) error { return l.Update(ctx, "k", nothing) },
-		"Do":     func(ctx context.Context) error { return lk.Do(ctx, "k", nothing) },
-		"TryDo":  func(ctx context.Context) error { return lk.TryDo(ctx, "k", nothing) },
+		"Update": func(ctx context.Context) error { return l.Update(ctx, "k", testkit.Nothing) },
+		"Do":     func(ctx context.Context) error { return lk.Do(ctx, "k", testkit.Nothing) },
+		"TryDo":  func(ctx context.Context) error { return lk.TryDo(ctx, "k", testkit.Nothing) },
 		"GetMany": func(ctx context.Context) error {
 			_, err := l.GetMany(ctx, []string{"k"}, (&bulk{}).fetch)
 			return err
@@ -36,7 +37,7 @@ func TestErrorOfAnUnavailableRedisSaysSo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
 				rdb := r.Client()
-				l, lk := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout = time.Second }), lockerOf(t, rdb)
+				l, lk := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout = time.Second }), testkit.LockerOf(t, rdb)
 				fail(r, redistest.WireOf(rdb))
 				for method, call := range redisCalls(l, lk) {
 					if err := call(t.Context()); !errors.Is(err, fetchonce.ErrUnavailable) {
@@ -55,7 +56,7 @@ func TestErrorOfAnUnavailableRedisSaysSo(t *testing.T) {
 func TestErrorThatRedisAnsweredIsNotUnavailable(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l, lk := loaderOf(t, rdb, withPolicy(fetchonce.FailClosed)), lockerOf(t, rdb)
+		l, lk := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed)), testkit.LockerOf(t, rdb)
 		redistest.WireOf(rdb).Fail(redistest.All, "NOPERM no", "GETRANGE", "EVALSHA", "EVAL")
 		for method, call := range redisCalls(l, lk) {
 			if err := call(t.Context()); err == nil || errors.Is(err, fetchonce.ErrUnavailable) {
@@ -68,7 +69,7 @@ func TestErrorThatRedisAnsweredIsNotUnavailable(t *testing.T) {
 // A caller of Update knows from the error whether its write was done.
 func TestUpdateTellsWhetherItsWriteWasDone(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		l := newLoader(t, r, withPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout = time.Second })
+		l := newLoader(t, r, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout = time.Second })
 		err := l.Update(t.Context(), "k", func(context.Context) error { r.Kill(); return nil })
 		if !errors.Is(err, fetchonce.ErrNotInvalidated) || !errors.Is(err, fetchonce.ErrUnavailable) {
 			t.Errorf("Update whose write succeeded = %v, want ErrNotInvalidated and ErrUnavailable", err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // An update is one Update under way, whose write waits to be told what to return.
@@ -57,7 +58,7 @@ func wantNothingKept(t *testing.T, l loader) {
 
 func TestUpdateChangesBoth(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
 		if err := l.Set(t.Context(), "k", "old"); err != nil {
 			t.Fatal(err)
@@ -66,23 +67,23 @@ func TestUpdateChangesBoth(t *testing.T) {
 		wantNothingKept(t, l) // the old value is gone before the write
 
 		// Who asks meanwhile goes to the source, and what is there is not stored.
-		reader := get(t, t.Context(), l, "k", o)
-		c := o.next()
-		waiter := get(t, t.Context(), other, "k", o)
-		awaitWaiters(t, r, "k", 1)
-		c.returns("between")
-		reader.want("between")
-		waiter.want("between")
+		reader := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
+		waiter := testkit.Get(t, t.Context(), other, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
+		c.Returns("between")
+		reader.Want("between")
+		waiter.Want("between")
 		wantNothingKept(t, l)
 
 		if err := u.returns(nil); err != nil {
 			t.Error(err)
 		}
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("new")
-		g.want("new")
-		wantKept(t, other, "new")
-		o.want(2)
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("new")
+		g.Want("new")
+		testkit.WantKept(t, other, "new")
+		o.Want(2)
 	})
 }
 
@@ -90,30 +91,30 @@ func TestUpdateChangesBoth(t *testing.T) {
 // is stored, nor returned to a Get that begins after the Update.
 func TestFetchesAroundAnUpdate(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
-		o.ignore = true
+		o := testkit.NewOrigin(t)
+		o.Ignore = true
 		l, other := newLoader(t, r), newLoader(t, r)
-		first := get(t, t.Context(), l, "k", o)
-		before := o.next()
+		first := testkit.Get(t, t.Context(), l, "k", o)
+		before := o.Next()
 		u := startUpdate(t, other).began()
-		second := get(t, t.Context(), other, "k", o)
-		during := o.next()
+		second := testkit.Get(t, t.Context(), other, "k", o)
+		during := o.Next()
 		if err := u.returns(nil); err != nil {
 			t.Error(err)
 		}
-		late := []*getter{get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o)}
-		after := o.next()
-		before.returns("old")
-		during.returns("old")
-		first.want("old")
-		second.want("old")
+		late := []*testkit.Getter{testkit.Get(t, t.Context(), l, "k", o), testkit.Get(t, t.Context(), other, "k", o)}
+		after := o.Next()
+		before.Returns("old")
+		during.Returns("old")
+		first.Want("old")
+		second.Want("old")
 		r.Settle()
-		after.returns("new")
+		after.Returns("new")
 		for _, g := range late {
-			g.want("new")
+			g.Want("new")
 		}
-		wantKept(t, l, "new")
-		o.want(3)
+		testkit.WantKept(t, l, "new")
+		o.Want(3)
 	})
 }
 
@@ -121,22 +122,22 @@ func TestFetchesAroundAnUpdate(t *testing.T) {
 // long after the mark did.
 func TestWriterDies(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		rdb, admin := r.Client(), r.Client()
-		writer, l := loaderOf(t, rdb, shortLease(r)), newLoader(t, r)
+		writer, l := testkit.LoaderOf(t, rdb, testkit.ShortLease(r)), newLoader(t, r)
 		u := startUpdate(t, writer).began()
-		reader := get(t, t.Context(), l, "k", o)
-		c := o.next()
+		reader := testkit.Get(t, t.Context(), l, "k", o)
+		c := o.Next()
 		redistest.WireOf(rdb).Down() // it is as good as dead
 		r.Until("the mark has ended", func() bool { return admin.Exists(t.Context(), "test:u:{k}").Val() == 0 })
-		c.returns("old")
-		reader.want("old")
+		c.Returns("old")
+		reader.Want("old")
 		wantNothingKept(t, l)
 
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("new")
-		g.want("new")
-		wantKept(t, l, "new")
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("new")
+		g.Want("new")
+		testkit.WantKept(t, l, "new")
 		if err := u.returns(nil); !errors.Is(err, fetchonce.ErrNotInvalidated) {
 			t.Errorf("Update without Redis = %v; want ErrNotInvalidated", err)
 		}
@@ -146,35 +147,35 @@ func TestWriterDies(t *testing.T) {
 // Two Updates of a key overlap. The end of one does not end the other's mark.
 func TestUpdatesKeepTheirOwnMarks(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
 		first, second := startUpdate(t, l).began(), startUpdate(t, other).began()
 		if err := first.returns(nil); err != nil {
 			t.Error(err)
 		}
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("between")
-		g.want("between")
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("between")
+		g.Want("between")
 		wantNothingKept(t, l)
 		if err := second.returns(nil); err != nil {
 			t.Error(err)
 		}
-		g = get(t, t.Context(), l, "k", o)
-		o.next().returns("new")
-		g.want("new")
-		wantKept(t, l, "new")
+		g = testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("new")
+		g.Want("new")
+		testkit.WantKept(t, l, "new")
 	})
 }
 
 // The mark lasts as long as the write, also when Redis loses it.
 func TestMarkIsRenewed(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		rdb, admin := r.Client(), r.Client()
-		writer, l := loaderOf(t, rdb, shortLease(r)), newLoader(t, r, shortLease(r))
+		writer, l := testkit.LoaderOf(t, rdb, testkit.ShortLease(r)), newLoader(t, r, testkit.ShortLease(r))
 		u := startUpdate(t, writer).began()
-		before := scripts(rdb)
-		r.Until("it is renewed", func() bool { return scripts(rdb) >= before+4 })
+		before := testkit.Scripts(rdb)
+		r.Until("it is renewed", func() bool { return testkit.Scripts(rdb) >= before+4 })
 		redistest.WireOf(rdb).Pause() // no renewal comes between
 		admin.Del(t.Context(), "test:u:{k}")
 		if err := l.Set(t.Context(), "k", "old"); err != nil {
@@ -183,14 +184,14 @@ func TestMarkIsRenewed(t *testing.T) {
 		redistest.WireOf(rdb).Resume()
 		r.Until("the mark is set again", func() bool { return admin.Exists(t.Context(), "test:u:{k}").Val() == 1 })
 		wantNothingKept(t, l) // and what came between is gone
-		g := get(t, t.Context(), l, "k", o)
-		o.next().returns("between")
-		g.want("between")
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Returns("between")
+		g.Want("between")
 		wantNothingKept(t, l)
 		if err := u.returns(nil); err != nil {
 			t.Error(err)
 		}
-		wantNoKeyForEver(t, r)
+		testkit.WantNoKeyForEver(t, r)
 	})
 }
 
@@ -200,7 +201,7 @@ func TestMarkIsRenewed(t *testing.T) {
 func TestMarkOutlastsAnOutage(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb, admin := r.Client(), r.Client()
-		writer, l := loaderOf(t, rdb, shortLease(r)), newLoader(t, r, shortLease(r))
+		writer, l := testkit.LoaderOf(t, rdb, testkit.ShortLease(r)), newLoader(t, r, testkit.ShortLease(r))
 		u := startUpdate(t, writer).began()
 		redistest.WireOf(rdb).Down()
 		r.Until("the mark has ended", func() bool { return admin.Exists(t.Context(), "test:u:{k}").Val() == 0 })
@@ -213,7 +214,7 @@ func TestMarkOutlastsAnOutage(t *testing.T) {
 		if err := u.returns(nil); err != nil {
 			t.Error(err)
 		}
-		if keys := keys(t, r); len(keys) > 0 {
+		if keys := testkit.Keys(t, r); len(keys) > 0 {
 			t.Errorf("%v is left", keys)
 		}
 	})
@@ -225,21 +226,21 @@ func TestMarkOutlastsAnOutage(t *testing.T) {
 func TestUnmarkComesAfterTheLastRenewal(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		g := newGate(rdb)
-		writer := loaderOf(t, rdb, shortLease(r), func(opt *options) { opt.RedisTimeout = time.Minute })
+		g := testkit.NewGate(rdb)
+		writer := testkit.LoaderOf(t, rdb, testkit.ShortLease(r), func(opt *options) { opt.RedisTimeout = time.Minute })
 		u := startUpdate(t, writer).began()
-		g.shut()
-		<-g.stopped // the renewal
+		g.Shut()
+		<-g.Stopped // the renewal
 		u.answer <- nil
 		r.Settle()
-		if len(g.stopped) > 0 {
+		if len(g.Stopped) > 0 {
 			t.Error("the unmark was sent before the renewal had arrived")
 		}
-		g.open()
+		g.Open()
 		if err := <-u.done; err != nil {
 			t.Error(err)
 		}
-		if keys := keys(t, r); len(keys) > 0 {
+		if keys := testkit.Keys(t, r); len(keys) > 0 {
 			t.Errorf("%v is left", keys)
 		}
 	})
@@ -254,7 +255,7 @@ func TestSetDuringUpdate(t *testing.T) {
 			if err := other.Set(t.Context(), "k", value); err != nil {
 				t.Fatal(err)
 			}
-			wantKept(t, other, value)
+			testkit.WantKept(t, other, value)
 			if left := admin.PTTL(t.Context(), "test:v:{k}").Val(); left > 5*time.Second {
 				t.Errorf("it is kept for %v, longer than the mark", left)
 			}
@@ -287,7 +288,7 @@ func TestWritesErrorComesBackAsItIs(t *testing.T) {
 		if p := <-panicked; p != "oh no" {
 			t.Errorf("Update panicked with %v", p)
 		}
-		if keys := keys(t, r); len(keys) > 0 {
+		if keys := testkit.Keys(t, r); len(keys) > 0 {
 			t.Errorf("%v is left", keys)
 		}
 		if e, ok := errors.AsType[*fetchonce.Error](l.Update(t.Context(), "k", nil)); !ok || e.Op != "update" {
@@ -297,8 +298,8 @@ func TestWritesErrorComesBackAsItIs(t *testing.T) {
 }
 
 func TestUpdateWithoutRedis(t *testing.T) {
-	policies(t, func(t *testing.T, r backend, policy fetchonce.Policy) {
-		l := newLoader(t, r, withPolicy(policy))
+	testkit.Policies(t, func(t *testing.T, r backend, policy fetchonce.Policy) {
+		l := newLoader(t, r, testkit.WithPolicy(policy))
 		r.Kill()
 		wrote := false
 		err := l.Update(t.Context(), "k", func(context.Context) error { wrote = true; return nil })
@@ -321,11 +322,11 @@ func TestUpdateWithoutRedis(t *testing.T) {
 // That there is nothing is remembered, but not beyond a Set or an Update.
 func TestAbsenceEndsWithAnUpdate(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
-		o := newOrigin(t)
+		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, with)
-		g := get(t, t.Context(), l, "k", o)
-		o.next().fails(fetchonce.ErrNotFound)
-		g.wantErr(fetchonce.ErrNotFound)
+		g := testkit.Get(t, t.Context(), l, "k", o)
+		o.Next().Fails(fetchonce.ErrNotFound)
+		g.WantErr(fetchonce.ErrNotFound)
 		err := l.Update(t.Context(), "k", func(ctx context.Context) error {
 			_, err := s.Create(ctx, "k", "row")
 			return err
@@ -333,7 +334,7 @@ func TestAbsenceEndsWithAnUpdate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		get(t, t.Context(), l, "k", o).want("row")
-		o.want(1)
+		testkit.Get(t, t.Context(), l, "k", o).Want("row")
+		o.Want(1)
 	})
 }

@@ -7,14 +7,15 @@ import (
 	"testing"
 
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // What is counted here is what goes over the wire.
 func TestRoundTrips(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
-		l, wire := loaderOf(t, rdb), redistest.WireOf(rdb)
-		warmScripts(t, r, l)
+		l, wire := testkit.LoaderOf(t, rdb), redistest.WireOf(rdb)
+		testkit.WarmScripts(t, r, l)
 		fetch := func(context.Context, string) (string, error) { return "v", nil }
 		ask := func(key string) (commands []string, trips int) {
 			wire.Reset()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A query is an argument.
@@ -93,7 +94,7 @@ func TestWrapUsesTheKeysItIsGiven(t *testing.T) {
 // Each kind of argument has a way of its own to its key, and they agree with Key.
 func TestKeysOfWrapAreThoseOfKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := loaderOf(t, redistest.Bubble(t).Client())
+		l := testkit.LoaderOf(t, redistest.Bubble(t).Client())
 		wantKey(t, l, "tea pot")
 		wantKey(t, l, 42)
 		wantKey(t, l, int64(42))
@@ -138,7 +139,7 @@ func TestWrappedFunctionRunsOnce(t *testing.T) {
 func TestErrorOfAWrappedFunctionComesBackAsItIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failure := errors.New("no tea")
-		f := fetchonce.Wrap(loaderOf(t, redistest.Bubble(t).Client()), nil,
+		f := fetchonce.Wrap(testkit.LoaderOf(t, redistest.Bubble(t).Client()), nil,
 			func(context.Context, int) (string, error) { return "", failure })
 		if _, err := f.Get(t.Context(), 1); err != failure {
 			t.Errorf("Get = %v, want %v", err, failure)
@@ -162,7 +163,7 @@ func wantPanic(t *testing.T, what, want string, do func()) {
 func TestWhatCannotBeWrappedIsRefusedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		l, lk := loaderOf(t, r.Client()), lockerOf(t, r.Client())
+		l, lk := testkit.LoaderOf(t, r.Client()), testkit.LockerOf(t, r.Client())
 		wantPanic(t, "no Loader", "fetchonce: wrap: the Loader is nil", func() { fetchonce.Wrap[int, string](nil, nil, wrapped[int]) })
 		wantPanic(t, "no fetch", "fetchonce: wrap: the fetch is nil", func() { fetchonce.Wrap[int](l, nil, nil) })
 		wantPanic(t, "no Locker", "fetchonce: serialize: the Locker is nil", func() { fetchonce.Serialize(nil, nil, wrapped[int]) })
@@ -199,7 +200,7 @@ func TestArgumentWithoutAKeyIsAnError(t *testing.T) {
 			t.Error("it ran")
 			return "", nil
 		}
-		f, do := fetchonce.Wrap(loaderOf(t, r.Client()), nil, run), fetchonce.Serialize(lockerOf(t, r.Client()), nil, run)
+		f, do := fetchonce.Wrap(testkit.LoaderOf(t, r.Client()), nil, run), fetchonce.Serialize(testkit.LockerOf(t, r.Client()), nil, run)
 		cyclic := make([]any, 1)
 		cyclic[0] = cyclic
 		for _, arg := range []any{func() {}, []any{1, make(chan int)}, cyclic} {
@@ -282,7 +283,7 @@ func TestSerializedFunctionRunsForOneAtATime(t *testing.T) {
 		var in turnstile
 		var callers sync.WaitGroup
 		for p := range 4 {
-			double := fetchonce.Serialize(newLocker(t, r), func(int) string { return "it" }, func(_ context.Context, n int) (int, error) {
+			double := fetchonce.Serialize(testkit.NewLocker(t, r), func(int) string { return "it" }, func(_ context.Context, n int) (int, error) {
 				in.pass(2 * time.Millisecond)
 				return 2 * n, nil
 			})
@@ -307,7 +308,7 @@ func TestSerializeTellsArgumentsApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		var in turnstile
-		do := fetchonce.Serialize(lockerOf(t, r.Client()), nil, func(_ context.Context, q query) (bool, error) {
+		do := fetchonce.Serialize(testkit.LockerOf(t, r.Client()), nil, func(_ context.Context, q query) (bool, error) {
 			in.pass(time.Second)
 			return true, nil
 		})
@@ -326,7 +327,7 @@ func TestSerializeTellsArgumentsApart(t *testing.T) {
 func TestSerializedFunctionsErrorsAndResults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		lk := lockerOf(t, r.Client())
+		lk := testkit.LockerOf(t, r.Client())
 		failure := errors.New("no tea")
 		do := fetchonce.Serialize(lk, nil, func(context.Context, int) (string, error) { return "cold", failure })
 		if got, err := do(t.Context(), 1); got != "cold" || err != failure {
@@ -353,7 +354,7 @@ func TestSerializedFunctionThatLosesItsLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		var cause error
-		do := fetchonce.Serialize(lockerOf(t, r.Client()), nil, func(ctx context.Context, _ int) (string, error) {
+		do := fetchonce.Serialize(testkit.LockerOf(t, r.Client()), nil, func(ctx context.Context, _ int) (string, error) {
 			r.Kill()
 			<-ctx.Done()
 			cause = context.Cause(ctx)
@@ -373,7 +374,7 @@ func TestSerializedFunctionThatLosesItsLock(t *testing.T) {
 func TestSerializedFunctionThatPanicsGivesTheLockBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bad := true
-		do := fetchonce.Serialize(lockerOf(t, redistest.Bubble(t).Client()), nil, func(context.Context, int) (string, error) {
+		do := fetchonce.Serialize(testkit.LockerOf(t, redistest.Bubble(t).Client()), nil, func(context.Context, int) (string, error) {
 			if bad {
 				panic("no tea")
 			}

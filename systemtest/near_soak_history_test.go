@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"cmp"

@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // An authority makes certificates.
@@ -141,17 +142,17 @@ func TestTLS(t *testing.T) {
 			near := func(opt *options) { opt.Near.Entries = 10 }
 			failClosed := func(opt *options) { opt.OnRedisDown = fetchonce.FailClosed }
 			r := server.Backend()
-			holder := loaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
-			waiter := loaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
-			o := newOrigin(t)
-			here := get(t, t.Context(), holder, "k", o)
-			c := o.next()
-			there := get(t, t.Context(), waiter, "k", o)
-			awaitWaiters(t, r, "k", 1)
-			c.returns("v")
-			here.want("v")
-			there.want("v")
-			o.want(1)
+			holder := testkit.LoaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
+			waiter := testkit.LoaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
+			o := testkit.NewOrigin(t)
+			here := testkit.Get(t, t.Context(), holder, "k", o)
+			c := o.Next()
+			there := testkit.Get(t, t.Context(), waiter, "k", o)
+			testkit.AwaitWaiters(t, r, "k", 1)
+			c.Returns("v")
+			here.Want("v")
+			there.Want("v")
+			o.Want(1)
 			r.Until("there is a near copy", func() bool {
 				seen, err := waiter.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "lost", nil })
 				return err == nil && seen.Source == fetchonce.SourceNear
@@ -166,13 +167,13 @@ func TestTLS(t *testing.T) {
 			wantConnections(t, server, addr)
 
 			for name, config := range test.refused {
-				l := loaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
-				_, err := l.Get(t.Context(), "k", o.fetch)
+				l := testkit.LoaderOf(t, tlsClient(t, server, addr, config), near, failClosed)
+				_, err := l.Get(t.Context(), "k", o.Fetch)
 				if e, ok := errors.AsType[*fetchonce.Error](err); !ok || e.Op != "read" {
 					t.Errorf("with %s: Get = %v, want an *Error", name, err)
 				}
 			}
-			o.want(1)
+			o.Want(1)
 		})
 	}
 }

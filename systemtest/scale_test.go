@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"strconv"
@@ -7,6 +7,7 @@ import (
 
 	"github.com/fetchonce/fetchonce/internal/programs"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // In a cluster, what is published on one node is sent to every other. So nothing is
@@ -15,8 +16,8 @@ func TestMessagesBetweenTheNodesOfACluster(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
 	nodes := c.Nodes()
-	l, other, near := newLoader(t, r), newLoader(t, r), newLoader(t, r, withNear)
-	o := newOrigin(t)
+	l, other, near := testkit.NewLoader(t, r), testkit.NewLoader(t, r), testkit.NewLoader(t, r, testkit.WithNear)
+	o := testkit.NewOrigin(t)
 	sent := func() int {
 		all := 0
 		for _, node := range nodes {
@@ -49,20 +50,20 @@ func TestMessagesBetweenTheNodesOfACluster(t *testing.T) {
 	}
 
 	costs("a miss for which nobody waits", 0, func() {
-		g := get(t, t.Context(), l, "alone", o)
-		o.next().returns("v")
-		g.want("v")
+		g := testkit.Get(t, t.Context(), l, "alone", o)
+		o.Next().Returns("v")
+		g.Want("v")
 	})
-	costs("a hit", 0, func() { get(t, t.Context(), other, "alone", o).want("v") })
+	costs("a hit", 0, func() { testkit.Get(t, t.Context(), other, "alone", o).Want("v") })
 	costs("a miss for which another process waits", len(nodes)-1, func() {
-		g := get(t, t.Context(), l, "both", o)
-		call := o.next()
-		waits := get(t, t.Context(), other, "both", o)
-		awaitWaiters(t, r, "both", 1)
-		call.returns("v")
-		g.want("v")
-		waits.want("v")
+		g := testkit.Get(t, t.Context(), l, "both", o)
+		call := o.Next()
+		waits := testkit.Get(t, t.Context(), other, "both", o)
+		testkit.AwaitWaiters(t, r, "both", 1)
+		call.Returns("v")
+		g.Want("v")
+		waits.Want("v")
 	})
-	warmNear(t, r, near, "both", "v")
-	costs("a change of which another process has a copy", 0, func() { set(t, l, "both", "new") })
+	testkit.WarmNear(t, r, near, "both", "v")
+	costs("a change of which another process has a copy", 0, func() { testkit.Set(t, l, "both", "new") })
 }

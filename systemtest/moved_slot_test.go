@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A halfMoved is a cluster in which the slot of a key is on its way to another node,
@@ -72,7 +73,7 @@ func (h *halfMoved) finish() {
 
 func (h *halfMoved) locker() *fetchonce.Locker {
 	h.t.Helper()
-	return lockerOf(h.t, h.masters.Client(redirected), shortLockLease(h.r))
+	return testkit.LockerOf(h.t, h.masters.Client(redirected), testkit.ShortLockLease(h.r))
 }
 
 // A slot is half moved for longer than a lease: a lock that nobody else wants is not
@@ -80,7 +81,7 @@ func (h *halfMoved) locker() *fetchonce.Locker {
 func TestHalfMovedSlotCostsNoLock(t *testing.T) {
 	h := newHalfMoved(t)
 	lk := h.locker()
-	holder := taken(t, h.r, lk)
+	holder := testkit.Taken(t, h.r, lk)
 	h.begin("it")
 	for range 2 {
 		state, renewals := "", 0
@@ -89,18 +90,18 @@ func TestHalfMovedSlotCostsNoLock(t *testing.T) {
 				state = now
 				renewals++
 			}
-			return renewals > 6 || holder.ctx.Err() != nil // a lease is three renewals long
+			return renewals > 6 || holder.Ctx.Err() != nil // a lease is three renewals long
 		})
-		if holder.ctx.Err() != nil {
+		if holder.Ctx.Err() != nil {
 			t.Error("the lock was lost in a half moved slot")
 		}
-		holder.release(nil)
-		holder = taken(t, h.r, lk)
+		holder.Release(nil)
+		holder = testkit.Taken(t, h.r, lk)
 		h.move("test:l:{it}")
 	}
 	h.finish()
-	holder.release(nil)
-	if err := lk.Do(t.Context(), "it", nothing); err != nil {
+	holder.Release(nil)
+	if err := lk.Do(t.Context(), "it", testkit.Nothing); err != nil {
 		t.Error(err)
 	}
 }
@@ -112,11 +113,11 @@ func TestQueueOfAHalfMovedSlot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h := newHalfMoved(t)
 			lockers := []*fetchonce.Locker{h.locker(), h.locker(), h.locker()}
-			holder := taken(t, h.r, lockers[0])
-			waiter := queued(t.Context(), t, h.r, lockers[1], 1)
+			holder := testkit.Taken(t, h.r, lockers[0])
+			waiter := testkit.Queued(t.Context(), t, h.r, lockers[1], 1)
 			h.begin("it", names...)
-			holder.release(nil)
-			waiter.has()
+			holder.Release(nil)
+			waiter.Has()
 
 			var holders atomic.Int32
 			var last atomic.Int64
@@ -144,10 +145,10 @@ func TestQueueOfAHalfMovedSlot(t *testing.T) {
 					})
 				}
 			}
-			waiter.release(nil)
+			waiter.Release(nil)
 			all.Wait()
 			h.finish()
-			if err := lockers[2].Do(t.Context(), "it", nothing); err != nil {
+			if err := lockers[2].Do(t.Context(), "it", testkit.Nothing); err != nil {
 				t.Error(err)
 			}
 		})
@@ -167,12 +168,12 @@ func TestInvalidationInAHalfMovedSlot(t *testing.T) {
 			t.Run(name+", "+place, func(t *testing.T) {
 				h := newHalfMoved(t)
 				slow := func(opt *options) { opt.RedisTimeout = time.Second }
-				fetching, other := loaderOf(t, h.rdb, slow), loaderOf(t, h.rdb, slow)
-				o := newOrigin(t)
-				o.ignore = true
+				fetching, other := testkit.LoaderOf(t, h.rdb, slow), testkit.LoaderOf(t, h.rdb, slow)
+				o := testkit.NewOrigin(t)
+				o.Ignore = true
 				h.rdb.Set(t.Context(), "test:v:{k}", "unusable", time.Hour)
-				early := get(t, t.Context(), fetching, "k", o)
-				old := o.next()
+				early := testkit.Get(t, t.Context(), fetching, "k", o)
+				old := o.Next()
 				h.begin("k", names...)
 				if err := change(t, other); err != nil {
 					t.Fatalf("%s = %v", name, err)
@@ -180,20 +181,20 @@ func TestInvalidationInAHalfMovedSlot(t *testing.T) {
 				if h.rdb.Exists(t.Context(), "test:v:{k}").Val() != 0 {
 					t.Errorf("%s has left the value", name)
 				}
-				<-old.ctx.Done()
-				if !errors.Is(context.Cause(old.ctx), fetchonce.ErrLockLost) {
-					t.Error("the context of the fetch ended with", context.Cause(old.ctx))
+				<-old.Ctx.Done()
+				if !errors.Is(context.Cause(old.Ctx), fetchonce.ErrLockLost) {
+					t.Error("the context of the fetch ended with", context.Cause(old.Ctx))
 				}
-				old.returns("old")
-				early.want("old")
+				old.Returns("old")
+				early.Want("old")
 				if h.rdb.Exists(t.Context(), "test:v:{k}").Val() != 0 {
 					t.Errorf("what was fetched before the %s is stored", name)
 				}
 				h.finish()
-				late := get(t, t.Context(), other, "k", o)
-				o.next().returns("new")
-				late.want("new")
-				wantKept(t, fetching, "new")
+				late := testkit.Get(t, t.Context(), other, "k", o)
+				o.Next().Returns("new")
+				late.Want("new")
+				testkit.WantKept(t, fetching, "new")
 			})
 		}
 	}
@@ -204,20 +205,20 @@ func TestInvalidationInAHalfMovedSlot(t *testing.T) {
 func TestFetchEndsInAHalfMovedSlot(t *testing.T) {
 	h := newHalfMoved(t)
 	slow := func(opt *options) { opt.RedisTimeout = time.Second }
-	holder, other := loaderOf(t, h.rdb, slow), loaderOf(t, h.rdb, slow)
-	o := newOrigin(t)
-	here := get(t, t.Context(), holder, "k", o)
-	c := o.next()
-	there := get(t, t.Context(), other, "k", o)
-	awaitWaiters(t, h.r, "k", 1)
+	holder, other := testkit.LoaderOf(t, h.rdb, slow), testkit.LoaderOf(t, h.rdb, slow)
+	o := testkit.NewOrigin(t)
+	here := testkit.Get(t, t.Context(), holder, "k", o)
+	c := o.Next()
+	there := testkit.Get(t, t.Context(), other, "k", o)
+	testkit.AwaitWaiters(t, h.r, "k", 1)
 	h.begin("k") // the lease alone is there
-	c.returns("v")
-	here.want("v")
-	there.want("v")
-	o.want(1)
+	c.Returns("v")
+	here.Want("v")
+	there.Want("v")
+	o.Want(1)
 	h.finish()
-	again := get(t, t.Context(), other, "k", o)
-	o.next().returns("v")
-	again.want("v")
-	wantKept(t, holder, "v")
+	again := testkit.Get(t, t.Context(), other, "k", o)
+	o.Next().Returns("v")
+	again.Want("v")
+	testkit.WantKept(t, holder, "v")
 }

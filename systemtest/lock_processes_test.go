@@ -1,6 +1,6 @@
 //go:build linux
 
-package fetchonce_test
+package systemtest_test
 
 import (
 	"fmt"

@@ -1,6 +1,6 @@
 //go:build linux
 
-package fetchonce_test
+package systemtest_test
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // spinVariable is the environment variable that has a worker spin in its fetch until
@@ -95,5 +96,5 @@ func TestRenewalDoesNotGetToRun(t *testing.T) {
 	if got := second.says("got"); !strings.HasPrefix(got, "new ") {
 		t.Errorf("the other got %q", got)
 	}
-	wantKept(t, newLoader(t, server.Backend()), "new")
+	testkit.WantKept(t, testkit.NewLoader(t, server.Backend()), "new")
 }

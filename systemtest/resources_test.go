@@ -1,10 +1,11 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"context"
 	"flag"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,10 +18,11 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// How much is made of what may pile up. The defaults take seconds without -race;
-// to the full: go test -run 'Callers|Cycles' -callers 100000 -cycles 10000 .
+// The sizes of the tests below. "go test -run 'Callers|Cycles' -callers 100000 -cycles 10000
+// ./systemtest" has the sizes of docs/scale.md. The defaults take seconds without -race.
 var (
 	manyCallers = flag.Int("callers", 20_000, "callers at once of one key")
 	manyCycles  = flag.Int("cycles", 1000, "locks taken and given back; a tenth of that, Loaders made and closed")
@@ -30,29 +32,29 @@ var (
 // and each of them costs its goroutine and little more.
 func TestManyCallersOfOneKey(t *testing.T) {
 	const most = 6 << 10
-	l := newLoader(t, redistest.Server(t).Backend(), func(opt *options) { opt.RedisTimeout = time.Minute })
-	o := newOrigin(t)
+	l := testkit.NewLoader(t, redistest.Server(t).Backend(), func(opt *options) { opt.RedisTimeout = time.Minute })
+	o := testkit.NewOrigin(t)
 	var running sync.WaitGroup
 	ask := func() {
 		running.Go(func() {
-			if v, err := l.Get(t.Context(), "k", o.fetch); v != "v" || err != nil {
+			if v, err := l.Get(t.Context(), "k", o.Fetch); v != "v" || err != nil {
 				t.Errorf("Get = %q, %v", v, err)
 			}
 		})
 	}
 	ask() // what is made once is not theirs
-	c := o.next()
-	before := inUse()
+	c := o.Next()
+	before, others := inUse(), waiting()
 	for range *manyCallers {
 		ask()
 	}
-	for l.Callers("k") <= *manyCallers {
+	for waiting() < others+*manyCallers {
 		time.Sleep(time.Millisecond)
 	}
 	each := int(inUse()-before) / *manyCallers
-	c.returns("v")
+	c.Returns("v")
 	running.Wait()
-	o.want(1)
+	o.Want(1)
 	t.Logf("%d callers, %d bytes each", *manyCallers, each)
 	if !raceDetector() && each > most {
 		t.Errorf("each of %d callers takes %d bytes, want at most %d", *manyCallers, each, most)
@@ -68,6 +70,13 @@ func inUse() uint64 {
 	return m.HeapAlloc + m.StackInuse
 }
 
+// waiting returns how many goroutines are blocked.
+func waiting() int {
+	sample := []metrics.Sample{{Name: "/sched/goroutines/waiting:goroutines"}}
+	metrics.Read(sample)
+	return int(sample[0].Value.Uint64())
+}
+
 func raceDetector() bool {
 	info, ok := debug.ReadBuildInfo()
 	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
@@ -78,7 +87,7 @@ func raceDetector() bool {
 func TestCyclesLeaveNothing(t *testing.T) {
 	server := redistest.Server(t)
 	rdb := server.Client()
-	lives := loaderOf(t, rdb)
+	lives := testkit.LoaderOf(t, rdb)
 	locks, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "test", RedisTimeout: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +102,7 @@ func TestCyclesLeaveNothing(t *testing.T) {
 			return
 		}
 		name := strconv.Itoa(i)
-		l := loaderOf(t, rdb, func(opt *options) { opt.Prefix, opt.Near.Entries = "test:"+name, 10 })
+		l := testkit.LoaderOf(t, rdb, func(opt *options) { opt.Prefix, opt.Near.Entries = "test:"+name, 10 })
 		fetch := func(context.Context, string) (string, error) { return name, nil }
 		if v, err := l.Get(t.Context(), "k", fetch); v != name || err != nil {
 			t.Fatalf("Get = %q, %v", v, err)
@@ -147,17 +156,17 @@ func TestWaitersAreIdle(t *testing.T) {
 		"for a value": func(t *testing.T, r backend) (*redis.Client, func()) {
 			long := func(opt *options) { opt.FetchTimeout = fetchonce.Off }
 			rdb := r.Client()
-			holder, waiter, o := newLoader(t, r, long), loaderOf(t, rdb, long), newOrigin(t)
-			get(t, t.Context(), holder, "k", o)
-			c := o.next()
+			holder, waiter, o := testkit.NewLoader(t, r, long), testkit.LoaderOf(t, rdb, long), testkit.NewOrigin(t)
+			testkit.Get(t, t.Context(), holder, "k", o)
+			c := o.Next()
 			for range 100 {
-				get(t, t.Context(), waiter, "k", o)
+				testkit.Get(t, t.Context(), waiter, "k", o)
 			}
-			return rdb.(*redis.Client), func() { c.returns("v") }
+			return rdb.(*redis.Client), func() { c.Returns("v") }
 		},
 		"for a lock": func(t *testing.T, r backend) (*redis.Client, func()) {
 			rdb := r.Client()
-			holder, waiter := newLocker(t, r), lockerOf(t, rdb)
+			holder, waiter := testkit.NewLocker(t, r), testkit.LockerOf(t, rdb)
 			_, ls, err := holder.Acquire(t.Context(), "k")
 			if err != nil {
 				t.Fatal(err)

@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A master is lost with a lease that its replica had not heard of. The holder learns
@@ -20,10 +21,10 @@ func TestLeaseIsLostInAFailover(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
 	rdb, holders := c.Client(follow), c.Client(follow)
-	holder := loaderOf(t, holders, shortLease(r))
-	other := loaderOf(t, rdb, shortLease(r))
-	set(t, other, "k", "stored") // both have been there
-	wantKept(t, holder, "stored")
+	holder := testkit.LoaderOf(t, holders, testkit.ShortLease(r))
+	other := testkit.LoaderOf(t, rdb, testkit.ShortLease(r))
+	testkit.Set(t, other, "k", "stored") // both have been there
+	testkit.WantKept(t, holder, "stored")
 	master := nodeOf(t, rdb, c.Nodes(), "k")
 	replica := joinReplica(t, c, master)
 	if err := other.Delete(t.Context(), "k"); err != nil {
@@ -72,27 +73,27 @@ func TestSlotMovesDuringAFetch(t *testing.T) {
 	r := c.Backend()
 	nodes := c.Nodes()
 	rdb := c.Client(follow)
-	holder, other := loaderOf(t, rdb), loaderOf(t, c.Client(follow))
+	holder, other := testkit.LoaderOf(t, rdb), testkit.LoaderOf(t, c.Client(follow))
 	from := nodeOf(t, rdb, nodes, "k")
 	to := nodes[0]
 	if to == from {
 		to = nodes[1]
 	}
-	o := newOrigin(t)
-	here := get(t, t.Context(), holder, "k", o)
-	fetch := o.next()
-	there := get(t, t.Context(), other, "k", o)
+	o := testkit.NewOrigin(t)
+	here := testkit.Get(t, t.Context(), holder, "k", o)
+	fetch := o.Next()
+	there := testkit.Get(t, t.Context(), other, "k", o)
 	r.Until("the other waits in Redis", func() bool { return rdb.HLen(t.Context(), "test:m:{k}").Val() > 2 })
 
-	sent := scripts(rdb)
+	sent := testkit.Scripts(rdb)
 	move(t, "k", from, to, nodes, func() {
-		fetch.returns("v")
-		r.Until("FILL is sent to both nodes, and again", func() bool { return scripts(rdb) >= sent+3 })
+		fetch.Returns("v")
+		r.Until("FILL is sent to both nodes, and again", func() bool { return testkit.Scripts(rdb) >= sent+3 })
 	})
-	here.want("v")
-	there.want("v")
-	wantKept(t, holder, "v")
-	o.want(1)
+	here.Want("v")
+	there.Want("v")
+	testkit.WantKept(t, holder, "v")
+	o.Want(1)
 }
 
 // All connections of the pool are used up by others, for ever. A Get waits no longer
@@ -104,28 +105,24 @@ func TestPoolIsUsedUp(t *testing.T) {
 			server := redistest.Server(t)
 			r := server.Backend()
 			rdb := server.Client(func(opt *redis.Options) { opt.PoolSize, opt.PipelinePoolSize, opt.PoolTimeout = 1, -1, time.Hour })
-			l := loaderOf(t, rdb, withPolicy(policy))
-			other := newLoader(t, r)
+			l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(policy))
+			other := testkit.NewLoader(t, r)
 			conn := rdb.Conn()
 			defer conn.Close()
 			if err := conn.Set(t.Context(), "test:x:{x}", "x", time.Minute).Err(); err != nil { // it has the only one
 				t.Fatal(err)
 			}
 
-			var all []*getter
+			var all []*testkit.Getter
+			fetch := func(context.Context, string) (string, error) { return "unleased", nil }
 			for range 100 {
-				g := &getter{t, make(chan outcome, 1)}
-				all = append(all, g)
-				go func() {
-					value, err := l.Get(t.Context(), "k", func(context.Context, string) (string, error) { return "blind", nil })
-					g.done <- outcome{value: value, err: err}
-				}()
+				all = append(all, testkit.GetWith(t, t.Context(), l, "k", fetch))
 			}
 			for _, g := range all {
 				if policy == fetchonce.FailOpen {
-					g.want("blind")
+					g.Want("unleased")
 				} else {
-					wantRedisDown(t, g.outcome())
+					testkit.WantRedisDown(t, g.Outcome())
 				}
 			}
 			if err := l.Delete(t.Context(), "k"); !errors.Is(err, os.ErrDeadlineExceeded) {

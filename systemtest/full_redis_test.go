@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"errors"
@@ -6,6 +6,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A full Redis refuses new locks. Locks that are held are renewed, given back, and
@@ -13,9 +14,9 @@ import (
 func TestFullRedisCostsNoLock(t *testing.T) {
 	r := redistest.Server(t, "--maxmemory-policy", "noeviction").Backend()
 	admin := r.Plain()
-	lk, other := newLocker(t, r, shortLockLease(r)), newLocker(t, r, shortLockLease(r))
-	holder := taken(t, r, lk)
-	waiter := queued(t.Context(), t, r, other, 1)
+	lk, other := testkit.NewLocker(t, r, testkit.ShortLockLease(r)), testkit.NewLocker(t, r, testkit.ShortLockLease(r))
+	holder := testkit.Taken(t, r, lk)
+	waiter := testkit.Queued(t.Context(), t, r, other, 1)
 	setMaxMemory(t, admin, "1")
 	state, renewals := "", 0
 	r.Until("the lease is renewed several times", func() bool {
@@ -23,20 +24,20 @@ func TestFullRedisCostsNoLock(t *testing.T) {
 			state = now
 			renewals++
 		}
-		return renewals > 6 || holder.ctx.Err() != nil // a lease is three renewals long
+		return renewals > 6 || holder.Ctx.Err() != nil // a lease is three renewals long
 	})
-	if holder.ctx.Err() != nil {
+	if holder.Ctx.Err() != nil {
 		t.Error("the lock was lost in a full Redis")
 	}
-	holder.release(nil)
-	waiter.has()
-	waiter.release(nil)
+	holder.Release(nil)
+	waiter.Has()
+	waiter.Release(nil)
 	var ours *fetchonce.Error
-	if err := lk.Do(t.Context(), "another", nothing); !errors.As(err, &ours) {
+	if err := lk.Do(t.Context(), "another", testkit.Nothing); !errors.As(err, &ours) {
 		t.Errorf("Do of a new lock in a full Redis = %v, want an *Error", err)
 	}
 	setMaxMemory(t, admin, "0")
-	if err := lk.Do(t.Context(), "it", nothing); err != nil {
+	if err := lk.Do(t.Context(), "it", testkit.Nothing); err != nil {
 		t.Error(err)
 	}
 }
@@ -45,23 +46,23 @@ func TestFullRedisCostsNoLock(t *testing.T) {
 func TestFullRedisCostsNoFetch(t *testing.T) {
 	r := redistest.Server(t, "--maxmemory-policy", "noeviction").Backend()
 	admin := r.Plain()
-	holder, other := newLoader(t, r), newLoader(t, r)
-	o := newOrigin(t)
-	here := get(t, t.Context(), holder, "k", o)
-	c := o.next()
-	there := get(t, t.Context(), other, "k", o)
-	awaitWaiters(t, r, "k", 1)
+	holder, other := testkit.NewLoader(t, r), testkit.NewLoader(t, r)
+	o := testkit.NewOrigin(t)
+	here := testkit.Get(t, t.Context(), holder, "k", o)
+	c := o.Next()
+	there := testkit.Get(t, t.Context(), other, "k", o)
+	testkit.AwaitWaiters(t, r, "k", 1)
 	setMaxMemory(t, admin, "1")
-	c.returns("v")
-	here.want("v")
-	there.want("v")
-	o.want(1)
+	c.Returns("v")
+	here.Want("v")
+	there.Want("v")
+	o.Want(1)
 	if err := other.Delete(t.Context(), "k"); err != nil {
 		t.Error("Delete in a full Redis:", err)
 	}
 	setMaxMemory(t, admin, "0")
-	again := get(t, t.Context(), other, "k", o)
-	o.next().returns("v") // the lease is free, and nothing is stored
-	again.want("v")
-	wantKept(t, holder, "v")
+	again := testkit.Get(t, t.Context(), other, "k", o)
+	o.Next().Returns("v") // the lease is free, and nothing is stored
+	again.Want("v")
+	testkit.WantKept(t, holder, "v")
 }

@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"net"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // follow has a client of a cluster go where its nodes send it.
@@ -96,30 +97,30 @@ func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
 		tell(t, node, "acl", "setuser", "listener", "on", ">secret", "~*", "&*", "+@all")
 	}
 	rdb := c.Client(follow, func(opt *redis.ClusterOptions) { opt.Username, opt.Password = "listener", "secret" })
-	l, other := loaderOf(t, rdb, withNear), loaderOf(t, c.Client(follow))
+	l, other := testkit.LoaderOf(t, rdb, testkit.WithNear), testkit.LoaderOf(t, c.Client(follow))
 	r := c.Backend()
-	set(t, other, "k", "old")
-	warmNear(t, r, l, "k", "old")
+	testkit.Set(t, other, "k", "old")
+	testkit.WarmNear(t, r, l, "k", "old")
 
 	joined := c.Join()
 	tell(t, joined, "acl", "setuser", "listener", "on", ">secret", "~*", "&*", "+@all", "-subscribe") // it is not heard
 	move(t, "k", nodeOf(t, rdb, nodes, "k"), joined, nodes)
 	for i := range 10 {
 		value := "new " + strconv.Itoa(i)
-		set(t, other, "k", value)
+		testkit.Set(t, other, "k", value)
 		for range 2 {
-			if got, from := source(t, l, "k"); got != value || from == fetchonce.SourceNear {
+			if got, from := testkit.Source(t, l, "k"); got != value || from == fetchonce.SourceNear {
 				t.Fatalf("got %q from %v, want %q from the node that nobody listens to", got, from, value)
 			}
-			if got, err := l.GetMany(t.Context(), []string{"k"}, (&bulk{}).fetch); err != nil || got["k"] != value {
+			if got, err := l.GetMany(t.Context(), []string{"k"}, fetchMany); err != nil || got["k"] != value {
 				t.Fatalf("GetMany = %v, %v; want %q", got, err, value)
 			}
 		}
 	}
 
 	tell(t, joined, "acl", "setuser", "listener", "+subscribe")
-	warmNear(t, r, l, "k", "new 9")
-	set(t, other, "k", "newer")
+	testkit.WarmNear(t, r, l, "k", "new 9")
+	testkit.Set(t, other, "k", "newer")
 	r.Until("the copy is gone", func() bool {
 		got, err := l.Peek(t.Context(), "k")
 		return err == nil && got.Value == "newer"
@@ -143,12 +144,12 @@ func TestNearAfterAReplicaIsPromoted(t *testing.T) {
 			c := redistest.Cluster(t)
 			rdb := c.Client(follow)
 			writer := c.Client(follow)
-			l, other := loaderOf(t, rdb, withNear), loaderOf(t, writer)
+			l, other := testkit.LoaderOf(t, rdb, testkit.WithNear), testkit.LoaderOf(t, writer)
 			r := c.Backend()
-			set(t, other, "k", "old")
+			testkit.Set(t, other, "k", "old")
 			master := nodeOf(t, rdb, c.Nodes(), "k")
 			replica := joinReplica(t, c, master)
-			warmNear(t, r, l, "k", "old")
+			testkit.WarmNear(t, r, l, "k", "old")
 
 			promote(t, master, replica)
 			r.Until("it is promoted", func() bool {
@@ -160,12 +161,12 @@ func TestNearAfterAReplicaIsPromoted(t *testing.T) {
 			})
 			for i := range 5 {
 				value := "new " + strconv.Itoa(i)
-				set(t, other, "k", value)
+				testkit.Set(t, other, "k", value)
 				r.Until(value+" is seen", func() bool {
 					got, err := l.Peek(t.Context(), "k")
 					return err == nil && got.Value == value
 				})
-				warmNear(t, r, l, "k", value)
+				testkit.WarmNear(t, r, l, "k", value)
 			}
 		})
 	}

@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // Rows of docs/reliability.md that belong to no other story.
@@ -25,21 +26,21 @@ func TestSlowRedis(t *testing.T) {
 				slow := func(opt *options) {
 					opt.Lease, opt.RedisTimeout, opt.FetchTimeout = 3*time.Second, time.Second, fetchonce.Off
 				}
-				holder, other := newLoader(t, r, slow), newLoader(t, r, slow)
+				holder, other := testkit.NewLoader(t, r, slow), testkit.NewLoader(t, r, slow)
 				r.Wire().Delay(delay)
-				o := newOrigin(t)
-				here := get(t, t.Context(), holder, "k", o)
-				c := o.next()
-				there := get(t, t.Context(), other, "k", o)
+				o := testkit.NewOrigin(t)
+				here := testkit.Get(t, t.Context(), holder, "k", o)
+				c := o.Next()
+				there := testkit.Get(t, t.Context(), other, "k", o)
 				time.Sleep(10 * time.Second) // three leases
-				if c.ctx.Err() != nil {
-					t.Error("the fetch has lost its lease:", context.Cause(c.ctx))
+				if c.Ctx.Err() != nil {
+					t.Error("the fetch has lost its lease:", context.Cause(c.Ctx))
 				}
-				c.returns("v")
-				here.want("v")
-				there.want("v")
-				wantKept(t, other, "v")
-				o.want(1)
+				c.Returns("v")
+				here.Want("v")
+				there.Want("v")
+				testkit.WantKept(t, other, "v")
+				o.Want(1)
 			})
 		})
 	}
@@ -50,7 +51,7 @@ func TestSlowRedis(t *testing.T) {
 func TestEvictedLease(t *testing.T) {
 	r := redistest.Server(t, "--maxmemory-policy", "allkeys-lru").Backend()
 	admin := r.Plain()
-	holder, other := newLoader(t, r, shortLease(r)), newLoader(t, r, shortLease(r))
+	holder, other := testkit.NewLoader(t, r, testkit.ShortLease(r)), testkit.NewLoader(t, r, testkit.ShortLease(r))
 	wantTakenOver(t, holder, other, func() {
 		setMaxMemory(t, admin, "1")
 		r.Until("the lease is evicted", func() bool {
@@ -66,23 +67,23 @@ func TestEvictedLease(t *testing.T) {
 // fetch finds is given to its caller and not stored.
 func wantTakenOver(t *testing.T, holder, other loader, lose func()) {
 	t.Helper()
-	o := newOrigin(t)
-	o.ignore = true
-	early := get(t, t.Context(), holder, "k", o)
-	old := o.next()
+	o := testkit.NewOrigin(t)
+	o.Ignore = true
+	early := testkit.Get(t, t.Context(), holder, "k", o)
+	old := o.Next()
 	lose()
-	late := get(t, t.Context(), other, "k", o)
-	next := o.next()
-	<-old.ctx.Done()
-	if !errors.Is(context.Cause(old.ctx), fetchonce.ErrLockLost) {
-		t.Error("the context of the fetch ended with", context.Cause(old.ctx))
+	late := testkit.Get(t, t.Context(), other, "k", o)
+	next := o.Next()
+	<-old.Ctx.Done()
+	if !errors.Is(context.Cause(old.Ctx), fetchonce.ErrLockLost) {
+		t.Error("the context of the fetch ended with", context.Cause(old.Ctx))
 	}
-	old.returns("old")
-	early.want("old")
-	next.returns("new")
-	late.want("new")
-	wantKept(t, holder, "new")
-	o.want(2)
+	old.Returns("old")
+	early.Want("old")
+	next.Returns("new")
+	late.Want("new")
+	testkit.WantKept(t, holder, "new")
+	o.Want(2)
 }
 
 func setMaxMemory(t *testing.T, admin redis.UniversalClient, bytes string) {
@@ -97,7 +98,7 @@ func setMaxMemory(t *testing.T, admin redis.UniversalClient, bytes string) {
 func TestServersClockJumpsForward(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		holder, other := newLoader(t, r.Backend()), newLoader(t, r.Backend())
+		holder, other := testkit.NewLoader(t, r.Backend()), testkit.NewLoader(t, r.Backend())
 		wantTakenOver(t, holder, other, func() { r.SetTime(time.Now().Add(time.Hour)) })
 	})
 }
@@ -107,25 +108,25 @@ func TestServersClockJumpsForward(t *testing.T) {
 // until it is renewed, for its length. Nobody else fetches.
 func TestServersClockStepsBack(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		holder, other, admin := newLoader(t, r, shortLease(r)), newLoader(t, r, shortLease(r)), r.Client()
-		o := newOrigin(t)
-		here := get(t, t.Context(), holder, "k", o)
-		c := o.next()
-		there := get(t, t.Context(), other, "k", o)
-		awaitWaiters(t, r, "k", 1)
+		holder, other, admin := testkit.NewLoader(t, r, testkit.ShortLease(r)), testkit.NewLoader(t, r, testkit.ShortLease(r)), r.Client()
+		o := testkit.NewOrigin(t)
+		here := testkit.Get(t, t.Context(), holder, "k", o)
+		c := o.Next()
+		there := testkit.Get(t, t.Context(), other, "k", o)
+		testkit.AwaitWaiters(t, r, "k", 1)
 		admin.PExpire(t.Context(), "test:m:{k}", time.Hour) // no server lets its clock be set
 		r.Until("the lease is renewed for its length", func() bool {
 			left := admin.PTTL(t.Context(), "test:m:{k}").Val()
-			return left > 0 && left <= leaseLength(r)
+			return left > 0 && left <= testkit.LeaseLength(r)
 		})
-		if c.ctx.Err() != nil {
-			t.Error("the fetch has lost its lease:", context.Cause(c.ctx))
+		if c.Ctx.Err() != nil {
+			t.Error("the fetch has lost its lease:", context.Cause(c.Ctx))
 		}
-		c.returns("v")
-		here.want("v")
-		there.want("v")
-		wantKept(t, other, "v")
-		o.want(1)
+		c.Returns("v")
+		here.Want("v")
+		there.Want("v")
+		testkit.WantKept(t, other, "v")
+		o.Want(1)
 	})
 }
 
@@ -134,45 +135,20 @@ func TestServersClockStepsBack(t *testing.T) {
 func TestTwoBuildsAtOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		schema := func(name string) func(*options) { return func(opt *options) { opt.Schema = name } }
-		o := newOrigin(t)
-		before, after := newLoader(t, r, schema("1")), newLoader(t, r, schema("2"))
-		alsoBefore, alsoAfter := newLoader(t, r, schema("1")), newLoader(t, r, schema("2"))
-		here := get(t, t.Context(), before, "k", o)
-		c := o.next()
-		there := get(t, t.Context(), after, "k", o)
-		o.next().returns("new shape") // it does not wait for the other
-		there.want("new shape")
-		c.returns("old shape")
-		here.want("old shape")
+		o := testkit.NewOrigin(t)
+		before, after := testkit.NewLoader(t, r, schema("1")), testkit.NewLoader(t, r, schema("2"))
+		alsoBefore, alsoAfter := testkit.NewLoader(t, r, schema("1")), testkit.NewLoader(t, r, schema("2"))
+		here := testkit.Get(t, t.Context(), before, "k", o)
+		c := o.Next()
+		there := testkit.Get(t, t.Context(), after, "k", o)
+		o.Next().Returns("new shape") // it does not wait for the other
+		there.Want("new shape")
+		c.Returns("old shape")
+		here.Want("old shape")
 		for range 3 { // and they do not overwrite each other
-			get(t, t.Context(), alsoBefore, "k", o).want("old shape")
-			get(t, t.Context(), alsoAfter, "k", o).want("new shape")
+			testkit.Get(t, t.Context(), alsoBefore, "k", o).Want("old shape")
+			testkit.Get(t, t.Context(), alsoAfter, "k", o).Want("new shape")
 		}
-		o.want(2)
-	})
-}
-
-// A newer build's values, in an envelope of a version that this one does not know,
-// are a miss, and replaced once.
-func TestValueOfANewerVersion(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r backend) {
-		l, other, admin := newLoader(t, r), newLoader(t, r), r.Client()
-		if err := l.Set(t.Context(), "k", "value"); err != nil {
-			t.Fatal(err)
-		}
-		b, err := admin.Get(t.Context(), "test:v:{k}").Bytes()
-		if err != nil {
-			t.Fatal(err)
-		}
-		b[2] += 0x10 // the version
-		forge(b, b[3])
-		admin.Set(t.Context(), "test:v:{k}", b, time.Minute)
-		o := newOrigin(t)
-		here, there := get(t, t.Context(), l, "k", o), get(t, t.Context(), other, "k", o)
-		o.next().returns("v")
-		here.want("v")
-		there.want("v")
-		get(t, t.Context(), l, "k", o).want("v")
-		o.want(1)
+		o.Want(2)
 	})
 }

@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"bufio"
@@ -20,6 +20,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // Four processes have near copies of the keys that they change all the time, and
@@ -362,14 +363,14 @@ func (n *notes) flush() {
 // A hit allocates nothing, for usual keys.
 func TestNearHitDoesNotAllocate(t *testing.T) {
 	r := redistest.Server(t).Backend()
-	l := newLoader(t, r, withNear)
-	set(t, l, "user:42", "v")
-	warmNear(t, r, l, "user:42", "v")
+	l := testkit.NewLoader(t, r, testkit.WithNear)
+	testkit.Set(t, l, "user:42", "v")
+	testkit.WarmNear(t, r, l, "user:42", "v")
 	fetch := func(context.Context, string) (string, error) { return "fetched", nil }
 	if n := testing.AllocsPerRun(1000, func() { _, _ = l.Get(t.Context(), "user:42", fetch) }); n != 0 {
 		t.Errorf("a hit makes %v allocations", n)
 	}
-	if _, from := source(t, l, "user:42"); from != fetchonce.SourceNear {
+	if _, from := testkit.Source(t, l, "user:42"); from != fetchonce.SourceNear {
 		t.Errorf("it came from %v", from)
 	}
 }

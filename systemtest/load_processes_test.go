@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"bufio"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // TestMain lets this binary be one of the processes of a test. The tests are run
@@ -30,7 +31,7 @@ func TestMain(m *testing.M) {
 			return
 		}
 	}
-	if err := redistest.Limit("docs/redis.acl", "test", "test:*", "other", "crew"); err != nil {
+	if err := redistest.Limit("../docs/redis.acl", "test", "test:*", "other", "crew"); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -149,20 +150,20 @@ func TestHolderKilled(t *testing.T) {
 	server := redistest.Server(t)
 	holder := startWorker(t, server)
 	holder.says("fetching")
-	o := newOrigin(t)
+	o := testkit.NewOrigin(t)
 	r := server.Backend()
-	a, b := newLoader(t, r), newLoader(t, r)
-	var all []*getter
+	a, b := testkit.NewLoader(t, r), testkit.NewLoader(t, r)
+	var all []*testkit.Getter
 	for range 10 {
-		all = append(all, get(t, t.Context(), a, "k", o), get(t, t.Context(), b, "k", o))
+		all = append(all, testkit.Get(t, t.Context(), a, "k", o), testkit.Get(t, t.Context(), b, "k", o))
 	}
-	awaitWaiters(t, r, "k", 2)
+	testkit.AwaitWaiters(t, r, "k", 2)
 	holder.kill()
-	o.next().returns("v")
+	o.Next().Returns("v")
 	for _, g := range all {
-		g.want("v")
+		g.Want("v")
 	}
-	o.want(1)
+	o.Want(1)
 }
 
 // A process is stopped beyond its lease. When it goes on, the context of its
@@ -188,12 +189,12 @@ func TestHolderStoppedBeyondItsLease(t *testing.T) {
 	}
 
 	third := startWorker(t, server) // waits for the second
-	awaitWaiters(t, server.Backend(), "k", 1)
+	testkit.AwaitWaiters(t, server.Backend(), "k", 1)
 	second.returns("new")
 	for _, w := range []*worker{second, third} {
 		if got := w.says("got"); !strings.HasPrefix(got, "new ") {
 			t.Errorf("a process got %q, want new", got)
 		}
 	}
-	wantKept(t, newLoader(t, server.Backend()), "new")
+	testkit.WantKept(t, testkit.NewLoader(t, server.Backend()), "new")
 }

@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // withinSeconds is a RedisTimeout that a healthy node keeps on a busy machine, and
@@ -66,10 +67,10 @@ func TestNodeThatHangsHarmsNoOthersKeys(t *testing.T) {
 			is := func(n *redistest.Process) bool { return n == ill }
 			isNot := func(n *redistest.Process) bool { return n != ill }
 			theirs, ours := keysOf(t, rdb, nodes, 30, is), keysOf(t, rdb, nodes, 40, isNot)
-			l, lk := loaderOf(t, rdb, withinSeconds), lockerOf(t, rdb, patientLocker)
+			l, lk := testkit.LoaderOf(t, rdb, withinSeconds), testkit.LockerOf(t, rdb, testkit.PatientLocker)
 			fetch := func(context.Context, string) (string, error) { return "fetched", nil }
 			for _, key := range append(theirs, ours...) {
-				set(t, l, key, "v")
+				testkit.Set(t, l, key, "v")
 			}
 
 			ill.Pause()
@@ -114,7 +115,7 @@ func healthy(t *testing.T, l loader, lk *fetchonce.Locker, keys []string) {
 	each(t, "a lock", keys, func(key string) error {
 		return lk.Do(t.Context(), key, func(context.Context) error { return nil })
 	})
-	if _, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch); err != nil {
+	if _, err := l.GetMany(t.Context(), keys, fetchMany); err != nil {
 		t.Errorf("GetMany of keys that healthy nodes have: %v", err)
 	}
 }
@@ -127,7 +128,7 @@ func TestStartWhileANodeHangs(t *testing.T) {
 	nodes[0].Pause()
 	defer nodes[0].Resume()
 	for range 5 { // go-redis asks them in a random order
-		healthy(t, loaderOf(t, c.Plain(), func(opt *options) { opt.RedisTimeout = 20 * time.Second }), lockerOf(t, c.Plain(), patientLocker), ours)
+		healthy(t, testkit.LoaderOf(t, c.Plain(), func(opt *options) { opt.RedisTimeout = 20 * time.Second }), testkit.LockerOf(t, c.Plain(), testkit.PatientLocker), ours)
 	}
 }
 
@@ -137,8 +138,8 @@ func TestDeadMasterIsNotAskedForEver(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
 	rdb := c.Client()
-	l := loaderOf(t, rdb, withinSeconds)
-	set(t, l, "k", "v")
+	l := testkit.LoaderOf(t, rdb, withinSeconds)
+	testkit.Set(t, l, "k", "v")
 	master := nodeOf(t, rdb, c.Nodes(), "k")
 	replica := joinReplica(t, c, master)
 	master.Kill()

@@ -1,4 +1,4 @@
-package fetchonce_test
+package systemtest_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 var stressFor = flag.Duration("stress", 600*time.Millisecond, "how long each stress test runs")
@@ -62,7 +63,7 @@ func newStress(t *testing.T, r backend, change ...func(*options)) *stress {
 		s.truths[key] = &truth{}
 	}
 	for range 4 {
-		s.loaders = append(s.loaders, newLoader(t, r, change...))
+		s.loaders = append(s.loaders, testkit.NewLoader(t, r, change...))
 	}
 	var cancel context.CancelFunc
 	s.ctx, cancel = context.WithTimeout(t.Context(), *stressFor)
@@ -185,7 +186,7 @@ func TestStressNothingStale(t *testing.T) {
 		if s.deletes.Load() < 3 || s.gets.Load() < 200 {
 			t.Error("there was no stress")
 		}
-		wantNoKeyForEver(t, r)
+		testkit.WantNoKeyForEver(t, r)
 	})
 }
 
