@@ -14,7 +14,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/budget"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/prescan"
-	"github.com/fetchonce/fetchonce/internal/readback"
+	"github.com/fetchonce/fetchonce/internal/shape"
 )
 
 // A Codec encodes and decodes values. It is called concurrently. Unmarshal must treat data as
@@ -42,7 +42,9 @@ type KeyCodec interface {
 	UnmarshalKey(key string, data []byte, v any) error
 }
 
-// The codecs of this package. A Loader with one of them neither reads nor stores a value whose
+// The codecs of this package. [New] refuses types that they cannot encode, and logs what they do
+// not keep. A nil slice or map comes back as nil and an empty one as empty, but for a field with
+// omitempty, which comes back as nil. A Loader with one of them neither reads nor stores a value whose
 // decoding would allocate more than 32 times [Options.MaxBytes] and 1 MiB: hostile data could
 // otherwise take hundreds of bytes of memory for each of its own. Your own codec must bound
 // that itself.
@@ -50,9 +52,15 @@ var (
 	// Msgpack is the default: compact and fast; see https://msgpack.org. A struct field has
 	// the name of its tag "msgpack", or its Go name. Data that declares more than it has,
 	// that nests more than 1000 arrays and maps, or that has interned strings is refused.
+	//
+	// A time.Time keeps its instant, and not its location: it comes back in time.Local, and the
+	// zero time in UTC.
 	Msgpack Codec = msgpackCodec{}
 
 	// JSON is encoding/json, for values that people or programs in other languages read.
+	//
+	// A time.Time keeps its instant and its offset from UTC. It comes back in UTC if the offset is
+	// zero, else in time.Local if that has the same offset then, else in a zone without a name.
 	JSON Codec = jsonCodec{}
 )
 
@@ -102,10 +110,27 @@ func (d *decoder) putBack() {
 	decoders.Put(d)
 }
 
-// needsReadBack reports whether codec may refuse to read what it wrote for a V.
-func needsReadBack[V any](codec Codec) bool {
-	ours := codec == Msgpack || codec == JSON
-	return !ours || readback.Needed(reflect.TypeFor[V]())
+// shapeOf returns what codec makes of a V.
+func shapeOf[V any](codec Codec) shape.Shape {
+	rules := shape.Other
+	switch codec {
+	case Msgpack:
+		rules = shape.Msgpack
+	case JSON:
+		rules = shape.JSON
+	}
+	return shape.Of(reflect.TypeFor[V](), rules)
+}
+
+// nameOfCodec returns a name for errors and fingerprints.
+func nameOfCodec(c Codec) string {
+	switch c {
+	case Msgpack:
+		return "Msgpack"
+	case JSON:
+		return "JSON"
+	}
+	return fmt.Sprintf("%T", c)
 }
 
 // memoryOf returns the budget of a value's memory: none for a codec of the user's.

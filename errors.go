@@ -226,6 +226,7 @@ const (
 	logNotStored   = "fetchonce: fetched value not stored"
 	logRefresh     = "fetchonce: refresh failed; serving the stale value"
 	logNotReleased = "fetchonce: lock not released; it ends with its lease"
+	logLost        = "fetchonce: the codec does not keep all of the value's type"
 	logTrace       = "fetchonce: trace function panicked"
 )
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/permit"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 	"github.com/fetchonce/fetchonce/internal/ratelog"
+	"github.com/fetchonce/fetchonce/internal/shape"
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
@@ -125,12 +127,18 @@ type Fetch[V any] struct {
 
 // New returns a Loader over a Redis client, which the caller configures and closes. It sends
 // nothing yet. The error is an [*Error] that names the option that cannot be used, or says
-// why the client cannot.
+// why the client or V cannot.
 //
 // New accepts a client of one server, of Sentinels or of a cluster, and a struct that wraps
 // one. It refuses a Ring, a client that reads from replicas, a client with go-redis'
 // ClientSideCache or ClientSideCacheConfig, and nil. Do not set ReplicaOnly for Sentinels:
 // such a client reads from replicas, and New cannot detect it.
+//
+// New also refuses a V that [Msgpack] or [JSON] cannot encode, and names the path: a channel,
+// a function, a complex number, a struct without an exported field, as in
+// `Order.Items[].Done: chan struct {}`. What they keep only in part is logged, once for each
+// Loader: unexported fields beside exported ones, and interfaces, which come back with other
+// types. A codec of your own is not checked.
 //
 // Over a *redis.ClusterClient, commands are sent by the clients of its nodes, so a node that
 // hangs delays its own keys only. Hooks of the ClusterClient do not run for them: add hooks
@@ -148,15 +156,24 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	if err == nil && opt.Near != (Near{}) && !near.Usable(rdb) {
 		err = errNearClient
 	}
+	opt = opt.withDefaults()
+	form := shapeOf[V](opt.Codec)
+	if err == nil && len(form.Refused) > 0 {
+		err = fmt.Errorf("%s cannot keep the values: %s", nameOfCodec(opt.Codec), shape.List(form.Refused))
+	}
 	if err != nil {
 		return nil, &Error{Op: "new", Err: err}
 	}
-	return newLoader(rdb, cluster, opt.withDefaults()), nil
+	l := newLoader(rdb, cluster, opt, form.Unsure)
+	if len(form.Lost) > 0 {
+		l.log.Note(logLost, "prefix", opt.Prefix, "type", reflect.TypeFor[V]().String(), "codec", nameOfCodec(opt.Codec), "lost", shape.List(form.Lost))
+	}
+	return l, nil
 }
 
-func newLoader[V any](rdb redis.UniversalClient, cluster bool, opt Options[V]) *Loader[V] {
+func newLoader[V any](rdb redis.UniversalClient, cluster bool, opt Options[V], unsure bool) *Loader[V] {
 	l := &Loader[V]{
-		values: values[V]{opt: opt, codec: codecID(opt.Codec), unsure: needsReadBack[V](opt.Codec), memory: memoryOf[V](opt.Codec, opt.MaxBytes)},
+		values: values[V]{opt: opt, codec: codecID(opt.Codec), unsure: unsure, memory: memoryOf[V](opt.Codec, opt.MaxBytes)},
 		shared: shared{names: protocol.NewNamespace(opt.Prefix, opt.Schema), cluster: cluster, mailbox: wake.Open(rdb), router: batch.NewRouter(rdb)},
 		log:    ratelog.New(opt.Logger),
 	}

@@ -57,7 +57,8 @@ type Store[V any] struct {
 	guard   guard // against a table that is not fit
 }
 
-// New returns a Store in a table of db. The error names the option that cannot be used.
+// New returns a Store in a table of db. The error names the option that cannot be used, or the
+// path of what [fetchonce.Msgpack] or [fetchonce.JSON] cannot encode of a V.
 // New does not query the database: the first Lookup, LookupMany or Create checks the
 // table.
 //
@@ -77,7 +78,10 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 		s.prepare(opt.Table, opt.Key, opt.Columns, "")
 		return s, nil
 	}
-	e := encodingOf[V](opt.Codec)
+	e, err := encodingOf[V](opt.Codec)
+	if err != nil {
+		return nil, fmt.Errorf("oncesql: new: %w", err)
+	}
 	s.write, s.read = e.write, e.read
 	cast, valueType := "", d.binaryType
 	if e.text {

@@ -11,7 +11,7 @@ import (
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/keytext"
-	"github.com/fetchonce/fetchonce/internal/readback"
+	"github.com/fetchonce/fetchonce/internal/shape"
 )
 
 // Options configure a [Store]: the table, and the form of a value as one encoded column,
@@ -182,12 +182,20 @@ type encoding[V any] struct {
 	unsure bool // codec may refuse to read what it wrote for a V
 }
 
-func encodingOf[V any](codec fetchonce.Codec) encoding[V] {
-	ours := codec == fetchonce.JSON || codec == fetchonce.Msgpack
-	return encoding[V]{
-		codec: codec, text: codec == fetchonce.JSON,
-		unsure: !ours || readback.Needed(reflect.TypeFor[V]()),
+// encodingOf returns the encoding of a codec, or says what of a V it cannot encode.
+func encodingOf[V any](codec fetchonce.Codec) (encoding[V], error) {
+	rules := shape.Other
+	switch codec {
+	case fetchonce.Msgpack:
+		rules = shape.Msgpack
+	case fetchonce.JSON:
+		rules = shape.JSON
 	}
+	form := shape.Of(reflect.TypeFor[V](), rules)
+	if len(form.Refused) > 0 {
+		return encoding[V]{}, fmt.Errorf("Options.Codec cannot keep the values: %s", shape.List(form.Refused))
+	}
+	return encoding[V]{codec: codec, text: codec == fetchonce.JSON, unsure: form.Unsure}, nil
 }
 
 func (e encoding[V]) write(key string, v V) ([]any, error) {

@@ -49,6 +49,13 @@ func (l *Log) Once(message string, err error) {
 	}
 }
 
+// Note logs a message with attributes, the first time only.
+func (l *Log) Note(message string, args ...any) {
+	if l.due(message, 1<<62) > 0 {
+		l.log(message, args...)
+	}
+}
+
 // due counts an event. It returns the count since the message was last logged, if that was
 // at least an interval ago, and else 0.
 func (l *Log) due(message string, interval time.Duration) int {
