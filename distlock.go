@@ -9,13 +9,11 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/fetchonce/fetchonce/internal/batch"
 	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/lease"
 	"github.com/fetchonce/fetchonce/internal/lockqueue"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 	"github.com/fetchonce/fetchonce/internal/ratelog"
-	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
 // A Locker gives a lock to one holder at a time, over all processes that share a Redis;
@@ -35,8 +33,7 @@ import (
 type Locker struct {
 	opt     LockOptions
 	queue   *lockqueue.Queue
-	router  *batch.Router
-	mailbox *wake.Mailbox
+	client  *client.Client
 	log     *ratelog.Log
 	trace   tracer
 	closing sync.Once
@@ -57,13 +54,15 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 	}
 	opt = opt.withDefaults()
 	names := protocol.NewNamespace(opt.Prefix, "")
-	lk := &Locker{opt: opt, router: batch.NewRouter(rdb), mailbox: wake.Open(rdb), log: ratelog.New(opt.Logger)}
+	c := client.Open(rdb, cluster)
+	lk := &Locker{opt: opt, client: c, log: ratelog.New(opt.Logger)}
 	lk.trace = newTracer(opt.Trace, lk.log)
-	scripts := protocol.NewClient(lk.router, names, lk.mailbox.Process(), opt.RedisTimeout, cluster)
+	scripts := protocol.NewClient(c.Router.Link(opt.RedisBreaker, opt.RedisTimeout), names, c.Mailbox.Process(), opt.RedisTimeout, c.Cluster)
+	scripts.Renewals = c.Router.Link(0, 0)
 	scripts.Failed = lk.trace.redisFailed()
 	scripts.Unnotified = func(err error) { lk.log.Once(logNoPublish, err) }
 	lk.queue = lockqueue.New(lockqueue.Config{
-		Redis: scripts, Names: names, Mailbox: lk.mailbox,
+		Redis: scripts, Names: names, Mailbox: c.Mailbox,
 		Lease: opt.Lease, Slots: opt.Slots, RedisTimeout: opt.RedisTimeout,
 	})
 	return lk, nil
@@ -282,8 +281,7 @@ func (lk *Locker) Close() error {
 	lk.closing.Do(func() {
 		lk.closed.Store(true)
 		lk.queue.Close(ErrClosed)
-		lk.router.Close(ErrClosed)
-		lk.mailbox.Close()
+		lk.client.Close(ErrClosed)
 	})
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/breaker"
 	"github.com/fetchonce/fetchonce/internal/errtext"
 	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/keytext"
@@ -50,8 +52,10 @@ var (
 	// at that moment.
 	ErrClosed = errors.New("fetchonce: closed")
 
-	// ErrUnavailable is in each [*Error] whose cause is that Redis did not answer or could not be
-	// reached, beside that cause. It is not in one whose cause is an error that Redis answered.
+	// ErrUnavailable is in each [*Error] whose cause is that Redis did not answer, could not be
+	// reached or serves no key, as while it loads its data, beside that cause; also if the call
+	// was not sent, see [Options.RedisBreaker]. It is not in one whose cause is another error that
+	// Redis answered.
 	ErrUnavailable = errors.New("fetchonce: redis unavailable")
 
 	// ErrNotInvalidated is in the [*Error] of [Loader.Update] and [Loader.Delete] when the change
@@ -85,12 +89,15 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Is reports whether target is [ErrUnavailable] and the cause is that Redis did not answer.
+// Is reports whether target is [ErrUnavailable] and the cause is that Redis is unavailable.
 func (e *Error) Is(target error) bool { return target == ErrUnavailable && isUnreachable(e.Err) }
 
-// isUnreachable reports whether an error of Redis says that it did not answer, or that there is
-// no connection to it.
+// isUnreachable reports whether an error of Redis says that it did not answer, that there is no
+// connection to it, or that it serves no key.
 func isUnreachable(err error) bool {
+	if breaker.IsOpen(err) || batch.IsUnfit(err) {
+		return true
+	}
 	if _, answered := errors.AsType[redis.Error](err); answered {
 		return false
 	}

@@ -33,8 +33,8 @@ func (l *Loader[V]) Callers(key string) int { return l.flights.Callers(key) }
 func (l *Loader[V]) Listen() bool {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	l.mailbox.Subscribe(ended, l.channel)
-	return l.mailbox.Subscribed(l.channel)
+	l.Mailbox.Subscribe(ended, l.channel)
+	return l.Mailbox.Subscribed(l.channel)
 }
 
 // Leftovers returns how many requests the locker is still to take back.

@@ -33,7 +33,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 		return r.redis.Renew(ctx, r.k.names, a.owner, r.opt.Lease)
 	})
 	defer keeper.Stop()
-	defer r.mailbox.OnLost(a.owner, keeper.Lost)()
+	defer r.Mailbox.OnLost(a.owner, keeper.Lost)()
 
 	during := held
 	if r.reloads >= maxReloads {

@@ -118,10 +118,10 @@ func (r *load[V]) run(ctx context.Context, s state) {
 // registered runs the states that need Redis. The mailbox knows the load before Redis does:
 // the notification may arrive before the answer to ACQUIRE.
 func (r *load[V]) registered(ctx context.Context) state {
-	r.wait.slot = r.mailbox.Wait(r.k.names.Value)
+	r.wait.slot = r.Mailbox.Wait(r.k.names.Value)
 	defer r.wait.slot.Close()
 	defer func() { r.waitEnds(ctx, ctx.Err() == nil) }()
-	r.mailbox.Subscribe(ctx, r.channel)
+	r.Mailbox.Subscribe(ctx, r.channel)
 	r.run(ctx, r.acquiring)
 	return nil
 }
@@ -153,7 +153,7 @@ func (r *load[V]) acquiring(ctx context.Context) state {
 		return r.done(seen.result, err)
 	}
 	a := &r.acquire
-	a.owner = r.mailbox.Owner()
+	a.owner = r.Mailbox.Owner()
 	r.flight.Advance()
 	if a.skipped {
 		// In a cluster, the near cache keeps only what was read from the key's own node.
@@ -358,7 +358,7 @@ func (r *load[V]) waitEnds(ctx context.Context, answered bool) {
 // recheckAfter returns how long to wait for a notification that may be lost: not much longer
 // than the lease.
 func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
-	if !r.mailbox.Subscribed(r.channel) {
+	if !r.Mailbox.Subscribed(r.channel) {
 		r.wait.poll = min(max(2*r.wait.poll, firstPoll), longestPoll)
 		return min(r.wait.poll, left+time.Millisecond)/2 + rand.N(r.wait.poll)
 	}
@@ -373,7 +373,7 @@ func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 func (r *load[V]) suspectMailbox() {
 	a := &r.acquire
 	if r.wait.timedOut != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.wait.timedOut) {
-		r.mailbox.Suspect(r.channel)
+		r.Mailbox.Suspect(r.channel)
 	}
 	r.wait.timedOut = 0
 }

@@ -25,7 +25,6 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 	"github.com/fetchonce/fetchonce/internal/ratelog"
 	"github.com/fetchonce/fetchonce/internal/shape"
-	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
 // A Loader loads values of one type, each once for all callers that ask for it at the same
@@ -54,16 +53,14 @@ type values[V any] struct {
 	ahead  atomic.Int64   // by how many ns the server's clock is ahead of ours
 }
 
-// shared is what a Loader shares with the others of its client, or keeps in Redis.
+// shared is what a Loader shares with the other users of its Redis client, and how it uses it.
 type shared struct {
+	*client.Client
+	link        *batch.Link
 	redis       *protocol.Client
 	names       *protocol.Namespace
-	router      *batch.Router
-	cluster     bool
-	mailbox     *wake.Mailbox
 	channel     string // of the notifications for this process
 	unsubscribe func()
-	hub         *near.Hub
 }
 
 // A Result is a value, and how it was found.
@@ -164,30 +161,31 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	if err != nil {
 		return nil, &Error{Op: "new", Err: err}
 	}
-	l := newLoader(rdb, cluster, opt, form.Unsure)
+	l := newLoader(client.Open(rdb, cluster), opt, form.Unsure)
 	if len(form.Lost) > 0 {
 		l.log.Note(logLost, "prefix", opt.Prefix, "type", reflect.TypeFor[V]().String(), "codec", nameOfCodec(opt.Codec), "lost", shape.List(form.Lost))
 	}
 	return l, nil
 }
 
-func newLoader[V any](rdb redis.UniversalClient, cluster bool, opt Options[V], unsure bool) *Loader[V] {
+func newLoader[V any](c *client.Client, opt Options[V], unsure bool) *Loader[V] {
 	l := &Loader[V]{
 		values: values[V]{opt: opt, codec: codecID(opt.Codec), unsure: unsure, memory: memoryOf[V](opt.Codec, opt.MaxBytes)},
-		shared: shared{names: protocol.NewNamespace(opt.Prefix, opt.Schema), cluster: cluster, mailbox: wake.Open(rdb), router: batch.NewRouter(rdb)},
+		shared: shared{Client: c, names: protocol.NewNamespace(opt.Prefix, opt.Schema)},
 		log:    ratelog.New(opt.Logger),
 	}
 	l.trace = newTracer(opt.Trace, l.log)
-	l.channel = l.names.Channel(l.mailbox.Process())
-	l.unsubscribe = l.mailbox.Use(l.channel)
-	l.redis = protocol.NewClient(l.router, l.names, l.mailbox.Process(), opt.RedisTimeout, cluster)
+	l.channel = l.names.Channel(l.Mailbox.Process())
+	l.unsubscribe = l.Mailbox.Use(l.channel)
+	l.link = l.Router.Link(opt.RedisBreaker, opt.RedisTimeout)
+	l.redis = protocol.NewClient(l.link, l.names, l.Mailbox.Process(), opt.RedisTimeout, l.Cluster)
+	l.redis.Renewals = l.Router.Link(0, 0)
 	l.redis.Failed = l.trace.redisFailed()
 	l.redis.Unnotified = func(err error) { l.log.Once(logNoPublish, err) }
 	l.redis.ErrorTTL, l.redis.Backoff = opt.ErrorTTL, backoff.Longest
 	if opt.MaxFetches > 0 {
 		l.permits = permit.New(opt.MaxFetches, opt.FetchTimeout)
 	}
-	l.hub = near.Open(rdb, l.mailbox.Process())
 	l.openNear()
 	l.cleanup.IsFinal = protocol.IsFinal
 	return l
@@ -206,13 +204,11 @@ func (l *Loader[V]) Close() error {
 	ends := time.Now().Add(l.opt.RedisTimeout)
 	l.flights.Close(ErrClosed)
 	l.cleanup.Close(time.Until(ends))
-	l.router.Close(ErrClosed) // after everything that releases leases
 	l.unsubscribe()
-	l.mailbox.Close()
 	if l.near != nil {
 		l.near.Close()
 	}
-	l.hub.Close()
+	l.Client.Close(ErrClosed) // after everything that releases leases
 	return nil
 }
 
@@ -359,7 +355,7 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	h := l.header(k, envelope.Value, ttl)
 	sealed := envelope.Seal(h, payload)
 	defer l.changed(k) // whatever the outcome
-	if err := l.redis.Set(ctx, k.names, l.mailbox.Owner(), sealed, h.Keep); err != nil {
+	if err := l.redis.Set(ctx, k.names, l.Mailbox.Owner(), sealed, h.Keep); err != nil {
 		return &Error{Op: "set", Key: key, Err: err}
 	}
 	return nil
@@ -431,7 +427,7 @@ func (l *Loader[V]) keyed(key string) keyed {
 // changed has this process forget what it knows of a key: a caller that comes later joins no
 // load that started before, and receives no near entry.
 func (l *Loader[V]) changed(k keyed) {
-	l.hub.Invalidate(k.names.Value)
+	l.Hub.Invalidate(k.names.Value)
 	l.flights.Forget(k.user)
 }
 

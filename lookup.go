@@ -61,7 +61,7 @@ func (l *Loader[V]) lookup(ctx context.Context, k keyed) (lookup[V], error) {
 	}
 	ticket := l.nearTicket(k)
 	if node := ticket.Node(); node != nil {
-		got := l.redis.GetMany(ctx, l.router.At(node), []protocol.Key{k.names}, l.readLimit())[0]
+		got := l.redis.GetMany(ctx, l.link.At(node), []protocol.Key{k.names}, l.readLimit())[0]
 		return l.readFrom(ctx, k, ticket, got)
 	}
 	b, err := l.redis.Get(ctx, k.names, l.readLimit())
@@ -236,7 +236,7 @@ func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, c *nearEntry[V], 
 // MaxFetches, as ACQUIRE then waits for a permit, nor with a near cache over a cluster,
 // whose entries come from reads of the key's own node.
 func (l *Loader[V]) skipsLookup() bool {
-	return l.missRate.Absent() && l.permits == nil && (l.near == nil || !l.cluster)
+	return l.missRate.Absent() && l.permits == nil && (l.near == nil || !l.Cluster)
 }
 
 // learn counts a lookup for the miss prediction. The load counts its miss, once for all
@@ -264,7 +264,7 @@ func (l *Loader[V]) openNear() {
 	if l.opt.Near == (Near{}) {
 		return
 	}
-	l.near = near.New[nearEntry[V]](l.hub, l.names.Values(), l.names.Changes(), l.opt.Near.Entries, func(refused bool, why error) {
+	l.near = near.New[nearEntry[V]](l.Hub, l.names.Values(), l.names.Changes(), l.opt.Near.Entries, func(refused bool, why error) {
 		if refused {
 			l.log.Once(logUntracked, why)
 		} else {

@@ -116,7 +116,7 @@ func (l *Loader[V]) lookupAll(ctx context.Context, all []*wanted[V]) {
 	}
 	var asking sync.WaitGroup
 	for node, group := range groups {
-		asking.Go(func() { l.readAll(ctx, l.router.At(node), group) })
+		asking.Go(func() { l.readAll(ctx, l.link.At(node), group) })
 	}
 	asking.Wait()
 }

@@ -105,6 +105,15 @@ type Options[V any] struct {
 	// operations. A caller whose context ends sooner waits no longer. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
+	// RedisBreaker is how often a node of Redis is probed after it failed: it did not answer
+	// within RedisTimeout, could not be reached, or answered that it is loading or its cluster
+	// is down. Until a probe is answered, calls go on without the node at once, as OnRedisDown
+	// says; Set, Delete and Update return an [*Error] with [ErrUnavailable]. Renewals of leases
+	// are always sent. The first probe follows the failure at once, the others after
+	// RedisBreaker, plus or minus a quarter. All Loaders and Lockers of a client share what is
+	// known of a node. Defaults to one second. With Off, every call is sent.
+	RedisBreaker time.Duration
+
 	// OnRedisDown says what a Get does when Redis does not answer, or answers with an
 	// error. Defaults to [FailOpen].
 	OnRedisDown Policy
@@ -162,6 +171,7 @@ const (
 	defaultLease        = 5 * time.Second
 	defaultFetchTimeout = time.Minute
 	defaultRedisTimeout = 500 * time.Millisecond
+	defaultRedisBreaker = time.Second
 	defaultMaxBytes     = 4 << 20
 	defaultNearTTL      = time.Minute
 
@@ -195,6 +205,7 @@ func (o Options[V]) withDefaults() Options[V] {
 	if o.RedisTimeout == 0 {
 		o.RedisTimeout = defaultRedisTimeout
 	}
+	o.RedisBreaker = orDefault(o.RedisBreaker, defaultRedisBreaker)
 	if o.Near.Entries > 0 && o.Near.TTL == 0 {
 		o.Near.TTL = defaultNearTTL
 	}
@@ -234,6 +245,7 @@ func (o Options[V]) check() error {
 		{"Lease", o.Lease, leastLease, false},
 		{"FetchTimeout", o.FetchTimeout, leastTTL, true},
 		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
+		{"RedisBreaker", o.RedisBreaker, leastTTL, true},
 		{"Near.TTL", o.Near.TTL, leastTTL, false},
 	})
 	if err != nil {
@@ -350,6 +362,11 @@ type LockOptions struct {
 	// with the caller's context or MaxWait. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
+	// RedisBreaker is [Options.RedisBreaker] for locks: while a node of Redis has failed, calls
+	// for its locks return an [*Error] with [ErrUnavailable] at once. A held lock is renewed all
+	// the same. Defaults to one second. With Off, every call is sent.
+	RedisBreaker time.Duration
+
 	// Slots is how many may hold a lock at once: 1 is a lock, more is a semaphore. Defaults
 	// to 1; the most is 1000.
 	Slots int
@@ -377,6 +394,7 @@ func (o LockOptions) withDefaults() LockOptions {
 	if o.RedisTimeout == 0 {
 		o.RedisTimeout = defaultRedisTimeout
 	}
+	o.RedisBreaker = orDefault(o.RedisBreaker, defaultRedisBreaker)
 	if o.Slots == 0 {
 		o.Slots = defaultSlots
 	}
@@ -393,6 +411,7 @@ func (o LockOptions) check() error {
 		{"MaxHold", o.MaxHold, leastTTL, true},
 		{"MaxWait", o.MaxWait, leastTTL, true},
 		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
+		{"RedisBreaker", o.RedisBreaker, leastTTL, true},
 	})
 	switch {
 	case err != nil:

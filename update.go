@@ -40,7 +40,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 	if write == nil {
 		return &Error{Op: "update", Key: key, Err: errors.New("write is nil")}
 	}
-	mark, sent := l.mailbox.Owner(), time.Now()
+	mark, sent := l.Mailbox.Owner(), time.Now()
 	markErr := l.redis.Mark(ctx, k.names, mark, l.opt.Lease)
 	if markErr != nil {
 		if err = ctx.Err(); err == nil {
@@ -53,7 +53,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 			return err
 		}
 	}
-	l.hub.Invalidate(k.names.Value)
+	l.Hub.Invalidate(k.names.Value)
 	stop := l.keepMark(context.WithoutCancel(ctx), k, mark, sent, l.mayArrive(markErr))
 	defer func() {
 		if ours := l.written(ctx, k, mark, stop); err == nil {

@@ -79,9 +79,9 @@ var Soaked = []Mutant{
 	},
 	{
 		Name:   "Close leaves the subscription",
-		File:   "loader.go",
-		Old:    `l.mailbox.Close() if l.near != nil {`,
-		New:    `if l.near != nil {`,
+		File:   "internal/client/client.go",
+		Old:    `c.Mailbox.Close()`,
+		New:    ``,
 		Faults: "fetch error",
 		Late:   true,
 	},

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/breaker"
 )
 
 // ErrTimeout says that Redis did not answer in time. It is an [os.ErrDeadlineExceeded],
@@ -27,6 +29,7 @@ type Batcher struct {
 	deadlineAware bool // see isDeadlineAware
 	once          bool // conn does not retry
 	linger        time.Duration
+	breaker       *breaker.Breaker
 
 	// Requests for use again. It is not one pool for the whole program: a request has a
 	// channel, which belongs to the synctest bubble that it was made in.
@@ -39,6 +42,7 @@ type Batcher struct {
 	stuck     int           // pipelines whose callers have all timed out
 	prompt    bool          // the last reply came within promptReply
 	replied   time.Duration // when Redis last replied, since epoch
+	inTime    time.Duration // when it last replied before its callers' time was over
 	closed    error
 	idle      chan struct{} // closed when the Batcher is, and pipelines is 0
 	spare     chan struct{} // for the next limit: that of the last one, if it was not closed
@@ -49,8 +53,9 @@ type Batcher struct {
 func New(conn Conn) *Batcher {
 	b := &Batcher{
 		conn: conn, deadlineAware: isDeadlineAware(conn), once: sendsOnce(conn),
-		linger: linger, replied: never, idle: make(chan struct{}),
+		linger: linger, replied: never, inTime: never, idle: make(chan struct{}),
 	}
+	b.breaker = breaker.New(b.serves)
 	b.alarm.timer = time.AfterFunc(time.Hour, b.ring)
 	b.alarm.timer.Stop()
 	return b
@@ -139,6 +144,7 @@ func (b *Batcher) Close(cause error) {
 		return
 	}
 	b.closed = cause
+	b.breaker.Stop()
 	for _, f := range b.queue {
 		for _, r := range f.requests {
 			if r != nil {

@@ -12,7 +12,8 @@
 // and only if Redis has answered promptly: then its caller notices a cancellation with the
 // reply, or at its deadline.
 //
-// A Router has a Batcher for each master of a cluster.
+// A Router has a Batcher for each master of a cluster. A Loader or Locker sends through a
+// [Link], which sends nothing to a node whose breaker is open.
 //
 // The room knows nothing of what the commands mean. It is used by internal/protocol.
 package batch

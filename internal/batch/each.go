@@ -56,14 +56,21 @@ func (b *Batcher) part(ctx context.Context, within time.Duration, cmds []redis.C
 
 // Each is [Batcher.Each] of commands that may belong to different nodes. Those of
 // one node do not wait for another.
-func (r *Router) Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error {
-	if r.single != nil {
-		return r.single.Each(ctx, within, cmds)
-	}
+func (l *Link) Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error {
 	errs := make([]error, len(cmds))
+	if l.node != nil {
+		err := l.refusal(l.node)
+		if err == nil {
+			return l.node.Each(ctx, within, cmds)
+		}
+		for i := range errs {
+			errs[i] = err
+		}
+		return errs
+	}
 	groups := make(map[*Batcher][]int)
 	for i, cmd := range cmds {
-		b, _, err := r.of(ctx, within, keyOf(cmd))
+		b, _, err := l.of(ctx, within, keyOf(cmd))
 		if err != nil {
 			errs[i] = err
 			continue
@@ -72,7 +79,7 @@ func (r *Router) Each(ctx context.Context, within time.Duration, cmds []redis.Cm
 	}
 	var all sync.WaitGroup
 	for b, group := range groups {
-		all.Go(func() { r.group(ctx, within, b, group, cmds, errs) })
+		all.Go(func() { l.router.group(ctx, within, b, group, cmds, errs) })
 	}
 	all.Wait()
 	return errs

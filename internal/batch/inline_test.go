@@ -16,7 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/batch"
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
@@ -288,7 +288,7 @@ func TestPanicOfAHookIsTheCommandsError(t *testing.T) {
 		p := &panics{on: true}
 		rdb.AddHook(p)
 		err := b.Do(t.Context(), within, get("k"))
-		if _, ok := errors.AsType[*client.PanicError](err); !ok {
+		if _, ok := errors.AsType[*guard.PanicError](err); !ok {
 			t.Errorf("Do = %v, want a PanicError", err)
 		}
 		p.on = false

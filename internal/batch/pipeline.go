@@ -8,7 +8,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
 // yields is how often a pipeline's goroutine lets others run before it takes the next batch.
@@ -48,6 +48,9 @@ func (b *Batcher) land(f *batch, ok bool) {
 	b.prompt = ok && t-f.sent <= promptReply
 	if ok {
 		b.replied = t
+		if t < max(f.until, f.floor) {
+			b.inTime = t
+		}
 	}
 	if f.limit.Err() == nil {
 		b.spare = f.limit.over
@@ -101,7 +104,7 @@ func (b *Batcher) finish(f *batch) bool {
 func (f *batch) send(conn Conn) (answered bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			f.fail(client.Panicked(p))
+			f.fail(guard.Panicked(p))
 			answered = false
 		}
 	}()

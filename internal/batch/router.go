@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/breaker"
 )
 
 // A Router sends each command to the master that has its key. Each master has a
@@ -26,18 +28,12 @@ type Router struct {
 	single  *Batcher             // nil for a cluster
 
 	topology atomic.Pointer[topology] // nil until it was loaded
+	start    *breaker.Breaker         // until then; its probe loads the topology
 
 	mu       sync.Mutex
 	closed   error
 	batchers map[*redis.Client]*Batcher
 	loading  loading
-}
-
-// Runner is what [Batcher] and [Router] have in common.
-type Runner interface {
-	Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error
-	Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error
-	Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error
 }
 
 // NewRouter returns a Router over a client. It must be closed. It connects to
@@ -47,57 +43,11 @@ type Runner interface {
 // than the nodes' clients do.
 func NewRouter(rdb redis.UniversalClient) *Router {
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
-		return &Router{cluster: cluster, batchers: make(map[*redis.Client]*Batcher), loading: loading{began: never, ended: make(chan struct{})}}
-	}
-	return &Router{single: New(rdb)}
-}
-
-// Do is [Batcher.Do] at the node of the commands' key, which is one.
-func (r *Router) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
-	if r.single != nil {
-		return r.single.do(ctx, within, nil, cmds)
-	}
-	return r.do(ctx, within, nil, cmds)
-}
-
-// Read is [Batcher.Read] at the node of the command's key.
-func (r *Router) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
-	if r.single != nil {
-		return r.single.do(ctx, within, cmd, nil)
-	}
-	return r.do(ctx, within, cmd, nil)
-}
-
-// At returns what sends to one node, whatever the commands' keys. MOVED and ASK are
-// then errors. The node is nil for a single server.
-func (r *Router) At(node *redis.Client) Runner {
-	if r.single != nil || node == nil {
+		r := &Router{cluster: cluster, batchers: make(map[*redis.Client]*Batcher), loading: loading{began: never, ended: make(chan struct{})}}
+		r.start = breaker.New(func(ctx context.Context, _ string) error { return r.await(ctx, loadTime) })
 		return r
 	}
-	return r.batcher(node)
-}
-
-func (r *Router) do(ctx context.Context, within time.Duration, read *redis.StringCmd, cmds []redis.Cmder) error {
-	first := redis.Cmder(read)
-	if read == nil {
-		first = cmds[0]
-	}
-	began := now()
-	b, waited, err := r.of(ctx, within, keyOf(first))
-	if err != nil {
-		return err
-	}
-	if waited {
-		within -= now() - began
-	}
-	err = b.do(ctx, within, read, cmds)
-	if err == nil {
-		return nil
-	}
-	if cmds == nil {
-		cmds = []redis.Cmder{read}
-	}
-	return r.follow(ctx, within, b, err, cmds)
+	return &Router{single: New(rdb)}
 }
 
 // follow sends commands again if their error says that they belong to another node.
@@ -221,6 +171,7 @@ func (r *Router) Close(cause error) {
 	}
 	open := slices.Collect(maps.Values(r.batchers))
 	r.mu.Unlock()
+	r.start.Stop()
 	var all sync.WaitGroup
 	for _, b := range open {
 		all.Go(func() { b.Close(cause) })

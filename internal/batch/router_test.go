@@ -57,20 +57,20 @@ func halfMoved(t *testing.T, c *redistest.Masters, key string) (complete func())
 func TestRouterFollowsRedirections(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := batch.NewRouter(c.Client())
-	if err := r.Do(t.Context(), within, set("k", "v")); err != nil {
+	if err := r.Link(0, 0).Do(t.Context(), within, set("k", "v")); err != nil {
 		t.Fatal(err)
 	}
 	wantAll := func(when string) {
 		t.Helper()
 		cmd, again, script := getRange("k", 10), get("k"), redis.NewCmd(t.Context(), "eval", `return redis.call("GET", KEYS[1])`, 1, "k")
-		if err := r.Read(t.Context(), within, cmd); err != nil || cmd.Val() != "v" {
+		if err := r.Link(0, 0).Read(t.Context(), within, cmd); err != nil || cmd.Val() != "v" {
 			t.Errorf("%s: Read = %q, %v", when, cmd.Val(), err)
 		}
-		if err := r.Do(t.Context(), within, again, script); err != nil || again.Val() != "v" || script.Val() != "v" {
+		if err := r.Link(0, 0).Do(t.Context(), within, again, script); err != nil || again.Val() != "v" || script.Val() != "v" {
 			t.Errorf("%s: Do = %q, %v, %v", when, again.Val(), script.Val(), err)
 		}
 		some := []redis.Cmder{get("a"), get("k"), get("b"), get("c")}
-		errs := r.Each(t.Context(), within, some)
+		errs := r.Link(0, 0).Each(t.Context(), within, some)
 		if errs[1] != nil || some[1].(*redis.StringCmd).Val() != "v" || !errors.Is(errs[0], redis.Nil) {
 			t.Errorf("%s: Each = %v, errors %v", when, some, errs)
 		}
@@ -81,7 +81,7 @@ func TestRouterFollowsRedirections(t *testing.T) {
 	complete()
 	wantAll("MOVED")
 	r.Close(io.EOF)
-	wantNotSent(t, "after Close", r.Do(t.Context(), within, get("k")), true)
+	wantNotSent(t, "after Close", r.Link(0, 0).Do(t.Context(), within, get("k")), true)
 }
 
 // A refusal is known to have sent nothing: go-redis makes one attempt at a node.
@@ -89,17 +89,17 @@ func TestClusterWithoutNodes(t *testing.T) {
 	c := redistest.Cluster(t)
 	warm, cold := batch.NewRouter(c.Client()), batch.NewRouter(c.Plain())
 	defer warm.Close(io.EOF)
-	if err := warm.Do(t.Context(), within, set("k", "v")); err != nil {
+	if err := warm.Link(0, 0).Do(t.Context(), within, set("k", "v")); err != nil {
 		t.Fatal(err)
 	}
 	c.Kill()
-	wantNotSent(t, "of a node that was known", warm.Do(t.Context(), within, get("k")), true)
-	wantNotSent(t, "of no known node", cold.Do(t.Context(), within, get("k")), true)
-	if errs := cold.Each(t.Context(), within, []redis.Cmder{get("k"), get("l")}); errs[0] == nil || errs[1] == nil {
+	wantNotSent(t, "of a node that was known", warm.Link(0, 0).Do(t.Context(), within, get("k")), true)
+	wantNotSent(t, "of no known node", cold.Link(0, 0).Do(t.Context(), within, get("k")), true)
+	if errs := cold.Link(0, 0).Each(t.Context(), within, []redis.Cmder{get("k"), get("l")}); errs[0] == nil || errs[1] == nil {
 		t.Errorf("Each without nodes = %v", errs)
 	}
 	cold.Close(io.EOF)
-	if err := cold.Do(t.Context(), within, get("k")); !errors.Is(err, io.EOF) {
+	if err := cold.Link(0, 0).Do(t.Context(), within, get("k")); !errors.Is(err, io.EOF) {
 		t.Errorf("Do of a Router that was closed cold = %v, want %v", err, io.EOF)
 	}
 }
@@ -110,7 +110,7 @@ func TestColdRouterInFrontOfAClusterThatHangs(t *testing.T) {
 	r := batch.NewRouter(c.Client(func(opt *redis.ClusterOptions) { opt.ReadTimeout = time.Hour }))
 	c.Pause()
 	defer c.Resume()
-	if err := r.Do(t.Context(), 300*time.Millisecond, get("k")); !errors.Is(err, batch.ErrTimeout) {
+	if err := r.Link(0, 0).Do(t.Context(), 300*time.Millisecond, get("k")); !errors.Is(err, batch.ErrTimeout) {
 		t.Errorf("Do = %v, want %v", err, batch.ErrTimeout)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -129,7 +129,7 @@ func TestColdRouterInFrontOfAClusterThatHangs(t *testing.T) {
 // route calls a Router's Do on a goroutine of its own.
 func route(ctx context.Context, r *batch.Router) <-chan error {
 	ended := make(chan error, 1)
-	go func() { ended <- r.Do(ctx, time.Hour, get("k")) }()
+	go func() { ended <- r.Link(0, 0).Do(ctx, time.Hour, get("k")) }()
 	return ended
 }
 
@@ -137,7 +137,7 @@ func BenchmarkRouter(b *testing.B) {
 	c := redistest.Cluster(b)
 	rdb := c.Client()
 	r := batch.NewRouter(rdb)
-	if err := r.Do(b.Context(), within, set("k", "v")); err != nil {
+	if err := r.Link(0, 0).Do(b.Context(), within, set("k", "v")); err != nil {
 		b.Fatal(err)
 	}
 	b.Run("master for a key", func(b *testing.B) {
@@ -147,7 +147,7 @@ func BenchmarkRouter(b *testing.B) {
 	})
 	b.Run("a read", func(b *testing.B) {
 		for b.Loop() {
-			if err := r.Read(b.Context(), within, getRange("k", 10)); err != nil {
+			if err := r.Link(0, 0).Read(b.Context(), within, getRange("k", 10)); err != nil {
 				b.Fatal(err)
 			}
 		}

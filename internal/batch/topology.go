@@ -8,7 +8,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
 // A topology is which nodes a cluster has. It is replaced, and never changed.
@@ -66,7 +66,7 @@ func (r *Router) load() {
 	defer cancel()
 	var mu sync.Mutex // guards nodes: the function is called for all nodes at once
 	nodes := make(map[string]*redis.Client)
-	err := client.Call(func() error {
+	err := guard.Call(func() error {
 		return r.cluster.ForEachShard(ctx, func(_ context.Context, node *redis.Client) error {
 			mu.Lock()
 			defer mu.Unlock()
@@ -91,7 +91,12 @@ func (r *Router) keep(nodes map[string]*redis.Client) {
 	for _, node := range nodes {
 		known[node] = true
 	}
-	maps.DeleteFunc(r.batchers, func(node *redis.Client, _ *Batcher) bool { return !known[node] })
+	maps.DeleteFunc(r.batchers, func(node *redis.Client, b *Batcher) bool {
+		if !known[node] {
+			b.breaker.Stop()
+		}
+		return !known[node]
+	})
 	r.topology.Store(&topology{nodes: nodes, batchers: maps.Clone(r.batchers)})
 }
 

@@ -1,106 +1,76 @@
-// Package client checks whether a Loader or a Locker accepts a Redis client, and turns a panic
-// of a client into an error.
+// Package client has what all Loaders and Lockers of one Redis client share, and decides
+// which clients are accepted.
 //
 // redis.UniversalClient hides differences between the clients of go-redis, and some of them
 // break the promises of fetchonce. Programs also wrap clients, most often in a struct that
 // embeds a client or a redis.UniversalClient. So [Check] examines the fields of a wrapper, and
 // reads the options of the clients that it finds.
-//
-// The root package uses it, and so do the packages that call a client on their own
-// goroutines: batch, near and wake.
 package client
 
 import (
-	"errors"
 	"reflect"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/batch"
+	"github.com/fetchonce/fetchonce/internal/near"
+	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-// Why a client is refused.
+// A Client is what the Loaders and Lockers of one Redis client share.
+type Client struct {
+	Cluster bool
+	Mailbox *wake.Mailbox
+	Hub     *near.Hub
+	Router  *batch.Router
+
+	rdb   redis.UniversalClient
+	users int // guarded by openMu
+}
+
+// The Clients in use.
 var (
-	ErrNil      = errors.New("the Redis client is nil or a zero struct, or wraps one that is")
-	ErrRing     = errors.New("the Redis client is a Ring, which moves keys between shards as these come and go: a deleted value could return")
-	ErrReplicas = errors.New("the Redis client reads from replicas (ReadOnly, RouteByLatency or RouteRandomly), which may still have a deleted value")
-	ErrCache    = errors.New("the Redis client has a client-side cache (ClientSideCache or ClientSideCacheConfig), which may return a deleted value: use Options.Near")
+	openMu sync.Mutex
+	open   = make(map[redis.UniversalClient]*Client)
 )
 
-// Check returns an error if a client is refused, and otherwise whether it is the
-// client of a cluster. It sends nothing and starts no goroutine.
+// Open returns the Client for a Redis client, of which [Check] has said whether it is that of
+// a cluster. The caller must close it. It connects to nothing until it is used.
 //
-// It finds a client in the fields of a wrapper, down to maxLayers. If it finds none, the
-// client counts as one of a single server.
-func Check(rdb redis.UniversalClient) (cluster bool, err error) {
-	err = Call(func() (err error) {
-		cluster, err = check(reflect.ValueOf(rdb), maxLayers)
-		return err
-	})
-	if _, empty := errors.AsType[*PanicError](err); empty {
-		err = ErrNil // a redis.Client{} has no options
+// Two Redis clients that are equal share a Client. One that cannot be compared, as a struct
+// with a slice in it, has a Client for each Open.
+func Open(rdb redis.UniversalClient, cluster bool) *Client {
+	openMu.Lock()
+	defer openMu.Unlock()
+	shared := isComparable(rdb)
+	if shared && open[rdb] != nil {
+		open[rdb].users++
+		return open[rdb]
 	}
-	return cluster, err
+	mailbox := wake.New(rdb)
+	c := &Client{Cluster: cluster, Mailbox: mailbox, Hub: near.NewHub(rdb, mailbox.Process()), Router: batch.NewRouter(rdb), rdb: rdb, users: 1}
+	if shared {
+		open[rdb] = c
+	}
+	return c
 }
 
-const maxLayers = 16 // of wrappers; it ends a cycle
+func isComparable(rdb redis.UniversalClient) bool { return reflect.ValueOf(rdb).Comparable() }
 
-var universal = reflect.TypeFor[redis.UniversalClient]()
-
-func check(v reflect.Value, layers int) (cluster bool, err error) {
-	for v.Kind() == reflect.Interface {
-		v = v.Elem()
+// Close ends one use. The last Close fails the commands that are queued with the cause, waits
+// for those in flight, and ends the connections for notifications and invalidations.
+func (c *Client) Close(cause error) {
+	openMu.Lock()
+	c.users--
+	last := c.users == 0
+	if last && isComparable(c.rdb) {
+		delete(open, c.rdb)
 	}
-	if !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
-		return false, ErrNil
+	openMu.Unlock()
+	if last {
+		c.Router.Close(cause)
+		c.Mailbox.Close()
+		c.Hub.Close()
 	}
-	if v.Kind() == reflect.Pointer && !v.CanInterface() {
-		v = reflect.NewAt(v.Type().Elem(), v.UnsafePointer()) // an unexported field: reflection allows to read its options this way
-	}
-	if v.CanInterface() {
-		switch c := v.Interface().(type) {
-		case *redis.Client:
-			return false, checkOptions(c.Options())
-		case *redis.ClusterClient:
-			opt := c.Options()
-			if opt.ReadOnly || opt.RouteByLatency || opt.RouteRandomly {
-				return true, ErrReplicas
-			}
-			return true, nil
-		case *redis.Ring:
-			return false, ErrRing
-		}
-	}
-	return checkFields(reflect.Indirect(v), layers-1)
-}
-
-func checkOptions(opt *redis.Options) error {
-	if opt.ClientSideCache != nil || opt.ClientSideCacheConfig != nil {
-		return ErrCache
-	}
-	return nil
-}
-
-// checkFields checks the clients in the fields of a wrapper. It ignores a nil in a field that
-// is not embedded: the wrapper has no methods from that field.
-func checkFields(v reflect.Value, layers int) (cluster bool, err error) {
-	if v.Kind() != reflect.Struct || layers == 0 {
-		return false, nil
-	}
-	for i := range v.NumField() {
-		of, field := v.Type().Field(i), v.Field(i)
-		if of.Type.Kind() == reflect.Struct && field.CanAddr() && !of.Type.Implements(universal) {
-			field = field.Addr()
-		}
-		if !field.Type().Implements(universal) {
-			continue
-		}
-		c, err := check(field, layers)
-		if errors.Is(err, ErrNil) && !of.Anonymous {
-			continue
-		}
-		if err != nil {
-			return c, err
-		}
-		cluster = cluster || c
-	}
-	return cluster, nil
 }

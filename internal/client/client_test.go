@@ -3,76 +3,66 @@ package client_test
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-type (
-	universal = redis.UniversalClient
-	hidden    struct{ universal }           // an unexported embedded field
-	deep      struct{ *hidden }             // through a pointer
-	value     struct{ redis.ClusterClient } // only a pointer to it is a client
-	spare     struct {
-		redis.UniversalClient
-		other *redis.Ring
-	}
-	endless struct {
-		redis.UniversalClient
-		again *endless
-	}
-)
+var errEnd = errors.New("closed by the test")
 
-func TestCheckAcceptsAndRefusesClients(t *testing.T) {
-	single := redis.NewClient(&redis.Options{})
-	defer single.Close()
-	cluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}})
-	defer cluster.Close()
-	ring := redis.NewRing(&redis.RingOptions{})
-	defer ring.Close()
-	failover := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{"127.0.0.1:1"}})
-	defer failover.Close()
-	cycle := &endless{UniversalClient: single}
-	cycle.again = cycle
-	for name, c := range map[string]struct {
-		rdb     redis.UniversalClient
-		cluster bool
-		err     error
-	}{
-		"a client":                       {rdb: single},
-		"Sentinels":                      {rdb: failover},
-		"a cluster":                      {rdb: cluster, cluster: true},
-		"a hidden client":                {rdb: hidden{single}},
-		"a hidden cluster":               {rdb: deep{&hidden{cluster}}, cluster: true},
-		"a hidden Ring":                  {rdb: deep{&hidden{ring}}, err: client.ErrRing},
-		"a hidden nil":                   {rdb: deep{&hidden{}}, err: client.ErrNil},
-		"a wrapper without its wrapped":  {rdb: deep{}, err: client.ErrNil},
-		"a nil field":                    {rdb: spare{UniversalClient: single}},
-		"a Ring in a field":              {rdb: spare{single, ring}, err: client.ErrRing},
-		"a cycle":                        {rdb: cycle},
-		"a struct that is not a pointer": {rdb: &value{}, err: client.ErrNil},
-		"a zero struct":                  {rdb: &redis.Client{}, err: client.ErrNil},
-	} {
-		t.Run(name, func(t *testing.T) {
-			cluster, err := client.Check(c.rdb)
-			if cluster != c.cluster || !errors.Is(err, c.err) {
-				t.Errorf("cluster %v, error %v, want %v, %v", cluster, err, c.cluster, c.err)
-			}
-		})
-	}
+func TestUsersOfAClientShareOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		rdb, other := r.Client(), r.Client()
+		a, b, separate := client.Open(rdb, false), client.Open(rdb, false), client.Open(other, false)
+		defer separate.Close(errEnd)
+		if a != b || a == separate {
+			t.Error("two users of one client do not share, or users of two clients do")
+		}
+		a.Close(errEnd)
+		if err := b.Router.Link(0, 0).Do(t.Context(), 1e9, redis.NewStatusCmd(t.Context(), "ping")); err != nil {
+			t.Errorf("after the other user has closed, PING returns %v", err)
+		}
+		process := b.Mailbox.Process()
+		b.Close(errEnd)
+		if err := b.Router.Link(0, 0).Do(t.Context(), 1e9, redis.NewStatusCmd(t.Context(), "ping")); !errors.Is(err, errEnd) {
+			t.Errorf("after the last user has closed, PING returns %v, want the cause", err)
+		}
+		c := client.Open(rdb, false)
+		defer c.Close(errEnd)
+		if c.Mailbox.Process() == process {
+			t.Error("a client that is opened again has the process name of before")
+		}
+	})
 }
 
-func TestCallReturnsAPanicAsAnError(t *testing.T) {
-	cause := errors.New("cause")
-	if err := client.Call(func() error { return cause }); err != cause {
-		t.Errorf("got %v, want the error as it is", err)
+// A client may be of a type that cannot be a key of a map.
+func TestClientsThatAreNotComparableDoNotShare(t *testing.T) {
+	type never struct {
+		redis.UniversalClient
+		_ []int
 	}
-	err := client.Call(func() error { panic(cause) })
-	if e, ok := errors.AsType[*client.PanicError](err); !ok || !errors.Is(err, cause) || len(e.Stack) == 0 {
-		t.Errorf("got %v, want a PanicError of the cause, with a stack", err)
+	type sometimes struct {
+		redis.UniversalClient
+		more any
 	}
-	if err := client.Call(func() error { panic("text") }); errors.Unwrap(err) != nil {
-		t.Errorf("a panic with a text wraps %v", errors.Unwrap(err))
+	rdb := redis.NewClient(&redis.Options{}) // never connects
+	defer rdb.Close()
+	shares := func(rdb redis.UniversalClient) bool {
+		a, b := client.Open(rdb, false), client.Open(rdb, false)
+		defer a.Close(errEnd)
+		defer b.Close(errEnd)
+		return a == b
+	}
+	for _, c := range []redis.UniversalClient{never{UniversalClient: rdb}, sometimes{rdb, []int{1}}} {
+		if shares(c) {
+			t.Errorf("%T: two users share a client that cannot be compared", c)
+		}
+	}
+	if !shares(sometimes{rdb, 1}) {
+		t.Error("equal clients do not share")
 	}
 }

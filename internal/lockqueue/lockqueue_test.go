@@ -34,9 +34,9 @@ func inBubble(t *testing.T, f func(t *testing.T, r redistest.Redis)) {
 func newQueue(t *testing.T, r redistest.Redis, slots int) (*lockqueue.Queue, redis.UniversalClient) {
 	t.Helper()
 	rdb := r.Client()
-	names, mailbox, router := protocol.NewNamespace("test", ""), wake.Open(rdb), batch.NewRouter(rdb)
+	names, mailbox, router := protocol.NewNamespace("test", ""), wake.New(rdb), batch.NewRouter(rdb)
 	q := lockqueue.New(lockqueue.Config{
-		Redis: protocol.NewClient(router, names, mailbox.Process(), timeout, false),
+		Redis: protocol.NewClient(router.Link(0, 0), names, mailbox.Process(), timeout, false),
 		Names: names, Mailbox: mailbox,
 		Lease: length, Slots: slots, RedisTimeout: timeout,
 	})

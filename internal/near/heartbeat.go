@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
 const (
@@ -23,7 +23,7 @@ func (c *connection) beat() {
 	ticker := time.NewTicker(heartbeatEvery)
 	defer ticker.Stop()
 	for {
-		if err := client.Call(c.send); err != nil && c.ctx.Err() == nil {
+		if err := guard.Call(c.send); err != nil && c.ctx.Err() == nil {
 			c.tracker.hub.report(false, fmt.Errorf("heartbeat: %w", err))
 		}
 		select {

@@ -26,7 +26,7 @@ type Hub struct {
 	heartbeats atomic.Uint64
 	ticked     atomic.Int64 // the time of the last tick
 
-	ctx     context.Context // ends when the last user closes
+	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 	once    sync.Once // starts run
@@ -34,7 +34,6 @@ type Hub struct {
 	trackers atomic.Pointer[map[string]*tracker] // by node; the map is replaced, never changed
 
 	mu       sync.RWMutex
-	users    int // guarded by hubsMu
 	caches   map[any]*attached
 	byValues map[string][]*attached
 }
@@ -72,47 +71,21 @@ func Usable(rdb redis.UniversalClient) bool {
 	return ok
 }
 
-// The open hubs, by client.
-var (
-	hubsMu sync.Mutex
-	hubs   = make(map[redis.UniversalClient]*Hub)
-)
-
-// Open returns the hub of a client. The caller must close it. process is the name of the
+// NewHub returns a hub of a client. The caller must close it. process is the name of the
 // client's mailbox.
-func Open(rdb redis.UniversalClient, process string) *Hub {
-	hubsMu.Lock()
-	defer hubsMu.Unlock()
-	shared := reflect.ValueOf(rdb).Comparable()
-	if shared && hubs[rdb] != nil {
-		h := hubs[rdb]
-		h.users++
-		return h
-	}
-	h := &Hub{client: rdb, process: process, users: 1, caches: make(map[any]*attached)}
+func NewHub(rdb redis.UniversalClient, process string) *Hub {
+	h := &Hub{client: rdb, process: process, caches: make(map[any]*attached)}
 	h.cluster, _ = rdb.(cluster)
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.trackers.Store(&map[string]*tracker{})
-	if shared {
-		hubs[rdb] = h
-	}
 	return h
 }
 
-// Close ends one use of the hub. The last Close ends its connections.
+// Close ends the connections.
 func (h *Hub) Close() {
-	hubsMu.Lock()
-	h.users--
-	last := h.users == 0
-	if last && reflect.ValueOf(h.client).Comparable() {
-		delete(hubs, h.client)
-	}
-	hubsMu.Unlock()
-	if last {
-		h.once.Do(func() {}) // run cannot start any more
-		h.cancel()
-		h.running.Wait()
-	}
+	h.once.Do(func() {}) // run cannot start any more
+	h.cancel()
+	h.running.Wait()
 }
 
 func (h *Hub) attach(a *attached, key any) {

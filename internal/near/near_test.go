@@ -21,7 +21,7 @@ const values, changes = "p:v:{", "p:i"
 // open returns a cache of the client's process.
 func open(t *testing.T, rdb redis.UniversalClient) *near.Cache[string] {
 	t.Helper()
-	h := near.Open(rdb, "process")
+	h := near.NewHub(rdb, "process")
 	c := near.New[string](h, values, changes, 100, func(bool, error) {}, nil)
 	t.Cleanup(func() {
 		c.Close()
@@ -140,7 +140,7 @@ func TestEvictionDropsTheEntry(t *testing.T) {
 func TestCachesOfAClientShareATrackingConnection(t *testing.T) {
 	r := redistest.Server(t)
 	rdb := r.Client()
-	h := near.Open(rdb, "process")
+	h := near.NewHub(rdb, "process")
 	defer h.Close()
 	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
 	defer a.Close()
@@ -161,7 +161,7 @@ func TestCachesOfAClientShareATrackingConnection(t *testing.T) {
 func TestHubWithoutCachesSendsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
-		h := near.Open(rdb, "process")
+		h := near.NewHub(rdb, "process")
 		h.Invalidate(values + "k}")
 		time.Sleep(time.Minute)
 		if sent := redistest.WireOf(rdb).Commands(); len(sent) > 0 {
@@ -178,7 +178,7 @@ func TestRefusedTrackingFallsBackToPublishedChanges(t *testing.T) {
 		r := redistest.Bubble(t).Backend()
 		rdb := r.Client()
 		var refused atomic.Bool
-		h := near.Open(rdb, "process")
+		h := near.NewHub(rdb, "process")
 		defer h.Close()
 		c := near.New[string](h, values, changes, 10, func(no bool, _ error) { refused.Store(refused.Load() || no) }, nil)
 		defer c.Close()
@@ -242,7 +242,7 @@ func TestNewNamespaceIsUntrustedUntilItIsTracked(t *testing.T) {
 			return dial(ctx, network, addr)
 		}
 	})
-	h := near.Open(rdb, "process")
+	h := near.NewHub(rdb, "process")
 	defer h.Close()
 	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
 	defer a.Close()

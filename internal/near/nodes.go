@@ -8,7 +8,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
 // relist is how often the hub lists the masters of a cluster. It limits how long there are
@@ -79,7 +79,7 @@ func (h *Hub) masters() (map[string]*redis.Options, error) {
 	defer cancel()
 	var mu sync.Mutex
 	masters := make(map[string]*redis.Options)
-	err := client.Call(func() error {
+	err := guard.Call(func() error {
 		return h.cluster.ForEachMaster(ctx, func(_ context.Context, c *redis.Client) error {
 			mu.Lock()
 			defer mu.Unlock()

@@ -10,7 +10,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
 // The pause before the next connection. It doubles while no connection becomes trusted.
@@ -50,7 +50,7 @@ func (t *tracker) run() {
 		t.mu.Lock()
 		t.conn = c
 		t.mu.Unlock()
-		err := client.Call(c.run)
+		err := guard.Call(c.run)
 		c.cancel(nil)
 		t.endTrust()
 		if c.trusted.Load() {

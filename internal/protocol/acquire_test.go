@@ -164,7 +164,7 @@ func TestFencesRise(t *testing.T) {
 func TestFencesRiseWhileTheClockStandsStillOrStepsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		c := protocol.NewClient(batch.New(r.Client()), ns, "p", timeout, false)
+		c := protocol.NewClient(batch.NewRouter(r.Client()).Link(0, 0), ns, "p", timeout, false)
 		acquire := func(owner string, over *protocol.PassOver) protocol.Acquired {
 			t.Helper()
 			a, err := c.Acquire(t.Context(), key, owner, lease, over)

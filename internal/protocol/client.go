@@ -37,10 +37,14 @@ const LongestLease = time.Minute
 //
 // Each sends commands of any keys, which have nothing to do with each other, and
 // returns the error of each.
+//
+// Failed is called when an operation on a key has failed after all its retries, or its ctx has
+// ended. It took some time.
 type Runner interface {
 	Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error
 	Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error
 	Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error
+	Failed(ctx context.Context, key string, took time.Duration, err error)
 }
 
 // A Client speaks the protocol in one namespace for one process.
@@ -64,6 +68,10 @@ type Client struct {
 	// Acquire takes the lease instead. They are to be set before the first one.
 	ErrorTTL, Backoff time.Duration
 
+	// Renewals, if it is not nil, sends the renewals of leases and write marks: past a circuit
+	// breaker. It is to be set before the first one.
+	Renewals Runner
+
 	replica *replica
 }
 
@@ -82,6 +90,9 @@ func NewClient(run Runner, ns *Namespace, process string, timeout time.Duration,
 func (c *Client) renewing(lease time.Duration) *Client {
 	r := *c
 	r.timeout = min(c.timeout, lease/3)
+	if c.Renewals != nil {
+		r.run = c.Renewals
+	}
 	return &r
 }
 
@@ -92,6 +103,7 @@ var ErrType = errors.New("the key holds another type than ours")
 // byte more than limit, so that a value that is too large is seen as such
 // without being read.
 func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
+	started := time.Now()
 	cmd := redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
 	err := Discreet(c.run.Read(ctx, c.timeout, cmd))
 	if err != nil {
@@ -104,16 +116,26 @@ func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
 		return nil, ErrType
 	case err != nil || cmd.Val() == "":
-		c.failed(ctx, "read", err)
+		c.failed(ctx, call{"read", k.Value, started}, err)
 		return nil, err
 	}
 	return cmd.Bytes()
 }
 
-// failed tells of an operation that has come to err.
-func (c *Client) failed(ctx context.Context, op string, err error) {
-	if err != nil && c.Failed != nil && ctx.Err() == nil {
-		c.Failed(ctx, op, err)
+// A call is one operation on a key.
+type call struct {
+	op, key string
+	started time.Time
+}
+
+// failed reports an operation that has failed, if it has.
+func (c *Client) failed(ctx context.Context, of call, err error) {
+	if err == nil {
+		return
+	}
+	c.run.Failed(ctx, of.key, time.Since(of.started), err)
+	if c.Failed != nil && ctx.Err() == nil {
+		c.Failed(ctx, of.op, err)
 	}
 }
 
@@ -129,6 +151,7 @@ type Got struct {
 // asked for again, together and wherever they are, for as long as an operation may
 // take; and so are those, once, whose connection ends.
 func (c *Client) GetMany(ctx context.Context, at Runner, keys []Key, limit int) []Got {
+	started := time.Now()
 	m := getMany{c: c, keys: keys, limit: limit, got: make([]Got, len(keys)), left: make([]int, len(keys))}
 	for i := range keys {
 		m.left[i] = i
@@ -144,7 +167,7 @@ func (c *Client) GetMany(ctx context.Context, at Runner, keys []Key, limit int) 
 			return m.ask(ctx, c.run, within)
 		})
 	}
-	c.failed(ctx, "read", m.failure())
+	m.failed(ctx, started)
 	return m.got
 }
 
@@ -190,14 +213,20 @@ func (m *getMany) ask(ctx context.Context, at Runner, within time.Duration) (las
 	return last
 }
 
-// failure returns an error of Redis among the keys', if there is one.
-func (m *getMany) failure() error {
-	for _, got := range m.got {
-		if got.Err != nil && got.Err != ErrType { //nolint:errorlint // it is ours, as it is
-			return got.Err
+// failed reports the keys that have failed, and one error of Redis among theirs.
+func (m *getMany) failed(ctx context.Context, started time.Time) {
+	var one error
+	for i, got := range m.got {
+		if got.Err == nil || got.Err == ErrType { //nolint:errorlint // it is ours, as it is
+			continue
 		}
+		if one == nil {
+			m.c.failed(ctx, call{"read", m.keys[i].Value, started}, got.Err)
+		} else {
+			m.c.run.Failed(ctx, m.keys[i].Value, time.Since(started), got.Err) // it may be of another node
+		}
+		one = got.Err
 	}
-	return nil
 }
 
 // A State says what an Acquire found.

@@ -156,7 +156,7 @@ func TestManyWaitersAreToldToLookThemselves(t *testing.T) {
 // register makes so many other processes wait.
 func register(t *testing.T, p *process, n int) {
 	t.Helper()
-	run := batch.New(p.rdb)
+	run := batch.NewRouter(p.rdb).Link(0, 0)
 	for i := range n {
 		id := fmt.Sprint("other", i)
 		c := protocol.NewClient(run, ns, id, timeout, false)
@@ -581,7 +581,7 @@ func TestSetReplacesForeignData(t *testing.T) {
 func TestSetsFenceRisesWhileTheClockStandsStill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		c := protocol.NewClient(batch.New(r.Client()), ns, "p", timeout, false)
+		c := protocol.NewClient(batch.NewRouter(r.Client()).Link(0, 0), ns, "p", timeout, false)
 		last := int64(0)
 		set := func() {
 			t.Helper()

@@ -385,7 +385,7 @@ func TestRefusedReadIsAnError(t *testing.T) {
 			t.Fatal(err)
 		}
 		rdb := s.Client(func(opt *redis.Options) { opt.Username, opt.Password = "limited", "secret" })
-		c := protocol.NewClient(batch.New(rdb), ns, "p", timeout, false)
+		c := protocol.NewClient(batch.NewRouter(rdb).Link(0, 0), ns, "p", timeout, false)
 		p := newClient(t, s.Backend(), "admin")
 		p.clear()
 		p.must(p.rdb.Set(t.Context(), key.Value, "junk", ttl).Err())

@@ -98,6 +98,7 @@ func (l *lister) Read(ctx context.Context, within time.Duration, cmd *redis.Stri
 }
 
 func (*lister) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
+func (*lister) Failed(context.Context, string, time.Duration, error)       {}
 
 func (l *lister) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) error {
 	for _, cmd := range cmds {

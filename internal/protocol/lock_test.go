@@ -30,7 +30,7 @@ func inLock(t *testing.T, f func(t *testing.T, l *locking)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		f(t, &locking{
-			Client: protocol.NewClient(batch.New(r.Client()), ns, "p", timeout, false),
+			Client: protocol.NewClient(batch.NewRouter(r.Client()).Link(0, 0), ns, "p", timeout, false),
 			t:      t, fake: r, rdb: r.Client(), lock: ns.Lock("it"), slots: 1,
 		})
 	})

@@ -41,6 +41,8 @@ func (r *refusing) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) (
 	return err
 }
 
+func (*refusing) Failed(context.Context, string, time.Duration, error) {}
+
 func (r *refusing) Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error {
 	errs := make([]error, len(cmds))
 	_ = r.Do(ctx, within, cmds...)

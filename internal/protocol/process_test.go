@@ -78,7 +78,7 @@ func newClient(t *testing.T, r redistest.Backend, id string) *process {
 	t.Helper()
 	rdb := r.Client()
 	_, cluster := rdb.(*redis.ClusterClient)
-	p := &process{Client: protocol.NewClient(batch.New(rdb), ns, id, timeout, cluster), t: t, r: r, id: id, rdb: rdb}
+	p := &process{Client: protocol.NewClient(batch.NewRouter(rdb).Link(0, 0), ns, id, timeout, cluster), t: t, r: r, id: id, rdb: rdb}
 	p.ErrorTTL, p.Backoff = time.Hour, time.Hour
 	t.Cleanup(func() { wantEveryKeyToEnd(t, rdb) })
 	return p

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/fetchonce/fetchonce/internal/breaker"
 )
 
 var (
@@ -122,8 +124,14 @@ func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, arg
 		return err
 	}
 	err := m.unsentOr(c.persist(ctx, send(c.timeout), send))
-	c.failed(ctx, s.op, err)
+	c.failed(ctx, call{s.op, firstKey(args), started}, err)
 	return reply, err
+}
+
+// firstKey returns the first key among the arguments of EVALSHA or EVAL.
+func firstKey(args []any) string {
+	key, _ := args[3].(string)
+	return key
 }
 
 // notified returns the reply of a script, and reports a notification that the server
@@ -190,7 +198,7 @@ func (c *Client) persist(ctx context.Context, err error, send func(within time.D
 	}()
 	for pause := firstPause; err != nil; pause = min(2*pause, longestPause) {
 		switch {
-		case isReadOnly(err) && c.replica.isKnown():
+		case breaker.IsOpen(err), isReadOnly(err) && c.replica.isKnown():
 			return err
 		case passing(err):
 		case cut(err) && !wasCut:

@@ -108,7 +108,7 @@ func each(t *testing.T, do func(t *testing.T, r redistest.Redis, rdb *redis.Clie
 			synctest.Test(t, func(t *testing.T) {
 				r := redistest.Bubble(t)
 				rdb := r.Client()
-				c := protocol.NewClient(batch.New(rdb), ns, "p", timeout, false)
+				c := protocol.NewClient(batch.NewRouter(rdb).Link(0, 0), ns, "p", timeout, false)
 				leased(t, rdb)
 				do(t, r, rdb, func(ctx context.Context) (any, error) { return op(ctx, c) })
 			})
@@ -204,7 +204,7 @@ func TestServerThatStartsAgainIsSentTheScript(t *testing.T) {
 func TestAnswerThatIsLostIsAskedForAgain(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
-		c := protocol.NewClient(batch.New(rdb), ns, "p", timeout, false)
+		c := protocol.NewClient(batch.NewRouter(rdb).Link(0, 0), ns, "p", timeout, false)
 		for name, op := range operations {
 			// Before, a server that does not know the script; then one that does.
 			for _, warm := range []bool{false, true} {
@@ -319,6 +319,8 @@ func (f *failing) Read(ctx context.Context, within time.Duration, cmd *redis.Str
 
 func (f *failing) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
 
+func (*failing) Failed(context.Context, string, time.Duration, error) {}
+
 func (f *failing) Do(context.Context, time.Duration, ...redis.Cmder) error {
 	f.runs++
 	return f.err
@@ -355,7 +357,7 @@ func TestWhatWasCutBeforeMayHaveArrived(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
-		c := protocol.NewClient(batch.New(rdb), ns, "p", timeout, false)
+		c := protocol.NewClient(batch.NewRouter(rdb).Link(0, 0), ns, "p", timeout, false)
 		redistest.WireOf(rdb).LoseReplies(1, "EVALSHA")
 		var ended atomic.Bool
 		go func() {
@@ -381,6 +383,8 @@ func (a answers) Read(ctx context.Context, within time.Duration, cmd *redis.Stri
 }
 
 func (answers) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
+
+func (answers) Failed(context.Context, string, time.Duration, error) {}
 
 func (a answers) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) error {
 	for _, cmd := range cmds {

@@ -62,7 +62,7 @@ func TestRetriesOfTheClientDoNotHideWhatWasSent(t *testing.T) {
 		opt.Dialer = net.Dial
 		rdb := redis.NewClient(&opt)
 		defer rdb.Close()
-		c := protocol.NewClient(batch.New(rdb), ns, "p", timeout, false)
+		c := protocol.NewClient(batch.NewRouter(rdb).Link(0, 0), ns, "p", timeout, false)
 		if err := c.Invalidate(t.Context(), key); err == nil || protocol.NotSent(err) {
 			t.Errorf("refused after a cut: NotSent(%v) = true", err)
 		}

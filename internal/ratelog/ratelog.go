@@ -10,8 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fetchonce/fetchonce/internal/client"
 	"github.com/fetchonce/fetchonce/internal/errtext"
+	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
 const interval = 10 * time.Second
@@ -83,8 +83,8 @@ func (l *Log) log(message string, args ...any) {
 
 // withoutPanicText removes the text of a panic in a client's hook: it may quote a command.
 func withoutPanicText(err error) error {
-	if p, ok := errors.AsType[*client.PanicError](err); ok {
-		return &client.PanicError{Value: errtext.OfPanic(p.Value), Stack: p.Stack}
+	if p, ok := errors.AsType[*guard.PanicError](err); ok {
+		return &guard.PanicError{Value: errtext.OfPanic(p.Value), Stack: p.Stack}
 	}
 	return err
 }

@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 	"github.com/fetchonce/fetchonce/internal/ratelog"
 )
 
@@ -52,7 +52,7 @@ func TestOnceIsLoggedTheFirstTimeOnly(t *testing.T) {
 
 func TestPanicOfAHookIsLoggedWithoutItsText(t *testing.T) {
 	log, out := newLog()
-	log.Warn("failed", &client.PanicError{Value: "SET secret"})
+	log.Warn("failed", &guard.PanicError{Value: "SET secret"})
 	if out.Len() == 0 || strings.Contains(out.String(), "secret") {
 		t.Errorf("logged %q", out)
 	}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -42,7 +42,7 @@ func (m *Mailbox) run() {
 // serve receives messages over one connection until that ends. It reports whether it
 // received any.
 func (m *Mailbox) serve() (received bool) {
-	_ = client.Call(func() error {
+	_ = guard.Call(func() error {
 		conn := m.pubSub()
 		defer func() {
 			m.unsubscribedAll()

@@ -66,7 +66,7 @@ func TestGoodConnectionIsReplacedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
-		m := wake.Open(rdb)
+		m := wake.New(rdb)
 		defer m.Close()
 		m.Subscribe(t.Context(), channel)
 		for i := range 20 {
@@ -86,7 +86,7 @@ func TestClosedClientIsRetriedWithPauses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
 		c := &counted{Client: rdb}
-		m := wake.Open(c)
+		m := wake.New(c)
 		m.Subscribe(t.Context(), channel)
 		if err := rdb.Close(); err != nil {
 			t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 func unconnected(t testing.TB) *wake.Mailbox {
 	t.Helper()
 	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
-	m := wake.Open(rdb)
+	m := wake.New(rdb)
 	t.Cleanup(func() {
 		m.Close()
 		_ = rdb.Close()

@@ -1,8 +1,7 @@
 // Package wake receives the notifications that other processes publish for this one: a value
 // was stored, a fetch failed, a lease ended.
 //
-// There is one [Mailbox] for each Redis client. All Loaders and Lockers of the client share
-// it, and it has one connection. Notifications are hints: they may be lost, late or forged.
+// There is one [Mailbox] for each Redis client, see internal/client. It has one connection. Notifications are hints: they may be lost, late or forged.
 // The recheck timers of the waiters cover what is lost, so no function of this package
 // returns an error.
 //
@@ -14,7 +13,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"reflect"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -34,13 +32,12 @@ type Mailbox struct {
 	process string
 	owners  atomic.Uint64
 
-	ctx     context.Context // ends when the last user closes
+	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 	node    string // of a cluster: the address of the last connection; only run uses it
 
 	mu       sync.Mutex
-	users    int
 	conn     *redis.PubSub            // nil while there is no connection
 	channels map[string]*subscription // that the mailbox should be subscribed to
 	uses     map[string]int           // of channels, by users that have not stopped
@@ -50,48 +47,21 @@ type Mailbox struct {
 	echo     chan struct{} // closed when the probe arrives
 }
 
-// The open mailboxes, by client.
-var (
-	mailboxesMu sync.Mutex
-	mailboxes   = make(map[Client]*Mailbox)
-)
-
-// Open returns the mailbox of a client. The caller must close it. It connects on the first
+// New returns the mailbox of a client. The caller must close it. It connects on the first
 // Subscribe.
-func Open(rdb Client) *Mailbox {
-	mailboxesMu.Lock()
-	defer mailboxesMu.Unlock()
-	shared := reflect.ValueOf(rdb).Comparable()
-	if shared && mailboxes[rdb] != nil {
-		m := mailboxes[rdb]
-		m.users++
-		return m
-	}
+func New(rdb Client) *Mailbox {
 	name := make([]byte, 16)
 	_, _ = rand.Read(name) // never fails
 	m := &Mailbox{
-		client: rdb, process: hex.EncodeToString(name), users: 1,
+		client: rdb, process: hex.EncodeToString(name),
 		channels: make(map[string]*subscription), uses: make(map[string]int), slots: make(map[string][]*Slot), onLost: make(map[string]func()),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	if shared {
-		mailboxes[rdb] = m
-	}
 	return m
 }
 
-// Close ends one use of the mailbox. The last Close ends the connection.
+// Close ends the connection.
 func (m *Mailbox) Close() {
-	mailboxesMu.Lock()
-	m.users--
-	last := m.users == 0
-	if last && reflect.ValueOf(m.client).Comparable() {
-		delete(mailboxes, m.client)
-	}
-	mailboxesMu.Unlock()
-	if !last {
-		return
-	}
 	m.mu.Lock()
 	m.cancel() // under mu: no goroutine starts after it
 	conn := m.conn

@@ -7,7 +7,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -52,7 +51,7 @@ func newProcess(t *testing.T, r redistest.Backend) *process {
 		}
 		p.other = node
 	}
-	p.Mailbox = wake.Open(p.rdb)
+	p.Mailbox = wake.New(p.rdb)
 	t.Cleanup(p.Close)
 	p.Subscribe(t.Context(), channel)
 	p.awaitSubscribed()
@@ -117,109 +116,26 @@ func wantNone(t *testing.T, what string, s *wake.Slot, fence int64) {
 	}
 }
 
-func TestUsersOfAClientShareAMailbox(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		rdb, other := r.Client(), r.Client()
-		a, b := wake.Open(rdb), wake.Open(rdb)
-		separate := wake.Open(other)
-		defer separate.Close()
-		if a.Process() != b.Process() || a.Process() == separate.Process() || len(a.Process()) != 32 {
-			t.Errorf("processes %q, %q and, of another client, %q; want the same twice, and another", a.Process(), b.Process(), separate.Process())
-		}
-		a.Subscribe(t.Context(), channel)
-		r.Until("b is subscribed to the channel of a", func() bool { return b.Subscribed(channel) })
-		b.Subscribe(t.Context(), channel)
-		if separate.Subscribed(channel) {
-			t.Error("the mailbox of another client is subscribed too")
-		}
-		subscribers := func() int64 {
-			var n int64
-			count := func(ctx context.Context, rdb *redis.Client) error {
-				atomic.AddInt64(&n, rdb.PubSubNumSub(ctx, channel).Val()[channel])
-				return nil
-			}
-			if c, ok := other.(*redis.ClusterClient); ok {
-				_ = c.ForEachMaster(t.Context(), count)
-			} else {
-				_ = count(t.Context(), other.(*redis.Client))
-			}
-			return n
-		}
-		if n := subscribers(); n != 1 {
-			t.Errorf("%d connections are subscribed, want 1", n)
-		}
-		a.Close()
-		if !b.Subscribed(channel) || subscribers() != 1 {
-			t.Error("b is unsubscribed after a closed")
-		}
-		process := b.Process()
-		b.Close()
-		r.Until("no connection is subscribed", func() bool { return subscribers() == 0 })
-		c := wake.Open(rdb)
-		defer c.Close()
-		if c.Process() == process {
-			t.Error("a closed mailbox was opened again under the same name")
-		}
-		c.Subscribe(t.Context(), channel)
-		r.Until("the new mailbox is subscribed", func() bool { return c.Subscribed(channel) })
-	})
-}
-
-// A client may be of a type that cannot be a key of a map.
-func TestClientsThatAreNotComparableHaveTheirOwnMailbox(t *testing.T) {
-	type never struct {
-		redis.UniversalClient
-		_ []int
-	}
-	type sometimes struct {
-		redis.UniversalClient
-		more any
-	}
-	synctest.Test(t, func(t *testing.T) {
-		rdb := redistest.Bubble(t).Client()
-		for _, client := range []wake.Client{never{UniversalClient: rdb}, sometimes{rdb, []int{1}}} {
-			a, b := wake.Open(client), wake.Open(client)
-			if a.Process() == b.Process() {
-				t.Errorf("%T: two mailboxes have the same name", client)
-			}
-			a.Subscribe(t.Context(), channel)
-			if !a.Subscribed(channel) {
-				t.Errorf("%T: the mailbox is unsubscribed", client)
-			}
-			a.Close()
-			b.Close()
-		}
-		same := sometimes{rdb, 1}
-		a, b := wake.Open(same), wake.Open(same)
-		if a.Process() != b.Process() {
-			t.Error("equal clients do not share a mailbox")
-		}
-		a.Close()
-		b.Close()
-	})
-}
-
 func TestOwnersAreUnique(t *testing.T) {
 	rdb := redis.NewClient(&redis.Options{}) // never connects
 	defer rdb.Close()
-	a, b := wake.Open(rdb), wake.Open(rdb)
-	defer b.Close()
-	defer a.Close()
+	m := wake.New(rdb)
+	defer m.Close()
 	var mu sync.Mutex
 	seen := map[string]bool{}
 	var users sync.WaitGroup
-	for i := range 8 {
+	for range 8 {
 		users.Go(func() {
 			for range 100 {
-				owner := []*wake.Mailbox{a, b}[i%2].Owner()
+				owner := m.Owner()
 				mu.Lock()
 				if seen[owner] {
 					t.Errorf("owner %q twice", owner)
 				}
 				seen[owner] = true
 				mu.Unlock()
-				if process, number, ok := strings.Cut(owner, "."); !ok || process != a.Process() || number == "" {
-					t.Errorf("owner %q does not begin with its process, %q", owner, a.Process())
+				if process, number, ok := strings.Cut(owner, "."); !ok || process != m.Process() || number == "" {
+					t.Errorf("owner %q does not begin with its process, %q", owner, m.Process())
 				}
 			}
 		})
@@ -286,7 +202,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 				r := redistest.Bubble(t)
 				rdb := r.Client()
 				rdb.AddHook(dialer{})
-				m := wake.Open(rdb)
+				m := wake.New(rdb)
 				before(t, r, m)
 				start := time.Now()
 				m.Close()
@@ -307,7 +223,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 func TestCloseWaitsForADial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		m := wake.Open(r.Client())
+		m := wake.New(r.Client())
 		r.Pause()
 		m.Subscribe(t.Context(), channel)
 		time.AfterFunc(500*time.Millisecond, r.Resume)

@@ -22,7 +22,7 @@ func TestMailboxLeavesAFailedNode(t *testing.T) {
 				rdbs[i] = node.Client()
 			}
 			rdb := cluster.Client()
-			mailbox := wake.Open(rdb)
+			mailbox := wake.New(rdb)
 			t.Cleanup(mailbox.Close)
 			mailbox.Subscribe(t.Context(), channel)
 			r.Until("the mailbox is subscribed", func() bool { return mailbox.Subscribed(channel) })

@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -37,7 +37,7 @@ func (m *Mailbox) Suspect(channel string) {
 func (m *Mailbox) probe(channel string, echo chan struct{}) bool {
 	ctx, cancel := context.WithTimeout(m.ctx, probeTime)
 	defer cancel()
-	err := client.Call(func() error { return m.client.Publish(ctx, channel, protocol.Probe()).Err() })
+	err := guard.Call(func() error { return m.client.Publish(ctx, channel, protocol.Probe()).Err() })
 	if err != nil {
 		return !m.isSilent(err)
 	}

@@ -58,7 +58,7 @@ func TestSuspectSendsOneProbeAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
-		m := wake.Open(rdb)
+		m := wake.New(rdb)
 		defer m.Close()
 		w := redistest.WireOf(rdb)
 		m.Suspect(channel) // not subscribed yet, so no message is missing
@@ -99,7 +99,7 @@ func TestProbeThatCannotBeSentKeepsTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
-		m := wake.Open(rdb)
+		m := wake.New(rdb)
 		defer m.Close()
 		m.Subscribe(t.Context(), channel)
 		s := m.Wait(name)
@@ -118,7 +118,7 @@ func TestMailboxReconnectsWhenRedisNoLongerHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb, other := r.Client(), r.Client()
-		m := wake.Open(rdb)
+		m := wake.New(rdb)
 		defer m.Close()
 		m.Subscribe(t.Context(), channel)
 		s := m.Wait(name)

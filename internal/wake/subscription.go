@@ -7,7 +7,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
 // maxSubscribeWait limits how long Subscribe waits for the server's confirmation.
@@ -88,7 +88,7 @@ func (m *Mailbox) Subscribed(channel string) bool {
 // subscribe sends SUBSCRIBE for one more channel. The caller holds m.mu.
 func (m *Mailbox) subscribe(conn *redis.PubSub, channel string) {
 	m.running.Go(func() {
-		_ = client.Call(func() error { return conn.Subscribe(ended, channel) }) // after a failure, receive returns
+		_ = guard.Call(func() error { return conn.Subscribe(ended, channel) }) // after a failure, receive returns
 	})
 }
 
@@ -97,7 +97,7 @@ func (m *Mailbox) unsubscribe(channel string) {
 	delete(m.channels, channel)
 	if conn := m.conn; conn != nil && m.ctx.Err() == nil {
 		m.running.Go(func() {
-			_ = client.Call(func() error { return conn.Unsubscribe(ended, channel) }) // after a failure, receive returns
+			_ = guard.Call(func() error { return conn.Unsubscribe(ended, channel) }) // after a failure, receive returns
 		})
 	}
 }

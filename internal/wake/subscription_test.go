@@ -46,7 +46,7 @@ func TestSubscribeWaitsForTheConfirmation(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
 		r.Wire().Delay(10 * time.Millisecond)
-		m := wake.Open(rdb)
+		m := wake.New(rdb)
 		defer m.Close()
 		if m.Subscribed(channel) {
 			t.Error("the mailbox is subscribed before Subscribe")
@@ -67,7 +67,7 @@ func TestSubscribeWaitsForTheConfirmation(t *testing.T) {
 func TestSubscribeWaitsForItsContextOr100ms(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		m := wake.Open(r.Client())
+		m := wake.New(r.Client())
 		defer m.Close()
 		r.Pause()
 		start := time.Now()
@@ -99,7 +99,7 @@ func TestSubscribeReturnsWhenRedisIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		r.Kill()
-		m := wake.Open(r.Client())
+		m := wake.New(r.Client())
 		defer m.Close()
 		start := time.Now()
 		m.Subscribe(t.Context(), channel)
@@ -120,7 +120,7 @@ func TestRefusedChannelIsUnsubscribed(t *testing.T) {
 		rdb := r.Client()
 		redistest.WireOf(rdb).Fail(1, "NOPERM No permissions to access a channel", "SUBSCRIBE")
 		c := &counted{Client: rdb}
-		m := wake.Open(c)
+		m := wake.New(c)
 		t.Cleanup(m.Close)
 		m.Subscribe(t.Context(), "refused") // returns after 100ms at most
 		if r.Fake() {
@@ -139,7 +139,7 @@ func TestRefusedChannelIsUnsubscribed(t *testing.T) {
 func TestChannelAddedDuringADialIsSubscribed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		m := wake.Open(r.Client())
+		m := wake.New(r.Client())
 		defer m.Close()
 		r.Pause()
 		m.Subscribe(t.Context(), channel)

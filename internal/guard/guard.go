@@ -1,4 +1,8 @@
-package client
+// Package guard turns a panic of a user's Redis client into an error.
+//
+// A client calls its hooks and its dialer, which are the user's code. fetchonce calls some
+// methods of a client on goroutines of its own, where a panic would end the process.
+package guard
 
 import (
 	"fmt"
