@@ -57,7 +57,7 @@ func TestLockHasOneHolder(t *testing.T) {
 	})
 }
 
-func TestTryDoesNotOvertakeTheQueue(t *testing.T) {
+func TestTryAcquireDoesNotPassTheQueue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b, c := testkit.NewLocker(t, r), testkit.NewLocker(t, r), testkit.NewLocker(t, r)
 		first := testkit.Taken(t, r, a)
@@ -118,7 +118,7 @@ func TestDoReturnsItsFunctionsError(t *testing.T) {
 	})
 }
 
-func TestPanicAndGoexitRelease(t *testing.T) {
+func TestPanicAndGoexitReleaseTheLock(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b := testkit.NewLocker(t, r), testkit.NewLocker(t, r)
 		for name, fn := range map[string]func(){"panic": func() { panic("mine") }, "Goexit": runtime.Goexit} {
@@ -137,7 +137,7 @@ func TestPanicAndGoexitRelease(t *testing.T) {
 	})
 }
 
-// Whoever ends a lease in Redis, its holder hears of it by the next renewal.
+// A holder whose lease was ended in Redis learns that from its next renewal.
 func TestLostLockEndsItsContext(t *testing.T) {
 	for name, lose := range map[string]func(t *testing.T, r backend){
 		"DEL":      func(t *testing.T, r backend) { testkit.Admin(r).Del(t.Context(), "test:l:{it}") },
@@ -190,8 +190,8 @@ func flushAll(t *testing.T, r backend) {
 	}
 }
 
-// After a FLUSHALL those who waited still wait, in their order.
-func TestFlushAllKeepsTheQueue(t *testing.T) {
+// After a FLUSHALL the waiters still wait, in their order.
+func TestQueueKeepsItsOrderAfterAFlushAll(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		first := testkit.Taken(t, r, testkit.NewLocker(t, r))
 		var waiting []*testkit.Taker
@@ -216,7 +216,7 @@ func TestFlushAllKeepsTheQueue(t *testing.T) {
 				return false
 			})
 			next.Has()
-			// Whoever looks first after the FLUSHALL has it; the others keep their order.
+			// The first to poll after the FLUSHALL has the lock; the others keep their order.
 			waiting = slices.DeleteFunc(waiting, func(a *testkit.Taker) bool { return a == next })
 			for _, a := range waiting {
 				a.Waits()
@@ -226,7 +226,7 @@ func TestFlushAllKeepsTheQueue(t *testing.T) {
 	})
 }
 
-func TestWaiterMayLeaveALock(t *testing.T) {
+func TestWaiterThatLeavesDoesNotBlockTheQueue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b, c := testkit.NewLocker(t, r), testkit.NewLocker(t, r), testkit.NewLocker(t, r)
 		first := testkit.Taken(t, r, a)
@@ -251,7 +251,7 @@ func TestWaiterMayLeaveALock(t *testing.T) {
 }
 
 // One of two waiters in a process leaves: the process stays in the queue.
-func TestWaiterMayLeaveItsProcess(t *testing.T) {
+func TestProcessStaysInTheQueueWhenOneOfItsWaitersLeaves(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b := testkit.NewLocker(t, r), testkit.NewLocker(t, r)
 		first := testkit.Taken(t, r, a)
@@ -316,7 +316,7 @@ func TestDeadHolderBlocksForItsLease(t *testing.T) {
 	})
 }
 
-// Those who died in the queue cost the others less than a second in all.
+// Dead waiters cost the others less than a second in all.
 func TestDeadWaitersArePassedOver(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		first := testkit.Taken(t, r, testkit.NewLocker(t, r, testkit.ShortLockLease(r)))
@@ -340,14 +340,14 @@ func TestDeadWaitersArePassedOver(t *testing.T) {
 	})
 }
 
-// A waiter that hears nothing finds by itself that it was handed the lock.
-func TestLostGrantIsFound(t *testing.T) {
+// A waiter that receives no notification finds by polling that it was granted the lock.
+func TestRecheckTimerCoversALostGrant(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		first := testkit.Taken(t, r, testkit.NewLocker(t, r))
 		second := testkit.Queued(t.Context(), t, r, testkit.LockerOf(t, rdb), 1)
 		if r.Fake() {
-			time.Sleep(50 * time.Millisecond) // until it hears
+			time.Sleep(50 * time.Millisecond) // until it is subscribed
 			r.Settle()
 		}
 		redistest.WireOf(rdb).DropMessages(redistest.All)
@@ -361,9 +361,9 @@ func TestLostGrantIsFound(t *testing.T) {
 	})
 }
 
-// A process is handed the lock, and nobody there wants it any more; its leaving
-// has not arrived yet. The next one has it, and stays undisturbed when it does.
-func TestGrantToOneThatHasLeft(t *testing.T) {
+// The lock is granted to a process whose waiter has left, before its withdrawal arrives. The
+// process passes the lock on. The withdrawal does not disturb the next holder.
+func TestGrantToAProcessThatLeftIsPassedOn(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		g := testkit.NewGate(rdb)
@@ -389,8 +389,8 @@ func TestGrantToOneThatHasLeft(t *testing.T) {
 	})
 }
 
-// A hung process comes back long after its turn was given to another.
-func TestLateConfirmationHarmsNobody(t *testing.T) {
+// A hung process runs again long after the lock was granted to another.
+func TestLateConfirmationDoesNotTakeTheLock(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		first := testkit.Taken(t, r, testkit.NewLocker(t, r))
@@ -404,7 +404,7 @@ func TestLateConfirmationHarmsNobody(t *testing.T) {
 		r.Until("it is in the queue again", func() bool { return testkit.InQueue(t, r) == 2 })
 		second.Waits()
 		third.Release(nil)
-		second.Has() // it has lost its turn, but not its place
+		second.Has() // it has lost the grant, but not its place
 		fourth.Waits()
 		if second.Ls.Fence() <= third.Ls.Fence() {
 			t.Error("the fences do not rise")
@@ -416,7 +416,7 @@ func TestLateConfirmationHarmsNobody(t *testing.T) {
 }
 
 // Requests whose answers are lost are sent again, and do no more than once.
-func TestLostRepliesOfALock(t *testing.T) {
+func TestLocksSurviveLostReplies(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		wire := redistest.WireOf(rdb)
@@ -440,7 +440,7 @@ func TestLostRepliesOfALock(t *testing.T) {
 		fifth := testkit.Take(t.Context(), t, r, a) // so that a gives back and asks in one
 		r.Until("it waits", func() bool { return a.Waiting("it") == 1 })
 		if r.Fake() {
-			time.Sleep(20 * time.Millisecond) // beyond the time for turns of its own
+			time.Sleep(20 * time.Millisecond) // beyond the time for local hand-offs
 		}
 		wire.LoseReplies(1, "EVALSHA")
 		third.Release(fetchonce.ErrLockLost)
@@ -452,8 +452,8 @@ func TestLostRepliesOfALock(t *testing.T) {
 	})
 }
 
-// asking begins to take a lock that nobody holds, and stops the request on its
-// way; another goroutine of the process waits behind it.
+// asking starts an Acquire of a free lock and stops its request on the way. A second
+// goroutine of the process waits for the first.
 func asking(ctx context.Context, t *testing.T, r backend) (lk *fetchonce.Locker, g *testkit.Gate, first, second *testkit.Taker) {
 	t.Helper()
 	rdb := r.Client()
@@ -469,7 +469,7 @@ func asking(ctx context.Context, t *testing.T, r backend) (lk *fetchonce.Locker,
 
 // Whoever asks for itself may leave while it does, and what it has asked for is
 // given back, whenever it arrives.
-func TestCallerMayLeaveItsRequest(t *testing.T) {
+func TestRequestOfACallerThatLeftIsReleased(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		lk, g, first, second := asking(ctx, t, r)
@@ -488,7 +488,7 @@ func TestCallerMayLeaveItsRequest(t *testing.T) {
 	})
 }
 
-func TestClosedWhileItsRequestIsUnderWay(t *testing.T) {
+func TestCloseEndsARequestInFlight(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk, g, first, second := asking(t.Context(), t, r)
 		closed := returns(t, "Close", func() { _ = lk.Close() })
@@ -508,7 +508,7 @@ func TestClosedWhileItsRequestIsUnderWay(t *testing.T) {
 	})
 }
 
-func TestErrorOfARequestIsForAllWhoWait(t *testing.T) {
+func TestErrorOfARequestReachesAllWaiters(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk, g, first, second := asking(t.Context(), t, r)
 		r.Kill()
@@ -600,7 +600,7 @@ func TestLostLockIsTakenAgainInItsProcess(t *testing.T) {
 	})
 }
 
-func TestMaxHold(t *testing.T) {
+func TestMaxHoldEndsTheHold(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		hold := testkit.LeaseLength(r) * 3 / 2
 		a := testkit.NewLocker(t, r, testkit.ShortLockLease(r), func(opt *lockOptions) { opt.MaxHold = hold })
@@ -689,7 +689,7 @@ func TestReentranceIsRefused(t *testing.T) {
 	})
 }
 
-func TestSemaphoreHasSoManyHolders(t *testing.T) {
+func TestSemaphoreHasAtMostSlotsHolders(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		slots := func(opt *lockOptions) { opt.Slots = 3 }
 		var inside, most, fence, runs atomic.Int64
@@ -745,7 +745,7 @@ func TestSemaphoreHasSoManyHolders(t *testing.T) {
 }
 
 // Inside a process the lock goes from hand to hand without Redis.
-func TestTurnsInAProcessCostNoRoundTrips(t *testing.T) {
+func TestLocalHandoffsCostNoRoundTrips(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		lk := testkit.LockerOf(t, rdb)
@@ -759,7 +759,7 @@ func TestTurnsInAProcessCostNoRoundTrips(t *testing.T) {
 			r.Until("it waits", func() bool { return lk.Waiting("it") == i+1 })
 		}
 		if r.Fake() {
-			time.Sleep(20 * time.Millisecond) // the time for turns of its own is over: the first asks whether others wait
+			time.Sleep(20 * time.Millisecond) // the time for local hand-offs is over: the first caller asks Redis for waiters
 		}
 		redistest.WireOf(rdb).Reset()
 		for _, a := range waiting {
@@ -779,7 +779,7 @@ func TestTurnsInAProcessCostNoRoundTrips(t *testing.T) {
 
 // A process with many waiters does not keep the lock for long while another
 // process waits.
-func TestTurnsInAProcessAreBounded(t *testing.T) {
+func TestLocalHandoffsAreBounded(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b := testkit.NewLocker(t, r), testkit.NewLocker(t, r)
 		first := testkit.Taken(t, r, a)
@@ -813,7 +813,7 @@ func TestTurnsInAProcessAreBounded(t *testing.T) {
 	})
 }
 
-func TestClosedLocker(t *testing.T) {
+func TestClosedLockerRefusesLocks(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b := testkit.NewLocker(t, r, testkit.ShortLockLease(r)), testkit.NewLocker(t, r, testkit.ShortLockLease(r))
 		first := testkit.Taken(t, r, a)
@@ -863,7 +863,7 @@ func TestClosedLocker(t *testing.T) {
 // What is under a lock's names and not a lock is given an end, and nothing else is done to it.
 //
 //test:long
-func TestForeignDataUnderALocksName(t *testing.T) {
+func TestForeignDataInThePlaceOfALockIsAnError(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := testkit.Admin(r)
 		lk := testkit.NewLocker(t, r, testkit.ShortLockLease(r))

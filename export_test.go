@@ -28,7 +28,7 @@ func Lives(opt Options[string], own time.Duration) (value, absence [2]time.Durat
 // Callers returns how many callers wait for the load of a key.
 func (l *Loader[V]) Callers(key string) int { return l.flights.Callers(key) }
 
-// Listen makes the loader hear what others say to it, as its first miss does, and
+// Listen subscribes the loader to its channel, as its first miss does, and
 // reports whether it does so already.
 func (l *Loader[V]) Listen() bool {
 	ended, cancel := context.WithCancel(context.Background())

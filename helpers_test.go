@@ -1,11 +1,14 @@
 package fetchonce_test
 
 import (
+	"fmt"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/fetchonce/fetchonce/internal/redistest"
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
@@ -33,4 +36,13 @@ func newLoader(t *testing.T, r backend, change ...func(*options)) loader {
 func isCluster(rdb redis.UniversalClient) bool {
 	_, ok := rdb.(*redis.ClusterClient)
 	return ok
+}
+
+// TestMain runs the tests with no more rights in Redis than docs/redis.acl gives.
+func TestMain(m *testing.M) {
+	if err := redistest.Limit("docs/redis.acl", "test", "test:*", "other"); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
 }

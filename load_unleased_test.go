@@ -92,7 +92,7 @@ func TestSlowFailedLookupDoesNotFetchAgain(t *testing.T) {
 				if out := <-slow; out.Value != "v" || out.Err != nil {
 					t.Errorf("%s = %q, %v; want v", name, out.Value, out.Err)
 				}
-				o.Next().Returns("later") // one that came after the fetch began looks again
+				o.Next().Returns("later") // a caller that is late looks up again
 				late.Want("later")
 				o.Want(2)
 			})
@@ -100,8 +100,8 @@ func TestSlowFailedLookupDoesNotFetchAgain(t *testing.T) {
 	}
 }
 
-// Without Redis, each process goes on by itself, but single-flighted: callers
-// share one fetch, and those who came after that had begun share the next.
+// Without Redis, each process fetches by itself, one fetch at a time: callers share one
+// fetch, and callers that are late share the next.
 func TestWithoutRedisOneFetchAtATime(t *testing.T) {
 	const callers = 100
 	redistest.Each(t, func(t *testing.T, r backend) {

@@ -37,9 +37,9 @@ func TestOneFetchForAllCallersInAllProcesses(t *testing.T) {
 	})
 }
 
-// Two callers have seen that there is no value. The second comes to ask for the
-// lease when the first has fetched, stored and released.
-func TestRecheckAfterAcquiring(t *testing.T) {
+// The lookups of two callers return missing. The second sends ACQUIRE after the first has
+// fetched, stored and released.
+func TestAcquireReturnsAValueStoredAfterTheLookup(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		slow := r.Client()
@@ -58,7 +58,7 @@ func TestRecheckAfterAcquiring(t *testing.T) {
 	})
 }
 
-func TestLeaderMayLeave(t *testing.T) {
+func TestFetchOutlivesTheCallerThatStartedIt(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		rdb := r.Client()
@@ -85,7 +85,7 @@ func TestLeaderMayLeave(t *testing.T) {
 	})
 }
 
-func TestLastCallerOutFreesTheLease(t *testing.T) {
+func TestLastCallerThatLeavesReleasesTheLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, func(opt *options) { opt.Lease = time.Minute })
@@ -108,7 +108,7 @@ func TestLastCallerOutFreesTheLease(t *testing.T) {
 	})
 }
 
-func TestNewcomerStartsAfresh(t *testing.T) {
+func TestNewCallerDoesNotJoinACancelledFetch(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		o.Ignore = true // so that the cancelled fetch is still there
@@ -153,13 +153,13 @@ func TestWaiterHasItsOwnDeadline(t *testing.T) {
 	})
 }
 
-func TestFailureIsSharedAndNotRemembered(t *testing.T) {
+func TestFailureIsSharedAndNotCached(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		boom := errors.New("boom: the origin is down")
 		clients := []loader{newLoader(t, r), newLoader(t, r), newLoader(t, r), newLoader(t, r)}
 		for _, l := range clients {
-			warm(t, r, l) // who does not hear of a failure fetches himself
+			warm(t, r, l) // a waiter that is not notified of a failure fetches
 		}
 		ours := testkit.Get(t, t.Context(), clients[0], "k", o)
 		c := o.Next()
@@ -207,7 +207,7 @@ func innermost(err error) error {
 	return err
 }
 
-func TestPanicIsPassedOn(t *testing.T) {
+func TestPanicOfAFetchReachesItsCallers(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
@@ -218,7 +218,7 @@ func TestPanicIsPassedOn(t *testing.T) {
 		c.Does(func() { panic("oh no") })
 
 		p, ok := here.Outcome().Panicked.(*fetchonce.PanicError)
-		if !ok || p.Value != "oh no" || !strings.Contains(string(p.Stack), "TestPanicIsPassedOn") {
+		if !ok || p.Value != "oh no" || !strings.Contains(string(p.Stack), "TestPanicOfAFetchReachesItsCallers") {
 			t.Errorf("here: panic with %v, want a PanicError with the stack of the fetch", p)
 		}
 		out := there.Outcome()
@@ -254,7 +254,7 @@ func TestGoexitIsAnError(t *testing.T) {
 
 // Somebody deletes the key while its fetch is running. What that finds is older
 // than the Delete.
-func TestDeleteDuringFetch(t *testing.T) {
+func TestDeleteDuringFetchDiscardsTheValue(t *testing.T) {
 	for name, ignores := range map[string]bool{"the fetch heeds its context": false, "the fetch goes on": true} {
 		t.Run(name, func(t *testing.T) {
 			redistest.Each(t, func(t *testing.T, r backend) {
@@ -266,7 +266,7 @@ func TestDeleteDuringFetch(t *testing.T) {
 				if err := deleter.Delete(t.Context(), "k"); err != nil {
 					t.Fatal(err)
 				}
-				<-old.Ctx.Done() // the holder is told
+				<-old.Ctx.Done() // the holder is notified
 				if cause := context.Cause(old.Ctx); !errors.Is(cause, fetchonce.ErrLockLost) {
 					t.Errorf("the fetch was cancelled because of %v, want ErrLockLost", cause)
 				}
@@ -278,7 +278,7 @@ func TestDeleteDuringFetch(t *testing.T) {
 				for _, g := range late {
 					g.Want("new")
 				}
-				// Who was there before the Delete may have either.
+				// A caller from before the Delete may have either.
 				if out := early.Outcome(); out.Err != nil || out.Value != "new" && !ignores {
 					t.Errorf("the early caller got %q, %v", out.Value, out.Err)
 				}
@@ -289,7 +289,7 @@ func TestDeleteDuringFetch(t *testing.T) {
 	}
 }
 
-func TestDeleteDuringFill(t *testing.T) {
+func TestDeleteDuringFillDiscardsTheValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		slow := r.Client()
@@ -348,7 +348,7 @@ func TestDeleteDuringRelease(t *testing.T) {
 
 // A Get that begins after a Delete in the same process does not join the load
 // that was running before.
-func TestGetAfterDeleteDoesNotJoinTheOldLoad(t *testing.T) {
+func TestGetAfterDeleteDoesNotJoinTheEarlierFlight(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		o.Ignore = true
@@ -387,7 +387,7 @@ func TestSetDuringFetchWins(t *testing.T) {
 }
 
 // The holder's process loses its network for longer than its lease.
-func TestHolderPausedBeyondItsLease(t *testing.T) {
+func TestValueFetchedBeyondItsLeaseIsNotStored(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		o.Ignore = true
@@ -421,7 +421,7 @@ func TestHolderPausedBeyondItsLease(t *testing.T) {
 	})
 }
 
-func TestLostWakeUpIsFoundByTheTimer(t *testing.T) {
+func TestRecheckTimerCoversALostNotification(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		deaf := r.Client()
@@ -442,7 +442,7 @@ func TestLostWakeUpIsFoundByTheTimer(t *testing.T) {
 }
 
 // The message brings the value: the waiter asks Redis nothing more.
-func TestWakeUpBringsTheValue(t *testing.T) {
+func TestNotificationCarriesTheValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		rdb := r.Client()
@@ -468,13 +468,13 @@ func TestWakeUpBringsTheValue(t *testing.T) {
 	})
 }
 
-// warm has a loader load something, and hear from another.
+// warm has a loader load a key, and receive a notification from another.
 func warm(t *testing.T, r backend, l loader) {
 	t.Helper()
 	o := testkit.NewOrigin(t)
 	other := newLoader(t, r)
 	for {
-		key := "warm" + rand.Text() // one that nobody has loaded
+		key := "warm" + rand.Text() // a key that no loader has loaded
 		holder := testkit.Get(t, t.Context(), other, key, o)
 		c := o.Next()
 		waiter := make(chan fetchonce.Source, 1)
@@ -491,7 +491,7 @@ func warm(t *testing.T, r backend, l loader) {
 	}
 }
 
-func TestScriptFlush(t *testing.T) {
+func TestScriptsAreSentAgainAfterAScriptFlush(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, admin := newLoader(t, r), r.Client()
@@ -518,7 +518,7 @@ func TestScriptFlush(t *testing.T) {
 	})
 }
 
-func TestNotFoundIsRemembered(t *testing.T) {
+func TestNotFoundIsCached(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
@@ -563,7 +563,7 @@ func TestErrorTTLSharesAFailureWithLaterCallers(t *testing.T) {
 	})
 }
 
-func TestFetchTimeout(t *testing.T) {
+func TestFetchTimeoutEndsTheFetch(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		o.Ignore = true // a fetch that hangs for ever
@@ -611,7 +611,7 @@ func TestLeaseIsRenewedWhileTheFetchRuns(t *testing.T) {
 	})
 }
 
-func TestMaxFetches(t *testing.T) {
+func TestMaxFetchesBoundsTheFetchesOfAProcess(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 }), newLoader(t, r)
@@ -619,8 +619,8 @@ func TestMaxFetches(t *testing.T) {
 		c := o.Next()
 		second, third := testkit.Get(t, t.Context(), l, "b", o), testkit.Get(t, t.Context(), l, "c", o)
 		r.Until("all have looked", func() bool { return testkit.Gets(r) >= 3 })
-		// Those who wait their turn hold no lease: another process can fetch, and
-		// what it stores ends the wait.
+		// A caller that waits for a permit holds no lease: another process can fetch, and
+		// the value that it stores ends the wait.
 		elsewhere := testkit.Get(t, t.Context(), other, "b", o)
 		o.Next().Returns("b")
 		elsewhere.Want("b")
@@ -633,8 +633,8 @@ func TestMaxFetches(t *testing.T) {
 	})
 }
 
-// A fetch that Gets another key waits for a turn too. It lends its own.
-func TestNestedGetsWithMaxFetches(t *testing.T) {
+// A fetch that Gets another key waits for a permit too. It yields its own.
+func TestNestedGetsYieldTheirPermits(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 })
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -659,7 +659,7 @@ func TestNestedGetsWithMaxFetches(t *testing.T) {
 			if err := all.Wait(); err != nil {
 				return "", err
 			}
-			return inner(ctx, key) // we have a turn again
+			return inner(ctx, key) // the outer fetch has its permit again
 		}
 		var all errgroup.Group
 		for _, key := range []string{"a", "b", "c", "d"} {
@@ -674,7 +674,7 @@ func TestNestedGetsWithMaxFetches(t *testing.T) {
 	})
 }
 
-func TestLoadTellsTheSource(t *testing.T) {
+func TestLoadReportsTheSource(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l, other := newLoader(t, r), newLoader(t, r)
 		var fences []int64
@@ -750,7 +750,7 @@ func TestTTLHasJitter(t *testing.T) {
 	})
 }
 
-func TestTooLargeIsReturnedAndNotKept(t *testing.T) {
+func TestTooLargeValueIsReturnedAndNotStored(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.MaxBytes = 1000 })
 		o := testkit.NewOrigin(t)
@@ -768,7 +768,7 @@ func TestTooLargeIsReturnedAndNotKept(t *testing.T) {
 	})
 }
 
-func TestLargeValueTravels(t *testing.T) {
+func TestWaitersReceiveALargeValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
@@ -790,7 +790,7 @@ func TestLargeValueTravels(t *testing.T) {
 	})
 }
 
-func TestCloneForEachCaller(t *testing.T) {
+func TestEachCallerReceivesAClone(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		var clones atomic.Int64
 		l, err := fetchonce.New(r.Client(), fetchonce.Options[*[]int]{Prefix: "test", Clone: func(v *[]int) *[]int {
@@ -850,7 +850,7 @@ func TestReentrantGetIsRefused(t *testing.T) {
 	})
 }
 
-func TestCloseEndsEverything(t *testing.T) {
+func TestCloseEndsFetchesAndWaits(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r, func(opt *options) { opt.Lease = time.Minute }), newLoader(t, r)

@@ -12,7 +12,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// warmMany has a process keep copies of keys that are in Redis.
+// warmMany waits until the near cache has entries for keys that are in Redis.
 func warmMany(t *testing.T, r backend, l loader, keys []string) {
 	t.Helper()
 	r.Until("the process has copies", func() bool {
@@ -43,7 +43,7 @@ func asked(rdb redis.UniversalClient) (n int) {
 //
 // A busy machine may miss a heartbeat, and then no entry counts for a moment. So the
 // test repeats a round in which Redis was asked for more.
-func TestGetManyUsesNearCopies(t *testing.T) {
+func TestGetManyUsesNearEntries(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l, other := testkit.LoaderOf(t, rdb, testkit.WithNear), newLoader(t, r)
@@ -82,7 +82,7 @@ func TestGetManyUsesNearCopies(t *testing.T) {
 	})
 }
 
-// A slowCodec stops in the middle of reading a value, when it is told to.
+// A slowCodec stops in the middle of decoding a value, when the test wants it.
 type slowCodec struct {
 	fetchonce.Codec
 	stop chan chan struct{} // holds what it then waits for
@@ -101,7 +101,7 @@ func (c slowCodec) Unmarshal(data []byte, v any) error {
 
 // A key is deleted after a batch has read it, and before the batch is done with it.
 // It does not come to be near.
-func TestDeleteDuringGetManyForbidsTheCopy(t *testing.T) {
+func TestDeleteDuringGetManyPreventsTheNearEntry(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		codec := slowCodec{fetchonce.JSON, make(chan chan struct{}, 1), make(chan struct{})}
 		withCodec := func(opt *options) { opt.Codec = codec }

@@ -22,7 +22,7 @@ import (
 )
 
 // A bulk is an origin that is asked for many keys at once. It answers "v of" the
-// key, unless it is told otherwise.
+// key, unless the test sets another answer.
 type bulk struct {
 	mu      sync.Mutex
 	batches [][]string
@@ -158,7 +158,7 @@ func TestOverlappingBatchesFetchEachKeyOnce(t *testing.T) {
 	})
 }
 
-func TestGetManyPartialFailure(t *testing.T) {
+func TestGetManyReturnsTheValuesBesideItsErrors(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		boom := errors.New("boom")
 		b := &bulk{answer: func(context.Context, []string) (map[string]string, error) {
@@ -192,7 +192,7 @@ func TestGetManyPartialFailure(t *testing.T) {
 	})
 }
 
-func TestGetManyPanics(t *testing.T) {
+func TestPanicOfABatchFetchReachesItsCallers(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		b := &bulk{answer: func(context.Context, []string) (map[string]string, error) { panic("oh no") }}
 		l := newLoader(t, r)
@@ -209,8 +209,8 @@ func TestGetManyPanics(t *testing.T) {
 	})
 }
 
-// Those who wait for a batch leave as those of a Get do.
-func TestGetManyLastCallerOut(t *testing.T) {
+// Callers leave a GetMany as they leave a Get.
+func TestLastCallerThatLeavesCancelsTheBatchFetch(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		began, ended := make(chan struct{}), make(chan error, 1)
 		b := &bulk{}
@@ -257,7 +257,7 @@ func TestGetManyLastCallerOut(t *testing.T) {
 
 // A batch and its process die. Whoever waited for many of its keys fetches them
 // together.
-func TestGetManyTakesOver(t *testing.T) {
+func TestGetManyTakesOverFromADeadProcess(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		began := make(chan struct{}, 1000)
 		dead := &bulk{answer: func(ctx context.Context, _ []string) (map[string]string, error) {
@@ -285,7 +285,7 @@ func TestGetManyTakesOver(t *testing.T) {
 }
 
 //test:long
-func TestTenThousandKeys(t *testing.T) {
+func TestGetManyOfTenThousandKeys(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		b := &bulk{}
 		l := testkit.LoaderOf(t, r.Plain(), func(opt *options) { opt.RedisTimeout, opt.Lease = time.Minute, time.Minute }) // the machine may be busy
@@ -299,7 +299,7 @@ func TestTenThousandKeys(t *testing.T) {
 }
 
 // One node of a cluster is down: the other nodes' keys come back.
-func TestGetManyWithANodeDown(t *testing.T) {
+func TestGetManyReturnsTheKeysOfTheNodesThatAreUp(t *testing.T) {
 	c := redistest.Cluster(t)
 	l := testkit.LoaderOf(t, c.Client(), testkit.WithPolicy(fetchonce.FailClosed))
 	keys := numbered(0, 100)
@@ -319,7 +319,7 @@ func TestGetManyWithANodeDown(t *testing.T) {
 	}
 }
 
-// The same where some of the keys are near: no copy of the lost node's keys is used.
+// The same where some of the keys are near: no entry of the lost node's keys is used.
 func TestGetManyNearWithANodeDown(t *testing.T) {
 	c := redistest.Cluster(t)
 	l := testkit.LoaderOf(t, c.Client(), testkit.WithNear, testkit.WithPolicy(fetchonce.FailClosed))
@@ -359,7 +359,7 @@ func TestGetManyWithAStore(t *testing.T) {
 	})
 }
 
-func TestGetManyOfOldValues(t *testing.T) {
+func TestGetManyOfStaleValues(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, aging(func(opt *options) {
 			opt.StaleWhileRevalidate, opt.StaleIfError, opt.SoftTimeout = time.Minute, time.Hour, time.Second
@@ -368,9 +368,9 @@ func TestGetManyOfOldValues(t *testing.T) {
 			_ = l.Set(t.Context(), key, "v of "+key)
 		}
 		boom := &bulk{answer: func(context.Context, []string) (map[string]string, error) { return nil, errors.New("boom") }}
-		time.Sleep(61 * time.Second) // refreshed behind
+		time.Sleep(61 * time.Second) // refreshed in the background
 		wantMany(t, l, numbered(0, 3), boom)
-		time.Sleep(2 * time.Minute) // an old value in the place of an error
+		time.Sleep(2 * time.Minute) // a fallback value in the place of an error
 		wantMany(t, l, numbered(0, 3), boom)
 		if n, fetched := boom.counts(); n != 2 || fetched["key1"] != 2 {
 			t.Errorf("%d batches, fetched %v", n, fetched)
@@ -395,7 +395,7 @@ func TestGetManyOfOldValues(t *testing.T) {
 func TestGetManyMaxFetches(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 })
-		wantMany(t, l, numbered(0, 20), &bulk{}) // a batch takes one turn
+		wantMany(t, l, numbered(0, 20), &bulk{}) // a batch fetch takes one permit
 		o := testkit.NewOrigin(t)
 		g := testkit.Get(t, t.Context(), l, "other", o)
 		c := o.Next()
@@ -453,7 +453,7 @@ func ExampleLoader_GetMany() {
 
 // A GetMany joins a load too late, and the Store panics in its second lookup: that
 // is a panic of the GetMany.
-func TestPanicOfAStoreThatIsAskedAgain(t *testing.T) {
+func TestPanicOfASecondStoreLookupReachesItsCaller(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		s := &panicky{slowTable: newSlowTable()}
@@ -468,7 +468,7 @@ func TestPanicOfAStoreThatIsAskedAgain(t *testing.T) {
 			t.Errorf("GetMany = %v, %v; want a panic", got, err)
 		}()
 		synctest.Wait()
-		if err := newLoader(t, r).Delete(t.Context(), "k"); err != nil { // so FILL is refused, and later callers look again
+		if err := newLoader(t, r).Delete(t.Context(), "k"); err != nil { // so FILL is refused, and later callers look up again
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -41,7 +41,7 @@ func TestNewNamesTheOptionItCannotUse(t *testing.T) {
 
 // FuzzDurations has options with any durations be refused, or be kept in Redis
 // for at least the millisecond that is its unit, and not beyond what a number of
-// nanoseconds can be. internal/protocol's fuzz test goes on from there.
+// nanoseconds can be. internal/protocol's fuzz test covers the rest.
 func FuzzDurations(f *testing.F) {
 	const ms, year = int64(time.Millisecond), int64(365 * 24 * time.Hour)
 	f.Add(int64(0), int64(0), int64(0), int64(0), int64(0), 0.0)
@@ -69,43 +69,4 @@ func FuzzDurations(f *testing.F) {
 			t.Errorf("%+v and a fetch's %v: fresh for %v", opt, time.Duration(own), value[0])
 		}
 	})
-}
-
-func TestCodecsRefuseHostileData(t *testing.T) {
-	for name, data := range map[string]string{
-		"a length of four billion": "\xdd\xff\xff\xff\xff",
-		"a string of two billion":  "\xc6\x7f\xff\xff\xff",
-		"a million arrays":         strings.Repeat("\x91", 1_000_000),
-		"nothing":                  "",
-		"more than one value":      "\x01\x02",
-	} {
-		var v any
-		if err := fetchonce.Msgpack.Unmarshal([]byte(data), &v); err == nil {
-			t.Errorf("Msgpack read %s as %v", name, v)
-		}
-	}
-	var v any
-	if err := fetchonce.JSON.Unmarshal([]byte(strings.Repeat("[", 100_000)), &v); err == nil {
-		t.Error("JSON read a hundred thousand brackets")
-	}
-}
-
-func TestCodecsRoundTrip(t *testing.T) {
-	type value struct {
-		Name  string
-		Parts []int
-		More  map[string]*value
-		At    time.Time
-	}
-	want := value{Name: "a", Parts: []int{1, 2}, More: map[string]*value{"b": {Name: "b"}}, At: time.Unix(1, 5).UTC()}
-	for name, codec := range map[string]fetchonce.Codec{"Msgpack": fetchonce.Msgpack, "JSON": fetchonce.JSON} {
-		data, err := codec.Marshal(want)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got value
-		if err := codec.Unmarshal(data, &got); err != nil || got.Name != "a" || got.More["b"].Name != "b" || len(got.Parts) != 2 || !got.At.Equal(want.At) {
-			t.Errorf("%s: %+v, %v", name, got, err)
-		}
-	}
 }

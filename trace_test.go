@@ -17,7 +17,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A told is what a Trace was told.
+// A told counts what a Trace reports.
 type told struct {
 	t *testing.T
 
@@ -33,7 +33,7 @@ type told struct {
 	unlocks []fetchonce.TraceUnlock
 }
 
-// hook returns a function of a Trace that notes what it is told.
+// hook returns a function of a Trace that passes on what it receives.
 func hook[E any](x *told, note func(e E)) func(context.Context, E) {
 	return func(ctx context.Context, e E) {
 		if ctx == nil {
@@ -60,7 +60,7 @@ func (x *told) trace() *fetchonce.Trace {
 	}
 }
 
-// with has a loader tell x.
+// with sets x as the Trace of a loader.
 func (x *told) with(opt *options) { opt.Trace = x.trace() }
 
 // kinds returns how many Gets of each kind there were.
@@ -173,8 +173,8 @@ func TestTraceOfAnAbsence(t *testing.T) {
 	})
 }
 
-// An old value is a hit, and its refresh is a fetch for which nobody waits. If
-// that fails, the log is told, as there is nobody else.
+// A stale value is a hit, and its refresh is a background fetch. If that fails, it is
+// logged, as no caller receives the error.
 func TestTraceOfARefresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o, x, log := testkit.NewOrigin(t), &told{t: t}, &testkit.Log{}
@@ -203,7 +203,7 @@ func TestTraceOfARefresh(t *testing.T) {
 	})
 }
 
-func TestPanicInARefreshIsTold(t *testing.T) {
+func TestTraceReportsThePanicOfARefresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o, x, log := testkit.NewOrigin(t), &told{t: t}, &testkit.Log{}
 		l := newLoader(t, r, x.with, aging(func(opt *options) {
@@ -227,7 +227,7 @@ func TestPanicInARefreshIsTold(t *testing.T) {
 }
 
 // A value that is of use only if the fetch fails: it fails.
-func TestTraceOfAnOldValueInThePlaceOfAnError(t *testing.T) {
+func TestTraceOfAFallbackValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o, x := testkit.NewOrigin(t), &told{t: t}
 		l := newLoader(t, r, x.with, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
@@ -281,8 +281,8 @@ func TestTraceOfALostLease(t *testing.T) {
 	}
 }
 
-// A fetch that does not heed its context is told when it is given up, and not
-// once more when it returns.
+// A fetch that ignores its context is reported when the load abandons it, and not again
+// when it returns.
 func TestTraceOfAFetchThatIsGivenUp(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o, x := testkit.NewOrigin(t), &told{t: t}
@@ -309,7 +309,7 @@ func TestTraceOfAFetchThatIsGivenUp(t *testing.T) {
 }
 
 // The process that is waited for dies.
-func TestTraceOfAWaitForNothing(t *testing.T) {
+func TestTraceOfAWaitForADeadProcess(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o, x := testkit.NewOrigin(t), &told{t: t}
 		rdb := r.Client()
@@ -341,8 +341,8 @@ func TestTraceWithoutRedis(t *testing.T) {
 					testkit.WantRedisDown(t, g.Outcome())
 					x.wantKinds(0, 0, 0, 1)
 				} else {
-					o.Next().Returns("blind")
-					g.Want("blind")
+					o.Next().Returns("unleased")
+					g.Want("unleased")
 					x.wantKinds(0, 1, 0, 0)
 					wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Unleased: true})
 				}
@@ -419,7 +419,7 @@ func TestTraceOfABatch(t *testing.T) {
 	})
 }
 
-// A batch that nobody waits for any more, and one that panics.
+// A batch fetch that all callers have left, and one that panics.
 func TestTraceOfABatchThatFails(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		x := &told{t: t}
@@ -452,8 +452,8 @@ func TestTraceOfABatchThatFails(t *testing.T) {
 	})
 }
 
-// A copy is used, its value changes, others are made, and their server hangs.
-func TestTraceOfNearCopies(t *testing.T) {
+// A near entry is used, its value changes, others are made, and their server hangs.
+func TestTraceOfNearEntries(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		x := &told{t: t}
 		l, other := newLoader(t, r, x.with, testkit.WithNear), newLoader(t, r)
@@ -559,9 +559,8 @@ func TestTraceOfALostLock(t *testing.T) {
 	})
 }
 
-// Many callers in three processes, among them some who leave, with values that
-// become old, are deleted, and cannot be fetched: every Get is told once, with
-// what it returned.
+// Many callers in three processes, some of which leave, Get values that become stale, are
+// deleted, and cannot be fetched: every Get is reported once, with what it returned.
 func TestTraceTotals(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		var fetched, keys, gets, failed atomic.Int64
@@ -619,7 +618,7 @@ func TestTraceTotals(t *testing.T) {
 			}
 		}
 		all.Wait()
-		time.Sleep(time.Minute) // for the fetches nobody waits for
+		time.Sleep(time.Minute) // for the background fetches
 		n := x.kinds()
 		t.Logf("%v, %d fetches of %d keys, %d saved", n, fetched.Load(), keys.Load(), x.saved())
 		if sum := n[fetchonce.GetHit] + n[fetchonce.GetMiss] + n[fetchonce.GetJoined] + n[fetchonce.GetFailed]; int64(sum) != gets.Load() || sum != len(x.gets) {
@@ -643,7 +642,7 @@ func TestTraceTotals(t *testing.T) {
 	})
 }
 
-// Every function of a Trace panics: all goes on as if there were none.
+// Every function of a Trace panics: the loader works as if there were none.
 func TestPanicInATraceGoesNoFurther(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o, log := testkit.NewOrigin(t), &testkit.Log{}
@@ -679,7 +678,7 @@ func TestPanicInATraceGoesNoFurther(t *testing.T) {
 		}
 		r.Kill()
 		testkit.Get(t, t.Context(), a, "k", o)
-		o.Next().Returns("blind")
+		o.Next().Returns("unleased")
 		if log.Count("trace function panicked") == 0 {
 			t.Error("the log was not told")
 		}

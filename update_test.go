@@ -12,7 +12,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// An update is one Update under way, whose write waits to be told what to return.
+// An update is one Update that has started. The test says what its write returns.
 type update struct {
 	t       *testing.T
 	writing chan context.Context
@@ -56,7 +56,7 @@ func wantNothingKept(t *testing.T, l loader) {
 	}
 }
 
-func TestUpdateChangesBoth(t *testing.T) {
+func TestUpdateDeletesTheCachedValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
@@ -64,9 +64,9 @@ func TestUpdateChangesBoth(t *testing.T) {
 			t.Fatal(err)
 		}
 		u := startUpdate(t, other).began()
-		wantNothingKept(t, l) // the old value is gone before the write
+		wantNothingKept(t, l) // the earlier value is deleted before the write
 
-		// Who asks meanwhile goes to the source, and what is there is not stored.
+		// A Get meanwhile fetches, and the value that it fetches is not stored.
 		reader := testkit.Get(t, t.Context(), l, "k", o)
 		c := o.Next()
 		waiter := testkit.Get(t, t.Context(), other, "k", o)
@@ -89,7 +89,7 @@ func TestUpdateChangesBoth(t *testing.T) {
 
 // A fetch was running when Update began, another when it ended. Neither's value
 // is stored, nor returned to a Get that begins after the Update.
-func TestFetchesAroundAnUpdate(t *testing.T) {
+func TestUpdateDiscardsTheValuesOfRunningFetches(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		o.Ignore = true
@@ -120,7 +120,7 @@ func TestFetchesAroundAnUpdate(t *testing.T) {
 
 // The writer dies after its write. A fetch that began before the write ends
 // long after the mark did.
-func TestWriterDies(t *testing.T) {
+func TestMarkOfADeadWriterEnds(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		rdb, admin := r.Client(), r.Client()
@@ -168,7 +168,7 @@ func TestUpdatesKeepTheirOwnMarks(t *testing.T) {
 }
 
 // The mark lasts as long as the write, also when Redis loses it.
-func TestMarkIsRenewed(t *testing.T) {
+func TestMarkLastsAsLongAsTheWrite(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		rdb, admin := r.Client(), r.Client()
@@ -197,7 +197,7 @@ func TestMarkIsRenewed(t *testing.T) {
 
 // Redis is away for longer than a lease, and the mark ends. When it is back, the
 // mark is set again, though the write has not returned, and what was stored
-// meanwhile is gone. So a writer that dies then leaves no old value either.
+// meanwhile is gone. So a writer that dies then leaves no earlier value either.
 func TestMarkOutlastsAnOutage(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb, admin := r.Client(), r.Client()
@@ -247,7 +247,7 @@ func TestUnmarkComesAfterTheLastRenewal(t *testing.T) {
 }
 
 // A value that is Set while the key is written is kept no longer than the mark.
-func TestSetDuringUpdate(t *testing.T) {
+func TestValueSetDuringAnUpdateEndsWithTheMark(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l, other, admin := newLoader(t, r), newLoader(t, r), r.Client()
 		u := startUpdate(t, l).began()
@@ -267,7 +267,7 @@ func TestSetDuringUpdate(t *testing.T) {
 	})
 }
 
-func TestWritesErrorComesBackAsItIs(t *testing.T) {
+func TestErrorOfTheWriteComesBackUnchanged(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r)
 		boom := errors.New("boom")

@@ -136,7 +136,7 @@ func TestWrappedFunctionRunsOnce(t *testing.T) {
 	})
 }
 
-func TestErrorOfAWrappedFunctionComesBackAsItIs(t *testing.T) {
+func TestErrorOfAWrappedFunctionComesBackUnchanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failure := errors.New("no tea")
 		f := fetchonce.Wrap(testkit.LoaderOf(t, redistest.Bubble(t).Client()), nil,
@@ -219,7 +219,7 @@ func TestKeyPanicsWithoutAText(t *testing.T) {
 	wantPanic(t, "a func", "fetchonce: key: argument 2 of 2: a func() has no text", func() { fetchonce.Key(1, func() {}) })
 }
 
-func TestKeyTellsTypesAndValuesApart(t *testing.T) {
+func TestKeysOfDifferentTypesOrValuesDiffer(t *testing.T) {
 	three, zero := 3, 0
 	seen := map[string]int{}
 	for i, args := range [][]any{
@@ -304,7 +304,7 @@ func TestSerializedFunctionRunsForOneAtATime(t *testing.T) {
 }
 
 // In a bubble it is known that both run: all else waits.
-func TestSerializeTellsArgumentsApart(t *testing.T) {
+func TestSerializeLocksEachArgumentAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		var in turnstile

@@ -248,7 +248,7 @@ func TestRedisDown(t *testing.T) {
 	})
 }
 
-func TestClosedLocker(t *testing.T) {
+func TestClosedLockerRefusesLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newView()
 		lk := newLocker(t, redistest.Bubble(t).Client())

@@ -296,7 +296,7 @@ func TestDownAndHang(t *testing.T) {
 
 // A copy in the process is dropped when another process says that its value has
 // changed. If nobody hears that, it is used until its TTL ends.
-func TestNearHearsOfChanges(t *testing.T) {
+func TestNearEntryGoesWhenItsValueChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, other, a, b := twoProcesses(t, func(opt *fetchonce.Options[string]) {
 			opt.Near = fetchonce.Near{Entries: 100, TTL: 10 * time.Second}

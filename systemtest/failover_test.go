@@ -15,8 +15,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A master is lost with a lease that its replica had not heard of. The holder learns
-// of it, another process takes over, and what the first one finds is not stored.
+// A master dies before it replicates a lease. Its holder loses the lease, another process
+// takes over, and the value that the first one fetches is not stored.
 func TestLeaseIsLostInAFailover(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
@@ -46,7 +46,7 @@ func TestLeaseIsLostInAFailover(t *testing.T) {
 		master.Kill()
 		tell(t, replica, "cluster", "failover", "takeover")
 		r.Until("it takes a change", func() bool {
-			rdb.ReloadState(t.Context()) // go-redis itself would look after ten seconds
+			rdb.ReloadState(t.Context()) // go-redis itself would do that after ten seconds
 			holders.ReloadState(t.Context())
 			return rdb.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil &&
 				holders.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil
@@ -68,7 +68,7 @@ func infoField(info, name string) string {
 // fetches the key and another waits. What is fetched is stored there once the move
 // is over: until then some of the key's names are here and some there. One fetch is
 // enough for both.
-func TestSlotMovesDuringAFetch(t *testing.T) {
+func TestValueIsStoredAfterItsSlotMoved(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
 	nodes := c.Nodes()
@@ -99,7 +99,7 @@ func TestSlotMovesDuringAFetch(t *testing.T) {
 // All connections of the pool are used up by others, for ever. A Get waits no longer
 // for one than RedisTimeout: then it fetches by itself, or returns an error, as its
 // policy says. When a connection is free again, all is well.
-func TestPoolIsUsedUp(t *testing.T) {
+func TestUsedUpPoolFollowsThePolicy(t *testing.T) {
 	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
 		t.Run(name, func(t *testing.T) {
 			server := redistest.Server(t)

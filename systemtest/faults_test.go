@@ -44,8 +44,8 @@ func TestRedisKilledDuringFetch(t *testing.T) {
 		r.Kill()
 
 		if policy == fetchonce.FailOpen {
-			o.Next().Returns("blind") // the other goes on by itself
-			there.Want("blind")
+			o.Next().Returns("unleased") // the other fetches without a lease
+			there.Want("unleased")
 		} else {
 			testkit.WantRedisDown(t, there.Outcome())
 		}
@@ -53,8 +53,8 @@ func TestRedisKilledDuringFetch(t *testing.T) {
 		here.Want("v") // nothing fetched is lost
 		late := testkit.Get(t, t.Context(), holder, "k", o)
 		if policy == fetchonce.FailOpen {
-			o.Next().Returns("blind")
-			late.Want("blind")
+			o.Next().Returns("unleased")
+			late.Want("unleased")
 		} else {
 			testkit.WantRedisDown(t, late.Outcome())
 		}
@@ -94,7 +94,7 @@ func TestRedisRestartedEmptyDuringFetch(t *testing.T) {
 		r.Restart()
 		r.Until("Redis is found again", func() bool { return other.Set(t.Context(), "back", "v") == nil })
 
-		there := testkit.Get(t, t.Context(), other, "k", o) // nobody has the lease
+		there := testkit.Get(t, t.Context(), other, "k", o) // no process has the lease
 		c := o.Next()
 		old.Returns("old")
 		here.Want("old")
@@ -106,7 +106,7 @@ func TestRedisRestartedEmptyDuringFetch(t *testing.T) {
 	})
 }
 
-func TestRedisHangs(t *testing.T) {
+func TestHungRedisFollowsThePolicy(t *testing.T) {
 	testkit.Policies(t, func(t *testing.T, r backend, policy fetchonce.Policy) {
 		o := testkit.NewOrigin(t)
 		holder, other := testkit.NewLoader(t, r, testkit.WithPolicy(policy)), testkit.NewLoader(t, r, testkit.WithPolicy(policy))
@@ -123,8 +123,8 @@ func TestRedisHangs(t *testing.T) {
 		} else {
 			done := make(chan testkit.Outcome)
 			go func() { done <- wantInTime(t, r, other, o) }()
-			o.Next().Returns("blind")
-			if out := <-done; out.Value != "blind" && !errors.Is(out.Err, context.DeadlineExceeded) {
+			o.Next().Returns("unleased")
+			if out := <-done; out.Value != "unleased" && !errors.Is(out.Err, context.DeadlineExceeded) {
 				t.Errorf("a caller got %q, %v", out.Value, out.Err)
 			}
 		}
@@ -135,8 +135,8 @@ func TestRedisHangs(t *testing.T) {
 	})
 }
 
-// A Get whose ACQUIRE was sent, but never answered, leaves no lease behind.
-func TestUnansweredAcquireIsTakenBack(t *testing.T) {
+// A Get whose ACQUIRE was sent, but never answered, leaves no lease.
+func TestUnansweredAcquireIsReleased(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		rdb := r.Client()
@@ -144,8 +144,8 @@ func TestUnansweredAcquireIsTakenBack(t *testing.T) {
 		testkit.WarmScripts(t, r, l)
 		redistest.WireOf(rdb).LoseReplies(2, "EVALSHA")
 		g := testkit.Get(t, t.Context(), l, "k", o)
-		o.Next().Returns("blind")
-		g.Want("blind")
+		o.Next().Returns("unleased")
+		g.Want("unleased")
 		other := testkit.Get(t, t.Context(), testkit.NewLoader(t, r), "k", o)
 		o.Next().Returns("v") // a minute of lease is no obstacle
 		other.Want("v")
@@ -153,7 +153,7 @@ func TestUnansweredAcquireIsTakenBack(t *testing.T) {
 }
 
 // The reply to each script is lost once: it is sent again, and means the same.
-func TestLostRepliesAreAskedForAgain(t *testing.T) {
+func TestCommandsWithLostRepliesAreSentAgain(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l, other := testkit.LoaderOf(t, rdb), testkit.NewLoader(t, r)
@@ -181,7 +181,7 @@ func TestLostRepliesAreAskedForAgain(t *testing.T) {
 }
 
 // What Redis says for a while is waited for.
-func TestPassingErrorsOfRedis(t *testing.T) {
+func TestPassingErrorsOfRedisAreRetried(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		for _, text := range []string{"LOADING Redis is loading the dataset in memory", "TRYAGAIN Multiple keys request during rehashing of slot"} {
 			rdb := r.Client()
@@ -197,7 +197,7 @@ func TestPassingErrorsOfRedis(t *testing.T) {
 
 // What Redis says for good is the policy's: a caller always gets a value that was
 // fetched.
-func TestLastingErrorsOfRedis(t *testing.T) {
+func TestLastingErrorsOfRedisFollowThePolicy(t *testing.T) {
 	testkit.Policies(t, func(t *testing.T, r backend, policy fetchonce.Policy) {
 		rdb := r.Client()
 		l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(policy))
@@ -250,7 +250,7 @@ func (s *slowFirst) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 }
 
 // The caller leaves while the ACQUIRE is on its way. No Release overtakes it.
-func TestCallerLeavesDuringAcquire(t *testing.T) {
+func TestAcquireOfACallerThatLeftIsReleased(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		testkit.WarmScripts(t, r, testkit.NewLoader(t, r))
 		slow := &slowFirst{stopped: make(chan struct{}), free: make(chan struct{})}

@@ -42,11 +42,11 @@ type contender struct {
 	do   func(ctx context.Context, goroutine, n int) error
 }
 
-// turnTime is how long a contender is measured before the next has its turn.
+// turnTime is how long a contender is measured before the next one.
 const turnTime = 40 * time.Millisecond
 
-// contest measures contenders in turns, so that whatever else goes on in the
-// machine meets all of them. Each iteration of b is a round of turns. Of each
+// contest measures contenders alternately, so that other load of the machine affects all of
+// them. Each iteration of b measures every contender once. Of each
 // contender it reports the medians of its time for one operation, of the ratio of
 // that to the first contender's in the same round, and of its allocations.
 func contest(b *testing.B, goroutines int, contenders ...contender) {
@@ -255,7 +255,7 @@ func BenchmarkMiss(b *testing.B) {
 	}
 }
 
-// BenchmarkLock compares Do of a name that nobody else wants with the least that
+// BenchmarkLock compares Do of an uncontended name with the least that
 // a lock in Redis can do: SET NX PX, and a script that deletes what it has set.
 func BenchmarkLock(b *testing.B) {
 	s := redistest.TCPServer(b)

@@ -54,7 +54,7 @@ func each(t *testing.T, what string, keys []string, do func(key string) error) {
 // fails that the others have.
 //
 //test:long
-func TestNodeThatHangsHarmsNoOthersKeys(t *testing.T) {
+func TestHungNodeDoesNotDelayKeysOfOtherNodes(t *testing.T) {
 	for name, client := range map[string]func(*redistest.Masters) *redis.ClusterClient{
 		"our options":        func(c *redistest.Masters) *redis.ClusterClient { return c.Client(patient) },
 		"go-redis' defaults": func(c *redistest.Masters) *redis.ClusterClient { return c.Plain(patient) },
@@ -121,7 +121,7 @@ func healthy(t *testing.T, l loader, lk *fetchonce.Locker, keys []string) {
 }
 
 // A process that starts while a node hangs finds out which nodes there are.
-func TestStartWhileANodeHangs(t *testing.T) {
+func TestNewProcessFindsTheNodesWhileOneHangs(t *testing.T) {
 	c := redistest.Cluster(t)
 	nodes := c.Nodes()
 	ours := keysOf(t, c.Client(), nodes, 10, func(n *redistest.Process) bool { return n != nodes[0] })
@@ -132,9 +132,8 @@ func TestStartWhileANodeHangs(t *testing.T) {
 	}
 }
 
-// A master dies and its replica is promoted. Nobody has the client's topology loaded
-// but the library.
-func TestDeadMasterIsNotAskedForEver(t *testing.T) {
+// A master dies and its replica is promoted. Only the library reloads the client's topology.
+func TestDeadMasterIsReplacedByItsReplica(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
 	rdb := c.Client()

@@ -144,9 +144,9 @@ func (w *worker) returns(value string) {
 	}
 }
 
-// A process is killed in the middle of its fetch. One of those who wait for it
-// takes over, and the others wait for that one.
-func TestHolderKilled(t *testing.T) {
+// A process is killed in the middle of its fetch. One waiter takes over, and the others wait
+// for that one.
+func TestWaiterTakesOverFromAKilledHolder(t *testing.T) {
 	server := redistest.Server(t)
 	holder := startWorker(t, server)
 	holder.says("fetching")
@@ -166,9 +166,9 @@ func TestHolderKilled(t *testing.T) {
 	o.Want(1)
 }
 
-// A process is stopped beyond its lease. When it goes on, the context of its
-// fetch has ended, what it fetched is not stored, and nobody is harmed.
-func TestHolderStoppedBeyondItsLease(t *testing.T) {
+// A process is stopped beyond its lease. When it continues, the context of its fetch has
+// ended, and the value that it fetched is not stored.
+func TestHolderStoppedBeyondItsLeaseStoresNothing(t *testing.T) {
 	server := redistest.Server(t)
 	holder := startWorker(t, server)
 	first := holder.says("fetching")

@@ -16,7 +16,7 @@ import (
 
 // One after another, of 4 processes with 8 goroutines each, and everybody as
 // often as everybody else. BenchmarkHandOver does it 10^5 times.
-func TestOneAtATime(t *testing.T) {
+func TestLockHasOneHolderInAllProcesses(t *testing.T) {
 	srv := redistest.Server(t)
 	c := startLockCrew(t, 4, lockJob{URL: srv.URL(), Goroutines: 8, Total: 10_000})
 	h := c.measure()
@@ -48,7 +48,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// Whatever member is killed, and in whatever state, the others go on.
+// Any member may be killed, in any state: the others continue.
 func TestKilledHolderBlocksForItsLease(t *testing.T) {
 	const lease = time.Second
 	srv := redistest.Server(t)
@@ -79,8 +79,8 @@ func TestKilledHolderBlocksForItsLease(t *testing.T) {
 }
 
 // A process that was stopped beyond its lease learns of it before it does
-// anything else, and its release ends nobody else's lease.
-func TestStoppedHolderIsTooLate(t *testing.T) {
+// anything else, and its release ends no other lease.
+func TestStoppedHolderLosesItsLock(t *testing.T) {
 	const lease = 500 * time.Millisecond
 	srv := redistest.Server(t)
 	c := startLockCrew(t, 1, lockJob{URL: srv.URL(), Goroutines: 1, Lease: lease, Stop: true})
@@ -103,7 +103,7 @@ func TestStoppedHolderIsTooLate(t *testing.T) {
 }
 
 // 5 processes with 10 waiters each, and 3 more that are killed while they wait.
-func TestKilledWaitersHoldNobodyUp(t *testing.T) {
+func TestKilledWaitersDoNotBlockTheQueue(t *testing.T) {
 	const lease = time.Second
 	srv := redistest.Server(t)
 	rdb := srv.Client()

@@ -37,16 +37,16 @@ type lockCrew struct {
 	members []*lockMember
 }
 
-// A lockJob is what a member of a crew is told to do.
+// A lockJob is the work of a member of a crew.
 type lockJob struct {
 	URL        string
 	Board      string
 	Member     int // from 0
 	Goroutines int
-	Total      int           // the crew stops after so many acquisitions in all; 0: when told
+	Total      int           // the crew stops after so many acquisitions in all; 0: when the test stops it
 	Lease      time.Duration // 0: the default
 	Slots      int
-	Hold       time.Duration // 0: no longer than it takes to look at the board
+	Hold       time.Duration // 0: no longer than it takes to read the board
 	Once       bool          // each goroutine has the lock once
 	Stop       bool          // the first to have the lock stops its process as by SIGSTOP
 }
@@ -54,7 +54,7 @@ type lockJob struct {
 // A board is the page of memory. All its words are used atomically.
 type board struct {
 	started, stopped atomic.Uint64
-	inside           atomic.Uint64 // who is alone in there: member * 1000 + goroutine + 1
+	inside           atomic.Uint64 // the only holder: member * 1000 + goroutine + 1
 	overlaps         atomic.Uint64
 	fence            atomic.Uint64 // the highest seen
 	backward         atomic.Uint64 // fences that were not higher
@@ -63,7 +63,7 @@ type board struct {
 	holder           atomic.Uint64      // of the member that stops
 	resumed          atomic.Uint64      // 1: the stopped one found its context ended, first of all; 2: it did not
 	counts           [128]atomic.Uint64 // by goroutine of all members
-	trail            [128]atomic.Uint64 // who was inside, in order
+	trail            [128]atomic.Uint64 // the holders, in order
 }
 
 func openBoard(t testing.TB, path string) *board {
@@ -115,7 +115,7 @@ type lockReport struct {
 	Errors []string
 }
 
-// startLockCrew starts processes that do a job once they are told to begin.
+// startLockCrew starts processes that do a job once the test starts it.
 func startLockCrew(t testing.TB, members int, job lockJob) *lockCrew {
 	t.Helper()
 	job.Board = filepath.Join(t.TempDir(), "board")

@@ -14,11 +14,9 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// Rows of docs/reliability.md that belong to no other story.
-
-// Redis is slow, and one fetch is still enough, however long it takes: a lease
-// outlasts its renewals, and who waits is told.
-func TestSlowRedis(t *testing.T) {
+// Redis is slow, and there is one fetch, however long it takes: the lease outlasts its
+// renewals, and the waiter is notified.
+func TestSlowRedisCostsNoSecondFetch(t *testing.T) {
 	for _, delay := range []time.Duration{50 * time.Millisecond, 150 * time.Millisecond} {
 		t.Run(delay.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -48,7 +46,7 @@ func TestSlowRedis(t *testing.T) {
 
 // A lease is evicted, as a server does that is out of memory. Its holder learns of
 // it, another process takes over, and what the first one finds is not stored.
-func TestEvictedLease(t *testing.T) {
+func TestEvictedLeaseIsLost(t *testing.T) {
 	r := redistest.Server(t, "--maxmemory-policy", "allkeys-lru").Backend()
 	admin := r.Plain()
 	holder, other := testkit.NewLoader(t, r, testkit.ShortLease(r)), testkit.NewLoader(t, r, testkit.ShortLease(r))
@@ -105,7 +103,7 @@ func TestServersClockJumpsForward(t *testing.T) {
 
 // The server's clock steps back by an hour while a process fetches and another waits.
 // The end of a lease is a time of that clock, so the lease would last an hour longer:
-// until it is renewed, for its length. Nobody else fetches.
+// until it is renewed, for its length. No other process fetches.
 func TestServersClockStepsBack(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		holder, other, admin := testkit.NewLoader(t, r, testkit.ShortLease(r)), testkit.NewLoader(t, r, testkit.ShortLease(r)), r.Client()
@@ -132,7 +130,7 @@ func TestServersClockStepsBack(t *testing.T) {
 
 // An old and a new build run at once, with values of two shapes. With a Schema
 // each, neither sees the other's, and each key is fetched once by each.
-func TestTwoBuildsAtOnce(t *testing.T) {
+func TestSchemaSeparatesTwoBuilds(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		schema := func(name string) func(*options) { return func(opt *options) { opt.Schema = name } }
 		o := testkit.NewOrigin(t)

@@ -32,7 +32,7 @@ type halfMoved struct {
 // redirected has a client follow redirections as often as go-redis does by default.
 func redirected(opt *redis.ClusterOptions) { opt.MaxRedirects = 3 }
 
-// newHalfMoved returns a cluster, and the client with which it is looked at.
+// newHalfMoved returns a cluster, and the client with which the test reads it.
 func newHalfMoved(t *testing.T) *halfMoved {
 	t.Helper()
 	c := redistest.Cluster(t)
@@ -76,8 +76,8 @@ func (h *halfMoved) locker() *fetchonce.Locker {
 	return testkit.LockerOf(h.t, h.masters.Client(redirected), testkit.ShortLockLease(h.r))
 }
 
-// A slot is half moved for longer than a lease: a lock that nobody else wants is not
-// lost, wherever its names are, and is given back and taken again.
+// A slot is half moved for longer than a lease: an uncontended lock is not lost, wherever its
+// keys are, and is released and taken again.
 func TestHalfMovedSlotCostsNoLock(t *testing.T) {
 	h := newHalfMoved(t)
 	lk := h.locker()
@@ -106,9 +106,9 @@ func TestHalfMovedSlotCostsNoLock(t *testing.T) {
 	}
 }
 
-// A queue is out of reach while a slot is half moved. Its lock still has one holder at
-// a time, and each process has its turns.
-func TestQueueOfAHalfMovedSlot(t *testing.T) {
+// A queue cannot be read while a slot is half moved. Its lock still has one holder at a
+// time, and each process holds it.
+func TestQueueOfAHalfMovedSlotHasOneHolder(t *testing.T) {
 	for name, names := range map[string][]string{"the lock is moved": {"test:l:{it}"}, "the queue is moved": {"test:q:{it}", "test:w:{it}"}} {
 		t.Run(name, func(t *testing.T) {
 			h := newHalfMoved(t)
@@ -156,7 +156,7 @@ func TestQueueOfAHalfMovedSlot(t *testing.T) {
 }
 
 // A Delete and an Update in a half moved slot do what they promise.
-func TestInvalidationInAHalfMovedSlot(t *testing.T) {
+func TestDeleteAndUpdateInAHalfMovedSlot(t *testing.T) {
 	changes := map[string]func(t *testing.T, l loader) error{
 		"Delete": func(t *testing.T, l loader) error { return l.Delete(t.Context(), "k") },
 		"Update": func(t *testing.T, l loader) error {
@@ -202,7 +202,7 @@ func TestInvalidationInAHalfMovedSlot(t *testing.T) {
 
 // A fetch ends while its slot is half moved: what it found is not stored, and the
 // callers in all processes get it.
-func TestFetchEndsInAHalfMovedSlot(t *testing.T) {
+func TestValueFetchedInAHalfMovedSlotIsNotStored(t *testing.T) {
 	h := newHalfMoved(t)
 	slow := func(opt *options) { opt.RedisTimeout = time.Second }
 	holder, other := testkit.LoaderOf(t, h.rdb, slow), testkit.LoaderOf(t, h.rdb, slow)

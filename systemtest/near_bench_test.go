@@ -22,8 +22,8 @@ func nearKeys() []string {
 	return keys
 }
 
-// BenchmarkNearHit compares a Get that finds a copy with a bare read of the map
-// in which the copies are. Its budget is no allocation, and twice the time.
+// BenchmarkNearHit compares a near hit with a bare read of the map of entries. Its budget is
+// no allocation, and twice the time.
 func BenchmarkNearHit(b *testing.B) {
 	keys := nearKeys()
 	rdb := redistest.Server(b).Client()

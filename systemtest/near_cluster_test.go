@@ -69,8 +69,8 @@ func move(t *testing.T, key string, from, to *redistest.Process, all []*redistes
 	}
 }
 
-// joinReplica has another node join as a replica of a master. It returns when it has
-// all that the master has, and the others know it, who vote.
+// joinReplica adds a node as a replica of a master. It returns when the replica has all data
+// of the master, and the voting masters know it.
 func joinReplica(t *testing.T, c *redistest.Masters, master *redistest.Process) *redistest.Process {
 	t.Helper()
 	replica := c.Join()
@@ -88,9 +88,9 @@ func joinReplica(t *testing.T, c *redistest.Masters, master *redistest.Process) 
 	return replica
 }
 
-// A slot moves to a node that has just joined, and of which this process does not
-// hear anything yet. It keeps no copies of what that node has until it does.
-func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
+// A slot moves to a new node, which this process does not track yet. The process keeps no
+// near entries of that node's keys until it does.
+func TestNearCacheKeepsNoEntryOfAnUntrackedNode(t *testing.T) {
 	c := redistest.Cluster(t)
 	nodes := c.Nodes()
 	for _, node := range nodes {
@@ -103,7 +103,7 @@ func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
 	testkit.WarmNear(t, r, l, "k", "old")
 
 	joined := c.Join()
-	tell(t, joined, "acl", "setuser", "listener", "on", ">secret", "~*", "&*", "+@all", "-subscribe") // it is not heard
+	tell(t, joined, "acl", "setuser", "listener", "on", ">secret", "~*", "&*", "+@all", "-subscribe") // no client can subscribe there
 	move(t, "k", nodeOf(t, rdb, nodes, "k"), joined, nodes)
 	for i := range 10 {
 		value := "new " + strconv.Itoa(i)
@@ -127,9 +127,9 @@ func TestNearKeepsNothingOfANodeThatIsNotHeard(t *testing.T) {
 	})
 }
 
-// A master is replaced by its replica, which it knows of or does not. What changes
-// after that is heard of, and no copy of before is used.
-func TestNearAfterAReplicaIsPromoted(t *testing.T) {
+// A master is replaced by its replica, in a planned failover or after a crash. Later changes
+// remove near entries, and no earlier entry is used.
+func TestNearCacheFollowsAPromotedReplica(t *testing.T) {
 	for name, promote := range map[string]func(t *testing.T, master, replica *redistest.Process){
 		"planned": func(t *testing.T, master, replica *redistest.Process) {
 			tell(t, replica, "cluster", "failover")
@@ -156,7 +156,7 @@ func TestNearAfterAReplicaIsPromoted(t *testing.T) {
 				return strings.HasPrefix(tell(t, replica, "info", "replication"), "# Replication\r\nrole:master")
 			})
 			r.Until("it takes a change", func() bool {
-				writer.ReloadState(t.Context()) // go-redis itself would look after ten seconds
+				writer.ReloadState(t.Context()) // go-redis itself would do that after ten seconds
 				return other.Set(t.Context(), "k", "new 0") == nil
 			})
 			for i := range 5 {

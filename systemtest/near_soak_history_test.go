@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// travel is how long after a Delete elsewhere an old copy may still be used, on a
-// machine that gets around to everything at once.
+// travel is how long after a Delete elsewhere a near entry may still be used, on a machine
+// without stalls.
 const travel = 50 * time.Millisecond
 
 // A soakHistory is what all processes of a soak have noted. All times are the
@@ -132,7 +132,7 @@ func (h *soakHistory) stalledBetween(process int, from, to int64) (sum time.Dura
 	return sum
 }
 
-// The judge of the soak can tell right from wrong.
+// The judge of the soak finds stale reads, and no others.
 func TestSoakIsJudged(t *testing.T) {
 	const ms = int64(time.Millisecond)
 	deletes := []gone{

@@ -23,11 +23,10 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// Four processes have near copies of the keys that they change all the time, and
-// their connections are killed again and again. They note what they do, with the
-// time; this process, which has no part in it, judges: no Get returns what a
-// Delete that had returned in the same process has removed, nor what one
-// elsewhere had removed 50 ms before.
+// Four processes have near entries of the keys that they change all the time, and their
+// connections are killed repeatedly. They log each operation with its time. This process
+// judges: no Get returns a value that a Delete had removed, if that Delete had returned in the
+// same process, or 50 ms before in another.
 //
 // FETCHONCE_SOAK is for how long (the default is 3 s for each kind of Redis).
 //
@@ -118,7 +117,7 @@ func killSubscribers(t *testing.T, rdb redis.UniversalClient) {
 	}
 }
 
-// measureStalls tells when this process did not get around to do anything.
+// measureStalls reports when this process did not run.
 func measureStalls(end <-chan struct{}, tell func(stall)) {
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()

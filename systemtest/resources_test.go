@@ -64,7 +64,7 @@ func TestManyCallersOfOneKey(t *testing.T) {
 // inUse returns the bytes of the heap that are in use, and of the stacks.
 func inUse() uint64 {
 	runtime.GC()
-	runtime.GC() // the first one may have been under way, and leaves what pools hold
+	runtime.GC() // the first one may have started before, and leaves what pools hold
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc + m.StackInuse
@@ -84,7 +84,7 @@ func raceDetector() bool {
 
 // Locks are taken and given back, Loaders are made, used and closed, all over one
 // client on which others live: no goroutine stays, no connection, no subscription.
-func TestCyclesLeaveNothing(t *testing.T) {
+func TestCyclesOfUseLeaveNothing(t *testing.T) {
 	server := redistest.Server(t)
 	rdb := server.Client()
 	lives := testkit.LoaderOf(t, rdb)
@@ -123,8 +123,8 @@ func TestCyclesLeaveNothing(t *testing.T) {
 	}
 	r := server.Backend()
 	r.Until("no goroutine is left behind", func() bool { return runtime.NumGoroutine() <= goroutines })
-	// The client's pool may have grown by a few, for commands that happened to be
-	// under way at once. What each Loader left behind would be many more.
+	// The client's pool may have grown by a few, for concurrent commands. A connection for
+	// each Loader would be many more.
 	const pooled = 8
 	r.Until("no connection is left behind", func() bool { return len(clientList(t, server)) <= connections+pooled })
 	r.Until("no subscription is left behind", func() bool {
@@ -148,9 +148,8 @@ func clientList(t *testing.T, server *redistest.Process) []string {
 	return strings.Split(strings.TrimSpace(list), "\n")
 }
 
-// Who waits waits on a message: in ten minutes a process with a hundred callers
-// looks a second time about once a second, whether the message was lost, and does
-// nothing else.
+// A waiter waits for its notification: in ten minutes a process with a hundred callers sends a
+// recheck about once a second, and nothing else.
 func TestWaitersAreIdle(t *testing.T) {
 	for name, wait := range map[string]func(t *testing.T, r backend) (waiting *redis.Client, end func()){
 		"for a value": func(t *testing.T, r backend) (*redis.Client, func()) {

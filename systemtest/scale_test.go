@@ -10,9 +10,9 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// In a cluster, what is published on one node is sent to every other. So nothing is
-// published that nobody waits for: docs/scale.md counts with this.
-func TestMessagesBetweenTheNodesOfACluster(t *testing.T) {
+// A node of a cluster sends what is published there to every other node. So nothing is
+// published without a waiter. docs/scale.md relies on this.
+func TestOnlyAWaiterCostsMessagesBetweenNodes(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
 	nodes := c.Nodes()

@@ -20,7 +20,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// What nobody is to read in a log or an error.
+// The secrets that no log and no error may have.
 const (
 	canaryKey      = "key-c4n4ry"
 	canaryValue    = "value-c4n4ry"
@@ -35,7 +35,7 @@ type listener struct {
 	mu     sync.Mutex
 	log    bytes.Buffer
 	errs   int
-	traced map[string]int // what a Trace was told, by its type
+	traced map[string]int // how often a Trace was called, by the type of its event
 }
 
 func (s *listener) Write(p []byte) (int, error) {
@@ -50,14 +50,14 @@ func (s *listener) logged() string {
 	return s.log.String()
 }
 
-// heard returns how often a Trace was told of such a thing.
+// heard returns how often a Trace received an event of a type.
 func (s *listener) heard(what string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.traced[what]
 }
 
-// told looks at an error of a caller who gave canaryKey: it may be quoted.
+// told checks an error of a caller that gave canaryKey: it may be quoted.
 func (s *listener) told(err error) {
 	s.t.Helper()
 	if err == nil {
@@ -70,7 +70,7 @@ func (s *listener) told(err error) {
 // quoted is the text of an error without the key, where that is quoted.
 func quoted(err error) string { return strings.ReplaceAll(err.Error(), `"`+canaryKey+`"`, "") }
 
-// wantNoSecret fails the test if a text tells what it may not.
+// wantNoSecret fails the test if a text has a secret.
 func (s *listener) wantNoSecret(who, text string) {
 	s.t.Helper()
 	for _, secret := range []string{canaryKey, canaryValue, canaryPassword, canaryURL} {
@@ -80,8 +80,8 @@ func (s *listener) wantNoSecret(who, text string) {
 	}
 }
 
-// trace returns a Trace that hears all. It is told keys and names, each in its field,
-// and errors; nothing else that is told may be a secret.
+// trace returns a Trace that receives every event. An event has keys and names, each in its
+// field, and errors; no other field may have a secret.
 func (s *listener) trace() *fetchonce.Trace {
 	return &fetchonce.Trace{
 		Got:         func(_ context.Context, e fetchonce.TraceGet) { s.hear(e) },
@@ -96,7 +96,7 @@ func (s *listener) trace() *fetchonce.Trace {
 	}
 }
 
-// hear looks at what a Trace is told, field by field.
+// hear checks an event of a Trace, field by field.
 func (s *listener) hear(told any) {
 	v := reflect.ValueOf(told)
 	for i := range v.NumField() {
@@ -230,7 +230,7 @@ func (c *canary) failures() {
 			time.Sleep(2 * time.Second)
 			// The refresh that follows fails.
 			err := failureOf(func() error { _, err := here.Get(ctx, canaryKey, fetch); return err })
-			if !errors.As(err, new(rowError)) { // else there was no old value
+			if !errors.As(err, new(rowError)) { // else there was no fallback value
 				c.told(err)
 			}
 			synctest.Wait()
@@ -296,10 +296,9 @@ func (c *canary) everything() {
 	}))
 }
 
-// The log hears of no key, value, password or URL, and an error of a caller has no
-// more than the key it gave, whatever goes wrong. A Trace is told keys, each in its
-// field, and such errors.
-func TestNothingIsGivenAway(t *testing.T) {
+// No log has a key, value, password or URL, and an error has no more than the key that its
+// caller gave, whatever fails. A Trace receives keys, each in its field, and such errors.
+func TestLogsAndErrorsHaveNoSecrets(t *testing.T) {
 	name := "test:v:{" + canaryKey + "}"
 	unknown := "ERR unknown command, with args beginning with: '" + name + "' '" + canaryValue + "'"
 	befalls := map[string]func(c *canary){
@@ -364,8 +363,8 @@ func TestNothingIsGivenAway(t *testing.T) {
 	}
 }
 
-// Of a lock that could not be given back the log hears, and not of its name.
-func TestLockThatIsNotGivenBackIsNotNamed(t *testing.T) {
+// A lock that could not be released is logged, without its name.
+func TestLogOfAnUnreleasedLockOmitsItsName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCanary(t, fetchonce.FailOpen)
 		c.told(c.locks.Do(t.Context(), canaryKey, func(context.Context) error {

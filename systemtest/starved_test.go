@@ -69,10 +69,10 @@ func mapPage(path string) (*[2]uint32, error) {
 	return (*[2]uint32)(unsafe.Pointer(&page[0])), nil // for as long as the process lives
 }
 
-// A process has one core, and its fetch does not let go of it: no renewal gets to run.
-// Another process takes over. When the fetch looks, before anything else could run,
-// its context has ended. What it found is not stored.
-func TestRenewalDoesNotGetToRun(t *testing.T) {
+// A process has one core, and its fetch never yields it, so no renewal runs. Another process
+// takes over. When the fetch checks its context, before any other goroutine could run, it has
+// ended. The value is not stored.
+func TestStarvedRenewalLosesTheLease(t *testing.T) {
 	server := redistest.Server(t)
 	path := filepath.Join(t.TempDir(), "page")
 	page, err := mapPage(path)

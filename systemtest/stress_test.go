@@ -24,7 +24,7 @@ var stressFor = flag.Duration("stress", 600*time.Millisecond, "how long each str
 type truth struct {
 	version  atomic.Int64 // what a fetch would find now
 	deleted  atomic.Int64 // the newest version of which a Delete has returned
-	fetching atomic.Int64 // fetches under way
+	fetching atomic.Int64 // fetches that run
 }
 
 var errOrigin = errors.New("the origin fails")
@@ -71,7 +71,7 @@ func newStress(t *testing.T, r backend, change ...func(*options)) *stress {
 	return s
 }
 
-// callers sets 25 callers of each process to work, who call get again and again.
+// callers starts 25 callers of each process. They call get again and again.
 func (s *stress) callers(get func(l loader, key string, o *truth)) {
 	for _, l := range s.loaders {
 		for range 25 {
@@ -113,7 +113,7 @@ func (s *stress) write() {
 	}
 }
 
-// end waits for all, each of whom must come back.
+// end waits until every caller has returned.
 func (s *stress) end() {
 	s.Helper()
 	ended := make(chan struct{})
@@ -130,7 +130,7 @@ func (s *stress) end() {
 }
 
 // Values come and go by themselves: never two fetches of a key at once.
-func TestStressOneFetchAtATime(t *testing.T) {
+func TestOneFetchAtATimeUnderStress(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		s := newStress(t, r, func(opt *options) { opt.TTL, opt.Jitter = 10*time.Millisecond, 0.5 })
 		s.callers(func(l loader, key string, o *truth) {
@@ -155,7 +155,7 @@ func TestStressOneFetchAtATime(t *testing.T) {
 
 // Whatever happens, a Get that began after a Delete had returned does not return
 // what was before it.
-func TestStressNothingStale(t *testing.T) {
+func TestNoStaleValueUnderStress(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		s := newStress(t, r)
 		admin := r.Client()

@@ -115,9 +115,9 @@ func tlsClient(t *testing.T, server *redistest.Process, addr string, config *tls
 	return rdb
 }
 
-// What the client is given for TLS holds for every connection that is made on its
-// behalf: for commands, for messages and for what changes near copies.
-func TestTLS(t *testing.T) {
+// The client's TLS options hold for every connection: for commands, for notifications and for
+// tracking.
+func TestEveryConnectionUsesTLS(t *testing.T) {
 	ours, others := newAuthority(t), newAuthority(t)
 	certified := []tls.Certificate{ours.sign(&x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})}
 	for _, test := range []struct {

@@ -85,7 +85,7 @@ func TestManyGettersReturnAllKeys(t *testing.T) {
 }
 
 // What stands among those that hear of a change drops its copy.
-func TestLoadersThatHearDropTheirCopies(t *testing.T) {
+func TestLoadersThatSubscribeDropTheirEntries(t *testing.T) {
 	hears := func(k peer.Kind) bool { return k.Hears }
 	eachLoader(t, hears, func(t *testing.T, l peer.Loader, addr string) {
 		here, there := open(t, l, addr, true), open(t, l, addr, true)

@@ -15,7 +15,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-func TestAcquireLooksForTheValueOnceMore(t *testing.T) {
+func TestAcquireReadsTheValueAgain(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		for size, want := range map[int]protocol.State{

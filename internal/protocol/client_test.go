@@ -131,7 +131,7 @@ func TestHowAValueTravels(t *testing.T) {
 	})
 }
 
-func TestManyWaitersAreToldToLookThemselves(t *testing.T) {
+func TestManyWaitersAreNotifiedToRetry(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, waiter := newProcess(t, r, "holder"), newProcess(t, r, "waiter")
 		for others, want := range map[int]protocol.Kind{
@@ -266,7 +266,7 @@ func TestFillAgainIsNoLoss(t *testing.T) {
 	})
 }
 
-func TestFillThatKeepsNothingTellsAllTheSame(t *testing.T) {
+func TestFillThatKeepsNothingNotifiesTheWaiters(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, waiter := newProcess(t, r, "holder"), newProcess(t, r, "waiter")
 		w := redistest.WireOf(holder.rdb)
@@ -295,7 +295,7 @@ func TestFillThatKeepsNothingTellsAllTheSame(t *testing.T) {
 	})
 }
 
-func TestReleaseTellsTheWaitersToLook(t *testing.T) {
+func TestReleaseNotifiesTheWaiters(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, waiter := newProcess(t, r, "holder"), newProcess(t, r, "waiter")
 		owner, fence := holder.lease()
@@ -321,7 +321,7 @@ func TestReleaseTellsTheWaitersToLook(t *testing.T) {
 	})
 }
 
-func TestFailureIsSharedWithThoseWhoWait(t *testing.T) {
+func TestFailureIsSharedWithTheWaiters(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, waiter := newProcess(t, r, "holder"), newProcess(t, r, "waiter")
 		failure := protocol.Failure{Class: protocol.FailedFetch, Text: "no route to host"}
@@ -374,7 +374,7 @@ func TestFailureIsSharedForSoLong(t *testing.T) {
 }
 
 // A pause after a failed refresh is for those who can do without the fresh value.
-func TestPauseIsForThoseWithAnOldValue(t *testing.T) {
+func TestBackoffIsForCallersWithAStaleValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		failure := protocol.Failure{Class: protocol.FailedFetch, Text: "no"}
@@ -439,7 +439,7 @@ func TestRenewCountsFromNow(t *testing.T) {
 	})
 }
 
-func TestInvalidateEndsTheLeaseAndTellsEverybody(t *testing.T) {
+func TestInvalidateEndsTheLeaseAndNotifiesAll(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, waiter, other := newProcess(t, r, "holder"), newProcess(t, r, "waiter"), newProcess(t, r, "other")
 		old := seal(1, 1)
@@ -520,7 +520,7 @@ func TestSetStampsTheValue(t *testing.T) {
 	})
 }
 
-func TestSetEndsTheLeaseAndTellsEverybody(t *testing.T) {
+func TestSetEndsTheLeaseAndNotifiesAll(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, waiter, other := newProcess(t, r, "holder"), newProcess(t, r, "waiter"), newProcess(t, r, "other")
 		for _, size := range []int{100, protocol.StageAbove + 1} {

@@ -263,7 +263,7 @@ func TestConnectionThatIsCutTwiceIsAnError(t *testing.T) {
 	})
 }
 
-func TestRedisThatIsDownIsAnErrorAtOnce(t *testing.T) {
+func TestDownRedisIsAnErrorAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, op func(context.Context) (any, error)) {
 		r.Kill()
 		start := time.Now()

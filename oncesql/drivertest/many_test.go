@@ -47,7 +47,7 @@ func TestLookupManyReturnsWhatIsThere(t *testing.T) {
 	}
 }
 
-func TestLookupManyOfNoKeysAsksNobody(t *testing.T) {
+func TestLookupManyOfNoKeysSendsNothing(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)

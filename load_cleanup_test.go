@@ -20,7 +20,7 @@ import (
 
 // An Update leaves, because its own time or that of Redis is over, while its mark is on
 // its way. The mark arrives later, and is taken off.
-func TestMarkOfAnUpdateThatLeftIsTakenOff(t *testing.T) {
+func TestMarkOfAnUpdateThatLeftIsRemoved(t *testing.T) {
 	for name, limits := range map[string]struct{ own, redis time.Duration }{
 		"its own time":  {100 * time.Millisecond, time.Second},
 		"that of Redis": {time.Minute, 100 * time.Millisecond},
@@ -83,7 +83,7 @@ func (*delayer) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 
 // A renewal of the mark is not answered in time, and arrives after the mark was taken
 // off. It is taken off again.
-func TestLateRenewalOfAMarkIsTakenOff(t *testing.T) {
+func TestLateRenewalOfAMarkIsRemoved(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb, admin, d := r.Client(), r.Client(), &delayer{}
 		rdb.AddHook(d)
@@ -122,7 +122,7 @@ func failAcquires(t *testing.T, l loader, n int) {
 }
 
 // What Redis refuses for good is not asked again for a lease.
-func TestRefusedLeasesAreNotTakenBackForEver(t *testing.T) {
+func TestCleanupOfARefusedLeaseEnds(t *testing.T) {
 	for _, text := range []string{"NOPERM this user has no permissions", "ERR unknown command 'EVALSHA'"} {
 		inBubble(t, func(t *testing.T, r backend) {
 			rdb := r.Client()
@@ -160,8 +160,8 @@ func TestOutageLeavesFewGoroutines(t *testing.T) {
 	})
 }
 
-// Nothing is taken back that was never sent.
-func TestUnsentAcquireIsNotTakenBack(t *testing.T) {
+// An ACQUIRE that was never sent needs no RELEASE.
+func TestUnsentAcquireNeedsNoCleanup(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
 		for i := range 40 { // so that a Get asks for the lease at once

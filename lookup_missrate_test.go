@@ -260,12 +260,12 @@ func TestCallerThatSkippedItsLookupReceivesNothingOld(t *testing.T) {
 func testCallerThatSkippedItsLookup(t *testing.T, r backend, sets, fails, predicted bool) {
 	t.Helper()
 	o := testkit.NewOrigin(t)
-	o.Ignore = true // it goes on though its lease is lost
+	o.Ignore = true // it continues though its lease is lost
 	l, other := newLoader(t, r), newLoader(t, r)
 	if predicted {
 		predictMisses(t, l)
 	}
-	r.Wire().DropMessages(redistest.All) // and does not hear of that
+	r.Wire().DropMessages(redistest.All) // and no notification says so
 	defer r.Wire().Heal()
 	first := testkit.Get(t, t.Context(), l, "k", o)
 	old := o.Next()

@@ -3,6 +3,7 @@ package fetchonce_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,7 +68,7 @@ func TestErrorThatRedisAnsweredIsNotUnavailable(t *testing.T) {
 }
 
 // A caller of Update knows from the error whether its write was done.
-func TestUpdateTellsWhetherItsWriteWasDone(t *testing.T) {
+func TestErrorOfUpdateSaysWhetherTheWriteWasDone(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout = time.Second })
 		err := l.Update(t.Context(), "k", func(context.Context) error { r.Kill(); return nil })
@@ -83,4 +84,22 @@ func TestUpdateTellsWhetherItsWriteWasDone(t *testing.T) {
 			t.Errorf("Update without Redis = %v, written %v; want an error without ErrNotInvalidated", err, written)
 		}
 	})
+}
+
+func TestErrorQuotesABoundedPrefixOfItsKey(t *testing.T) {
+	key := strings.Repeat("\x00", 1<<20)
+	own := &fetchonce.Error{Op: "read", Key: key, Err: errors.New("i/o timeout")}
+	many := &fetchonce.ManyError{Errors: map[string]error{key: own, key + "a": own, key + "b": own, key + "c": own}}
+	for _, err := range []error{own, many} {
+		text := err.Error()
+		if len(text) > 8000 || !strings.Contains(text, "(1048576 bytes)") || !strings.Contains(text, "i/o timeout") {
+			t.Errorf("%T has a text of %d bytes: %.100q...%q", err, len(text), text, text[max(0, len(text)-100):])
+		}
+	}
+	if own.Key != key {
+		t.Error("Error.Key is cut")
+	}
+	if got, want := (&fetchonce.Error{Op: "read", Key: "a\n", Err: errors.New("x")}).Error(), `fetchonce: read "a\n": x`; got != want {
+		t.Errorf("the text is %s, want %s", got, want)
+	}
 }

@@ -1,6 +1,7 @@
 package fetchonce_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 // A pair is encoded as two msgpack values, one after the other.
@@ -61,7 +64,7 @@ func (refusingCodec) Unmarshal([]byte, any) error { return errors.New("no") }
 
 // Whatever is stored can be read: Set refuses what Peek would not find, and says
 // why; a fetch returns it, and the Trace and the log say why it is not stored.
-func TestWhatIsWrittenCanBeRead(t *testing.T) {
+func TestValuesThatAreEncodedCanBeDecoded(t *testing.T) {
 	const fits = ""
 	t.Run("two values in sequence", func(t *testing.T) { writeAndRead(t, nil, pair{"a", "b"}, fits) })
 	t.Run("two in sequence, inside", func(t *testing.T) { writeAndRead(t, nil, []pair{{"a", "b"}, {"c", "d"}}, "") })
@@ -125,4 +128,104 @@ func writeAndRead[V any](t *testing.T, codec fetchonce.Codec, v V, why string) {
 			t.Errorf("log %q quotes the value", log.String())
 		}
 	})
+}
+
+// copyValue copies the value of a key to another one, as an attacker does who can write
+// to Redis: in an envelope for the other key.
+func copyValue(t *testing.T, r backend, from, to string) []byte {
+	t.Helper()
+	b, err := r.Client().Get(t.Context(), "test:v:{"+from+"}").Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, payload, err := envelope.Open(b, envelope.Digest("test:v:{"+from+"}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Digest = envelope.Digest("test:v:{" + to + "}")
+	if err := r.Client().Set(t.Context(), "test:v:{"+to+"}", envelope.Seal(h, payload), time.Minute).Err(); err != nil {
+		t.Fatal(err)
+	}
+	return payload
+}
+
+// An encrypted value that is copied to another key is a miss there. It is read at its
+// own key, by Get, GetMany and Peek, and not stored in the clear.
+func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		codec, err := newSealedCodec(bytes.Repeat([]byte{7}, 32), "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := newLoader(t, r, func(opt *options) { opt.Codec = codec })
+		testkit.Set(t, l, "alice", "of alice")
+		if payload := copyValue(t, r, "alice", "mallory"); bytes.Contains(payload, []byte("of alice")) {
+			t.Errorf("the payload is %q; want it encrypted", payload)
+		}
+		if got, err := l.Peek(t.Context(), "alice"); got.Value != "of alice" || err != nil {
+			t.Errorf("Peek = %+v, %v; want the value of alice", got, err)
+		}
+		if got, err := l.Peek(t.Context(), "mallory"); got.Value != "" || err == nil {
+			t.Errorf("Peek of a copied value = %+v, %v; want ErrNotFound", got, err)
+		}
+		b := &bulk{}
+		got, err := l.GetMany(t.Context(), []string{"alice", "mallory"}, b.fetch)
+		if _, fetched := b.counts(); err != nil || got["alice"] != "of alice" || fetched["mallory"] != 1 || fetched["alice"] != 0 {
+			t.Errorf("GetMany = %v, %v; fetched %v; want mallory to be fetched alone", got, err, fetched)
+		}
+		again := newLoader(t, r, func(opt *options) { opt.Codec = codec })
+		o := testkit.NewOrigin(t)
+		testkit.Get(t, t.Context(), again, "mallory", o).Want(got["mallory"])
+	})
+}
+
+// A codec that is given no key cannot tell: the copied value is read.
+func TestValueWithoutItsKeyIsRead(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, func(opt *options) { opt.Codec = fetchonce.JSON })
+		testkit.Set(t, l, "alice", "of alice")
+		copyValue(t, r, "alice", "mallory")
+		if got, err := l.Peek(t.Context(), "mallory"); got.Value != "of alice" || err != nil {
+			t.Errorf("Peek of a copied value = %+v, %v; want the value of alice", got, err)
+		}
+	})
+}
+
+func TestCodecsRefuseHostileData(t *testing.T) {
+	for name, data := range map[string]string{
+		"a length of four billion": "\xdd\xff\xff\xff\xff",
+		"a string of two billion":  "\xc6\x7f\xff\xff\xff",
+		"a million arrays":         strings.Repeat("\x91", 1_000_000),
+		"nothing":                  "",
+		"more than one value":      "\x01\x02",
+	} {
+		var v any
+		if err := fetchonce.Msgpack.Unmarshal([]byte(data), &v); err == nil {
+			t.Errorf("Msgpack read %s as %v", name, v)
+		}
+	}
+	var v any
+	if err := fetchonce.JSON.Unmarshal([]byte(strings.Repeat("[", 100_000)), &v); err == nil {
+		t.Error("JSON read a hundred thousand brackets")
+	}
+}
+
+func TestCodecsRoundTrip(t *testing.T) {
+	type value struct {
+		Name  string
+		Parts []int
+		More  map[string]*value
+		At    time.Time
+	}
+	want := value{Name: "a", Parts: []int{1, 2}, More: map[string]*value{"b": {Name: "b"}}, At: time.Unix(1, 5).UTC()}
+	for name, codec := range map[string]fetchonce.Codec{"Msgpack": fetchonce.Msgpack, "JSON": fetchonce.JSON} {
+		data, err := codec.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got value
+		if err := codec.Unmarshal(data, &got); err != nil || got.Name != "a" || got.More["b"].Name != "b" || len(got.Parts) != 2 || !got.At.Equal(want.At) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
 }

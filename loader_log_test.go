@@ -68,7 +68,7 @@ func TestSeveralAddressesThatAreNoCluster(t *testing.T) {
 }
 
 // A miss at a replica waits for the end of a failover once, and no more while the server stays a replica.
-func TestReplicaIsWaitedForOnce(t *testing.T) {
+func TestMissAtAReplicaWaitsForOneFailover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		l := testkit.LoaderOf(t, r.Client(), func(opt *options) { opt.RedisTimeout = time.Second })

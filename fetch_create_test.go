@@ -10,14 +10,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A slowTable is a table whose Create waits until the test lets it go on, or until
-// its context ends.
+// A slowTable is a table whose Create waits for the test, or until its context ends.
 type slowTable struct {
 	*table
 	creating chan *creation // receives each Create when it begins
 }
 
-// A creation is one Create under way.
+// A creation is one Create that has started.
 type creation struct {
 	ctx context.Context
 	end chan error // nil: insert the row
@@ -89,7 +88,7 @@ func TestCreateRunsOnWithoutCallers(t *testing.T) {
 }
 
 // Five callers, one after another, have less time than the Create takes.
-func TestImpatientCallersFetchOnce(t *testing.T) {
+func TestCallersThatLeaveDuringCreateFetchOnce(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, with)
@@ -113,7 +112,7 @@ func TestImpatientCallersFetchOnce(t *testing.T) {
 
 // A Delete or Update takes the lease away during a Create. The caller that came
 // before it gets the fetched value; one that comes later finds the row.
-func TestDeleteDuringCreate(t *testing.T) {
+func TestDeleteDuringCreateDiscardsTheValue(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		for key, deletes := range map[string]func(l loader, key string) error{
 			"delete": func(l loader, key string) error { return l.Delete(t.Context(), key) },
@@ -171,7 +170,7 @@ func TestCreateFailsAfterDelete(t *testing.T) {
 	})
 }
 
-// A value that was fetched under a lost lease is not created: the caller looks again.
+// A value that was fetched under a lost lease is not created: the caller looks it up again.
 func TestNoCreateAfterALostLease(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		o := testkit.NewOrigin(t)
@@ -260,7 +259,7 @@ func TestCreateRunsOnWithoutRedis(t *testing.T) {
 }
 
 // The caller of a GetMany leaves while its rows are created.
-func TestGetManysCreatesRunOn(t *testing.T) {
+func TestCreatesOfGetManyRunOnWithoutCallers(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		b := &bulk{}
 		l, other := newLoader(t, r, with), newLoader(t, r, with)

@@ -11,7 +11,7 @@ import (
 )
 
 // What is counted here is what goes over the wire.
-func TestRoundTrips(t *testing.T) {
+func TestEachOperationCostsItsRoundTrips(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l, wire := testkit.LoaderOf(t, rdb), redistest.WireOf(rdb)

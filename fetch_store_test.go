@@ -75,7 +75,7 @@ func storeForms(t *testing.T, test func(t *testing.T, r backend, s *table, with 
 	}
 }
 
-func TestOneFetchAndOneRow(t *testing.T) {
+func TestCreatorsMakeOneFetchAndOneRow(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		o := testkit.NewOrigin(t)
 		var all []*testkit.Getter
@@ -99,7 +99,7 @@ func TestOneFetchAndOneRow(t *testing.T) {
 }
 
 // A row that is there is not fetched.
-func TestRowIsLookedUp(t *testing.T) {
+func TestRowThatExistsIsNotFetched(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		s.rows["k"] = "row"
 		l := newLoader(t, r, with)
@@ -127,9 +127,8 @@ func TestRowIsLookedUp(t *testing.T) {
 	})
 }
 
-// Two processes have seen that there is no row. The second looks again under
-// its lease.
-func TestRowIsLookedUpAgainUnderTheLease(t *testing.T) {
+// The lookups of two processes return no row. The second looks up again under its lease.
+func TestStoreIsLookedUpAgainUnderTheLease(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		o := testkit.NewOrigin(t)
 		slow := r.Client()
@@ -147,7 +146,7 @@ func TestRowIsLookedUpAgainUnderTheLease(t *testing.T) {
 }
 
 // The lock was broken: two fetch. One row is kept, and both get that.
-func TestTwoCreatorsGetTheSame(t *testing.T) {
+func TestTwoCreatorsReceiveTheSameRow(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		o := testkit.NewOrigin(t)
 		o.Ignore = true
@@ -166,7 +165,7 @@ func TestTwoCreatorsGetTheSame(t *testing.T) {
 	})
 }
 
-func TestStoresErrorComesBackAsItIs(t *testing.T) {
+func TestErrorOfTheStoreComesBackUnchanged(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		s.err = errors.New("the database is down")
 		o := testkit.NewOrigin(t)
@@ -178,9 +177,9 @@ func TestStoresErrorComesBackAsItIs(t *testing.T) {
 	})
 }
 
-// With a table and no Redis, each process goes on by itself, and the unique key
-// does the rest.
-func TestRedisDownWithAStore(t *testing.T) {
+// With a table and no Redis, each process fetches by itself, and the unique key keeps one
+// row.
+func TestWithoutRedisTheStoreKeepsOneRow(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		o := testkit.NewOrigin(t)
 		a, b := newLoader(t, r, with), newLoader(t, r, with)
@@ -204,9 +203,9 @@ func TestSetNeedsTTL(t *testing.T) {
 	})
 }
 
-// A value may be left from when values were kept in Redis too. Then a large one
-// was looked for and not found, over and over.
-func TestValueInRedisIsPassedOverWithoutTTL(t *testing.T) {
+// Redis may have a value from when the options had a TTL. With a large one, every lookup
+// read it and returned missing.
+func TestStoreWithoutTTLIgnoresAValueInRedis(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		for _, left := range []string{"small", strings.Repeat("large", 10_000)} {
 			if err := newLoader(t, r).Set(t.Context(), "k", left); err != nil {

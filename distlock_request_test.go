@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/fetchonce/fetchonce"
@@ -84,7 +87,7 @@ func TestCloseWaitsForARelease(t *testing.T) {
 
 // The caller leaves while its request is on its way. The request then has its answer,
 // and what it was granted is given back: the release does not overtake it.
-func TestRequestOfACallerThatLeft(t *testing.T) {
+func TestReleaseDoesNotOvertakeItsRequest(t *testing.T) {
 	for name, acquire := range map[string]func(*fetchonce.Locker, context.Context, string) (context.Context, *fetchonce.Lease, error){
 		"Acquire": (*fetchonce.Locker).Acquire, "TryAcquire": (*fetchonce.Locker).TryAcquire,
 	} {
@@ -195,7 +198,7 @@ func TestOutageOfLocksIsBounded(t *testing.T) {
 	})
 }
 
-// What Redis refuses for good leaves nothing behind.
+// A lock that Redis refuses for good leaves nothing in Redis.
 func TestRefusedLockLeavesNothing(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk := testkit.NewLocker(t, r, longLease)
@@ -238,7 +241,7 @@ func TestEndedContextNeverHasTheLock(t *testing.T) {
 }
 
 // An answer that comes after the lease has ended is no lease, and no lease was lost.
-func TestTooLateForATry(t *testing.T) {
+func TestAnswerAfterTheLeaseEndedIsNoLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		if !r.Fake() {
 			return // the answer comes too late by the bubble's clock
@@ -256,4 +259,192 @@ func TestTooLateForATry(t *testing.T) {
 			t.Errorf("TryAcquire = %v, want an *Error and not ErrLockLost", err)
 		}
 	})
+}
+
+// losses are ways in which Redis loses a lease while its holder believes in it.
+// Each is given the lock's string from before the lease.
+var losses = map[string]func(t *testing.T, r backend, before string){
+	"a failover to a replica that lacks the lease": func(t *testing.T, r backend, before string) {
+		testkit.Admin(r).Set(t.Context(), "test:l:{it}", before, 0)
+	},
+	"DEL": func(t *testing.T, r backend, _ string) {
+		testkit.Admin(r).Del(t.Context(), "test:l:{it}")
+	},
+	"the server's clock steps forward": func(t *testing.T, r backend, _ string) { // no server lets its clock be set
+		state := testkit.Admin(r).Get(t.Context(), "test:l:{it}").Val()
+		testkit.Admin(r).Set(t.Context(), "test:l:{it}", regexp.MustCompile(`\d+/\d+$`).ReplaceAllString(state, "1"), 0)
+	},
+}
+
+// Release returns ErrLockLost when another process got the lock meanwhile, also
+// when it asks for another lease in the same request.
+func TestReleaseOfALostLockSaysSo(t *testing.T) {
+	for name, lose := range losses {
+		for _, again := range []bool{false, true} {
+			what := name
+			if again {
+				what += ", and another waits here"
+			}
+			t.Run(what, func(t *testing.T) {
+				redistest.Each(t, func(t *testing.T, r backend) {
+					lk, other := testkit.NewLocker(t, r), testkit.NewLocker(t, r)
+					testkit.Taken(t, r, lk).Release(nil)
+					before := testkit.Admin(r).Get(t.Context(), "test:l:{it}").Val()
+					if before == "" {
+						before = "lock 1"
+					}
+					holder := testkit.Taken(t, r, lk)
+					lose(t, r, before)
+					thief := testkit.Taken(t, r, other)
+					var next *testkit.Taker
+					if again {
+						next = testkit.Take(t.Context(), t, r, lk)
+						r.Until("it waits", func() bool { return lk.Waiting("it") == 1 })
+					}
+					holder.Release(fetchonce.ErrLockLost)
+					thief.Release(nil)
+					if again {
+						next.Has()
+						next.Release(nil)
+					}
+				})
+			})
+		}
+	}
+}
+
+func wantEndedError(t *testing.T, what string, err error) {
+	t.Helper()
+	if !errors.Is(err, fetchonce.ErrLocked) || !errors.Is(err, errMine) {
+		t.Errorf("%s = %v, want ErrLocked and the cause of the end of the context", what, err)
+	} else if text := err.Error(); strings.Contains(text, "\n") || !strings.Contains(text, `"it"`) {
+		t.Errorf("%s = %q, want one line that names the lock", what, text)
+	}
+}
+
+func TestEndedContextIsAnErrorThatSaysBoth(t *testing.T) {
+	calls := map[string]func(ctx context.Context, lk *fetchonce.Locker) error{
+		"Do":    func(ctx context.Context, lk *fetchonce.Locker) error { return lk.Do(ctx, "it", testkit.Nothing) },
+		"TryDo": func(ctx context.Context, lk *fetchonce.Locker) error { return lk.TryDo(ctx, "it", testkit.Nothing) },
+		"Acquire": func(ctx context.Context, lk *fetchonce.Locker) error {
+			_, _, err := lk.Acquire(ctx, "it")
+			return err
+		},
+		"TryAcquire": func(ctx context.Context, lk *fetchonce.Locker) error {
+			_, _, err := lk.TryAcquire(ctx, "it")
+			return err
+		},
+	}
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) {
+			redistest.Each(t, func(t *testing.T, r backend) {
+				lk := testkit.NewLocker(t, r)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				cancel(errMine)
+				wantEndedError(t, name+" with a context that has ended", call(ctx, lk))
+			})
+			redistest.Each(t, func(t *testing.T, r backend) {
+				rdb := r.Client()
+				g := testkit.NewGate(rdb)
+				lk := testkit.LockerOf(t, rdb)
+				g.Shut()
+				ctx, cancel := context.WithCancelCause(t.Context())
+				var err error
+				done := returns(t, name, func() { err = call(ctx, lk) })
+				<-g.Stopped
+				cancel(errMine)
+				<-done
+				g.Open()
+				wantEndedError(t, name+" with a context that ends", err)
+			})
+		})
+	}
+}
+
+func TestACallWaitsForMaxWait(t *testing.T) {
+	for name, sameProcess := range map[string]bool{"same process": true, "other process": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := redistest.Bubble(t).Backend()
+				const wait = 2 * time.Second
+				here := testkit.NewLocker(t, r, func(opt *lockOptions) { opt.MaxWait = wait })
+				there := here
+				if !sameProcess {
+					there = testkit.NewLocker(t, r)
+				}
+				_, held, err := there.Acquire(t.Context(), "it")
+				if err != nil {
+					t.Fatal(err)
+				}
+				began := time.Now()
+				err = here.Do(t.Context(), "it", func(context.Context) error { return errors.New("called") })
+				if took := time.Since(began); err != fetchonce.ErrLocked || took != wait {
+					t.Errorf("Do returned %v after %v, want ErrLocked after %v", err, took, wait)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), wait/2)
+				defer cancel()
+				if _, _, err = here.Acquire(ctx, "it"); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, fetchonce.ErrLocked) {
+					t.Errorf("a caller whose context ended first got %v", err)
+				}
+				if err = held.Release(); err != nil {
+					t.Error(err)
+				}
+				// MaxWait does not limit the hold.
+				err = here.Do(t.Context(), "it", func(ctx context.Context) error {
+					time.Sleep(time.Minute)
+					return ctx.Err()
+				})
+				if err != nil {
+					t.Errorf("Do of a free lock returned %v", err)
+				}
+			})
+		})
+	}
+}
+
+// Two lockers, and locks of each inside those of the other, while Redis hangs until
+// the outer leases end: all calls return.
+func TestNestedLocksSurviveAHangingRedis(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		short := func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = 60*time.Millisecond, 20*time.Millisecond }
+		lockers := []*fetchonce.Locker{testkit.NewLocker(t, r, short), testkit.NewLocker(t, r, short)}
+		for range 10 {
+			nest(t, r, lockers)
+		}
+	})
+}
+
+func nest(t *testing.T, r backend, lockers []*fetchonce.Locker) {
+	t.Helper()
+	var outer []context.Context
+	for i, lk := range lockers {
+		ctx, ls, err := lk.Acquire(t.Context(), fmt.Sprint("outer", i))
+		if err != nil { // the machine is busy, and Redis has not answered in time
+			return
+		}
+		defer func() { _ = ls.Release() }()
+		outer = append(outer, ctx)
+	}
+	r.Pause()
+	var nested sync.WaitGroup
+	for i := range 40 {
+		ctx, lk := outer[i%2], lockers[(i/2)%2]
+		nested.Go(func() {
+			for end := time.Now().Add(70 * time.Millisecond); time.Now().Before(end); {
+				if _, ls, err := lk.Acquire(ctx, fmt.Sprint("inner", i)); err == nil {
+					_ = ls.Release()
+				} else if r.Fake() {
+					time.Sleep(time.Millisecond) // a context that has ended costs no time
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { nested.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("calls hang")
+	}
+	r.Resume()
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// Whoever changes a value, and however: the copy goes.
-func TestNearCopyGoesWhenItsValueChanges(t *testing.T) {
+// Any change of a value, by any client, removes its near entry.
+func TestChangeRemovesTheNearEntry(t *testing.T) {
 	name := func(key string) string { return "test:v:{" + key + "}" }
 	for what, change := range map[string]func(t *testing.T, r backend, other loader, rdb redis.UniversalClient) error{
 		"Delete elsewhere": func(t *testing.T, _ backend, other loader, _ redis.UniversalClient) error {
@@ -68,7 +68,7 @@ func TestNearCopyGoesWhenItsValueChanges(t *testing.T) {
 
 // Keys whose names in Redis are not the keys themselves, because of their bytes or
 // of their length.
-func TestNearCopyOfAKeyThatIsWrittenOtherwise(t *testing.T) {
+func TestWriteOfAnotherClientRemovesTheNearEntry(t *testing.T) {
 	r := redistest.Server(t)
 	l, other := nearPair(t, r.Backend())
 	for _, key := range []string{"", "{k}", "100 % of {all}", "\x00\xff", strings.Repeat("{k}", 22), strings.Repeat("k", 66), strings.Repeat("k", 300)} {
@@ -86,8 +86,7 @@ func TestNearCopyOfAKeyThatIsWrittenOtherwise(t *testing.T) {
 	}
 }
 
-// nearPair is a process with near copies, and another one that changes what it
-// has copies of.
+// nearPair returns a loader with a near cache, and another one without.
 func nearPair(t *testing.T, r backend, change ...func(*options)) (l, other loader) {
 	t.Helper()
 	return newLoader(t, r, append([]func(*options){testkit.WithNear}, change...)...), newLoader(t, r, change...)
@@ -101,7 +100,7 @@ func wantSource(t *testing.T, l loader, value string, want fetchonce.Source) {
 }
 
 // What was changed here is seen here, at once.
-func TestOwnChangeIsSeenAtOnce(t *testing.T) {
+func TestOwnChangeRemovesTheNearEntryAtOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l, plain := testkit.LoaderOf(t, rdb, testkit.WithNear), testkit.LoaderOf(t, rdb) // one process
@@ -133,9 +132,8 @@ func TestOwnChangeIsSeenAtOnce(t *testing.T) {
 	})
 }
 
-// Without CLIENT TRACKING, Loaders tell of what they change, and the log is told
-// once.
-func TestNearWithoutTracking(t *testing.T) {
+// Without CLIENT TRACKING, Loaders publish their changes, and log that once.
+func TestLoadersPublishTheirChangesWithoutTracking(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		log := &testkit.Log{}
 		l, other := nearPair(t, r, func(opt *options) { opt.Logger = log.Logger() })
@@ -163,8 +161,8 @@ func TestNearWithoutTracking(t *testing.T) {
 	})
 }
 
-// What nobody tells of ends with the copy's TTL.
-func TestNearTTL(t *testing.T) {
+// A change that is not announced is seen after Near.TTL.
+func TestNearTTLEndsTheEntry(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, testkit.WithNear, func(opt *options) { opt.Near.TTL = 10 * time.Second })
 		other := newLoader(t, r)
@@ -183,8 +181,8 @@ func TestNearTTL(t *testing.T) {
 	})
 }
 
-// A copy is not used for longer than its value is fresh.
-func TestNearCopyIsFresh(t *testing.T) {
+// A near entry is not used for longer than its value is fresh.
+func TestNearEntryIsFresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		for _, stale := range []time.Duration{0, time.Hour} {
 			l, other := nearPair(t, r, aging(func(opt *options) { opt.StaleIfError = stale }))
@@ -200,7 +198,7 @@ func TestNearCopyIsFresh(t *testing.T) {
 	})
 }
 
-func TestAbsenceIsKeptNear(t *testing.T) {
+func TestNearCacheKeepsAnAbsence(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		none := func(context.Context, string) (string, error) { return "", fetchonce.ErrNotFound }
 		rdb := r.Client()
@@ -218,8 +216,8 @@ func TestAbsenceIsKeptNear(t *testing.T) {
 	})
 }
 
-// A copy is shared, so whoever wants one of his own is given a clone.
-func TestNearCopyIsCloned(t *testing.T) {
+// A near entry is shared. With Options.Clone each caller receives a clone.
+func TestNearEntryIsCloned(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		l, err := fetchonce.New(r.Client(), fetchonce.Options[[]int]{
 			Prefix: "test", Near: fetchonce.Near{Entries: 10}, Clone: slices.Clone[[]int],
@@ -246,8 +244,8 @@ func TestNearCopyIsCloned(t *testing.T) {
 	})
 }
 
-// A popular value is refreshed early also where everyone has a copy of it.
-func TestEarlyRefreshOfANearCopy(t *testing.T) {
+// A popular value is refreshed early also where every process has a near entry.
+func TestEarlyRefreshOfANearEntry(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, testkit.WithNear, aging(func(opt *options) { opt.EarlyRefresh = 1 }))
@@ -277,7 +275,7 @@ func TestEarlyRefreshOfANearCopy(t *testing.T) {
 }
 
 // Keys are copied under the same names as they have in Redis, whatever they are.
-func TestNearKeys(t *testing.T) {
+func TestNearEntryOfAnyKey(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		l, other := nearPair(t, r)
 		for _, key := range []string{"", "%", "{a}b", "a\x00b", "é", strings.Repeat("x", 300), "%#abc", "}"} {
@@ -292,7 +290,7 @@ func TestNearKeys(t *testing.T) {
 	})
 }
 
-func TestNothingNearIsUsedAfterItsConnectionIsLost(t *testing.T) {
+func TestLostTrackingConnectionMakesTheNearCacheUntrusted(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		l, other := nearPair(t, r)
 		rdb := r.Client()
@@ -325,9 +323,9 @@ func TestNothingNearIsUsedAfterItsConnectionIsLost(t *testing.T) {
 	})
 }
 
-// A user who may not have CLIENT TRACKING is no error: Loaders tell of what they
-// change, and the log is told once, however often the connection is made anew.
-func TestNearOfAUserWithoutTracking(t *testing.T) {
+// A user without the right to CLIENT TRACKING is no error: Loaders publish their changes,
+// and log that once, however often they reconnect.
+func TestUserWithoutTrackingIsLoggedOnce(t *testing.T) {
 	r := redistest.Server(t)
 	admin := r.Client()
 	if err := admin.Do(t.Context(), "acl", "setuser", "limited", "on", ">secret", "~*", "&*", "+@all", "-client|tracking").Err(); err != nil {
@@ -354,8 +352,8 @@ func TestNearOfAUserWithoutTracking(t *testing.T) {
 	}
 }
 
-// A user who may not even subscribe has no copies, and everything else.
-func TestNearOfAUserWhoHearsNothing(t *testing.T) {
+// A user without the right to subscribe has no near entries, and everything else.
+func TestUserThatCannotSubscribeHasNoNearEntries(t *testing.T) {
 	r := redistest.Server(t)
 	if err := r.Client().Do(t.Context(), "acl", "setuser", "deaf", "on", ">secret", "~*", "&*", "+@all", "-client|tracking", "-subscribe").Err(); err != nil {
 		programs.Lacks(t, "ACL rules that take a subcommand away: "+err.Error())
@@ -373,9 +371,9 @@ func TestNearOfAUserWhoHearsNothing(t *testing.T) {
 	wantSource(t, l, "new", fetchonce.SourceRedis)
 }
 
-// A client that speaks RESP2, in which the server would tell nothing, has its
-// copies all the same: what listens speaks RESP3.
-func TestNearOfARESP2Client(t *testing.T) {
+// A client that speaks RESP2, in which the server sends no invalidations, has near entries
+// too: the tracking connection speaks RESP3.
+func TestNearCacheOfARESP2Client(t *testing.T) {
 	t.Run("server", func(t *testing.T) {
 		r := redistest.Server(t)
 		nearByTracking(t, r.Backend(), r.Client(func(opt *redis.Options) { opt.Protocol = 2 }))
@@ -386,8 +384,7 @@ func TestNearOfARESP2Client(t *testing.T) {
 	})
 }
 
-// nearByTracking checks that the server tells the client's process of a change that
-// nobody else tells of.
+// nearByTracking checks that the server announces a change that no Loader publishes.
 func nearByTracking(t *testing.T, r backend, rdb redis.UniversalClient) {
 	t.Helper()
 	log := &testkit.Log{}

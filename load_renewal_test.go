@@ -35,7 +35,7 @@ func (b *blackHole) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 }
 
 // One renewal that is never answered costs no lease, however long RedisTimeout is.
-func TestOneRenewalIsLost(t *testing.T) {
+func TestOneLostRenewalCostsNoLease(t *testing.T) {
 	const lease = 3 * time.Second
 	for name, timeout := range map[string]time.Duration{"a third": lease / 3, "as long": lease, "longer": 10 * lease} {
 		t.Run(name, func(t *testing.T) {

@@ -3,7 +3,9 @@ package fetchonce_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -50,9 +52,9 @@ func wantResult(t *testing.T, got fetchonce.Result[string], value string, stale 
 	}
 }
 
-// Two processes find an old value. Both get it at once; one fetches, and both
-// have the new one afterwards.
-func TestStaleWhileRevalidate(t *testing.T) {
+// The lookups of two processes return a stale value. Both return it at once; one fetches,
+// and both have the new value afterwards.
+func TestStaleValueIsServedDuringItsRefresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		opt := aging(func(opt *options) { opt.StaleWhileRevalidate = time.Minute })
@@ -78,7 +80,7 @@ func TestStaleWhileRevalidate(t *testing.T) {
 	})
 }
 
-func TestRefreshOutlivesTheCallerWhoTriggeredIt(t *testing.T) {
+func TestRefreshOutlivesTheCallerThatStartedIt(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, aging(func(opt *options) { opt.StaleWhileRevalidate = time.Minute }))
@@ -100,7 +102,7 @@ func TestRefreshOutlivesTheCallerWhoTriggeredIt(t *testing.T) {
 
 // An entry ends while it is refreshed. The next Get waits for that refresh, in
 // its process and in another.
-func TestEntryEndsDuringItsRefresh(t *testing.T) {
+func TestGetWaitsForTheRefreshOfAValueThatEnded(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		opt := aging(func(opt *options) { opt.StaleWhileRevalidate, opt.FetchTimeout = 10*time.Second, time.Hour })
@@ -143,9 +145,9 @@ func TestHungRefreshHoldsAKeyForTheFetchTimeout(t *testing.T) {
 	})
 }
 
-// The origin is down for an hour. Everyone gets the old value, and the origin is
-// asked now and then.
-func TestStaleIfError(t *testing.T) {
+// The origin is down for an hour. Every caller receives the stale value. The backoff bounds
+// the fetches.
+func TestStaleValueIsServedWhenTheFetchFails(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		opt := aging(func(opt *options) { opt.StaleIfError = 2 * time.Hour })
 		processes := []loader{newLoader(t, r, opt), newLoader(t, r, opt), newLoader(t, r, opt)}
@@ -192,7 +194,7 @@ func TestStaleIfError(t *testing.T) {
 }
 
 // That there is nothing any more is an answer, and no failure.
-func TestNotFoundReplacesAnOldValue(t *testing.T) {
+func TestNotFoundReplacesAStaleValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
@@ -207,7 +209,7 @@ func TestNotFoundReplacesAnOldValue(t *testing.T) {
 }
 
 // A process that keeps no old values is not paused by one that does.
-func TestPauseIsForThoseWithAnOldValue(t *testing.T) {
+func TestBackoffIsForCallersWithAStaleValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		old := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
@@ -223,7 +225,7 @@ func TestPauseIsForThoseWithAnOldValue(t *testing.T) {
 	})
 }
 
-func TestSoftTimeout(t *testing.T) {
+func TestSoftTimeoutServesTheStaleValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError, opt.SoftTimeout = time.Hour, 100*time.Millisecond }))
@@ -277,8 +279,8 @@ func TestEarlyRefresh(t *testing.T) {
 	})
 }
 
-// A popular key is refreshed early by one of its callers, so that nobody finds it
-// ended. With n Gets in the time d that a fetch takes, and a beta of 1, a Get that
+// A popular key is refreshed early by one of its callers, before it ends for the others.
+// With n Gets in the time d that a fetch takes, and a beta of 1, a Get that
 // comes x before the end refreshes with the probability exp(-x/d). So the first
 // one does at x = d*(ln(n) + 0.58) on average: what is 0.58 is Euler's constant.
 func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
@@ -294,7 +296,7 @@ func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
 		var lead time.Duration
 		for range rounds {
 			stored := time.Now()
-			time.Sleep(45 * time.Second) // so early nobody refreshes
+			time.Sleep(45 * time.Second) // so early no caller refreshes
 			for len(o.Began) == 0 {
 				wantResult(t, result(t, l, o), "v", false) // at once, and not ended
 				time.Sleep(every)
@@ -320,7 +322,7 @@ func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
 
 // Where a process does not want old values, it does not take those that another
 // keeps.
-func TestOldValueIsAMissWithoutTheOption(t *testing.T) {
+func TestStaleValueIsAMissWithoutTheOption(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		old := newLoader(t, r, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
@@ -335,8 +337,8 @@ func TestOldValueIsAMissWithoutTheOption(t *testing.T) {
 	})
 }
 
-// A Delete leaves no old value.
-func TestDeleteLeavesNoOldValue(t *testing.T) {
+// A Delete leaves no stale value.
+func TestDeleteLeavesNoStaleValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		opt := aging(func(opt *options) { opt.StaleIfError, opt.StaleWhileRevalidate = time.Hour, time.Hour })
@@ -350,5 +352,88 @@ func TestDeleteLeavesNoOldValue(t *testing.T) {
 		o.Next().Fails(boom)
 		g.WantErr(boom)
 		testkit.WantNoKeyForEver(t, r)
+	})
+}
+
+// A caller may change its value if Clone is set. The fetch that replaces the value still has
+// it as its Old.
+func TestCallerAndFetchDoNotShareTheStaleValue(t *testing.T) {
+	type options = fetchonce.Options[[]int]
+	for name, change := range map[string]func(*options){
+		"stale":    func(o *options) { o.StaleWhileRevalidate = time.Hour },
+		"fallback": func(o *options) { o.StaleIfError, o.SoftTimeout = time.Hour, time.Second },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r backend) {
+				opt := options{Prefix: "test", TTL: time.Minute, Jitter: fetchonce.Off, Clone: slices.Clone[[]int], Logger: slog.New(slog.DiscardHandler)}
+				change(&opt)
+				l, err := fetchonce.New(r.Client(), opt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				if err := l.Set(t.Context(), "k", []int{1}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(2 * time.Minute)
+
+				changed, old := make(chan struct{}), make(chan int, 1)
+				got, err := l.Load(t.Context(), "k", func(_ context.Context, f *fetchonce.Fetch[[]int]) ([]int, error) {
+					<-changed
+					old <- f.Old.Value[0]
+					return []int{3}, nil
+				})
+				if err != nil || !got.Stale {
+					t.Fatalf("Load = %+v, %v; want the stale value", got, err)
+				}
+				got.Value[0] = 2
+				close(changed)
+				if v := <-old; v != 1 {
+					t.Errorf("the fetch has the value %d of its caller as Old, want 1", v)
+				}
+			})
+		})
+	}
+}
+
+// A hangingStore ignores the contexts of its Lookups, which take as long as it says.
+type hangingStore struct{ takes time.Duration }
+
+func (s hangingStore) Lookup(context.Context, string) (string, error) {
+	time.Sleep(s.takes)
+	return "", fetchonce.ErrNotFound
+}
+
+func (s hangingStore) Create(_ context.Context, _, v string) (string, error) { return v, nil }
+
+// A Lookup ignores its context, and returns after the load has lost its lease and continues
+// without the stale value. The fetch after the Lookup still has the stale value of its start.
+func TestLateFetchKeepsItsStaleValue(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		l := newLoader(t, r, aging(func(opt *options) {
+			opt.StaleWhileRevalidate, opt.FetchTimeout = time.Hour, time.Second
+			opt.Store = hangingStore{3 * time.Second}
+		}))
+		other := newLoader(t, r)
+		testkit.Set(t, l, "k", "old")
+		time.Sleep(2 * time.Minute)
+		olds := make(chan *fetchonce.Result[string], 10)
+		got, err := l.Load(t.Context(), "k", func(_ context.Context, f *fetchonce.Fetch[string]) (string, error) {
+			olds <- f.Old
+			return "", errors.New("too late")
+		})
+		if got.Value != "old" || err != nil {
+			t.Fatalf("Load = %+v, %v; want the stale value", got, err)
+		}
+		time.Sleep(time.Millisecond)
+		if err := other.Delete(t.Context(), "k"); err != nil { // it ends the lease
+			t.Fatal(err)
+		}
+		if old := <-olds; old == nil || old.Value != "old" {
+			t.Errorf("the first fetch has Old = %v", old)
+		}
+		if old := <-olds; old != nil {
+			t.Errorf("the second fetch, after the Delete, has Old = %v", old)
+		}
 	})
 }

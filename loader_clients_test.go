@@ -34,7 +34,7 @@ type (
 )
 
 // New and NewLocker refuse the same clients, in the same words, and start nothing.
-func TestClientsThatAreRefused(t *testing.T) {
+func TestNewRefusesClientsItCannotUse(t *testing.T) {
 	for name, refused := range map[string]struct {
 		rdb  func() redis.UniversalClient
 		want string
@@ -96,7 +96,7 @@ func newCaching() *redis.Client {
 }
 
 // Whatever wraps a client that is accepted is accepted.
-func TestClientsThatAreWrapped(t *testing.T) {
+func TestNewAcceptsWrappedClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		for name, rdb := range map[string]redis.UniversalClient{
