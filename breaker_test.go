@@ -3,10 +3,14 @@ package fetchonce_test
 import (
 	"context"
 	"errors"
+	"net"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
@@ -207,4 +211,23 @@ func TestHeldLockIsRenewedUnderAnOpenBreaker(t *testing.T) {
 		}
 		_ = held.Release()
 	})
+}
+
+// A client with go-redis' defaults dials five times, which takes longer than RedisTimeout. The
+// error has the cause all the same: the first, and those that the breaker gives.
+func TestErrorOfAnOutageHasItsCause(t *testing.T) {
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = closed.Close()
+	rdb := redis.NewClient(&redis.Options{Addr: closed.Addr().String()})
+	defer rdb.Close()
+	l := testkit.LoaderOf(t, rdb, func(opt *options) { opt.RedisTimeout, opt.OnRedisDown = 200*time.Millisecond, fetchonce.FailClosed })
+	lk := testkit.LockerOf(t, rdb)
+	for name, call := range redisCalls(l, lk) {
+		if err := call(t.Context()); !errors.Is(err, fetchonce.ErrUnavailable) || !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s = %v, want ErrUnavailable and connection refused", name, err)
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
 
@@ -225,11 +226,14 @@ func keyless(err error) error {
 // The messages of the log.
 const (
 	logUnavailable = "fetchonce: redis unavailable; loading without a lease"
+	logBack        = "fetchonce: redis available again"
 	logRefused     = "fetchonce: redis refused a command; loading without a lease"
 	logNoPublish   = "fetchonce: redis refused PUBLISH; waiters are not notified"
 	logUnusable    = "fetchonce: unusable value in redis; replacing it"
 	logUntracked   = "fetchonce: redis refused CLIENT TRACKING; near cache misses changes by other programs until its TTL"
 	logNoNear      = "fetchonce: tracking connection failed; near cache not used"
+	logNearBack    = "fetchonce: tracking connection up; near cache used again"
+	logTakenOver   = "fetchonce: lease of another process ended without a notification; taken over"
 	logNotStored   = "fetchonce: fetched value not stored"
 	logRefresh     = "fetchonce: refresh failed; serving the stale value"
 	logNotReleased = "fetchonce: lock not released; it ends with its lease"
@@ -250,3 +254,12 @@ func (e *endedError) Error() string {
 
 // Unwrap returns ErrLocked and the cause.
 func (e *endedError) Unwrap() []error { return []error{ErrLocked, e.cause} }
+
+// instance returns the name of this process in the log: "host:pid".
+var instance = sync.OnceValue(func() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s:%d", host, os.Getpid())
+})

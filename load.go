@@ -369,11 +369,14 @@ func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 }
 
 // suspectMailbox has the mailbox check its connection, if the recheck timer found what a
-// notification should have brought.
+// notification should have brought. It logs a lease that ended without one.
 func (r *load[V]) suspectMailbox() {
 	a := &r.acquire
 	if r.wait.timedOut != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.wait.timedOut) {
 		r.Mailbox.Suspect(r.channel)
+	}
+	if r.wait.timedOut != 0 && a.State == protocol.Leased {
+		r.log.Info(logTakenOver)
 	}
 	r.wait.timedOut = 0
 }

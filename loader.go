@@ -61,6 +61,7 @@ type shared struct {
 	names       *protocol.Namespace
 	channel     string // of the notifications for this process
 	unsubscribe func()
+	unwatch     func() // ends the calls when Redis is back
 }
 
 // A Result is a value, and how it was found.
@@ -163,7 +164,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	}
 	l := newLoader(client.Open(rdb, cluster), opt, form.Unsure)
 	if len(form.Lost) > 0 {
-		l.log.Note(logLost, "prefix", opt.Prefix, "type", reflect.TypeFor[V]().String(), "codec", nameOfCodec(opt.Codec), "lost", shape.List(form.Lost))
+		l.log.Note(logLost, "codec", nameOfCodec(opt.Codec), "lost", shape.List(form.Lost))
 	}
 	return l, nil
 }
@@ -172,11 +173,12 @@ func newLoader[V any](c *client.Client, opt Options[V], unsure bool) *Loader[V] 
 	l := &Loader[V]{
 		values: values[V]{opt: opt, codec: codecID(opt.Codec), unsure: unsure, memory: memoryOf[V](opt.Codec, opt.MaxBytes)},
 		shared: shared{Client: c, names: protocol.NewNamespace(opt.Prefix, opt.Schema)},
-		log:    ratelog.New(opt.Logger),
+		log:    ratelog.New(opt.Logger, "prefix", opt.Prefix, "type", reflect.TypeFor[V]().String(), "instance", instance()),
 	}
 	l.trace = newTracer(opt.Trace, l.log)
 	l.channel = l.names.Channel(l.Mailbox.Process())
 	l.unsubscribe = l.Mailbox.Use(l.channel)
+	l.unwatch = l.Router.OnBack(func() { l.log.Over(logBack, logUnavailable) })
 	l.link = l.Router.Link(opt.RedisBreaker, opt.RedisTimeout)
 	l.redis = protocol.NewClient(l.link, l.names, l.Mailbox.Process(), opt.RedisTimeout, l.Cluster)
 	l.redis.Renewals = l.Router.Link(0, 0)
@@ -205,6 +207,7 @@ func (l *Loader[V]) Close() error {
 	l.flights.Close(ErrClosed)
 	l.cleanup.Close(time.Until(ends))
 	l.unsubscribe()
+	l.unwatch()
 	if l.near != nil {
 		l.near.Close()
 	}

@@ -265,9 +265,12 @@ func (l *Loader[V]) openNear() {
 		return
 	}
 	l.near = near.New[nearEntry[V]](l.Hub, l.names.Values(), l.names.Changes(), l.opt.Near.Entries, func(refused bool, why error) {
-		if refused {
+		switch {
+		case refused:
 			l.log.Once(logUntracked, why)
-		} else {
+		case why == nil:
+			l.log.Over(logNearBack, logNoNear)
+		default:
 			l.log.Warn(logNoNear, why)
 		}
 	}, l.trace.nearDropped())

@@ -649,7 +649,7 @@ func TestFewCommandsLingerWhileManyAreInFlight(t *testing.T) {
 		p.on.Store(true)
 		rdb := redistest.Bubble(t).Client()
 		rdb.AddHook(p)
-		b := batch.New(rdb)
+		b := batch.New(rdb, func() {})
 		underway := func(want int32, when string) {
 			t.Helper()
 			synctest.Wait()
@@ -853,7 +853,7 @@ func TestEachCallerGetsItsOwnReply(t *testing.T) {
 }
 
 func BenchmarkLoneCommand(b *testing.B) {
-	batcher := batch.New(failing{nil})
+	batcher := batch.New(failing{nil}, func() {})
 	cmd := get("k")
 	b.ReportAllocs()
 	for b.Loop() {

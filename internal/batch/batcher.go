@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/fetchonce/fetchonce/internal/breaker"
 )
@@ -30,6 +31,8 @@ type Batcher struct {
 	once          bool // conn does not retry
 	linger        time.Duration
 	breaker       *breaker.Breaker
+	dial          func(ctx context.Context) error // see dialerOf
+	dials         singleflight.Group
 
 	// Requests for use again. It is not one pool for the whole program: a request has a
 	// channel, which belongs to the synctest bubble that it was made in.
@@ -49,13 +52,13 @@ type Batcher struct {
 	alarm     alarm
 }
 
-// New returns a Batcher over a client.
-func New(conn Conn) *Batcher {
+// New returns a Batcher over a client. It calls back when its breaker has closed.
+func New(conn Conn, back func()) *Batcher {
 	b := &Batcher{
 		conn: conn, deadlineAware: isDeadlineAware(conn), once: sendsOnce(conn),
 		linger: linger, replied: never, inTime: never, idle: make(chan struct{}),
 	}
-	b.breaker = breaker.New(b.serves)
+	b.breaker, b.dial = breaker.New(b.serves, back), dialerOf(conn)
 	b.alarm.timer = time.AfterFunc(time.Hour, b.ring)
 	b.alarm.timer.Stop()
 	return b

@@ -50,7 +50,7 @@ func TestQueueTimeIsNoTimeoutWhileRedisReplies(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
 		rdb.AddHook(slow(100 * time.Millisecond))
 		last := time.Duration(0)
-		for i, ended := range flood(t, batch.New(rdb), 10_000) {
+		for i, ended := range flood(t, batch.New(rdb, func() {}), 10_000) {
 			got := <-ended
 			if got.err != nil {
 				t.Fatalf("the command of caller %d: %v after %v", i, got.err, got.took)
@@ -69,7 +69,7 @@ func TestQueueEndsWhenRedisHangs(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
 		rdb.AddHook(slow(100 * time.Millisecond))
-		b := batch.New(rdb)
+		b := batch.New(rdb, func() {})
 		all := flood(t, b, 10_000)
 		time.Sleep(350 * time.Millisecond) // the last answers came after 300 ms
 		r.Pause()

@@ -4,7 +4,7 @@ import "github.com/fetchonce/fetchonce/internal/contexttest"
 
 // NewEager returns a Batcher that does not linger.
 func NewEager(conn Conn) *Batcher {
-	b := New(conn)
+	b := New(conn, func() {})
 	b.linger = 0
 	return b
 }

@@ -67,7 +67,7 @@ func inFront(t *testing.T, test func(t *testing.T, r redistest.Redis, rdb *redis
 		r := redistest.Bubble(t)
 		rdb, s := r.Client(), &senders{}
 		rdb.AddHook(s)
-		b := batch.New(rdb)
+		b := batch.New(rdb, func() {})
 		answered(t, b)
 		s.taken()
 		test(t, r, rdb, s, b)
@@ -127,7 +127,7 @@ func TestNoInlineSendWithoutADeadlineOrAPromptReply(t *testing.T) {
 			if c.wrap {
 				conn = struct{ batch.Conn }{rdb}
 			}
-			b := batch.New(conn)
+			b := batch.New(conn, func() {})
 			for range c.before + 1 {
 				s.taken()
 				if err := b.Do(t.Context(), within, set("k", "v")); err != nil {

@@ -107,12 +107,12 @@ func (l *Link) refusal(b *Batcher) error {
 // Failed is called when an operation on a key has failed after all its retries. It took some
 // time. It opens the node's breaker if the node has answered nothing in that time, or has
 // answered that it serves no key. If the caller has left before an answer, it has the node
-// probed.
-func (l *Link) Failed(ctx context.Context, key string, took time.Duration, err error) {
+// probed. It returns the error with its cause, if that is known only now.
+func (l *Link) Failed(ctx context.Context, key string, took time.Duration, err error) error {
 	if l.every <= 0 || key == "" || isOurs(err) {
-		return
+		return err
 	}
-	b, silent := l.breakerOf(key, took)
+	node, b, silent := l.nodeOf(key, took)
 	p := breaker.Probe{Key: key, Every: l.every, Timeout: l.timeout}
 	switch {
 	case b == nil:
@@ -120,9 +120,15 @@ func (l *Link) Failed(ctx context.Context, key string, took time.Duration, err e
 		if silent && took > promptReply {
 			b.Suspect(p)
 		}
-	case IsUnfit(err), silent && !isAnswer(err):
+	case IsUnfit(err):
+		b.Trip(err, p)
+	case silent && !isAnswer(err):
+		if errors.Is(err, ErrTimeout) {
+			err = node.diagnose(err, b)
+		}
 		b.Trip(err, p)
 	}
+	return err
 }
 
 // isOurs reports whether an error says nothing about a node: this program caused it.
@@ -131,34 +137,25 @@ func isOurs(err error) bool {
 	return panicked || breaker.IsOpen(err) || errors.Is(err, redis.ErrClosed)
 }
 
-// breakerOf returns the breaker of the node that has a key, and whether that node has answered
-// nothing for some time.
-func (l *Link) breakerOf(key string, took time.Duration) (b *breaker.Breaker, silent bool) {
-	node := l.node
+// nodeOf returns the node that has a key, its breaker, and whether it has answered nothing for
+// some time. Until the topology is known, there is only a breaker.
+func (l *Link) nodeOf(key string, took time.Duration) (node *Batcher, b *breaker.Breaker, silent bool) {
+	node = l.node
 	if node == nil {
 		if l.router.topology.Load() == nil {
-			return l.router.start, true
+			return nil, l.router.start, true
 		}
 		var err error
 		if node, _, err = l.router.of(context.Background(), l.timeout, key); err != nil {
-			return nil, false
+			return nil, nil, false
 		}
 	}
-	return node.breaker, node.isSilent(took)
+	return node, node.breaker, node.isSilent(took)
 }
 
 // IsUnfit reports whether an error is the answer of a node that serves no key at present.
 func IsUnfit(err error) bool {
 	return redis.IsLoadingError(err) || redis.IsClusterDownError(err) || redis.IsMasterDownError(err)
-}
-
-// serves asks the node whether it serves a key.
-func (b *Batcher) serves(ctx context.Context, key string) error {
-	err := b.conn.Process(ctx, redis.NewStringCmd(ctx, "getrange", key, 0, 0))
-	if isAnswer(err) && !IsUnfit(err) {
-		return nil
-	}
-	return err
 }
 
 // isSilent reports whether the node has answered nothing in time for so long.

@@ -15,7 +15,7 @@ import (
 func TestContextMayCallTheBatcher(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		for _, rdb := range []batch.Conn{r.Client(), r.Plain()} {
-			b := batch.New(rdb)
+			b := batch.New(rdb, func() {})
 			var calls, held atomic.Int32
 			called := func() {
 				calls.Add(1)

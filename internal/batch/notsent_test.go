@@ -60,8 +60,8 @@ func TestCommandWithoutTimeWasNotSent(t *testing.T) {
 func TestCommandWithoutAConnectionWasNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
-		once := batch.New(r.Client())
-		retries := batch.New(r.Client(func(o *redis.Options) { o.MaxRetries = 1 }))
+		once := batch.New(r.Client(), func() {})
+		retries := batch.New(r.Client(func(o *redis.Options) { o.MaxRetries = 1 }), func() {})
 		for _, b := range []*batch.Batcher{once, retries} {
 			if err := b.Do(t.Context(), within, set("k", "v")); err != nil {
 				t.Fatal(err)
@@ -84,7 +84,7 @@ func TestCommandWithoutAPooledConnectionWasNotSent(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = conn.Close() }()
-		wantNotSent(t, "no free connection", batch.New(rdb).Do(t.Context(), within, get("k")), true)
+		wantNotSent(t, "no free connection", batch.New(rdb, func() {}).Do(t.Context(), within, get("k")), true)
 	})
 }
 

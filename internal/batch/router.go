@@ -30,6 +30,9 @@ type Router struct {
 	topology atomic.Pointer[topology] // nil until it was loaded
 	start    *breaker.Breaker         // until then; its probe loads the topology
 
+	backMu sync.Mutex
+	onBack map[*func()]bool // see OnBack
+
 	mu       sync.Mutex
 	closed   error
 	batchers map[*redis.Client]*Batcher
@@ -44,10 +47,36 @@ type Router struct {
 func NewRouter(rdb redis.UniversalClient) *Router {
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
 		r := &Router{cluster: cluster, batchers: make(map[*redis.Client]*Batcher), loading: loading{began: never, ended: make(chan struct{})}}
-		r.start = breaker.New(func(ctx context.Context, _ string) error { return r.await(ctx, loadTime) })
+		r.start = breaker.New(func(ctx context.Context, _ string) error { return r.await(ctx, loadTime) }, r.back)
 		return r
 	}
-	return &Router{single: New(rdb)}
+	r := &Router{}
+	r.single = New(rdb, r.back)
+	return r
+}
+
+// OnBack has f called each time that a node that had failed serves again, until stop is called.
+func (r *Router) OnBack(f func()) (stop func()) {
+	r.backMu.Lock()
+	defer r.backMu.Unlock()
+	if r.onBack == nil {
+		r.onBack = make(map[*func()]bool)
+	}
+	r.onBack[&f] = true
+	return func() {
+		r.backMu.Lock()
+		defer r.backMu.Unlock()
+		delete(r.onBack, &f)
+	}
+}
+
+func (r *Router) back() {
+	r.backMu.Lock()
+	all := slices.Collect(maps.Keys(r.onBack))
+	r.backMu.Unlock()
+	for _, f := range all {
+		(*f)()
+	}
 }
 
 // follow sends commands again if their error says that they belong to another node.
@@ -146,7 +175,7 @@ func (r *Router) batcher(node *redis.Client) *Batcher {
 	if b := r.batchers[node]; b != nil {
 		return b
 	}
-	b := New(node)
+	b := New(node, r.back)
 	if r.closed != nil {
 		b.Close(r.closed) // nothing was sent, so nothing is waited for
 		return b

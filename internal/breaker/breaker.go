@@ -63,18 +63,20 @@ type Probe struct {
 
 // A Breaker guards one node. It is made by [New], and must be stopped.
 type Breaker struct {
-	ask   func(ctx context.Context, key string) error
-	open  atomic.Pointer[OpenError] // nil while it is closed
-	stuck chan struct{}             // has room for maxStuck
+	ask    func(ctx context.Context, key string) error
+	closed func()
+	open   atomic.Pointer[OpenError] // nil while it is closed
+	stuck  chan struct{}             // has room for maxStuck
 
 	mu      sync.Mutex
 	probing bool
 	stopped chan struct{}
 }
 
-// New returns a closed breaker. ask returns nil if the node serves a key.
-func New(ask func(ctx context.Context, key string) error) *Breaker {
-	return &Breaker{ask: ask, stuck: make(chan struct{}, maxStuck), stopped: make(chan struct{})}
+// New returns a closed breaker. ask returns nil if the node serves a key. The breaker calls
+// closed each time that it has closed.
+func New(ask func(ctx context.Context, key string) error, closed func()) *Breaker {
+	return &Breaker{ask: ask, closed: closed, stuck: make(chan struct{}, maxStuck), stopped: make(chan struct{})}
 }
 
 // Err returns an [*OpenError] while the breaker is open, else nil.
@@ -129,10 +131,7 @@ func (b *Breaker) run(p Probe) {
 	for {
 		err := b.probe(p)
 		if err == nil {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			b.open.Store(nil)
-			b.probing = false
+			b.close()
 			return
 		}
 		if b.isStopped() {
@@ -146,6 +145,16 @@ func (b *Breaker) run(p Probe) {
 			pause.Stop()
 			return
 		}
+	}
+}
+
+func (b *Breaker) close() {
+	b.mu.Lock()
+	was := b.open.Swap(nil)
+	b.probing = false
+	b.mu.Unlock()
+	if was != nil {
+		b.closed()
 	}
 }
 

@@ -26,6 +26,8 @@ type node struct {
 	most   atomic.Int32
 }
 
+func nothing() {}
+
 func newNode() *node { return &node{resume: make(chan struct{})} }
 
 func (n *node) fail(err error) { n.err.Store(&err) }
@@ -62,7 +64,8 @@ func TestOpenBreakerRefusesCallsUntilAProbeIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode()
 		n.fail(errRefused)
-		b := breaker.New(n.ask)
+		closed := 0
+		b := breaker.New(n.ask, func() { closed++ })
 		wantClosed(t, "new", b)
 		b.Trip(errors.New("the first"), probe)
 		synctest.Wait()
@@ -78,6 +81,9 @@ func TestOpenBreakerRefusesCallsUntilAProbeIsAnswered(t *testing.T) {
 		time.Sleep(1250 * time.Millisecond)
 		synctest.Wait()
 		wantClosed(t, "1.25 s after the node is back", b)
+		if closed != 1 {
+			t.Errorf("its end was reported %d times, want once", closed)
+		}
 		probes := n.probes.Load()
 		time.Sleep(time.Minute)
 		if n.probes.Load() != probes {
@@ -89,7 +95,7 @@ func TestOpenBreakerRefusesCallsUntilAProbeIsAnswered(t *testing.T) {
 // The first probe follows the failure at once.
 func TestBreakerOfANodeThatFailedForAMomentClosesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := breaker.New(newNode().ask)
+		b := breaker.New(newNode().ask, nothing)
 		b.Trip(errRefused, probe)
 		wantOpen(t, "until the probe is answered", b, errRefused)
 		synctest.Wait()
@@ -100,7 +106,7 @@ func TestBreakerOfANodeThatFailedForAMomentClosesAtOnce(t *testing.T) {
 func TestSuspicionOpensABreakerOnlyIfTheProbeFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode()
-		b := breaker.New(n.ask)
+		b := breaker.New(n.ask, nothing)
 		defer b.Stop()
 		b.Suspect(probe)
 		wantClosed(t, "during the probe", b)
@@ -118,7 +124,7 @@ func TestThereIsOneProbeAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode()
 		n.hangs.Store(true)
-		b := breaker.New(n.ask)
+		b := breaker.New(n.ask, nothing)
 		for range 100 {
 			b.Trip(errRefused, probe)
 			b.Suspect(probe)
@@ -138,7 +144,7 @@ func TestProbesThatHangAreBoundedAndTheirLateAnswersDoNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode()
 		n.hangs.Store(true)
-		b := breaker.New(n.ask)
+		b := breaker.New(n.ask, nothing)
 		b.Trip(errRefused, probe)
 		time.Sleep(time.Minute)
 		wantOpen(t, "after a minute", b, breaker.ErrNoAnswer)
@@ -165,7 +171,7 @@ func TestStopEndsTheProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode()
 		n.fail(errRefused)
-		b := breaker.New(n.ask)
+		b := breaker.New(n.ask, nothing)
 		b.Trip(errRefused, probe)
 		synctest.Wait()
 		b.Stop()
@@ -182,7 +188,7 @@ func TestStopEndsTheProbes(t *testing.T) {
 // A panic of the client is the failure of the probe.
 func TestPanicOfAProbeIsItsFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := breaker.New(func(context.Context, string) error { panic(errRefused) })
+		b := breaker.New(func(context.Context, string) error { panic(errRefused) }, nothing)
 		defer b.Stop()
 		b.Trip(context.Canceled, probe)
 		synctest.Wait()

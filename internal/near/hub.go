@@ -15,7 +15,7 @@ import (
 
 // A Report receives what cannot be returned to a caller. If refused is true, the server
 // refuses tracking, and only changes by the scripts of internal/protocol are received. Else
-// no entry is trusted at present.
+// no entry is trusted at present; or, if why is nil, entries of a node are trusted now.
 type Report func(refused bool, why error)
 
 // A Hub receives changes for all caches of one client. It connects at the first ticket.
@@ -136,7 +136,9 @@ func (h *Hub) all() []*attached {
 }
 
 func (h *Hub) report(refused bool, why error) {
-	why = protocol.Discreet(why) // it goes into a log
+	if why != nil {
+		why = protocol.Discreet(why) // it goes into a log
+	}
 	for _, a := range h.all() {
 		a.report(refused, why)
 	}

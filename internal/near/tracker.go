@@ -112,6 +112,13 @@ func newTrust(until int64) *trust {
 
 // extendTrust makes the trust last until then, if the connection is the tracker's.
 func (t *tracker) extendTrust(c *connection, until int64) {
+	if t.extend(c, until) {
+		t.hub.report(false, nil)
+	}
+}
+
+// extend is extendTrust. It reports whether the trust is new.
+func (t *tracker) extend(c *connection, until int64) (isNew bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch v := t.trust.Load(); {
@@ -119,9 +126,11 @@ func (t *tracker) extendTrust(c *connection, until int64) {
 	case v == nil:
 		c.trusted.Store(true)
 		t.trust.Store(newTrust(until))
+		return true
 	default:
 		v.until.Store(max(v.until.Load(), until))
 	}
+	return false
 }
 
 // lost ends the trust if the lost connection is the tracker's.

@@ -39,12 +39,12 @@ const LongestLease = time.Minute
 // returns the error of each.
 //
 // Failed is called when an operation on a key has failed after all its retries, or its ctx has
-// ended. It took some time.
+// ended. It took some time. Failed returns the error, maybe with more about its cause.
 type Runner interface {
 	Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error
 	Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error
 	Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error
-	Failed(ctx context.Context, key string, took time.Duration, err error)
+	Failed(ctx context.Context, key string, took time.Duration, err error) error
 }
 
 // A Client speaks the protocol in one namespace for one process.
@@ -116,8 +116,7 @@ func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
 		return nil, ErrType
 	case err != nil || cmd.Val() == "":
-		c.failed(ctx, call{"read", k.Value, started}, err)
-		return nil, err
+		return nil, c.failed(ctx, call{"read", k.Value, started}, err)
 	}
 	return cmd.Bytes()
 }
@@ -128,15 +127,16 @@ type call struct {
 	started time.Time
 }
 
-// failed reports an operation that has failed, if it has.
-func (c *Client) failed(ctx context.Context, of call, err error) {
+// failed reports an operation that has failed, if it has. It returns its error.
+func (c *Client) failed(ctx context.Context, of call, err error) error {
 	if err == nil {
-		return
+		return nil
 	}
-	c.run.Failed(ctx, of.key, time.Since(of.started), err)
+	err = c.run.Failed(ctx, of.key, time.Since(of.started), err)
 	if c.Failed != nil && ctx.Err() == nil {
 		c.Failed(ctx, of.op, err)
 	}
+	return err
 }
 
 // A Got is one value of a GetMany.
@@ -221,11 +221,11 @@ func (m *getMany) failed(ctx context.Context, started time.Time) {
 			continue
 		}
 		if one == nil {
-			m.c.failed(ctx, call{"read", m.keys[i].Value, started}, got.Err)
+			one = m.c.failed(ctx, call{"read", m.keys[i].Value, started}, got.Err)
+			m.got[i].Err = one
 		} else {
-			m.c.run.Failed(ctx, m.keys[i].Value, time.Since(started), got.Err) // it may be of another node
+			m.got[i].Err = m.c.run.Failed(ctx, m.keys[i].Value, time.Since(started), got.Err) // it may be of another node
 		}
-		one = got.Err
 	}
 }
 

@@ -97,8 +97,8 @@ func (l *lister) Read(ctx context.Context, within time.Duration, cmd *redis.Stri
 	return l.Do(ctx, within, cmd)
 }
 
-func (*lister) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
-func (*lister) Failed(context.Context, string, time.Duration, error)       {}
+func (*lister) Each(context.Context, time.Duration, []redis.Cmder) []error           { panic("not called") }
+func (*lister) Failed(_ context.Context, _ string, _ time.Duration, err error) error { return err }
 
 func (l *lister) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) error {
 	for _, cmd := range cmds {

@@ -41,7 +41,7 @@ func (r *refusing) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) (
 	return err
 }
 
-func (*refusing) Failed(context.Context, string, time.Duration, error) {}
+func (*refusing) Failed(_ context.Context, _ string, _ time.Duration, err error) error { return err }
 
 func (r *refusing) Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error {
 	errs := make([]error, len(cmds))

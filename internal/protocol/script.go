@@ -124,8 +124,7 @@ func (c *Client) evalsha(ctx context.Context, s *script, before redis.Cmder, arg
 		return err
 	}
 	err := m.unsentOr(c.persist(ctx, send(c.timeout), send))
-	c.failed(ctx, call{s.op, firstKey(args), started}, err)
-	return reply, err
+	return reply, c.failed(ctx, call{s.op, firstKey(args), started}, err)
 }
 
 // firstKey returns the first key among the arguments of EVALSHA or EVAL.

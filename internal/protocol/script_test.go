@@ -319,7 +319,7 @@ func (f *failing) Read(ctx context.Context, within time.Duration, cmd *redis.Str
 
 func (f *failing) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
 
-func (*failing) Failed(context.Context, string, time.Duration, error) {}
+func (*failing) Failed(_ context.Context, _ string, _ time.Duration, err error) error { return err }
 
 func (f *failing) Do(context.Context, time.Duration, ...redis.Cmder) error {
 	f.runs++
@@ -384,7 +384,7 @@ func (a answers) Read(ctx context.Context, within time.Duration, cmd *redis.Stri
 
 func (answers) Each(context.Context, time.Duration, []redis.Cmder) []error { panic("not called") }
 
-func (answers) Failed(context.Context, string, time.Duration, error) {}
+func (answers) Failed(_ context.Context, _ string, _ time.Duration, err error) error { return err }
 
 func (a answers) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) error {
 	for _, cmd := range cmds {

@@ -5,8 +5,10 @@
 package ratelog
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,6 +21,7 @@ const interval = 10 * time.Second
 // A Log is a rate-limited log.
 type Log struct {
 	logger *slog.Logger
+	attrs  []any // of each line
 
 	mu     sync.Mutex
 	events map[string]*event
@@ -28,31 +31,50 @@ type Log struct {
 type event struct {
 	count  int
 	logged time.Time // zero if it never was
+	lasts  bool      // it was logged, and no Over since
 }
 
-// New returns a Log to a logger.
-func New(logger *slog.Logger) *Log {
-	return &Log{logger: logger, events: make(map[string]*event)}
+// New returns a Log to a logger. Each line has the attributes.
+func New(logger *slog.Logger, attrs ...any) *Log {
+	return &Log{logger: logger, attrs: attrs, events: make(map[string]*event)}
 }
 
 // Warn logs a message with an error, at most once in ten seconds.
 func (l *Log) Warn(message string, err error) {
 	if n := l.due(message, interval); n > 0 {
-		l.log(message, "error", withoutPanicText(err), "count", n)
+		l.log(slog.LevelWarn, message, "error", withoutPanicText(err), "count", n)
+	}
+}
+
+// Info logs a message, at most once in ten seconds.
+func (l *Log) Info(message string) {
+	if n := l.due(message, interval); n > 0 {
+		l.log(slog.LevelInfo, message, "count", n)
+	}
+}
+
+// Over logs that what another message reported is over, if that was logged since the last Over.
+// It is a warning, too, so a log of warnings does not end with the fault.
+func (l *Log) Over(message, reported string) {
+	l.mu.Lock()
+	e := l.events[reported]
+	over := e != nil && e.lasts
+	if over {
+		e.lasts = false
+	}
+	l.mu.Unlock()
+	if over {
+		l.log(slog.LevelWarn, message)
 	}
 }
 
 // Once logs a message with an error, the first time only.
-func (l *Log) Once(message string, err error) {
-	if l.due(message, 1<<62) > 0 {
-		l.log(message, "error", withoutPanicText(err))
-	}
-}
+func (l *Log) Once(message string, err error) { l.Note(message, "error", withoutPanicText(err)) }
 
 // Note logs a message with attributes, the first time only.
 func (l *Log) Note(message string, args ...any) {
 	if l.due(message, 1<<62) > 0 {
-		l.log(message, args...)
+		l.log(slog.LevelWarn, message, args...)
 	}
 }
 
@@ -71,14 +93,14 @@ func (l *Log) due(message string, interval time.Duration) int {
 		return 0
 	}
 	n := e.count
-	e.count, e.logged = 0, time.Now()
+	e.count, e.logged, e.lasts = 0, time.Now(), true
 	return n
 }
 
 // log calls the logger. A panic of the logger has no caller: it is dropped.
-func (l *Log) log(message string, args ...any) {
+func (l *Log) log(level slog.Level, message string, args ...any) {
 	defer func() { _ = recover() }()
-	l.logger.Warn(message, args...)
+	l.logger.Log(context.Background(), level, message, append(slices.Clone(l.attrs), args...)...)
 }
 
 // withoutPanicText removes the text of a panic in a client's hook: it may quote a command.

@@ -63,3 +63,31 @@ type panicking struct{ slog.Handler }
 func TestPanicOfTheLoggerIsDropped(t *testing.T) {
 	ratelog.New(slog.New(panicking{})).Warn("failed", errors.New("refused"))
 }
+
+func TestEndIsLoggedOnceAndOnlyIfTheFaultWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, out := newLog()
+		log.Over("back", "down")
+		if out.Len() > 0 {
+			t.Errorf("logged %q without a fault", out)
+		}
+		log.Warn("down", errors.New("refused"))
+		log.Over("back", "down")
+		log.Over("back", "down")
+		if n := strings.Count(out.String(), "back"); n != 1 {
+			t.Errorf("%d lines, want 1:\n%s", n, out)
+		}
+	})
+}
+
+func TestEachLineHasTheAttributes(t *testing.T) {
+	var out bytes.Buffer
+	log := ratelog.New(slog.New(slog.NewTextHandler(&out, nil)), "prefix", "things")
+	log.Warn("down", errors.New("refused"))
+	log.Over("back", "down")
+	log.Info("taken over")
+	log.Note("note", "a", 1)
+	if n := strings.Count(out.String(), "prefix=things"); n != 4 {
+		t.Errorf("%d lines have the attribute, want 4:\n%s", n, &out)
+	}
+}
