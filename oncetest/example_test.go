@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
+	"syscall"
 	"testing"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/oncetest"
@@ -69,6 +73,31 @@ func ExampleFailNext() {
 	// refused: read
 	// refused: read
 	// a teapot <nil>
+}
+
+// A service is tested with the settings of its own client while Redis refuses connections.
+func ExampleNewClientWith() {
+	t := newT()
+	defer t.end()
+
+	settings := &redis.Options{Addr: "redis.example:6379", MaxRetries: 1, DialerRetries: 2}
+	rdb := oncetest.NewClientWith(t, oncetest.Redis(t), settings)
+	l, err := fetchonce.New(rdb, fetchonce.Options[string]{Prefix: "things", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+
+	oncetest.Down(t, rdb)
+	defer oncetest.Up(t, rdb)
+	fetch := func(context.Context, string) (string, error) { return "a teapot", nil }
+	got, err := l.Get(t.Context(), "teapot", fetch)
+	fmt.Println(got, err)
+	err = l.Delete(t.Context(), "teapot")
+	fmt.Println(errors.Is(err, fetchonce.ErrUnavailable), errors.Is(err, syscall.ECONNREFUSED))
+	// Output:
+	// a teapot <nil>
+	// true true
 }
 
 // exampleT is what an example has in the place of a test.

@@ -22,7 +22,8 @@ import (
 //
 // Each client stands for one process. Two Loaders of one client share what a process has
 // once, and a fault affects one client only. The client does not retry commands or
-// dials, so each fault fails once. It waits a second for an answer.
+// dials, so each fault fails once. It waits a second for an answer. To test with the
+// timeouts and retries of your program, use [NewClientWith].
 //
 // The server is miniredis. It is not a cluster, has no Sentinel, evicts nothing, and has
 // no CLIENT TRACKING, so [fetchonce.Near] behaves as on a server that refuses it. Its
@@ -37,6 +38,28 @@ func Redis(t testing.TB) redis.UniversalClient {
 func NewClient(t testing.TB, rdb redis.UniversalClient) redis.UniversalClient {
 	t.Helper()
 	return client(t, serverOf(t, rdb))
+}
+
+// NewClientWith returns another client of the Redis of rdb, with the timeouts, retries,
+// pool and hooks of opt. Zero fields have the defaults of go-redis, so [Down] and [Hang]
+// take as long as they take in a program with these options. For a
+// [redis.UniversalOptions], pass its Simple method's result.
+//
+// The address, the dialer, TLS and the credentials of opt are not used: the Redis in
+// memory has none. opt is not changed. The client ends with its own test, t.
+func NewClientWith(t testing.TB, rdb redis.UniversalClient, opt *redis.Options) redis.UniversalClient {
+	t.Helper()
+	r := serverOf(t, rdb)
+	if opt == nil {
+		t.Fatalf("oncetest: NewClientWith: no options")
+	}
+	return keep(t, r, r.Of(t).Plain(func(plain *redis.Options) {
+		addr := plain.Addr
+		*plain = *opt
+		plain.Addr, plain.NodeAddress, plain.Network, plain.Dialer, plain.TLSConfig = addr, "", "", nil, nil
+		plain.Username, plain.Password = "", ""
+		plain.CredentialsProvider, plain.CredentialsProviderContext, plain.StreamingCredentialsProvider = nil, nil, nil
+	}))
 }
 
 // FailNext makes Redis answer the next n commands of the client with an error, such as
@@ -121,7 +144,12 @@ var servers sync.Map // *redis.Client -> redistest.Redis
 
 func client(t testing.TB, r redistest.Redis) *redis.Client {
 	t.Helper()
-	rdb := r.Of(t).Client()
+	return keep(t, r, r.Of(t).Client())
+}
+
+// keep makes the Redis of a client known until the test ends.
+func keep(t testing.TB, r redistest.Redis, rdb *redis.Client) *redis.Client {
+	t.Helper()
 	servers.Store(rdb, r)
 	t.Cleanup(func() { servers.Delete(rdb) })
 	return rdb

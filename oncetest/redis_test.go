@@ -2,13 +2,17 @@ package oncetest_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -294,6 +298,77 @@ func TestDownAndHang(t *testing.T) {
 	}
 }
 
+// programOptions are those of a program in production, with go-redis' own timeouts and retries.
+func programOptions() *redis.Options {
+	return &redis.Options{
+		Addr: "redis.example:6379", Username: "app", Password: "secret",
+		TLSConfig: &tls.Config{ServerName: "redis.example", MinVersion: tls.VersionTLS12},
+		Dialer: func(context.Context, string, string) (net.Conn, error) {
+			return nil, errors.New("the program's own dialer was used")
+		},
+	}
+}
+
+// Go-redis dials five times for each of four attempts, with 100 ms between dials.
+func TestClientWithOptionsRetriesDialsAndCommands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rdb := oncetest.NewClientWith(t, oncetest.Redis(t), programOptions())
+		if err := rdb.Set(t.Context(), "k", "v", 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		oncetest.Down(t, rdb)
+		began := time.Now()
+		err := rdb.Get(t.Context(), "k").Err()
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("Get = %v, want a refused connection", err)
+		}
+		if took := time.Since(began); took < 1600*time.Millisecond || took > 4*time.Second {
+			t.Errorf("a refused Get took %v, want 1.6s of dials, and the backoffs", took)
+		}
+		oncetest.Up(t, rdb)
+		time.Sleep(2 * time.Second) // go-redis tries once a second whether it can connect
+		if got, err := rdb.Get(t.Context(), "k").Result(); got != "v" || err != nil {
+			t.Errorf("after Up, Get = %q, %v; want v", got, err)
+		}
+	})
+}
+
+// Each attempt waits for ReadTimeout.
+func TestClientWithOptionsWaitsForAHungRedis(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		opt := programOptions()
+		opt.ReadTimeout, opt.MaxRetries = 2*time.Second, 1
+		opt.MinRetryBackoff, opt.MaxRetryBackoff = -1, -1
+		rdb := oncetest.NewClientWith(t, oncetest.Redis(t), opt)
+		if err := rdb.Set(t.Context(), "k", "v", 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		oncetest.Hang(t, rdb)
+		began := time.Now()
+		err := rdb.Get(t.Context(), "k").Err()
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) != 4*time.Second {
+			t.Errorf("Get = %v after %v, want a timeout after twice 2s", err, time.Since(began))
+		}
+		oncetest.Up(t, rdb)
+		if got, err := rdb.Get(t.Context(), "k").Result(); got != "v" || err != nil {
+			t.Errorf("after Up, Get = %q, %v; want v", got, err)
+		}
+	})
+}
+
+// The same options serve several clients.
+func TestOptionsOfAClientAreNotChanged(t *testing.T) {
+	r, opt := oncetest.Redis(t), programOptions()
+	for range 2 {
+		if err := oncetest.NewClientWith(t, r, opt).Ping(t.Context()).Err(); err != nil {
+			t.Error(err)
+		}
+	}
+	if opt.Addr != "redis.example:6379" || opt.Password != "secret" || opt.TLSConfig == nil || opt.MaxRetries != 0 {
+		t.Errorf("the options are now %+v", opt)
+	}
+}
+
 // A copy in the process is dropped when another process says that its value has
 // changed. If nobody hears that, it is used until its TTL ends.
 func TestNearEntryGoesWhenItsValueChanges(t *testing.T) {
@@ -382,6 +457,7 @@ func TestMisuseFailsTheTest(t *testing.T) {
 		"a *redis.Client that is no client of oncetest":        func(t testing.TB) { oncetest.NewClient(t, stranger) },
 		"a *redis.ClusterClient that is no client of oncetest": func(t testing.TB) { oncetest.Down(t, r, (*redis.ClusterClient)(nil)) },
 		"a <nil> that is no client of oncetest":                func(t testing.TB) { oncetest.DropMessages(t, nil, 1) },
+		"NewClientWith: no options":                            func(t testing.TB) { oncetest.NewClientWith(t, r, nil) },
 		"DropMessages: n is -1":                                func(t testing.TB) { oncetest.DropMessages(t, r, -1) },
 		"FailNext: n is -2":                                    func(t testing.TB) { oncetest.FailNext(t, r, -2, "ERR no") },
 		`one line of text, and is ""`:                          func(t testing.TB) { oncetest.FailNext(t, r, 1, "") },
