@@ -65,10 +65,46 @@ var (
 	ErrNotInvalidated = errors.New("not every cache was invalidated")
 )
 
+// ownErrors are the errors above.
+var ownErrors = []error{
+	ErrNotFound, ErrLocked, ErrLockLost, ErrMaxHold, ErrFetchTimeout, ErrClosed, ErrUnavailable, ErrNotInvalidated,
+}
+
+// mostErrors bounds Options.Errors: a failure has eight bytes for each that it is.
+const mostErrors = 100
+
+// checkErrors returns what is wrong with Options.Errors.
+func checkErrors(list []error) error {
+	if len(list) > mostErrors {
+		return fmt.Errorf("Options.Errors has %d errors, more than %d", len(list), mostErrors)
+	}
+	texts := make(map[string]bool, len(list))
+	for i, err := range list {
+		if err == nil {
+			return fmt.Errorf("Options.Errors[%d] is nil", i)
+		}
+		for _, own := range ownErrors {
+			if errors.Is(err, own) {
+				return fmt.Errorf("Options.Errors[%d] is %q, which is fetchonce's own", i, own.Error())
+			}
+		}
+		if texts[err.Error()] {
+			return fmt.Errorf("Options.Errors[%d] has the text of another: %q", i, err.Error())
+		}
+		texts[err.Error()] = true
+	}
+	return nil
+}
+
 // An Error reports a failure of fetchonce or Redis: Redis is unavailable or refused a
 // command, a value cannot be encoded, an argument is not usable, or a fetch failed in
-// another process, which sends a text about it. Errors of a fetch or a
-// [Store] of this process are returned unchanged.
+// another process. Errors of a fetch or a [Store] of this process are returned unchanged.
+//
+// The Op of a fetch that failed in another process is "fetch". Its text is the text of that
+// fetch's error alone, so it is the same in all processes, with these exceptions: it has at most
+// about 1 KiB, what is not printable is escaped, and errors of a Store, a database or a parser, which
+// quote data, are replaced by their types and numbers. [errors.Is] holds for the sentinels of
+// [Options.Errors]. Nothing else of the error travels.
 type Error struct {
 	// Op is what failed: "read", "acquire", "encode" or "fetch"; the method, as "new", "get",
 	// "get many", "load", "peek", "set", "delete", "update" and "release"; "lock" for the
@@ -78,9 +114,12 @@ type Error struct {
 	Err error  // the cause
 }
 
-// Error returns a text like `fetchonce: read "user:42": i/o timeout`. It quotes at most
-// the first 200 bytes of Key.
+// Error returns a text like `fetchonce: read "user:42": i/o timeout`, or that of a fetch's error
+// in another process. It quotes at most the first 200 bytes of Key.
 func (e *Error) Error() string {
+	if peer, ok := e.Err.(*peerError); ok { //nolint:errorlint // no wrapped one
+		return peer.text
+	}
 	if e.Key == "" {
 		return "fetchonce: " + e.Op + ": " + e.Err.Error()
 	}
@@ -91,7 +130,21 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Is reports whether target is [ErrUnavailable] and the cause is that Redis is unavailable.
-func (e *Error) Is(target error) bool { return target == ErrUnavailable && isUnreachable(e.Err) }
+func (e *Error) Is(target error) bool {
+	_, peer := e.Err.(*peerError)
+	return target == ErrUnavailable && !peer && isUnreachable(e.Err)
+}
+
+// A peerError is the error of a fetch of another process.
+type peerError struct {
+	text string
+	is   []error // of Options.Errors
+}
+
+func (e *peerError) Error() string { return e.text }
+
+// Unwrap returns the sentinels.
+func (e *peerError) Unwrap() []error { return e.is }
 
 // isUnreachable reports whether an error of Redis says that it did not answer, that there is no
 // connection to it, or that it serves no key.
@@ -159,16 +212,27 @@ func (e *ManyError) Unwrap() []error {
 	return errs
 }
 
-// describe returns what other processes receive of a failure; see [shareable].
-func describe(err error, inStore bool) protocol.Failure {
+// describe returns what other processes receive of a failure; see [shareable]. They find the
+// sentinels by their texts, as another build may have another list.
+func describe(err error, inStore bool, sentinels []error) protocol.Failure {
 	if p, ok := errors.AsType[*flight.PanicError](err); ok {
 		return protocol.Failure{Class: protocol.FailedPanic, Text: shareablePanic(p.Value, inStore)}
 	}
-	if errors.Is(err, ErrFetchTimeout) {
+	if e, ok := err.(*Error); ok && e.Err == ErrFetchTimeout { //nolint:errorlint // its own, and no wrapped one
 		return protocol.Failure{Class: protocol.FetchTimeout}
 	}
-	return protocol.Failure{Class: protocol.FailedFetch, Text: shareable(err, inStore)}
+	f := protocol.Failure{Class: protocol.FailedFetch, Text: shareable(err, inStore)}
+	for _, s := range withOwn(sentinels) {
+		if errors.Is(err, s) {
+			f.Sentinels += protocol.Sentinel(s.Error())
+		}
+	}
+	return f
 }
+
+// withOwn returns the sentinels, and the one of fetchonce that a failure may be in any case: a
+// fetch may return the timeout of a fetch in it.
+func withOwn(sentinels []error) []error { return append([]error{ErrFetchTimeout}, sentinels...) }
 
 // failure returns the error for a failure in another process.
 func (r *load[V]) failure(f protocol.Failure) error {
@@ -179,7 +243,13 @@ func (r *load[V]) failure(f protocol.Failure) error {
 	case protocol.FailedPanic:
 		err = errors.New("fetch panicked: " + f.Text)
 	default:
-		err = errors.New(f.Text)
+		peer := &peerError{text: f.Text}
+		for _, s := range withOwn(r.opt.Errors) {
+			if f.Is(protocol.Sentinel(s.Error())) {
+				peer.is = append(peer.is, s)
+			}
+		}
+		err = peer
 	}
 	return &Error{Op: "fetch", Key: r.k.user, Err: err}
 }

@@ -98,6 +98,33 @@ func ExampleLoader_Get_notFound() {
 	// true 1
 }
 
+// A sentinel of Options.Errors is the same error in every process.
+func ExampleOptions_errors() {
+	rdb, end := newRedis()
+	defer end()
+	errRateLimited := errors.New("rate limited")
+	fetch := func(context.Context, string) (Thing, error) {
+		return Thing{}, fmt.Errorf("the API answered 429: %w", errRateLimited)
+	}
+
+	for range 2 { // as two processes
+		things, err := fetchonce.New(rdb, fetchonce.Options[Thing]{
+			Prefix:   "things",
+			ErrorTTL: time.Minute,
+			Errors:   []error{errRateLimited}, // errors.Is holds in every process
+		})
+		if err != nil {
+			panic(err)
+		}
+		defer things.Close()
+		_, err = things.Get(context.Background(), "teapot", fetch)
+		fmt.Println(errors.Is(err, errRateLimited), err)
+	}
+	// Output:
+	// true the API answered 429: rate limited
+	// true the API answered 429: rate limited
+}
+
 // Load returns the source of the value, and its fetch can set the value's TTL.
 func ExampleLoader_Load() {
 	rdb, end := newRedis()

@@ -60,7 +60,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 		return r.acquiring // a Delete, Set or Update has ended the lease
 	}
 	r.fail(f.err) // first: no caller joins what is being released
-	failure := describe(f.err, f.inStore)
+	failure := describe(f.err, f.inStore, r.opt.Errors)
 	r.release(ctx, &failure)
 	return nil
 }

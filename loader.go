@@ -227,8 +227,9 @@ func (l *Loader[V]) Close() error {
 // answer, one or two callers may notice a cancellation only after [Options.RedisTimeout].
 //
 // All waiting callers receive the fetch's result. Its error is returned unchanged in this
-// process, and as an [*Error] with its text in others. [ErrNotFound] is remembered; other
-// errors are not, unless [Options.ErrorTTL] is set. If the fetch panics, Get panics with a
+// process. In others it is an [*Error] with the same text, for which [errors.Is] holds with
+// the sentinels of [Options.Errors]. [ErrNotFound] is remembered; other errors are not, unless
+// [Options.ErrorTTL] is set. If the fetch panics, Get panics with a
 // [*PanicError] in every caller of this process that waited for it.
 //
 // Without Redis, [Options.OnRedisDown] decides: Get fetches without a lease, or returns an

@@ -43,8 +43,15 @@ type Options[V any] struct {
 	// TTL.
 	NotFoundTTL time.Duration
 
+	// Errors are sentinels that keep their identity in other processes: a fetch's error that is
+	// one of them by [errors.Is] is that for every caller that shares the failure, in every
+	// process whose Errors has a sentinel of the same text. [ErrNotFound] needs no entry. An
+	// error's own data does not travel: [errors.As] finds the sentinel, not the fetch's error.
+	// Defaults to none; the most is 100.
+	Errors []error
+
 	// ErrorTTL is how long another failure of a fetch is returned to later callers without
-	// a fetch, as an [*Error] with its text. A process returns the failure of another
+	// a fetch, as an [*Error] with its text; see [Loader.Get]. A process returns the failure of another
 	// process for no longer than its own ErrorTTL. Defaults to off.
 	ErrorTTL time.Duration
 
@@ -254,6 +261,8 @@ func (o Options[V]) check() error {
 	switch {
 	case o.Prefix == "":
 		return errors.New("Options.Prefix is empty")
+	case checkErrors(o.Errors) != nil:
+		return checkErrors(o.Errors)
 	case o.Lease > protocol.LongestLease:
 		return fmt.Errorf("Options.Lease is %v, more than %v", o.Lease, protocol.LongestLease)
 	case o.TTL < 0 && o.Store == nil:

@@ -2,6 +2,7 @@ package fetchonce_test
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -31,6 +32,11 @@ func TestNewNamesTheOptionItCannotUse(t *testing.T) {
 		"Near":                        {Prefix: "p", TTL: fetchonce.Off, Store: &table{}, Near: fetchonce.Near{Entries: 1}},
 		"Near.Entries":                {Prefix: "p", Near: fetchonce.Near{Entries: -1}},
 		"Near.TTL":                    {Prefix: "p", Near: fetchonce.Near{Entries: 1, TTL: time.Microsecond}},
+		"Errors[1] is nil":            {Prefix: "p", Errors: []error{errGone, nil}},
+		`Errors[1] has the text of another: "gone"`: {Prefix: "p", Errors: []error{errGone, errors.New("gone")}},
+		`Errors[0] is "fetchonce: not found"`:       {Prefix: "p", Errors: []error{fetchonce.ErrNotFound}},
+		`Errors[0] is "fetchonce: closed"`:          {Prefix: "p", Errors: []error{fmt.Errorf("own: %w", fetchonce.ErrClosed)}},
+		"Errors has 101 errors, more than 100":      {Prefix: "p", Errors: make([]error, 101)},
 	} {
 		_, err := fetchonce.New(rdb, opt)
 		if e, ok := errors.AsType[*fetchonce.Error](err); !ok || e.Op != "new" || !strings.Contains(e.Error(), "Options."+field) {

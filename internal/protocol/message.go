@@ -4,11 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
-	"strconv"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
 
 // A Kind says what a message is about.
@@ -88,72 +84,3 @@ func ParseMessage(payload string) (Message, error) {
 
 // Probe returns the message with which a process checks its subscription.
 func Probe() []byte { return messageHead(KindProbe, 0, "") }
-
-// A Failure is the part of a fetch error that other processes receive.
-type Failure struct {
-	Class FailureClass
-	Text  string
-}
-
-// A FailureClass tells the failures apart that callers can tell apart.
-type FailureClass byte
-
-// The classes of failures.
-const (
-	FailedFetch  FailureClass = 'e'
-	FailedPanic  FailureClass = 'p'
-	FetchTimeout FailureClass = 't'
-)
-
-// longestFailure limits the text of a Failure, in bytes.
-const longestFailure = 1 << 10
-
-func (f Failure) encode() string { return string(rune(f.Class)) + shortened(f.Text) }
-
-// shortened cuts a text between two letters.
-func shortened(text string) string {
-	if len(text) <= longestFailure {
-		return text
-	}
-	end := longestFailure
-	for end > 0 && !utf8.RuneStart(text[end]) {
-		end--
-	}
-	return text[:end]
-}
-
-// printable escapes, as Go does, what is not printed as itself: a text from Redis is one
-// line of a log, and does nothing to a terminal.
-func printable(text string) string {
-	if strings.IndexFunc(text, isUnprintable) < 0 {
-		return text
-	}
-	var b strings.Builder
-	for _, r := range text {
-		if !isUnprintable(r) {
-			b.WriteRune(r)
-			continue
-		}
-		quoted := strconv.QuoteRune(r)
-		b.WriteString(quoted[1 : len(quoted)-1])
-	}
-	return b.String()
-}
-
-func isUnprintable(r rune) bool { return !unicode.IsPrint(r) }
-
-// ParseFailure reads what encode wrote. Anything is some failure, and its text is
-// short and printable.
-func ParseFailure(s string) Failure {
-	if s == "" {
-		return Failure{Class: FailedFetch, Text: "unknown failure"}
-	}
-	text := strings.ToValidUTF8(s[1:min(len(s), longestFailure+1)], "\uFFFD")
-	f := Failure{Class: FailureClass(s[0]), Text: shortened(printable(text))}
-	switch f.Class {
-	case FailedFetch, FailedPanic, FetchTimeout:
-	default:
-		f.Class = FailedFetch
-	}
-	return f
-}

@@ -2,6 +2,7 @@ package protocol_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -87,6 +88,8 @@ func TestFailuresAreUnderstood(t *testing.T) {
 		{Class: protocol.FailedPanic, Text: "boom"},
 		{Class: protocol.FetchTimeout},
 		{Class: protocol.FailedFetch, Text: "Zürich is closed"},
+		{Class: protocol.FailedFetch, Text: "gone", Sentinels: protocol.Sentinel("gone")},
+		{Class: protocol.FailedFetch, Text: "gone", Sentinels: protocol.Sentinel("\xff") + protocol.Sentinel("")},
 	} {
 		if got := protocol.ParseFailure(f.Encode()); got != f {
 			t.Errorf("%+v came as %+v", f, got)
@@ -107,6 +110,10 @@ func TestLongFailureIsCutBetweenLetters(t *testing.T) {
 	if got := protocol.ParseFailure(exact.Encode()); got != exact {
 		t.Errorf("a text of exactly %d bytes came as one of %d", len(exact.Text), len(got.Text))
 	}
+	exact.Sentinels = strings.Repeat(protocol.Sentinel("gone"), 100)
+	if encoded := exact.Encode(); len(encoded) != protocol.LongestFailure+1 || !protocol.ParseFailure(encoded).Is(protocol.Sentinel("gone")) {
+		t.Errorf("a long failure with sentinels has %d bytes, want %d", len(encoded), protocol.LongestFailure+1)
+	}
 	// It need not be text at all.
 	noise := protocol.Failure{Class: protocol.FailedFetch, Text: strings.Repeat("\x80", 2*protocol.LongestFailure)}
 	if got := protocol.ParseFailure(noise.Encode()); !utf8.ValidString(got.Text) {
@@ -120,10 +127,27 @@ func TestAnythingIsSomeFailure(t *testing.T) {
 		"e":        {Class: protocol.FailedFetch},
 		"zgone":    {Class: protocol.FailedFetch, Text: "gone"}, // of a class that a newer build knows
 		"p\xffbad": {Class: protocol.FailedPanic, Text: "\uFFFDbad"},
+		"i":        {Class: protocol.FailedFetch},
+		"i\x00no":  {Class: protocol.FailedFetch, Text: `\x00no`},
+		"i\x02no":  {Class: protocol.FailedFetch, Text: `\x02no`}, // cut
 	} {
 		if got := protocol.ParseFailure(s); got != want {
 			t.Errorf("ParseFailure(%q) = %+v, want %+v", s, got, want)
 		}
+	}
+}
+
+func TestFailureIsItsSentinelsOnly(t *testing.T) {
+	f := protocol.ParseFailure(protocol.Failure{
+		Class: protocol.FailedFetch, Text: "no", Sentinels: protocol.Sentinel("gone") + protocol.Sentinel("rate limited"),
+	}.Encode())
+	for text, want := range map[string]bool{"gone": true, "rate limited": true, "no": false, "": false} {
+		if got := f.Is(protocol.Sentinel(text)); got != want {
+			t.Errorf("the failure is %q: %t, want %t", text, got, want)
+		}
+	}
+	if got, want := fmt.Sprintf("%x", protocol.Sentinel("gone")), "9ce8fb720ea0b8ce"; got != want {
+		t.Errorf("the sign of \"gone\" is %s, want %s in each build", got, want)
 	}
 }
 
@@ -132,6 +156,7 @@ func FuzzParseFailure(f *testing.F) {
 	f.Add("eno such host")
 	f.Add("t")
 	f.Add("\xff\xff")
+	f.Add("i\x01\xffsentinelgone")
 	f.Add("p" + strings.Repeat("ü", 600))
 	f.Fuzz(func(t *testing.T, s string) {
 		got := protocol.ParseFailure(s)
