@@ -34,7 +34,10 @@ TESTRUN = race="$(RACE)"; \
 	long=$$($(LONG_NAMES)) && [ -n "$$long" ] || exit; \
 	go run ./internal/testrun $$race -vet=off -shuffle=on
 
+# A program with -race sleeps for a second when it ends, to find the races of its last
+# moment. Test binaries and the programs that they start are about 100.
 .PHONY: test
+test: export GORACE ?= atexit_sleep_ms=20
 test: ## run the tests of every module but the long ones, with -race if there is a C compiler; REDIS_SERVER=/path/to/valkey-server takes another server
 	@$(TESTRUN) -skip="^($$long)\$$" $(TESTFLAGS) work
 

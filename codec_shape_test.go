@@ -38,9 +38,9 @@ func newOf[V any](t *testing.T, codec fetchonce.Codec) (log string, err error) {
 func TestNewRefusesWhatTheCodecCannotEncode(t *testing.T) {
 	_, _ = order{}.note, noField{}.a
 	for _, codec := range []fetchonce.Codec{nil, fetchonce.Msgpack, fetchonce.JSON} {
-		_, nested := newOf[shop](t, codec)
+		_, nested := newOf[*shop](t, codec)
 		_, pointer := newOf[*noField](t, codec)
-		_, channel := newOf[chan int](t, codec)
+		_, channel := newOf[*chan int](t, codec)
 		for err, want := range map[error]string{
 			nested:  "cannot keep the values: shop.Orders[].Items[].Done: chan struct {} cannot be encoded",
 			pointer: "cannot keep the values: noField: fetchonce_test.noField has no exported field",
@@ -52,7 +52,7 @@ func TestNewRefusesWhatTheCodecCannotEncode(t *testing.T) {
 			}
 		}
 	}
-	if log, err := newOf[shop](t, refusingCodec{}); err != nil || log != "" {
+	if log, err := newOf[*shop](t, refusingCodec{}); err != nil || log != "" {
 		t.Errorf("with a codec of the user's own: New = %v, log %q; want neither", err, log)
 	}
 }
@@ -69,7 +69,7 @@ func TestNewLogsWhatTheCodecLoses(t *testing.T) {
 				t.Errorf("the log %q has no %q", log, want)
 			}
 		}
-		if log, err := newOf[map[string]string](t, codec); err != nil || log != "" {
+		if log, err := newOf[*map[string]string](t, codec); err != nil || log != "" {
 			t.Errorf("of a type that is kept whole: New = %v, log %q; want neither", err, log)
 		}
 	}

@@ -66,36 +66,37 @@ func (refusingCodec) Unmarshal([]byte, any) error { return errors.New("no") }
 // why; a fetch returns it, and the Trace and the log say why it is not stored.
 func TestValuesThatAreEncodedCanBeDecoded(t *testing.T) {
 	const fits = ""
-	t.Run("two values in sequence", func(t *testing.T) { writeAndRead(t, nil, pair{"a", "b"}, fits) })
-	t.Run("two in sequence, inside", func(t *testing.T) { writeAndRead(t, nil, []pair{{"a", "b"}, {"c", "d"}}, "") })
-	t.Run("two values, one is read", func(t *testing.T) { writeAndRead(t, nil, half{"a", "b"}, "goes on after the value") })
-	t.Run("40 levels", func(t *testing.T) { writeAndRead(t, nil, treeOf(40), fits) })
-	t.Run("400 levels", func(t *testing.T) { writeAndRead(t, nil, treeOf(400), fits) })
-	t.Run("4000 levels", func(t *testing.T) { writeAndRead(t, nil, treeOf(4000), "nested deeper") })
-	t.Run("interned strings", func(t *testing.T) { writeAndRead(t, nil, interned{"long enough", "long enough"}, "interned") })
-	t.Run("interned, but once", func(t *testing.T) { writeAndRead(t, nil, interned{"long enough", "another"}, fits) })
-	t.Run("interface", func(t *testing.T) { writeAndRead(t, nil, described{By: time.Second}, "codec") })
-	t.Run("interface, nil", func(t *testing.T) { writeAndRead(t, nil, described{}, fits) })
-	t.Run("map of numbers as any", func(t *testing.T) { writeAndRead(t, nil, map[string]any{"m": map[int]int{1: 2}}, "codec") })
-	t.Run("any", func(t *testing.T) { writeAndRead(t, nil, map[string]any{"m": []string{"a"}}, fits) })
-	t.Run("one way", func(t *testing.T) { writeAndRead(t, nil, oneWay{"a"}, "codec") })
-	t.Run("JSON", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, treeOf(40), fits) })
-	t.Run("JSON, interface", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, described{By: time.Second}, "codec") })
-	t.Run("JSON, one way", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, oneWay{"a"}, "codec") })
-	t.Run("JSON, 6000 levels", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, treeOf(6000), "depth") })
-	t.Run("a codec of another", func(t *testing.T) { writeAndRead(t, refusingCodec{}, "v", "codec") })
+	t.Run("two values in sequence", func(t *testing.T) { writeAndRead(t, nil, &pair{"a", "b"}, fits) })
+	t.Run("two in sequence, inside", func(t *testing.T) { writeAndRead(t, nil, &[]pair{{"a", "b"}, {"c", "d"}}, "") })
+	t.Run("two values, one is read", func(t *testing.T) { writeAndRead(t, nil, &half{"a", "b"}, "goes on after the value") })
+	t.Run("40 levels", func(t *testing.T) { writeAndRead(t, nil, new(treeOf(40)), fits) })
+	t.Run("400 levels", func(t *testing.T) { writeAndRead(t, nil, new(treeOf(400)), fits) })
+	t.Run("4000 levels", func(t *testing.T) { writeAndRead(t, nil, new(treeOf(4000)), "nested deeper") })
+	t.Run("interned strings", func(t *testing.T) { writeAndRead(t, nil, &interned{"long enough", "long enough"}, "interned") })
+	t.Run("interned, but once", func(t *testing.T) { writeAndRead(t, nil, &interned{"long enough", "another"}, fits) })
+	t.Run("interface", func(t *testing.T) { writeAndRead(t, nil, &described{By: time.Second}, "codec") })
+	t.Run("interface, nil", func(t *testing.T) { writeAndRead(t, nil, &described{}, fits) })
+	t.Run("map of numbers as any", func(t *testing.T) { writeAndRead(t, nil, &map[string]any{"m": map[int]int{1: 2}}, "codec") })
+	t.Run("any", func(t *testing.T) { writeAndRead(t, nil, &map[string]any{"m": []string{"a"}}, fits) })
+	t.Run("one way", func(t *testing.T) { writeAndRead(t, nil, &oneWay{"a"}, "codec") })
+	t.Run("JSON", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, new(treeOf(40)), fits) })
+	t.Run("JSON, interface", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, &described{By: time.Second}, "codec") })
+	t.Run("JSON, one way", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, &oneWay{"a"}, "codec") })
+	t.Run("JSON, 6000 levels", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, new(treeOf(6000)), "depth") })
+	t.Run("a codec of another", func(t *testing.T) { writeAndRead(t, refusingCodec{}, new("v"), "codec") })
 }
 
-// writeAndRead sets, peeks and gets v. why is part of the reason for which it
-// cannot be stored, or empty if it can.
-func writeAndRead[V any](t *testing.T, codec fetchonce.Codec, v V, why string) {
+// writeAndRead sets, peeks and gets v. why is part of the reason for which it cannot be stored,
+// or empty if it can. All values are pointers: the compiler makes code for them once, and for
+// each other kind of type once more.
+func writeAndRead[T any](t *testing.T, codec fetchonce.Codec, v *T, why string) {
 	t.Helper()
 	inBubble(t, func(t *testing.T, r backend) {
 		var (
 			stored []fetchonce.TraceStore
 			log    strings.Builder
 		)
-		l, err := fetchonce.New(r.Client(), fetchonce.Options[V]{
+		l, err := fetchonce.New(r.Client(), fetchonce.Options[*T]{
 			Prefix: "test", Codec: codec, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 			Trace: &fetchonce.Trace{Stored: func(_ context.Context, s fetchonce.TraceStore) { stored = append(stored, s) }},
 		})
@@ -114,7 +115,7 @@ func writeAndRead[V any](t *testing.T, codec fetchonce.Codec, v V, why string) {
 		}
 		fetches := 0
 		for range 2 {
-			_, err = l.Get(t.Context(), "other", func(context.Context, string) (V, error) { fetches++; return v, nil })
+			_, err = l.Get(t.Context(), "other", func(context.Context, string) (*T, error) { fetches++; return v, nil })
 			if err != nil {
 				t.Errorf("Get = %v; want nil", err)
 			}

@@ -153,7 +153,7 @@ func TestHostileLengthIsAMiss(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer honest.Close()
-		victim, err := fetchonce.New(rdb, fetchonce.Options[[]int64]{Prefix: "test"})
+		victim, err := fetchonce.New(rdb, fetchonce.Options[[]int]{Prefix: "test"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -165,7 +165,7 @@ func TestHostileLengthIsAMiss(t *testing.T) {
 		b, _ := rdb.Get(t.Context(), "test:v:{k}").Bytes()
 		forge(b, 1)
 		rdb.Set(t.Context(), "test:v:{k}", b, time.Minute)
-		got, err := victim.Get(t.Context(), "k", func(context.Context, string) ([]int64, error) { return []int64{1}, nil })
+		got, err := victim.Get(t.Context(), "k", func(context.Context, string) ([]int, error) { return []int{1}, nil })
 		if len(got) != 1 || err != nil {
 			t.Errorf("Get = %v, %v", got, err)
 		}
@@ -294,17 +294,17 @@ func TestDecodingIsBoundedByMemory(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
 				plant(t, r, "k", test.payload, test.number)
-				l, err := fetchonce.New(r.Client(), fetchonce.Options[[]*[512]float64]{Prefix: "test", Codec: test.codec, MaxBytes: maxBytes})
+				l, err := fetchonce.New(r.Client(), fetchonce.Options[*[]*[512]float64]{Prefix: "test", Codec: test.codec, MaxBytes: maxBytes})
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer l.Close()
-				var got []*[512]float64
+				var got *[]*[512]float64
 				took := made(func() {
-					got, err = l.Get(t.Context(), "k", func(context.Context, string) ([]*[512]float64, error) { return nil, nil })
+					got, err = l.Get(t.Context(), "k", func(context.Context, string) (*[]*[512]float64, error) { return nil, nil })
 				})
-				if err != nil || len(got) != 0 {
-					t.Errorf("Get = %d elements, %v; want what was fetched", len(got), err)
+				if err != nil || got != nil {
+					t.Errorf("Get = %v, %v; want nil, which was fetched", got, err)
 				}
 				if took > most {
 					t.Errorf("Get of %d hostile bytes allocated %d; want at most %d", len(test.payload), took, most)
@@ -319,12 +319,12 @@ func TestValueBeyondTheMemoryLimitIsNotStored(t *testing.T) {
 	for name, codec := range map[string]fetchonce.Codec{"msgpack": fetchonce.Msgpack, "JSON": fetchonce.JSON} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
-				l, err := fetchonce.New(r.Client(), fetchonce.Options[[]wide]{Prefix: "test", Codec: codec, MaxBytes: 64 << 10})
+				l, err := fetchonce.New(r.Client(), fetchonce.Options[*[]wide]{Prefix: "test", Codec: codec, MaxBytes: 64 << 10})
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer l.Close()
-				large := make([]wide, 20_000) // of 1 or 3 bytes each, and 256 in memory
+				large := new(make([]wide, 20_000)) // of 1 or 3 bytes each, and 256 in memory
 				err = l.Set(t.Context(), "k", large)
 				e, ok := errors.AsType[*fetchonce.Error](err)
 				if !ok || e.Op != "encode" || !strings.Contains(err.Error(), "memory") {
@@ -332,19 +332,19 @@ func TestValueBeyondTheMemoryLimitIsNotStored(t *testing.T) {
 				}
 				fetches := 0
 				for range 2 {
-					got, err := l.Get(t.Context(), "k", func(context.Context, string) ([]wide, error) { fetches++; return large, nil })
-					if len(got) != len(large) || err != nil {
-						t.Errorf("Get = %d elements, %v; want what was fetched", len(got), err)
+					got, err := l.Get(t.Context(), "k", func(context.Context, string) (*[]wide, error) { fetches++; return large, nil })
+					if got != large || err != nil {
+						t.Errorf("Get = %p, %v; want what was fetched", got, err)
 					}
 				}
 				if fetches != 2 {
 					t.Errorf("two Gets made %d fetches; want 2, as nothing is stored", fetches)
 				}
-				if err := l.Set(t.Context(), "k", large[:1000]); err != nil {
+				if err := l.Set(t.Context(), "k", new((*large)[:1000])); err != nil {
 					t.Errorf("Set of fewer elements = %v; want nil", err)
 				}
-				if got, err := l.Peek(t.Context(), "k"); len(got.Value) != 1000 || err != nil {
-					t.Errorf("Peek = %d elements, %v; want 1000", len(got.Value), err)
+				if got, err := l.Peek(t.Context(), "k"); err != nil || len(*got.Value) != 1000 {
+					t.Errorf("Peek = %v, %v; want 1000 elements", got, err)
 				}
 			})
 		})
