@@ -5,7 +5,8 @@
 // and retries of your program. [Down], [Hang], [FailNext],
 // [DropMessages] and [ExpireLease] make Redis fail.
 //
-// [TestStore] checks a [fetchonce.Store] of your own.
+// [TestStore] checks a [fetchonce.Store] of your own. [RoundTrip] names what a codec does not
+// bring back of a value.
 //
 // The package is for tests: it links the testing package and miniredis.
 package oncetest
