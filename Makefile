@@ -125,9 +125,9 @@ mutants: ## make mistakes in the library, each of which a soak must catch
 
 # Both need redis-server, and a machine with nothing else to do.
 .PHONY: bench
-bench: ## measure fetchonce beside its peers, in short: five minutes, into bench/results/short
+bench: ## measure fetchonce beside its peers, in short: nine minutes, into bench/results/short
 	go run ./bench -short -reps 3 -for 200ms -dir bench/results/short
 
 .PHONY: bench-full
-bench-full: ## measure all of it, in twenty minutes, into bench/results/full
+bench-full: ## measure all of it, in thirty-five minutes, into bench/results/full
 	go run ./bench -reps 5 -for 500ms -dir bench/results/full

@@ -11,7 +11,7 @@ import (
 // bars are what fetchonce should reach: most of them beside its peers in the same
 // repetition.
 func bars() []report.Bar {
-	all := slices.Concat(hitBars, loadBars, lockBars)
+	all := slices.Concat(hitBars, loadBars, lockBars, outageBars)
 	for i := range all {
 		all[i].Peer = ours
 	}
@@ -48,6 +48,12 @@ var lockBars = []report.Bar{
 	{What: "p99 of the wait to its mean", Workload: handover.Name, Figure: "wait_p99_to_mean", Most: 10},
 	{What: "two who hold the lock at once", Workload: handover.Name, Figure: "overlaps", Most: 0},
 	{What: "requests under a lock that nobody else wants, beside the best peer", Workload: overHTTP.Name, Where: run.Params{"key": uniqueKey}, Figure: "ops_per_s", Against: otherLockers, Least: 1, Why: whyHTTP},
+}
+
+var outageBars = []report.Bar{
+	{What: "p50 of a Get after Redis has failed, with a fetch of 1 ms, in µs", Workload: outage.Name, Figure: "get_p50_us", Most: 3000},
+	{What: "the last fetch after Redis is back, in ms", Workload: outage.Name, Figure: "back_ms", Most: 2000},
+	{What: "fetches of a key that the process already fetched", Workload: outage.Name, Figure: "overlaps", Most: 0},
 }
 
 // Why bars are missed, where they are. The shares are those of CPU profiles: -profile.

@@ -7,4 +7,10 @@ var (
 	Bars      = bars
 
 	NeededFetches = neededFetches
+	NewRelay      = newRelay
 )
+
+func (r *relay) Addr() string           { return r.addr }
+func (r *relay) Fail(kind string) error { return r.fail(kind) }
+func (r *relay) Serve() error           { return r.serve() }
+func (r *relay) Close()                 { r.close() }

@@ -22,6 +22,7 @@ func TestLoadersAreMeasured(t *testing.T) {
 		{"stampede", "fetchonce", map[string]bounds{"fetches": {1, 1}, "after_p99_us": {1, 1e6}}},
 		{"zipf", "fetchonce", map[string]bounds{"fetches": {10, 400}, "fetches_to_minimum": {1, 1.1}}},
 		{"many", "fetchonce", map[string]bounds{"ops": {1, 1e6}}},
+		{"outage", "fetchonce", map[string]bounds{"fetches": {1, 1e6}, "overlaps": {0, 0}, "do_p50_us": {0.001, 1e9}}},
 		{"drop", "fetchonce", map[string]bounds{"ops": {1, 1e6}, "p99_us": {0.001, 1e6}}},
 	} {
 		t.Run(c.workload+"/"+c.peer, func(t *testing.T) {

@@ -18,4 +18,5 @@ var workloads = []*run.Workload{
 	mix,
 	told,
 	woken,
+	outage,
 }
