@@ -32,7 +32,7 @@ var errSoftTimeout = errors.New("soft timeout")
 // settledLoad returns what the caller's load comes to.
 func (c *caller[V]) settledLoad() (Result[V], error) {
 	c.trace = c.Loader.trace.missed()
-	o := c.load()
+	o := c.orLastGood(c.load())
 	answered(c.ctx, &c.Loader.trace, c.k.user, c.trace, o)
 	return c.settle(c.k, o)
 }
@@ -180,6 +180,20 @@ func (c *caller[V]) orFallback(o *outcome[V]) *outcome[V] {
 		return c.ownOld()
 	}
 	return o
+}
+
+// orLastGood returns the last good near entry in the place of a failure without Redis; see
+// [Near.FailSafe].
+func (c *caller[V]) orLastGood(o *outcome[V]) *outcome[V] {
+	if !isFailure(o.err) || !o.noLease && !errors.Is(o.err, ErrUnavailable) {
+		return o
+	}
+	r, ok := c.lastGood(c.k)
+	if !ok {
+		return o
+	}
+	c.trace.stale()
+	return &outcome[V]{result: r}
 }
 
 // isFailure reports whether a fallback value is better than the error: not if the error

@@ -23,6 +23,7 @@ type outcome[V any] struct {
 
 	found   *lookup[V] // instead of a result: what ACQUIRE found; each caller judges it
 	backoff bool       // err is that of an earlier fetch, for callers that have a stale value
+	noLease bool       // it was fetched without a lease
 	shared  bool       // other callers receive the same result
 }
 
@@ -275,7 +276,9 @@ func (r *load[V]) unleased(ctx context.Context) state {
 	// for this process alone, and another may have deleted the key.
 	r.flight.Close()
 	if f.err != nil && !errors.Is(f.err, ErrNotFound) {
-		return r.fail(f.err)
+		r.fail(f.err)
+		r.out.noLease = true
+		return nil
 	}
 	return r.done(f.result(), f.err)
 }

@@ -275,7 +275,7 @@ func get[A, V any](ctx context.Context, l *Loader[V], key string, hit nearHit[V]
 }
 
 func getLookup[V any](ctx context.Context, l *Loader[V], key string, hit nearHit[V], noFetch bool) (getAnswer[V], error) {
-	if hit.entry != nil && !hit.refresh && !noFetch {
+	if hit.entry != nil && !hit.refresh && !hit.entry.stale && !noFetch {
 		v, err := l.nearValue(hit.entry)
 		l.trace.looked(ctx, key, true, SourceNear, err)
 		return getAnswer[V]{value: v}, err

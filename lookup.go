@@ -229,6 +229,11 @@ func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, c *nearEntry[V], 
 	}
 	seen, err := l.lookup(ctx, k)
 	l.learn(&seen)
+	if err != nil && seen.state == unavailable {
+		if r, ok := l.lastGood(k); ok {
+			return lookup[V]{state: fresh, result: r}, nil
+		}
+	}
 	return seen, err
 }
 
@@ -255,25 +260,31 @@ func (l *Loader[V]) learn(seen *lookup[V]) {
 type nearEntry[V any] struct {
 	value    V
 	absent   bool // a remembered ErrNotFound
+	stale    bool // its TTL has ended: returned only during a backoff
 	plain    bool // returned as it is: no Clone, no Trace, no early refresh
 	header   envelope.Header
-	replaces *protocol.PassOver // for an early refresh
+	replaces *protocol.PassOver // for an early refresh, and if it is stale
 }
 
 func (l *Loader[V]) openNear() {
 	if l.opt.Near == (Near{}) {
 		return
 	}
-	l.near = near.New[nearEntry[V]](l.Hub, l.names.Values(), l.names.Changes(), l.opt.Near.Entries, func(refused bool, why error) {
-		switch {
-		case refused:
-			l.log.Once(logUntracked, why)
-		case why == nil:
-			l.log.Over(logNearBack, logNoNear)
-		default:
-			l.log.Warn(logNoNear, why)
-		}
-	}, l.trace.nearDropped())
+	l.near = near.New[nearEntry[V]](l.Hub, near.Config{
+		Values: l.names.Values(), Changes: l.names.Changes(), Entries: l.opt.Near.Entries, FailSafe: l.opt.Near.FailSafe,
+		Report: l.reportNear, Dropped: l.trace.nearDropped(),
+	})
+}
+
+func (l *Loader[V]) reportNear(refused bool, why error) {
+	switch {
+	case refused:
+		l.log.Once(logUntracked, why)
+	case why == nil:
+		l.log.Over(logNearBack, logNoNear)
+	default:
+		l.log.Warn(logNoNear, why)
+	}
 }
 
 // nearGet returns the near entry of a key, or nil, and whether this caller refreshes it
@@ -283,10 +294,10 @@ func (l *Loader[V]) nearGet(ctx context.Context, key string) (c *nearEntry[V], r
 		return nil, false
 	}
 	c, ok := l.near.Get(protocol.Handle(key))
-	if !ok {
+	if !ok || c.stale && (!l.backoffs.Active(key) || l.age(c.header)-c.header.Fresh >= l.opt.StaleIfError) {
 		return nil, false
 	}
-	return c, l.opt.EarlyRefresh > 0 && !c.absent && l.isEarly(c.header, l.age(c.header))
+	return c, !c.stale && l.opt.EarlyRefresh > 0 && !c.absent && l.isEarly(c.header, l.age(c.header))
 }
 
 // nearValue returns the value of a near entry to a caller of Get.
@@ -307,10 +318,27 @@ func (l *Loader[V]) lookupNear(c *nearEntry[V], refresh bool) (lookup[V], error)
 	if err == nil {
 		seen.result.Value, seen.result.Age = v, l.age(c.header)
 	}
-	if refresh {
+	switch {
+	case refresh:
 		seen.state, seen.replaces = early, c.replaces
+	case c.stale:
+		seen.state, seen.replaces, seen.result.Stale = fallback, c.replaces, true
+		seen.staleFor = seen.result.Age - c.header.Fresh
 	}
 	return seen, err
+}
+
+// lastGood returns the near entry of a key for [Near.FailSafe], if there is one.
+func (l *Loader[V]) lastGood(k keyed) (r Result[V], ok bool) {
+	if l.near == nil {
+		return r, false
+	}
+	c, ok := l.near.LastGood(protocol.Handle(k.user))
+	if !ok || c.absent {
+		return r, false
+	}
+	v, _ := l.nearValue(c)
+	return Result[V]{Value: v, Source: SourceNear, Age: l.age(c.header), Stale: true}, true
 }
 
 // nearTicket returns the right to keep what is read now in the near cache.
@@ -321,18 +349,23 @@ func (l *Loader[V]) nearTicket(k keyed) near.Ticket {
 	return l.near.NewTicket(protocol.Handle(k.user), k.names.Value)
 }
 
-// keepNear puts a fresh value into the near cache.
+// keepNear puts a value into the near cache. It keeps a stale one, too, if StaleIfError may return
+// it: while the origin is down, callers do not read it from Redis each time.
 func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lookup[V], b []byte) {
-	if t == (near.Ticket{}) || seen.state != fresh {
+	isStale := seen.state == fallback || seen.state == stale && l.opt.StaleIfError > 0
+	if t == (near.Ticket{}) || seen.state != fresh && !isStale {
 		return
 	}
-	c := nearEntry[V]{value: seen.result.Value, absent: h.Kind == envelope.NotFound, header: h}
-	c.plain = !c.absent && l.opt.Clone == nil && l.opt.EarlyRefresh <= 0 && l.trace.Got == nil
+	c := nearEntry[V]{value: seen.result.Value, absent: h.Kind == envelope.NotFound, stale: isStale, header: h}
+	c.plain = !c.absent && !c.stale && l.opt.Clone == nil && l.opt.EarlyRefresh <= 0 && l.trace.Got == nil
 	if l.opt.EarlyRefresh > 0 {
 		c.replaces = passOver(b)
 		c.replaces.Stale = true
 	}
 	life := min(l.opt.Near.TTL, h.Fresh-l.age(h))
+	if c.stale {
+		c.replaces, life = seen.replaces, min(l.opt.Near.TTL, h.Keep-l.age(h))
+	}
 	if l.opt.Clone != nil && !c.absent {
 		seen.result.Value = l.opt.Clone(c.value) // first: a value that Clone panics on is not kept
 	}

@@ -47,6 +47,7 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	l.awaitAll(ctx, all)
 	retryAll(all)
 	for _, w := range all {
+		w.out = w.orLastGood(w.out)
 		answered(ctx, &l.trace, w.k.user, w.trace, w.out)
 	}
 	return l.settleAll(all)

@@ -216,6 +216,7 @@ func (o Options[V]) withDefaults() Options[V] {
 	if o.Near.Entries > 0 && o.Near.TTL == 0 {
 		o.Near.TTL = defaultNearTTL
 	}
+	o.Near.FailSafe = max(o.Near.FailSafe, 0)
 	if o.Codec == nil {
 		o.Codec = Msgpack
 	}
@@ -254,6 +255,7 @@ func (o Options[V]) check() error {
 		{"RedisTimeout", o.RedisTimeout, leastTTL, false},
 		{"RedisBreaker", o.RedisBreaker, leastTTL, true},
 		{"Near.TTL", o.Near.TTL, leastTTL, false},
+		{"Near.FailSafe", o.Near.FailSafe, leastTTL, true},
 	})
 	if err != nil {
 		return err
@@ -273,8 +275,8 @@ func (o Options[V]) check() error {
 		return errors.New("Options.StaleWhileRevalidate, StaleIfError and EarlyRefresh need Options.TTL, which is off")
 	case o.Near.Entries < 0:
 		return fmt.Errorf("Options.Near.Entries is %d", o.Near.Entries)
-	case o.Near.Entries == 0 && o.Near.TTL > 0:
-		return errors.New("Options.Near.TTL needs Options.Near.Entries")
+	case o.Near.Entries == 0 && (o.Near.TTL > 0 || o.Near.FailSafe > 0):
+		return errors.New("Options.Near.TTL and Near.FailSafe need Options.Near.Entries")
 	case o.Near.Entries > 0 && o.TTL < 0:
 		return errors.New("Options.Near needs Options.TTL, which is off")
 	case o.SoftTimeout > 0 && o.StaleWhileRevalidate <= 0 && o.StaleIfError <= 0:
@@ -338,6 +340,13 @@ type Near struct {
 	// TTL is the longest time that an entry is used, and not beyond the time for which its
 	// value is fresh. Defaults to a minute.
 	TTL time.Duration
+
+	// FailSafe is for how long an entry is returned after it was last known good, with
+	// [Result.Stale], if Redis is unavailable and the fetch fails, or is not made with
+	// [FailClosed]. An entry is known good until its TTL ends, or until the connection for
+	// changes fails. A Delete, Set or Update of this process ends it; one of another process
+	// in that time is not seen. GetMany and Load return it, too. Defaults to off.
+	FailSafe time.Duration
 }
 
 var errNearClient = errors.New("Options.Near needs a *redis.Client or a *redis.ClusterClient, or a wrapper with their methods that is comparable")

@@ -51,7 +51,7 @@ inline invalidate() {
 }
 
 inline endTrust() {
-	/* internal/near/tracker.go: v.until.Store(0) */
+	/* internal/near/tracker.go: v.stop() */
 	trusted = false; until = 0;
 #ifndef MUTANT_ENTRIES_OUTLIVE
 	trust++

@@ -178,7 +178,7 @@ func (w *watched) Read(b []byte) (int, error) {
 // after a FLUSHALL.
 func (c *connection) HandlePushNotification(_ context.Context, _ push.NotificationHandlerContext, message []any) error {
 	if len(message) < 2 || message[1] == nil {
-		c.tracker.hub.renewTrust() // also for other nodes: most likely they are flushed, too
+		c.tracker.hub.flushed() // also for other nodes: most likely they are flushed, too
 		return nil
 	}
 	names, _ := message[1].([]any)

@@ -15,6 +15,7 @@ func Invalidated(values, heartbeats string, message []any) (tags []string, all b
 		values:        values,
 		invalidate:    func(tag string) { tags = append(tags, tag) },
 		invalidateAll: func() { all = true },
+		distrust:      func() {},
 	}, nil)
 	c := &connection{tracker: newTracker(h, "", nil), heartbeats: heartbeats, sent: make(map[string]int64)}
 	_ = c.HandlePushNotification(h.ctx, push.NotificationHandlerContext{}, message)

@@ -42,7 +42,8 @@ type Hub struct {
 type attached struct {
 	values, changes string
 	invalidate      func(tag string)
-	invalidateAll   func()
+	invalidateAll   func() // all values have changed
+	distrust        func() // changes may not have been received
 	report          Report
 }
 
@@ -120,12 +121,6 @@ func (h *Hub) Invalidate(name string) {
 	h.mu.RUnlock()
 	for _, a := range caches {
 		a.invalidate(tag)
-	}
-}
-
-func (h *Hub) invalidateAll() {
-	for _, a := range h.all() {
-		a.invalidateAll()
 	}
 }
 

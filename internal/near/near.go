@@ -41,6 +41,7 @@ package near
 
 import (
 	"hash/maphash"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +57,7 @@ type Cache[T any] struct {
 	hub     *Hub
 	values  string // the prefix of the names of its values
 	entries *otter.Cache[string, *entry[T]]
+	safeFor int64   // see Config.FailSafe
 	dropped Dropped // or nil
 
 	seed    maphash.Seed
@@ -77,7 +79,26 @@ type stripe struct {
 
 // A trust is the promise that all changes are received which concern its entries.
 type trust struct {
-	until atomic.Int64 // the end of the promise; 0 once it has ended for good
+	until atomic.Int64 // the end of the promise; never once it has ended for good
+	ended atomic.Int64 // when it has; set before until
+}
+
+// never is before every other time, also in a synctest bubble, which begins in 2000.
+const never = math.MinInt64
+
+// stop ends the promise for good. It returns until when it would have lasted.
+func (t *trust) stop() (until int64) {
+	until = t.until.Load()
+	t.ended.CompareAndSwap(0, min(until, now()))
+	return t.until.Swap(never)
+}
+
+// end returns when the promise ends, or has ended.
+func (t *trust) end() int64 {
+	if until := t.until.Load(); until != never {
+		return until
+	}
+	return t.ended.Load()
 }
 
 // epoch is the zero of all times in this package. It has a monotonic clock.
@@ -97,15 +118,26 @@ const (
 // reset, all entries. It is called without a lock.
 type Dropped func(entries int, reset bool)
 
-// New returns a cache of at most so many entries for the values whose names begin with the
-// prefix values. The caller must close it. changes is the channel where scripts publish
-// changes if the server refuses tracking. dropped may be nil.
-func New[T any](hub *Hub, values, changes string, entries int, report Report, dropped Dropped) *Cache[T] {
+// A Config says which values a cache has.
+type Config struct {
+	Values   string        // the beginning of their names
+	Changes  string        // the channel where scripts publish changes if the server refuses tracking
+	Entries  int           // at most
+	FailSafe time.Duration // for how long [Cache.LastGood] returns an entry that is no longer good
+	Report   Report
+	Dropped  Dropped // or nil
+}
+
+// New returns a cache. The caller must close it.
+func New[T any](hub *Hub, config Config) *Cache[T] {
 	c := &Cache[T]{
-		hub: hub, values: values, seed: maphash.MakeSeed(), dropped: dropped,
-		entries: otter.Must(&otter.Options[string, *entry[T]]{MaximumSize: entries}),
+		hub: hub, values: config.Values, seed: maphash.MakeSeed(), safeFor: int64(config.FailSafe), dropped: config.Dropped,
+		entries: otter.Must(&otter.Options[string, *entry[T]]{MaximumSize: config.Entries}),
 	}
-	hub.attach(&attached{values: values, changes: changes, invalidate: c.invalidate, invalidateAll: c.invalidateAll, report: report}, c)
+	hub.attach(&attached{
+		values: config.Values, changes: config.Changes, report: config.Report,
+		invalidate: c.invalidate, invalidateAll: c.invalidateAll, distrust: c.distrust,
+	}, c)
 	return c
 }
 
@@ -126,6 +158,19 @@ func (c *Cache[T]) Get(handle string) (*T, bool) {
 		t = now()
 	}
 	if t >= e.until || t >= e.trust.until.Load() {
+		return nil, false
+	}
+	return &e.value, true
+}
+
+// LastGood returns an entry that was good at most FailSafe ago, also if its life or its trust has
+// ended. The value may have changed since. An entry whose change was received is gone.
+func (c *Cache[T]) LastGood(handle string) (*T, bool) {
+	if c.safeFor == 0 {
+		return nil, false
+	}
+	e, ok := c.entries.GetIfPresent(handle)
+	if !ok || now()-min(e.until, e.trust.end()) > c.safeFor {
 		return nil, false
 	}
 	return &e.value, true
@@ -190,7 +235,14 @@ func (c *Cache[T]) invalidate(tag string) {
 	}
 }
 
-// invalidateAll drops all entries: their trust has ended. It may also drop entries of the
+// distrust drops all entries, as their trust has ended, unless LastGood may still return them.
+func (c *Cache[T]) distrust() {
+	if c.safeFor == 0 {
+		c.invalidateAll()
+	}
+}
+
+// invalidateAll drops all entries: their values have changed. It may also drop entries of the
 // next trust, which does no harm.
 func (c *Cache[T]) invalidateAll() {
 	entries := c.entries.EstimatedSize()

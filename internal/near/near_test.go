@@ -22,7 +22,7 @@ const values, changes = "p:v:{", "p:i"
 func open(t *testing.T, rdb redis.UniversalClient) *near.Cache[string] {
 	t.Helper()
 	h := near.NewHub(rdb, "process")
-	c := near.New[string](h, values, changes, 100, func(bool, error) {}, nil)
+	c := near.New[string](h, near.Config{Values: values, Changes: changes, Entries: 100, Report: func(bool, error) {}})
 	t.Cleanup(func() {
 		c.Close()
 		h.Close()
@@ -142,9 +142,9 @@ func TestCachesOfAClientShareATrackingConnection(t *testing.T) {
 	rdb := r.Client()
 	h := near.NewHub(rdb, "process")
 	defer h.Close()
-	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
+	a := near.New[string](h, near.Config{Values: "a:v:{", Changes: "a:i", Entries: 10, Report: func(bool, error) {}})
 	defer a.Close()
-	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
+	b := near.New[string](h, near.Config{Values: "b:v:{", Changes: "b:i", Entries: 10, Report: func(bool, error) {}})
 	defer b.Close()
 	put(t, r.Backend(), a, "k")
 	put(t, r.Backend(), b, "k")
@@ -180,7 +180,7 @@ func TestRefusedTrackingFallsBackToPublishedChanges(t *testing.T) {
 		var refused atomic.Bool
 		h := near.NewHub(rdb, "process")
 		defer h.Close()
-		c := near.New[string](h, values, changes, 10, func(no bool, _ error) { refused.Store(refused.Load() || no) }, nil)
+		c := near.New[string](h, near.Config{Values: values, Changes: changes, Entries: 10, Report: func(no bool, _ error) { refused.Store(refused.Load() || no) }})
 		defer c.Close()
 		put(t, r, c, "k")
 		if !refused.Load() {
@@ -244,11 +244,11 @@ func TestNewNamespaceIsUntrustedUntilItIsTracked(t *testing.T) {
 	})
 	h := near.NewHub(rdb, "process")
 	defer h.Close()
-	a := near.New[string](h, "a:v:{", "a:i", 10, func(bool, error) {}, nil)
+	a := near.New[string](h, near.Config{Values: "a:v:{", Changes: "a:i", Entries: 10, Report: func(bool, error) {}})
 	defer a.Close()
 	put(t, r.Backend(), a, "k")
 	refuse.Store(true) // no new connection
-	b := near.New[string](h, "b:v:{", "b:i", 10, func(bool, error) {}, nil)
+	b := near.New[string](h, near.Config{Values: "b:v:{", Changes: "b:i", Entries: 10, Report: func(bool, error) {}})
 	defer b.Close()
 	if b.Put(ticketOf(b, "k"), "k", "v", time.Hour) {
 		t.Error("an entry was made in a namespace that is not tracked")

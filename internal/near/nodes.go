@@ -122,12 +122,23 @@ func (h *Hub) update(masters map[string]*redis.Options) {
 	}
 }
 
-// renewTrust ends all trust, which drops all entries. Each tracker starts a new one.
+// flushed drops all entries, and ends all trust: the values of a node were all deleted.
+func (h *Hub) flushed() {
+	h.renewTrust()
+	for _, a := range h.all() {
+		a.invalidateAll()
+	}
+}
+
+// renewTrust ends all trust, after which no entry is returned as good. Each tracker starts a
+// new one.
 func (h *Hub) renewTrust() {
 	for _, t := range *h.trackers.Load() {
 		t.renewTrust()
 	}
-	h.invalidateAll()
+	for _, a := range h.all() {
+		a.distrust()
+	}
 }
 
 // reconnect makes all trackers connect again.

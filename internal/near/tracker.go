@@ -85,7 +85,7 @@ func (t *tracker) endTrust() {
 	t.mu.Lock()
 	v := t.trust.Swap(nil)
 	if v != nil {
-		v.until.Store(0)
+		v.stop()
 	}
 	t.conn = nil
 	t.mu.Unlock()
@@ -100,7 +100,7 @@ func (t *tracker) renewTrust() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if v := t.trust.Load(); v != nil {
-		t.trust.Store(newTrust(v.until.Swap(0)))
+		t.trust.Store(newTrust(v.stop()))
 	}
 }
 
