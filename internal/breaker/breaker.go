@@ -70,6 +70,7 @@ type Breaker struct {
 
 	mu      sync.Mutex
 	probing bool
+	served  time.Time // when a probe was last answered; zero if none was
 	stopped chan struct{}
 }
 
@@ -90,7 +91,8 @@ func (b *Breaker) Err() error {
 // Trip opens the breaker because a call has failed. A breaker that is open keeps its cause.
 func (b *Breaker) Trip(cause error, p Probe) { b.start(&OpenError{cause}, p) }
 
-// Suspect sends a probe, and opens the breaker if that fails.
+// Suspect sends a probe, and opens the breaker if that fails. After a probe that was answered it
+// sends none for the time between two probes: callers may often leave a node that is well.
 func (b *Breaker) Suspect(p Probe) { b.start(nil, p) }
 
 func (b *Breaker) start(e *OpenError, p Probe) {
@@ -101,6 +103,8 @@ func (b *Breaker) start(e *OpenError, p Probe) {
 	}
 	if e != nil {
 		b.open.CompareAndSwap(nil, e)
+	} else if !b.served.IsZero() && time.Since(b.served) < p.Every {
+		return
 	}
 	if !b.probing {
 		b.probing = true
@@ -151,7 +155,7 @@ func (b *Breaker) run(p Probe) {
 func (b *Breaker) close() {
 	b.mu.Lock()
 	was := b.open.Swap(nil)
-	b.probing = false
+	b.probing, b.served = false, time.Now()
 	b.mu.Unlock()
 	if was != nil {
 		b.closed()

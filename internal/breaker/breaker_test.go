@@ -115,6 +115,12 @@ func TestSuspicionOpensABreakerOnlyIfTheProbeFails(t *testing.T) {
 		n.fail(errRefused)
 		b.Suspect(probe)
 		synctest.Wait()
+		if got := n.probes.Load(); got != 1 {
+			t.Errorf("%d probes of a node that served a moment ago, want 1", got)
+		}
+		time.Sleep(time.Second)
+		b.Suspect(probe)
+		synctest.Wait()
 		wantOpen(t, "after a failed probe", b, errRefused)
 	})
 }
