@@ -69,7 +69,7 @@ const (
 )
 
 // outageClient returns a client with the settings that the name of a peer says: go-redis' own, or
-// those that the page on production recommends.
+// those that docs/production.md recommends.
 func outageClient(name, addr string) *redis.Client {
 	if strings.Contains(name, "-defaults") {
 		return redis.NewClient(&redis.Options{Addr: addr})
