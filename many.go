@@ -3,6 +3,9 @@ package fetchonce
 import (
 	"context"
 	"errors"
+	"io"
+	"maps"
+	"net"
 	"slices"
 	"sync"
 
@@ -10,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fetchonce/fetchonce/internal/batchfetch"
+	"github.com/fetchonce/fetchonce/internal/bisect"
 	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/permit"
@@ -352,4 +356,67 @@ func keySet(keys []string) map[string]bool {
 		set[key] = true
 	}
 	return set
+}
+
+// storeMany looks up many keys in the Store: together, where it can. A Lookup that
+// panics is the error of its key.
+func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[string]V, errs map[string]error) {
+	if s, ok := l.opt.Store.(manyStore[V]); ok {
+		return lookupMany(ctx, s, keys)
+	}
+	errs = make(map[string]error)
+	found = make(map[string]V)
+	var mu sync.Mutex // guards both
+	var all errgroup.Group
+	all.SetLimit(callsAtOnce)
+	for _, key := range keys {
+		all.Go(func() error {
+			flight.Protect(
+				func() (V, error) { return l.opt.Store.Lookup(ctx, key) },
+				func(v V, err error) {
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case err == nil:
+						found[key] = v
+					case !errors.Is(err, ErrNotFound):
+						errs[key] = err
+					}
+				})
+			return nil
+		})
+	}
+	_ = all.Wait() // the errors are in errs
+	return found, errs
+}
+
+// lookupMany looks keys up together. If that fails, and the error does not say for
+// which keys, halves of them are looked up, so that one bad key fails alone.
+func lookupMany[V any](ctx context.Context, s manyStore[V], keys []string) (found map[string]V, errs map[string]error) {
+	found = make(map[string]V, len(keys))
+	own := make(map[string]error)
+	errs = bisect.Keys([][]string{keys}, func(some []string) error {
+		values, err := s.LookupMany(ctx, some)
+		maps.Copy(found, values)
+		if many, ok := errors.AsType[*ManyError](err); ok {
+			maps.Copy(own, many.Errors)
+			return nil
+		}
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		return err
+	}, func(err error) bool { return ctx.Err() != nil || isLost(err) })
+	maps.Copy(errs, own)
+	maps.DeleteFunc(errs, func(key string, err error) bool {
+		_, ok := found[key]
+		return ok || errors.Is(err, ErrNotFound)
+	})
+	return found, errs
+}
+
+// isLost reports whether a Store's error says that it cannot be reached.
+func isLost(err error) bool {
+	_, ok := errors.AsType[net.Error](err)
+	return ok || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
 }

@@ -70,7 +70,7 @@ func (l *Link) Each(ctx context.Context, within time.Duration, cmds []redis.Cmde
 	}
 	groups := make(map[*Batcher][]int)
 	for i, cmd := range cmds {
-		b, _, err := l.of(ctx, within, keyOf(cmd))
+		b, err := l.of(ctx, within, keyOf(cmd))
 		if err != nil {
 			errs[i] = err
 			continue

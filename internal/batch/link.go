@@ -59,12 +59,12 @@ func (l *Link) do(ctx context.Context, within time.Duration, read *redis.StringC
 	if read == nil {
 		first = cmds[0]
 	}
-	began := now()
-	b, waited, err := l.of(ctx, within, keyOf(first))
+	cold, began := l.router.topology.Load() == nil, now()
+	b, err := l.of(ctx, within, keyOf(first))
 	if err != nil {
 		return err
 	}
-	if waited {
+	if cold { // else within stays the same: commands with one limit share a pipeline
 		within -= now() - began
 	}
 	err = b.do(ctx, within, read, cmds)
@@ -78,18 +78,18 @@ func (l *Link) do(ctx context.Context, within time.Duration, read *redis.StringC
 }
 
 // of is [Router.of], with the error of an open breaker.
-func (l *Link) of(ctx context.Context, within time.Duration, key string) (b *Batcher, waited bool, err error) {
+func (l *Link) of(ctx context.Context, within time.Duration, key string) (*Batcher, error) {
 	r := l.router
 	if l.every > 0 && r.topology.Load() == nil {
 		if err := r.start.Err(); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
-	b, waited, err = r.of(ctx, within, key)
+	b, err := r.of(ctx, within, key)
 	if err == nil {
 		err = l.refusal(b)
 	}
-	return b, waited, err
+	return b, err
 }
 
 // refusal returns the error of a node's breaker, if that is open.
@@ -112,7 +112,8 @@ func (l *Link) Failed(ctx context.Context, key string, took time.Duration, err e
 	if l.every <= 0 || key == "" || isOurs(err) {
 		return err
 	}
-	node, b, silent := l.nodeOf(key, took)
+	node, b := l.nodeOf(key)
+	silent := node == nil || node.isSilent(took)
 	p := breaker.Probe{Key: key, Every: l.every, Timeout: l.timeout}
 	switch {
 	case b == nil:
@@ -137,20 +138,20 @@ func isOurs(err error) bool {
 	return panicked || breaker.IsOpen(err) || errors.Is(err, redis.ErrClosed)
 }
 
-// nodeOf returns the node that has a key, its breaker, and whether it has answered nothing for
-// some time. Until the topology is known, there is only a breaker.
-func (l *Link) nodeOf(key string, took time.Duration) (node *Batcher, b *breaker.Breaker, silent bool) {
-	node = l.node
-	if node == nil {
-		if l.router.topology.Load() == nil {
-			return nil, l.router.start, true
-		}
-		var err error
-		if node, _, err = l.router.of(context.Background(), l.timeout, key); err != nil {
-			return nil, nil, false
-		}
+// nodeOf returns the node that has a key, and its breaker. Until the topology is known, there is
+// only a breaker; if the node is not known, there is none.
+func (l *Link) nodeOf(key string) (*Batcher, *breaker.Breaker) {
+	if l.node != nil {
+		return l.node, l.node.breaker
 	}
-	return node, node.breaker, node.isSilent(took)
+	if l.router.topology.Load() == nil {
+		return nil, l.router.start
+	}
+	node, err := l.router.of(context.Background(), l.timeout, key)
+	if err != nil {
+		return nil, nil
+	}
+	return node, node.breaker
 }
 
 // IsUnfit reports whether an error is the answer of a node that serves no key at present.

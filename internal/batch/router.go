@@ -89,7 +89,7 @@ func (r *Router) follow(ctx context.Context, within time.Duration, b *Batcher, e
 			return r.batcher(node).redirected(ctx, within, ask, cmds)
 		}
 	case errors.Is(err, redis.ErrClosed): // go-redis has given the node up
-		if other, _, failed := r.of(ctx, within, keyOf(cmds[0])); failed == nil && other != b {
+		if other, failed := r.of(ctx, within, keyOf(cmds[0])); failed == nil && other != b {
 			return other.do(ctx, within, nil, cmds)
 		}
 	case ctx.Err() == nil && !isAnswer(err):
@@ -147,20 +147,18 @@ func keyOf(cmd redis.Cmder) string {
 	return key
 }
 
-// of returns the batcher of the node that has a key, and whether it had to wait for
-// the topology.
-func (r *Router) of(ctx context.Context, within time.Duration, key string) (b *Batcher, waited bool, err error) {
+// of returns the batcher of the node that has a key. At first it waits for the topology.
+func (r *Router) of(ctx context.Context, within time.Duration, key string) (*Batcher, error) {
 	if r.topology.Load() == nil {
-		waited = true
 		if err := r.await(ctx, within); err != nil {
-			return nil, true, err
+			return nil, err
 		}
 	}
 	node, err := r.cluster.MasterForKey(ctx, key) // no round trip: the topology was loaded
 	if err != nil {
-		return nil, waited, unsent{err}
+		return nil, unsent{err}
 	}
-	return r.batcher(node), waited, nil
+	return r.batcher(node), nil
 }
 
 // batcher returns the batcher of a node.
