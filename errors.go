@@ -115,15 +115,23 @@ type Error struct {
 }
 
 // Error returns a text like `fetchonce: read "user:42": i/o timeout`, or that of a fetch's error
-// in another process. It quotes at most the first 200 bytes of Key.
+// in another process. It quotes at most the first 200 bytes of Key. It is one line: a cause of
+// several lines, as that of [errors.Join], has semicolons between them.
 func (e *Error) Error() string {
 	if peer, ok := e.Err.(*peerError); ok { //nolint:errorlint // no wrapped one
 		return peer.text
 	}
 	if e.Key == "" {
-		return "fetchonce: " + e.Op + ": " + e.Err.Error()
+		return "fetchonce: " + e.Op + ": " + oneLine(e.Err)
 	}
-	return "fetchonce: " + e.Op + " " + keytext.Quote(e.Key) + ": " + e.Err.Error()
+	return "fetchonce: " + e.Op + " " + keytext.Quote(e.Key) + ": " + oneLine(e.Err)
+}
+
+// oneLine returns the text of an error on one line. That of a panic has its stack behind an
+// empty line, which is for the log.
+func oneLine(err error) string {
+	text, _, _ := strings.Cut(err.Error(), "\n\n")
+	return strings.ReplaceAll(text, "\n", "; ")
 }
 
 // Unwrap returns the cause.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/guard"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
@@ -102,4 +103,28 @@ func TestErrorQuotesABoundedPrefixOfItsKey(t *testing.T) {
 	if got, want := (&fetchonce.Error{Op: "read", Key: "a\n", Err: errors.New("x")}).Error(), `fetchonce: read "a\n": x`; got != want {
 		t.Errorf("the text is %s, want %s", got, want)
 	}
+}
+
+func TestTextOfAnErrorIsOneLine(t *testing.T) {
+	for want, err := range map[string]error{
+		`fetchonce: read "a\nb": refused; closed`:                   &fetchonce.Error{Op: "read", Key: "a\nb", Err: errors.Join(errors.New("refused"), errors.New("closed"))},
+		"fetchonce: acquire: the Redis client panicked: a bad hook": &fetchonce.Error{Op: "acquire", Err: guard.Panicked("a bad hook")},
+	} {
+		if got := err.Error(); got != want {
+			t.Errorf("the text is %q, want %q", got, want)
+		}
+	}
+}
+
+// The error of a call whose context ended before it had the lock names the lock and the cause, on one line.
+func TestTextOfALockThatIsNotAcquiredIsOneLine(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		lk := testkit.NewLocker(t, r)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(errors.New("the client left"))
+		want := `fetchonce: locked: "daily report" not acquired: the client left`
+		if err := lk.Do(ctx, "daily report", testkit.Nothing); err == nil || err.Error() != want || !errors.Is(err, fetchonce.ErrLocked) {
+			t.Errorf("Do = %v, want %s", err, want)
+		}
+	})
 }
