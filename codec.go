@@ -182,7 +182,7 @@ var (
 // fresh for ttl. A value is kept for longer, if it may be returned when it is old.
 func (l *values[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envelope.Header {
 	h := envelope.Header{
-		Kind: kind, Codec: l.codec, Digest: k.digest,
+		Kind: kind, Codec: l.codec, Digest: k.names.Digest(),
 		Created: l.serverNow().UnixMilli(), Fresh: ttl, Keep: ttl,
 	}
 	if kind == envelope.Value && ttl > 0 {

@@ -139,11 +139,11 @@ func copyValue(t *testing.T, r backend, from, to string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, payload, err := envelope.Open(b, envelope.Digest("test:v:{"+from+"}"))
+	h, payload, err := envelope.Open(b, envelope.Digest(envelope.Seed(""), "test:v:{"+from+"}"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Digest = envelope.Digest("test:v:{" + to + "}")
+	h.Digest = envelope.Digest(envelope.Seed(""), "test:v:{"+to+"}")
 	if err := r.Client().Set(t.Context(), "test:v:{"+to+"}", envelope.Seal(h, payload), time.Minute).Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -192,7 +192,7 @@ func (r *load[V]) answered(ctx context.Context) state {
 	}
 	switch a.State {
 	case protocol.Stored:
-		seen, err := r.open(a.ticket, r.k, a.Value)
+		seen, err := r.open(a.ticket, r.k, r.k.names.Split(a.Value, len(a.Value)))
 		return r.judged(ctx, seen, err)
 	case protocol.Large:
 		return r.reading
@@ -208,11 +208,11 @@ func (r *load[V]) answered(ctx context.Context) state {
 // passingOver has the next ACQUIRE pass over a stored value. With TTL off, values are kept
 // in the Store alone: this one is from before that.
 func (r *load[V]) passingOver(ctx context.Context) state {
-	b, err := r.redis.Get(ctx, r.k.names, envelope.Size-1)
+	head, err := r.redis.Get(ctx, r.k.names, envelope.Size-1)
 	if err != nil {
 		return r.redisFailed(ctx, err)
 	}
-	r.replaces = passOver(b)
+	r.replaces = passOver(protocol.Value{Head: head})
 	return r.acquiring
 }
 
@@ -236,8 +236,8 @@ func (r *load[V]) judged(ctx context.Context, seen lookup[V], err error) state {
 		return nil
 	}
 	r.acquire.skipped = false
-	if seen.replaces != nil && r.replaces != nil && r.replaces.Ended {
-		seen.replaces.Ended = false // the server has answered that once
+	if seen.replaces != nil && r.replaces != nil && r.replaces.Ended != 0 {
+		seen.replaces.Ended = 0 // the server has answered that once
 	}
 	r.replaces = seen.replaces
 	if err != nil || seen.found() {
@@ -329,7 +329,7 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 // have come after a Delete that the notification does not know of. If there is such a
 // caller, the value is looked up once more, for all.
 func (r *load[V]) received(ctx context.Context, sealed []byte) state {
-	_, got, err := r.unpack(r.k, sealed, SourcePeer)
+	_, got, err := r.unpack(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
 	if !got.found() {
 		return r.acquiring
 	}

@@ -403,9 +403,8 @@ const deletesAtOnce = 256
 
 // A keyed is a caller's key with its names in Redis.
 type keyed struct {
-	user   string
-	names  protocol.Key
-	digest uint64
+	user  string
+	names protocol.Key
 }
 
 // enter checks the arguments of a method.
@@ -424,8 +423,7 @@ func (l *Loader[V]) enter(ctx context.Context, op, key string, noFetch bool) (ke
 }
 
 func (l *Loader[V]) keyed(key string) keyed {
-	names := l.names.Key(key)
-	return keyed{user: key, names: names, digest: envelope.Digest(names.Value)}
+	return keyed{user: key, names: l.names.Key(key)}
 }
 
 // changed has this process forget what it knows of a key: a caller that comes later joins no

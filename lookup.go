@@ -53,12 +53,18 @@ func (l *Loader[V]) lookup(ctx context.Context, k keyed) (lookup[V], error) {
 		return l.lookupStore(ctx, k)
 	}
 	ticket := l.nearTicket(k)
-	if node := ticket.Node(); node != nil {
-		got := l.redis.GetMany(ctx, l.link.At(node), []protocol.Key{k.names}, l.readLimit())[0]
-		return l.readFrom(ctx, k, ticket, got)
+	if ticket.Node() != nil {
+		return l.lookupAt(ctx, k, ticket)
 	}
 	b, err := l.redis.Get(ctx, k.names, l.readLimit())
 	return l.read(ctx, k, ticket, b, err)
+}
+
+// lookupAt is lookup at the node of a ticket. It is a function of its own, because the frame of
+// lookup stays on the stack of each caller that waits.
+func (l *Loader[V]) lookupAt(ctx context.Context, k keyed, ticket near.Ticket) (lookup[V], error) {
+	got := l.redis.GetMany(ctx, l.link.At(ticket.Node()), []protocol.Key{k.names}, l.readLimit())[0]
+	return l.readFrom(ctx, k, ticket, got)
 }
 
 // readFrom is read for a reply of one node of a cluster. A value that another node
@@ -70,7 +76,7 @@ func (l *Loader[V]) readFrom(ctx context.Context, k keyed, ticket near.Ticket, g
 	return l.read(ctx, k, ticket, got.Value, got.Err)
 }
 
-// readLimit is the size of the largest value that this Loader stores.
+// readLimit is the size of the largest segment that this Loader stores.
 func (l *Loader[V]) readLimit() int { return l.opt.MaxBytes + envelope.Size }
 
 // read returns the lookup for a reply of Redis. With a ticket, a fresh value enters the
@@ -78,7 +84,7 @@ func (l *Loader[V]) readLimit() int { return l.opt.MaxBytes + envelope.Size }
 func (l *Loader[V]) read(ctx context.Context, k keyed, ticket near.Ticket, b []byte, err error) (lookup[V], error) {
 	switch {
 	case errors.Is(err, protocol.ErrType):
-		return l.unusable(nil, err), nil
+		return l.unusable(protocol.Value{}, err), nil
 	case err != nil && ctx.Err() != nil:
 		return lookup[V]{}, ctx.Err()
 	case errors.Is(err, ErrClosed):
@@ -88,7 +94,21 @@ func (l *Loader[V]) read(ctx context.Context, k keyed, ticket near.Ticket, b []b
 	case b == nil:
 		return lookup[V]{}, nil
 	}
-	return l.open(ticket, k, b)
+	v := k.names.Split(b, l.readLimit())
+	if v.Cut {
+		return l.readOn(ctx, k, v)
+	}
+	return l.open(ticket, k, v)
+}
+
+// readOn is read for a value whose first bytes are a large segment of another schema. The rest
+// may come from another node, so it does not enter the near cache.
+func (l *Loader[V]) readOn(ctx context.Context, k keyed, v protocol.Value) (lookup[V], error) {
+	v, err := l.redis.ReadOn(ctx, k.names, v, l.readLimit())
+	if err != nil {
+		return l.read(ctx, k, near.Ticket{}, nil, err)
+	}
+	return l.open(near.Ticket{}, k, v)
 }
 
 func (l *Loader[V]) lookupStore(ctx context.Context, k keyed) (lookup[V], error) {
@@ -123,45 +143,54 @@ const clockSlack = time.Minute
 
 // open reads a stored value and judges its age. With a ticket, a fresh value enters the
 // near cache.
-func (l *Loader[V]) open(t near.Ticket, k keyed, b []byte) (lookup[V], error) {
-	h, seen, err := l.unpack(k, b, SourceRedis)
+func (l *Loader[V]) open(t near.Ticket, k keyed, v protocol.Value) (lookup[V], error) {
+	h, seen, err := l.unpack(k, v, SourceRedis)
+	slack := clockSlack
+	if !v.Alone {
+		slack = 0 // another schema's segment keeps the value in Redis
+	}
 	switch {
-	case seen.found() && (h.Created < 0 || l.age(h)-h.Keep > clockSlack):
-		over := passOver(b)
-		over.Ended = h.Created >= 0
+	case seen.found() && (h.Created < 0 || l.age(h)-h.Keep > slack):
+		over := passOver(v)
+		if h.Created >= 0 {
+			over.Ended = h.Created + h.Keep.Milliseconds()
+		}
 		return lookup[V]{state: unusable, replaces: over}, nil
 	case err == nil && seen.found():
-		l.judge(&seen, h, b)
+		l.judge(&seen, h, v)
 	}
-	l.keepNear(t, k, h, &seen, b)
+	l.keepNear(t, k, h, &seen, v)
 	return seen, err
 }
 
-// unpack decodes a value from Redis or from a notification. A value that is damaged, or is
-// not ours for this key, is unusable.
-func (l *Loader[V]) unpack(k keyed, b []byte, source Source) (envelope.Header, lookup[V], error) {
-	if len(b) > l.readLimit() {
-		return envelope.Header{}, l.unusable(b, errTooLarge), nil
+// unpack decodes a value from Redis or from a notification. A value that is damaged is
+// unusable. One that has segments of other schemas only is missing, and ACQUIRE passes over it.
+func (l *Loader[V]) unpack(k keyed, v protocol.Value, source Source) (envelope.Header, lookup[V], error) {
+	switch {
+	case v.Own == nil:
+		return envelope.Header{}, lookup[V]{replaces: passOver(v)}, nil
+	case len(v.Own) > l.readLimit():
+		return envelope.Header{}, l.unusable(v, errTooLarge), nil
 	}
-	h, payload, err := envelope.Open(b, k.digest)
+	h, payload, err := envelope.Open(v.Own, k.names.Digest())
 	switch {
 	case err != nil:
-		return h, l.unusable(b, err), nil
+		return h, l.unusable(v, err), nil
 	case h.Kind == envelope.NotFound:
 		return h, lookup[V]{state: fresh, result: Result[V]{Source: source}}, ErrNotFound
 	case h.Codec != l.codec:
-		return h, l.unusable(b, errCodec), nil
+		return h, l.unusable(v, errCodec), nil
 	}
 	seen := lookup[V]{state: fresh, result: Result[V]{Source: source, Age: l.age(h)}}
 	if err := l.decode(k, payload, &seen.result.Value); err != nil {
-		return h, l.unusable(b, whyUnread(err)), nil
+		return h, l.unusable(v, whyUnread(err)), nil
 	}
 	return h, seen, nil
 }
 
 // judge sets the state of a value by its age. A value that Redis keeps no longer than it
 // is fresh is fresh, whatever the clocks say.
-func (l *Loader[V]) judge(seen *lookup[V], h envelope.Header, b []byte) {
+func (l *Loader[V]) judge(seen *lookup[V], h envelope.Header, v protocol.Value) {
 	age := seen.result.Age
 	switch {
 	case age < h.Fresh || h.Keep <= h.Fresh:
@@ -174,10 +203,10 @@ func (l *Loader[V]) judge(seen *lookup[V], h envelope.Header, b []byte) {
 	case age-h.Fresh < l.opt.StaleIfError:
 		seen.state, seen.result.Stale = fallback, true
 	default:
-		*seen = lookup[V]{state: unusable, replaces: passOver(b)}
+		*seen = lookup[V]{state: unusable, replaces: passOver(v)}
 		return
 	}
-	seen.replaces = passOver(b)
+	seen.replaces = passOver(v)
 	seen.replaces.Stale = true
 	seen.staleFor = max(age-h.Fresh, 0)
 }
@@ -192,14 +221,14 @@ func (l *Loader[V]) isEarly(h envelope.Header, age time.Duration) bool {
 }
 
 // unusable logs that a stored value cannot be used.
-func (l *Loader[V]) unusable(b []byte, why error) lookup[V] {
+func (l *Loader[V]) unusable(v protocol.Value, why error) lookup[V] {
 	l.log.Warn(logUnusable, why)
-	return lookup[V]{state: unusable, replaces: passOver(b)}
+	return lookup[V]{state: unusable, replaces: passOver(v)}
 }
 
 // passOver identifies the stored value that an ACQUIRE passes over, by its first bytes.
-func passOver(b []byte) *protocol.PassOver {
-	return &protocol.PassOver{Head: slices.Clone(b[:min(len(b), envelope.Size)])}
+func passOver(v protocol.Value) *protocol.PassOver {
+	return &protocol.PassOver{Head: slices.Clone(v.Head), Others: !v.Alone}
 }
 
 func (l *Loader[V]) age(h envelope.Header) time.Duration {
@@ -344,7 +373,7 @@ func (l *Loader[V]) nearTicket(k keyed) near.Ticket {
 
 // keepNear puts a value into the near cache. It keeps a stale one, too, if StaleIfError may return
 // it: while the origin is down, callers do not read it from Redis each time.
-func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lookup[V], b []byte) {
+func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lookup[V], v protocol.Value) {
 	isStale := seen.state == fallback || seen.state == stale && l.opt.StaleIfError > 0
 	if t == (near.Ticket{}) || seen.state != fresh && !isStale {
 		return
@@ -352,7 +381,7 @@ func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lo
 	c := nearEntry[V]{value: seen.result.Value, absent: h.Kind == envelope.NotFound, stale: isStale, header: h}
 	c.plain = !c.absent && !c.stale && l.opt.Clone == nil && l.opt.EarlyRefresh <= 0 && l.trace.Got == nil
 	if l.opt.EarlyRefresh > 0 {
-		c.replaces = passOver(b)
+		c.replaces = passOver(v)
 		c.replaces.Stale = true
 	}
 	life := min(l.opt.Near.TTL, h.Fresh-l.age(h))

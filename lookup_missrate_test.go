@@ -87,7 +87,7 @@ func TestStaleValuesAreFoundWithoutALookup(t *testing.T) {
 		}
 		long := func(opt *options) { opt.TTL, opt.Jitter = time.Hour, fetchonce.Off }
 		revalidate := newLoader(t, r, long, func(opt *options) { opt.StaleWhileRevalidate = time.Hour })
-		ifError := newLoader(t, r, long, func(opt *options) { opt.StaleIfError = time.Hour; opt.Schema = "e" })
+		ifError := newLoader(t, r, long, func(opt *options) { opt.StaleIfError = time.Hour; opt.Prefix = "other" })
 		testkit.Set(t, revalidate, "k", "old")
 		testkit.Set(t, ifError, "k", "old")
 		time.Sleep(61 * time.Minute)

@@ -21,11 +21,12 @@ const Off = -1
 // TTL of a Redis key.
 type Options[V any] struct {
 	// Prefix is the namespace of the Loader's keys in Redis. Loaders with the same Prefix
-	// and Schema share their keys, in all processes. Required.
+	// share their keys and leases, in all processes. Required.
 	Prefix string
 
-	// Schema is the version of V's shape. It is part of the keys in Redis, so two builds
-	// with different shapes do not overwrite each other's values. Defaults to none.
+	// Schema is the version of V's shape. Builds with different Schemas share their keys: each
+	// finds only values of its own Schema, they do not overwrite each other's, and a Delete, Set
+	// or Update by one ends the values of all. Defaults to none.
 	Schema string
 
 	// TTL is how long a value is fresh, and kept in Redis. With Off, Redis keeps no values,

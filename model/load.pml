@@ -326,7 +326,7 @@ fill:
 			/* fill.lua: ttl = "0" -- it was fetched during an Update */
 			/* fill.lua: redis.call("UNLINK", value) */
 			:: taint -> deleteValue()
-			/* fill.lua: refused = redis.pcall("SET", value, ARGV[3], "PX", ttl).err */
+			/* fill.lua: refused = redis.pcall("SET", value, ARGV[3] .. others, "PX", longest_ttl).err */
 			:: !taint -> val = found; valf = lease; brief = false; stored()
 			/* fill.lua: refused = "TRYAGAIN the value is on another node" */
 			:: !taint /* so does a full Redis: what was there stays */

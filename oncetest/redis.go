@@ -125,7 +125,7 @@ func Up(t testing.TB, clients ...redis.UniversalClient) {
 
 // ExpireLease ends the lease of a load of the key, or the leases of all holders of a
 // lock, at once, as if they were not renewed for their whole length. The key is that of a
-// Loader or the name of a lock, with any prefix and schema. The test fails if there is no
+// Loader or the name of a lock, with any prefix. The test fails if there is no
 // such lease.
 //
 // Two milliseconds pass meanwhile. The holder notices when it next renews the lease, or

@@ -128,8 +128,8 @@ func TestServersClockStepsBack(t *testing.T) {
 	})
 }
 
-// An old and a new build run at once, with values of two shapes. With a Schema
-// each, neither sees the other's, and each key is fetched once by each.
+// An old and a new build run at once, with values of two shapes and a Schema each. They share
+// the lease of a key and not its value: each fetches it once, one after the other.
 func TestSchemaSeparatesTwoBuilds(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		schema := func(name string) func(*options) { return func(opt *options) { opt.Schema = name } }
@@ -139,10 +139,11 @@ func TestSchemaSeparatesTwoBuilds(t *testing.T) {
 		here := testkit.Get(t, t.Context(), before, "k", o)
 		c := o.Next()
 		there := testkit.Get(t, t.Context(), after, "k", o)
-		o.Next().Returns("new shape") // it does not wait for the other
-		there.Want("new shape")
+		testkit.AwaitWaiters(t, r, "k", 1)
 		c.Returns("old shape")
 		here.Want("old shape")
+		o.Next().Returns("new shape")
+		there.Want("new shape")
 		for range 3 { // and they do not overwrite each other
 			testkit.Get(t, t.Context(), alsoBefore, "k", o).Want("old shape")
 			testkit.Get(t, t.Context(), alsoAfter, "k", o).Want("new shape")

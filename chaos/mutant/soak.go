@@ -72,8 +72,8 @@ var Soaked = []Mutant{
 	{
 		Name:   "a value is kept for ever",
 		File:   "internal/protocol/fill.lua",
-		Old:    `redis.pcall("SET", value, ARGV[3], "PX", ttl)`,
-		New:    `redis.pcall("SET", value, ARGV[3])`,
+		Old:    `redis.pcall("SET", value, ARGV[3] .. others, "PX", longest_ttl)`,
+		New:    `redis.pcall("SET", value, ARGV[3] .. others)`,
 		Faults: "fetch error",
 		Late:   true,
 	},

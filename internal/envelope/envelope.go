@@ -1,14 +1,18 @@
 // Package envelope encodes a stored value: a fixed header, then the payload, which is the
 // value as the codec encoded it.
 //
+// The value of a key in Redis is a sequence of envelopes, its segments: one for each schema,
+// the newest first. There is more than one only while builds with different schemas run.
+//
 // The package knows nothing of Redis, codecs or clocks. The loader uses it to write and read
-// values. The scripts of internal/protocol know the magic bytes and the place of the stamp:
-// neither may change.
+// values. The scripts of internal/protocol know the magic bytes, the version, the length,
+// the times and the digest: none of them may move.
 //
 // Bytes from Redis are not trusted. [Open] accepts only an undamaged value of the right key.
 package envelope
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -29,13 +33,16 @@ import (
 //	24  stamp: fence of the lease that stored it
 //	32  fresh for ms after created
 //	40  kept for ms after created
-//	48  digest of the Redis key
+//	48  digest of the schema and the Redis key
 //	56  payload
 const (
 	Size       = 56
 	StampStart = 16 // fixed: the scripts write here,
 	FenceStart = 24 // and read the fence here
 	StampEnd   = 32
+
+	// Segments is how many envelopes a value has at most.
+	Segments = 3
 
 	version = 1
 )
@@ -67,7 +74,7 @@ var (
 	ErrVersion   = errors.New("of a version this build does not know")
 	ErrTruncated = errors.New("truncated")
 	ErrChecksum  = errors.New("checksum does not match")
-	ErrKey       = errors.New("the value of another key")
+	ErrDigest    = errors.New("the value of another key or schema")
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -90,8 +97,8 @@ func Seal(h Header, payload []byte) []byte {
 	return b
 }
 
-// Open returns the header and the payload of an envelope for the key with the
-// given digest. The payload is a part of b, not a copy.
+// Open returns the header and the payload of an envelope with the given digest. The payload
+// is a part of b, not a copy.
 func Open(b []byte, digest uint64) (Header, []byte, error) {
 	switch {
 	case len(b) < 3 || b[0] != 'f' || b[1] != 'o':
@@ -103,7 +110,7 @@ func Open(b []byte, digest uint64) (Header, []byte, error) {
 	case binary.BigEndian.Uint32(b[4:]) != checksum(b):
 		return Header{}, nil, ErrChecksum
 	case binary.BigEndian.Uint64(b[48:]) != digest:
-		return Header{}, nil, ErrKey
+		return Header{}, nil, ErrDigest
 	}
 	h := Header{
 		Kind:    Kind(b[2] & 0x0f),
@@ -121,10 +128,34 @@ func Open(b []byte, digest uint64) (Header, []byte, error) {
 	return h, b[Size:], nil
 }
 
-// Digest returns the FNV-1a hash of a key. It detects the reply to another key's command. It
-// does not protect against an attacker.
-func Digest(redisKey string) uint64 {
-	h := uint64(14695981039346656037)
+// A Frame is what the header of an envelope says before its payload is read.
+type Frame struct {
+	Size   int64 // of the whole envelope
+	Digest uint64
+}
+
+// ReadFrame reads the frame of the envelope that b begins with. It reports false if b does not
+// begin with a header of this version.
+func ReadFrame(b []byte) (Frame, bool) {
+	if len(b) < Size || b[0] != 'f' || b[1] != 'o' || b[2]>>4 != version {
+		return Frame{}, false
+	}
+	return Frame{Size + int64(binary.BigEndian.Uint32(b[12:])), binary.BigEndian.Uint64(b[48:])}, true
+}
+
+// Seed returns the seed with which the digests of a schema begin.
+func Seed(schema string) uint64 {
+	sum := sha256.Sum256([]byte(schema))
+	return binary.BigEndian.Uint64(sum[:])
+}
+
+// Digest returns the FNV-1a hash of a key, which begins with the seed of a schema. It detects
+// the envelope of another schema and the reply to another key's command. It does not protect
+// against an attacker.
+//
+// Each step of FNV-1a is a bijection, so two seeds never have the same digest for a key.
+func Digest(seed uint64, redisKey string) uint64 {
+	h := seed
 	for i := range len(redisKey) {
 		h = (h ^ uint64(redisKey[i])) * 1099511628211
 	}

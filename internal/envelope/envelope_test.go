@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/fetchonce/fetchonce/internal/envelope"
 )
 
+var seed = envelope.Seed("schema")
+
 var header = envelope.Header{
 	Kind: envelope.Value, Codec: 1, Cost: 250 * time.Millisecond, Created: 1_795_000_000_123, Fence: 1_795_000_000_123_456,
-	Fresh: 5 * time.Minute, Keep: 6 * time.Minute, Digest: envelope.Digest("things:v:{london}"),
+	Fresh: 5 * time.Minute, Keep: 6 * time.Minute, Digest: envelope.Digest(seed, "things:v:{london}"),
 }
 
 func TestOpenReturnsWhatWasSealed(t *testing.T) {
@@ -77,8 +80,38 @@ func TestOpenSaysWhyAValueIsUnusable(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 	}
-	if _, _, err := envelope.Open(whole, envelope.Digest("things:v:{paris}")); !errors.Is(err, envelope.ErrKey) {
-		t.Errorf("read for another key: %v, want %v", err, envelope.ErrKey)
+	if _, _, err := envelope.Open(whole, envelope.Digest(seed, "things:v:{paris}")); !errors.Is(err, envelope.ErrDigest) {
+		t.Errorf("read for another key: %v, want %v", err, envelope.ErrDigest)
+	}
+}
+
+func TestSchemasHaveDifferentDigestsForAKey(t *testing.T) {
+	for _, key := range []string{"", "things:v:{london}"} {
+		have := make(map[uint64]string)
+		for _, schema := range []string{"", "1", "2", "things", "things:v:{london}"} {
+			d := envelope.Digest(envelope.Seed(schema), key)
+			if other, ok := have[d]; ok {
+				t.Errorf("the schemas %q and %q have the digest %x for the key %q", schema, other, d, key)
+			}
+			have[d] = schema
+		}
+	}
+}
+
+func TestReadFrameFindsTheEndOfAnEnvelope(t *testing.T) {
+	whole := envelope.Seal(header, []byte("hello"))
+	want := envelope.Frame{Size: int64(len(whole)), Digest: header.Digest}
+	for _, b := range [][]byte{whole, whole[:envelope.Size], append(bytes.Clone(whole), "the next one"...)} {
+		if f, ok := envelope.ReadFrame(b); f != want || !ok {
+			t.Errorf("ReadFrame of %d bytes = %+v, %v; want %+v, true", len(b), f, ok, want)
+		}
+	}
+	newer := bytes.Clone(whole)
+	newer[2] += 0x10
+	for _, b := range [][]byte{nil, whole[:envelope.Size-1], newer, []byte(strings.Repeat("another program's", 10))} {
+		if f, ok := envelope.ReadFrame(b); ok {
+			t.Errorf("ReadFrame of %q = %+v, true; want false", b, f)
+		}
 	}
 }
 

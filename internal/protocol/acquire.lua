@@ -3,11 +3,12 @@
 -- Sent twice with the same owner, it answers the same lease.
 -- KEYS  1 value   2 meta   3 marks
 -- ARGV  1 owner   2 lease (ms)   3 process
---       4 "miss"; "force" to pass over an unusable value, "stale" over one to refresh, "ended" over one that has
---         expired by the caller's clock: then the server's clock decides
+--       4 "miss"; "force" to pass over a value that is unusable or another schema's, "stale" over one to refresh
 --       5 most waiters, as a number of fields of the lease   6 largest value answered (bytes)
---       7 header of the value to pass over ("" if it is no string)   8 longest failure that counts (ms; 0: none does)
--- Returns {"value", bytes}, or {"large"} if it is too long for an answer: send GET; with "ended", now (µs) follows;
+--       7 head of the value to pass over ("" if it is no string)   8 longest failure that counts (ms; 0: none does)
+--       [9 when the caller's segment of it has ended (ms), by the caller's clock: the server's clock decides; or 0
+--       10 "1" if it has segments of other schemas]
+-- Returns {"value", bytes}, or {"large"} if it is too long for an answer: send GET; with 9, now (µs) follows;
 --         {"leased", fence, now (µs)} if the caller has the lease;
 --         {"wait", fence, ms, now (µs)} if another owner has it, for at most that long: this process is registered as a
 --         waiter;
@@ -25,13 +26,13 @@ local there = 3
 local head
 local foreign = false -- the value is of another type
 if force then
-  -- Only that value is passed over, not one that was stored since.
+  -- Only that value is passed over, not one that was stored since: a new segment comes first.
   head = read("GETRANGE", KEYS[1], 0, 55)
   foreign, head = not head, head or ""
   force = head == ARGV[7]
-  if force and ARGV[4] == "ended" and #head == 56 then
+  if force and ARGV[9] and ARGV[9] ~= "0" then
     clock()
-    force = big_endian(head, 17) + big_endian(head, 41) < now / 1000 -- created + keep
+    force = tonumber(ARGV[9]) < now / 1000
   end
 else
   there = redis.call("EXISTS", KEYS[1], KEYS[2], KEYS[3]) -- most often there is none of them
@@ -87,7 +88,7 @@ if lease[2] and share > 0 then
   end
 end
 
--- The unusable value may be from a newer build: the fence must be above its own.
+-- The value may have a higher fence than the lease had. That of its newest segment is the highest.
 if force then last = later(last, stored_fence(head), now) end
 if last > now + 1000 then
   -- The clock was set back, or the fence is forged. The caller waits until the clock is above it.
@@ -98,6 +99,7 @@ if now <= last then new = string.format("%.0f", last + 1) end
 if foreign then redis.call("UNLINK", KEYS[1]) end
 if there > 0 then redis.call("UNLINK", KEYS[2]) end -- a failure that does not count, or forged fields
 redis.call("HSET", KEYS[2], "o", ARGV[1], "f", new)
+if force and ARGV[10] then redis.call("HSET", KEYS[2], "s", "1") end
 if there > 0 and marked(KEYS[3], math.floor(now / 1000)) > 0 then
   -- An Update is running: a value that is read from the source now may be stale when it is stored.
   redis.call("HSET", KEYS[2], "u", "1")

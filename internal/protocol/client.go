@@ -99,28 +99,6 @@ func (c *Client) renewing(lease time.Duration) *Client {
 // ErrType says that a key holds something that is not a string.
 var ErrType = errors.New("the key holds another type than ours")
 
-// Get reads the value of a key: nil if there is none. It asks for at most one
-// byte more than limit, so that a value that is too large is seen as such
-// without being read.
-func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
-	started := time.Now()
-	cmd := redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-	err := Discreet(c.run.Read(ctx, c.timeout, cmd))
-	if err != nil {
-		err = c.persist(ctx, err, func(within time.Duration) error {
-			cmd = redis.NewStringCmd(ctx, "getrange", k.Value, 0, limit)
-			return Discreet(c.run.Read(ctx, within, cmd))
-		})
-	}
-	switch {
-	case err != nil && redis.HasErrorPrefix(err, "WRONGTYPE"):
-		return nil, ErrType
-	case err != nil || cmd.Val() == "":
-		return nil, c.failed(ctx, call{"read", k.Value, started}, err)
-	}
-	return cmd.Bytes()
-}
-
 // A call is one operation on a key.
 type call struct {
 	op, key string
@@ -253,12 +231,14 @@ type Acquired struct {
 
 // A PassOver is a value that an Acquire is to pass over, and no other: it is
 // known by how it begins, and Head is empty if it is no string. Stale says that it
-// could be used, and is to be refreshed. Ended says that it should not be there any more, by
-// the caller's clock: it is passed over if the server's clock says so, too.
+// could be used, and is to be refreshed. Ended is when this schema's segment should have ended,
+// in ms since 1970, if it has by the caller's clock: the value is passed over if the server's
+// clock says so, too.
 type PassOver struct {
-	Head  []byte
-	Stale bool
-	Ended bool
+	Head   []byte
+	Stale  bool
+	Ended  int64
+	Others bool // the value may have segments of other schemas, which FILL keeps
 }
 
 // Acquire looks for the value once more and, if there is none, tries to become
@@ -268,15 +248,18 @@ func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Du
 	mode, head, share := "miss", []byte(nil), c.ErrorTTL
 	if over != nil {
 		mode, head = "force", over.Head[:min(len(over.Head), envelope.Size)]
-		switch {
-		case over.Ended:
-			mode = "ended"
-		case over.Stale:
+		if over.Stale {
 			mode, share = "stale", max(share, c.Backoff)
 		}
 	}
-	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta(), k.marks()}, owner, lease.Milliseconds(), c.process, mode,
-		mostWaiters+2, stageAbove, head, share.Milliseconds())
+	argv := []any{owner, lease.Milliseconds(), c.process, mode, mostWaiters + 2, stageAbove, head, share.Milliseconds()}
+	switch { // what is not needed is not sent
+	case over != nil && over.Others:
+		argv = append(argv, over.Ended, 1)
+	case over != nil && over.Ended != 0:
+		argv = append(argv, over.Ended)
+	}
+	reply, err := c.script(ctx, acquire, nil, []string{k.Value, k.meta(), k.marks()}, argv...)
 	if err != nil {
 		return Acquired{}, err
 	}
@@ -308,9 +291,8 @@ func parseAcquired(reply any) (Acquired, error) {
 
 // A Filled is the answer to a Fill.
 type Filled struct {
-	Stored  bool   // the lease was ours: the value is stored, unless Refused, and the waiters are notified
-	Refused error  // why Redis did not store it, as a full one
-	Value   []byte // if it was not stored: what is there now, where it is small
+	Stored  bool  // the lease was ours: the value is stored, unless Refused, and the waiters are notified
+	Refused error // why Redis did not store it, as a full one
 }
 
 // Fill stores a value, ends the lease and tells the waiters, if the lease is
@@ -318,9 +300,14 @@ type Filled struct {
 func (c *Client) Fill(ctx context.Context, k Key, owner string, fence int64, sealed []byte, ttl time.Duration) (Filled, error) {
 	ttl = max(ttl, 0)
 	keys, inline, before := c.inlineOrStaged(ctx, k, owner, sealed, ttl, k.Value, k.meta())
-	reply, err := c.script(ctx, fill, before, keys,
-		owner, fenceBytes(fence), inline, ttl.Milliseconds(), c.ns.channels,
-		messageHead(KindValue, fence, k.Value), messageHead(KindRetry, fence, k.Value), c.tell, tellWaiters, c.ns.changes)
+	argv := []any{
+		owner, bigEndian(fence), inline, ttl.Milliseconds(), c.ns.channels,
+		messageHead(KindValue, fence, k.Value), messageHead(KindRetry, fence, k.Value), c.tell, tellWaiters, c.ns.changes,
+	}
+	if len(inline) == 0 {
+		argv = append(argv, bigEndian(int64(k.digest)))
+	}
+	reply, err := c.script(ctx, fill, before, keys, argv...)
 	if err != nil && reply == nil {
 		return Filled{}, err
 	}
@@ -338,9 +325,6 @@ func parseFilled(reply any) (Filled, error) {
 	case "refused":
 		f.Stored, f.Refused = true, answeredError(r.text(2))
 	case "lost":
-		if r.at(1) != nil {
-			f.Value = []byte(r.text(1))
-		}
 	default:
 		r.bad = true
 	}
@@ -428,6 +412,6 @@ func (c *Client) Unmark(ctx context.Context, k Key, mark string) error {
 	return c.Mark(ctx, k, mark, 0)
 }
 
-func fenceBytes(fence int64) []byte {
-	return binary.BigEndian.AppendUint64(nil, uint64(fence))
+func bigEndian(n int64) []byte {
+	return binary.BigEndian.AppendUint64(nil, uint64(n))
 }

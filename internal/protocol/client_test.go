@@ -47,7 +47,7 @@ func TestFillStoresAndEndsTheLease(t *testing.T) {
 		owner, fence := holder.lease()
 		waiter.wait()
 		sealed := seal(fence, 100)
-		if f := holder.fill(owner, fence, sealed, ttl); !f.Stored || f.Value != nil {
+		if f := holder.fill(owner, fence, sealed, ttl); !f.Stored {
 			t.Errorf("Fill = %+v, want stored", f)
 		}
 		if got := waiter.get(); got != string(sealed) {
@@ -171,52 +171,45 @@ func TestFillWithoutTheLeaseStoresNothing(t *testing.T) {
 	for name, c := range map[string]struct {
 		meanwhile func(t *testing.T, p *process)
 		size      int
-		want      string // what Fill finds
 	}{
 		"the lease is over": {
-			func(t *testing.T, p *process) { p.must(p.rdb.Del(t.Context(), key.Meta()).Err()) }, 100, "",
+			func(t *testing.T, p *process) { p.must(p.rdb.Del(t.Context(), key.Meta()).Err()) }, 100,
 		},
 		"the lease is over, and the value large": {
-			func(t *testing.T, p *process) { p.must(p.rdb.Del(t.Context(), key.Meta()).Err()) }, large, "",
+			func(t *testing.T, p *process) { p.must(p.rdb.Del(t.Context(), key.Meta()).Err()) }, large,
 		},
 		"another has it": {
 			func(t *testing.T, p *process) {
 				p.must(p.rdb.Del(t.Context(), key.Meta()).Err())
 				p.lease()
-			}, 100, "",
+			}, 100,
 		},
 		"another has filled it": {
 			func(t *testing.T, p *process) {
 				p.must(p.rdb.Del(t.Context(), key.Meta()).Err())
 				owner, fence := p.lease()
 				p.fill(owner, fence, []byte("another's"), ttl)
-			}, 100, "another's",
+			}, 100,
 		},
 		"another has filled it, and the value is large": {
 			func(t *testing.T, p *process) {
 				p.must(p.rdb.Del(t.Context(), key.Meta()).Err())
 				owner, fence := p.lease()
 				p.fill(owner, fence, []byte("another's"), ttl)
-			}, large, "another's",
-		},
-		"another's value is too large to tell": {
-			func(t *testing.T, p *process) {
-				p.must(p.rdb.Set(t.Context(), key.Value, strings.Repeat("x", protocol.TellSingle+1), ttl).Err())
-				p.must(p.rdb.Del(t.Context(), key.Meta()).Err())
-			}, 100, "",
+			}, large,
 		},
 		"foreign data is in the place of the lease": {
-			func(t *testing.T, p *process) { p.must(p.rdb.Set(t.Context(), key.Meta(), "x", ttl).Err()) }, 100, "",
+			func(t *testing.T, p *process) { p.must(p.rdb.Set(t.Context(), key.Meta(), "x", ttl).Err()) }, 100,
 		},
 		"foreign data is in the place of both": {
 			func(t *testing.T, p *process) {
 				p.must(p.rdb.Set(t.Context(), key.Meta(), "x", ttl).Err())
 				p.must(p.rdb.RPush(t.Context(), key.Value, "x").Err())
 				p.must(p.rdb.PExpire(t.Context(), key.Value, ttl).Err())
-			}, 100, "",
+			}, 100,
 		},
 		"the key was invalidated": {
-			func(t *testing.T, p *process) { p.must(p.Invalidate(t.Context(), key)) }, 100, "",
+			func(t *testing.T, p *process) { p.must(p.Invalidate(t.Context(), key)) }, 100,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -227,8 +220,8 @@ func TestFillWithoutTheLeaseStoresNothing(t *testing.T) {
 				before, _ := other.rdb.Dump(t.Context(), key.Value).Result()
 				meta, _ := other.rdb.HGetAll(t.Context(), key.Meta()).Result()
 				f := p.fill(owner, fence, sized(fence, c.size), ttl)
-				if f.Stored || string(f.Value) != c.want {
-					t.Errorf("Fill = stored %v, %q; want false, %q", f.Stored, f.Value, c.want)
+				if f.Stored {
+					t.Errorf("Fill = %+v; want not stored", f)
 				}
 				if after, _ := other.rdb.Dump(t.Context(), key.Value).Result(); after != before {
 					t.Errorf("the value changed from %q to %q", before, after)
@@ -498,7 +491,7 @@ func TestSetStampsTheValue(t *testing.T) {
 			p.must(p.Set(t.Context(), key, owner, sealed, ttl))
 			after := p.now()
 			stored := p.get()
-			h, payload, err := envelope.Open([]byte(stored), envelope.Digest(key.Value))
+			h, payload, err := envelope.Open([]byte(stored), key.Digest())
 			if err != nil || len(payload) != size-envelope.Size {
 				t.Fatalf("%d bytes: stored are %d, %v", size, len(payload), err)
 			}
@@ -528,7 +521,7 @@ func TestSetEndsTheLeaseAndNotifiesAll(t *testing.T) {
 			waiter.wait()
 			other.must(other.Set(t.Context(), key, other.owner(), sized(0, size), ttl))
 			stored := other.get()
-			h, _, err := envelope.Open([]byte(stored), envelope.Digest(key.Value))
+			h, _, err := envelope.Open([]byte(stored), key.Digest())
 			if err != nil || h.Fence <= fence {
 				t.Errorf("%d bytes: stored with fence %d, %v; want more than %d, that of the lease", size, h.Fence, err, fence)
 			}
@@ -566,7 +559,7 @@ func TestSetReplacesForeignData(t *testing.T) {
 			for _, size := range []int{100, protocol.StageAbove + 1} {
 				p.must(put())
 				p.must(p.Set(t.Context(), key, p.owner(), sized(0, size), ttl))
-				h, _, err := envelope.Open([]byte(p.get()), envelope.Digest(key.Value))
+				h, _, err := envelope.Open([]byte(p.get()), key.Digest())
 				if now := p.now(); err != nil || h.Fence > now.Add(time.Hour).UnixMicro() || h.Fence < now.Add(-time.Hour).UnixMicro() {
 					t.Errorf("%s, %d bytes: stored %v with fence %d, at %d", name, size, err, h.Fence, now.UnixMicro())
 				}
@@ -592,7 +585,7 @@ func TestSetsFenceRisesWhileTheClockStandsStill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h, _, err := envelope.Open(b, envelope.Digest(key.Value))
+			h, _, err := envelope.Open(b, key.Digest())
 			if err != nil || h.Fence <= last {
 				t.Errorf("fence %d, %v; want more than %d", h.Fence, err, last)
 			}

@@ -11,7 +11,7 @@
 // Everything that belongs to one key of a user's has the same hash tag, so a
 // cluster keeps it on one node:
 //
-//	<prefix>:v:{key}           the value: an envelope, as long as it is kept
+//	<prefix>:v:{key}           the value: a sequence of segments, as long as one is kept
 //	<prefix>:m:{key}           meta: who fetches it, and who waits for that
 //	<prefix>:u:{key}           marks: who writes its source of truth now
 //	<prefix>:t:{key}<owner>    a large value on its way to v
@@ -23,9 +23,10 @@
 //	                           caches that cannot have the server's own word
 //	<prefix>:h:<process>:...   heartbeats of a near cache
 //
-// With a schema, v is v@<schema> and so on. Meta is a hash with an end of at
+// Builds with different schemas share all of these. Meta is a hash with an end of at
 // most a lease: o is the owner ("<process>.<number>"), f its fence, and
-// w<process> stands for each process that waits. After a failure that is
+// w<process> stands for each process that waits; s is set if the value has
+// segments of other schemas. After a failure that is
 // shared, it holds only e, the failure, and f, and b if it is shared only with
 // those who have an old value at hand. The lease and the waiters vanish
 // together, so nothing is ever left behind.
@@ -44,6 +45,21 @@
 // The keys of a lock are said to be what they are in lock.lua. They end by
 // themselves, too: a lock a moment after its last lease, a queue when nobody in
 // it has looked for as long as its patience.
+//
+// # Segments
+//
+// A value is a sequence of envelopes, its segments: at most three, each of another schema,
+// the newest first. There is more than one only while builds with different schemas run. The
+// schema is in the digest of an envelope; see internal/envelope. A reader looks for the segment
+// with its digest; most often it is the first and only one.
+//
+// FILL writes its segment first and keeps those of other schemas which have not ended. The
+// value lasts as long as the last of its segments, so a reader judges the end of one that is
+// not alone by the clock. INVALIDATE and SET remove all segments. Lease and marks belong to the
+// key, so those of any build count for all.
+//
+// ACQUIRE knows a value by its first 56 bytes. Each FILL and SET changes them, because the new
+// segment comes first and has a new fence. The first segment's fence is the highest.
 //
 // # Fences
 //

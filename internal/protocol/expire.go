@@ -56,11 +56,9 @@ func expireHolders(db Database, name string) bool {
 	return true
 }
 
-// kindOf returns the letter that says what a name is of, without a schema, and
-// the tag of its key.
+// kindOf returns the letter that says what a name is of, and the tag of its key.
 func kindOf(name string) (kind, tag string) {
 	head, tag := SplitName(name)
 	head = strings.TrimSuffix(head, ":{")
-	kind, _, _ = strings.Cut(head[strings.LastIndexByte(head, ':')+1:], "@")
-	return kind, tag
+	return head[strings.LastIndexByte(head, ':')+1:], tag
 }

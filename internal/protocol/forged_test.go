@@ -424,7 +424,7 @@ func TestValueThatShouldHaveEndedIsPassedOver(t *testing.T) {
 			p.clear()
 			value := sealAt(c.created, c.size)
 			p.must(p.rdb.Set(t.Context(), key.Value, value, 0).Err())
-			a := p.acquire(p.owner(), &protocol.PassOver{Head: value, Ended: true})
+			a := p.acquire(p.owner(), &protocol.PassOver{Head: value, Ended: c.created.Add(ttl).UnixMilli()})
 			if a.State != c.want || a.Now.IsZero() {
 				t.Errorf("%s: Acquire = state %d at %v, want %d and the server's time", name, a.State, a.Now, c.want)
 			}

@@ -131,9 +131,12 @@ func (f *forger) lease() (owner string, fence int64) {
 			if len(a.Value) > protocol.StageAbove {
 				p.t.Fatalf("Acquire = a value of %d bytes", len(a.Value))
 			}
-			b, _ := p.Get(p.t.Context(), key, 1<<20) // of another type, it has none
-			ended := over == nil && len(b) >= envelope.Size
-			over = &protocol.PassOver{Head: b[:min(len(b), envelope.Size)], Ended: ended}
+			head, _ := p.Get(p.t.Context(), key, envelope.Size-1) // of another type, it has none
+			next := &protocol.PassOver{Head: head}
+			if over == nil && len(head) == envelope.Size {
+				next.Ended = int64(binary.BigEndian.Uint64(head[16:]) + binary.BigEndian.Uint64(head[40:]))
+			}
+			over = next
 		}
 	}
 }

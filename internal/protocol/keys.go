@@ -5,33 +5,34 @@ import (
 	"encoding/hex"
 	"net/url"
 	"strings"
+
+	"github.com/fetchonce/fetchonce/internal/envelope"
 )
 
 // longest is the length in bytes above which a key's text is replaced by its
 // hash: names stay readable in redis-cli, and bounded.
 const longest = 200
 
-// A Namespace makes the names of one prefix and schema. No two different
-// (prefix, schema, key, kind) have the same name; see [Namespace.Key].
+// A Namespace makes the names of one prefix, and the digests of one schema. No two different
+// (prefix, key, kind) have the same name; see [Namespace.Key].
 type Namespace struct {
 	value, meta, marks, staged string // up to and with the "{" of the hash tag
 	lock, queue, alive         string // of a lock, likewise
 	channels                   string // channel names without the process
 	changes                    string // the channel of changed values
+	seed                       uint64 // of the digests
 }
 
 // NewNamespace returns the namespace of a prefix and a schema. Processes with
-// the same prefix share their channels, whatever their schema.
+// the same prefix share all names, whatever their schema: a value has a segment for each.
 func NewNamespace(prefix, schema string) *Namespace {
-	p := escape(prefix, "")
-	if schema != "" {
-		schema = "@" + escape(schema, ":")
-	}
+	p := escape(prefix)
 	return &Namespace{
-		value:    p + ":v" + schema + ":{",
-		meta:     p + ":m" + schema + ":{",
-		marks:    p + ":u" + schema + ":{",
-		staged:   p + ":t" + schema + ":{",
+		seed:     envelope.Seed(schema),
+		value:    p + ":v:{",
+		meta:     p + ":m:{",
+		marks:    p + ":u:{",
+		staged:   p + ":t:{",
 		lock:     p + ":l:{",
 		queue:    p + ":q:{",
 		alive:    p + ":w:{",
@@ -44,25 +45,29 @@ func NewNamespace(prefix, schema string) *Namespace {
 type Key struct {
 	Value string // name of the value
 
-	ns   *Namespace
-	head int // where in Value the escaped key begins
+	ns     *Namespace
+	head   int // where in Value the escaped key begins
+	digest uint64
 }
 
 // Key returns the names of a user's key, which may be any bytes.
 //
 // The names are injective: the key is escaped so that it has no brace, so the
-// first "{" of a name ends its head; in the head, a schema has no ":", so the
-// last but one ":" ends the prefix, whatever the prefix is, and the schema begins
-// after the kind and one "@".
+// first "{" of a name ends its head; in the head, the last but one ":" ends the prefix,
+// whatever the prefix is.
 func (ns *Namespace) Key(user string) Key {
-	return Key{Value: ns.value + Tag(user) + "}", ns: ns, head: len(ns.value)}
+	name := ns.value + Tag(user) + "}"
+	return Key{Value: name, ns: ns, head: len(ns.value), digest: envelope.Digest(ns.seed, name)}
 }
+
+// Digest returns the digest of the key's segments; see [envelope.Digest].
+func (k Key) Digest() uint64 { return k.digest }
 
 // Tag returns what stands for a user's key in all its names. It is the key
 // itself, and costs no allocation, unless that is empty or long or has bytes
 // that are escaped.
 func Tag(user string) string {
-	tag := escape(user, "")
+	tag := escape(user)
 	switch {
 	case tag == "":
 		return "%" // an empty hash tag would not be one
@@ -103,7 +108,7 @@ type Lock struct {
 }
 
 // Lock returns the names of a lock of a user's, which may have any bytes for a
-// name. No schema is in them.
+// name.
 func (ns *Namespace) Lock(user string) Lock {
 	tag := Tag(user)
 	all := ns.lock + tag + "}" + ns.queue + tag + "}" + ns.alive + tag + "}" // made at once
@@ -127,8 +132,7 @@ func SplitName(name string) (values, tag string) {
 func (ns *Namespace) Values() string { return ns.value }
 
 // Changes returns the channel on which the scripts tell the names of values that
-// they change, if anybody listens on the node of the key. Namespaces that
-// differ in their schema alone share it.
+// they change, if anybody listens on the node of the key.
 func (ns *Namespace) Changes() string { return ns.changes }
 
 // Heartbeats returns the prefix of the names of a process's heartbeats, in the namespace with
@@ -162,16 +166,10 @@ var special = func() (special [256]bool) {
 	return special
 }()
 
-// escape writes braces, percent signs, control bytes and those in also as %XX.
-func escape(s, also string) string {
-	plain := func(c byte) bool { return !special[c] && strings.IndexByte(also, c) < 0 }
+// escape writes braces, percent signs and control bytes as %XX.
+func escape(s string) string {
 	i := 0
-	if also == "" { // a quick way for keys
-		for i < len(s) && !special[s[i]] {
-			i++
-		}
-	}
-	for i < len(s) && plain(s[i]) {
+	for i < len(s) && !special[s[i]] {
 		i++
 	}
 	if i == len(s) {
@@ -181,7 +179,7 @@ func escape(s, also string) string {
 	var b strings.Builder
 	b.WriteString(s[:i])
 	for ; i < len(s); i++ {
-		if c := s[i]; plain(c) {
+		if c := s[i]; !special[c] {
 			b.WriteByte(c)
 		} else {
 			b.Write([]byte{'%', digits[c>>4], digits[c&15]})

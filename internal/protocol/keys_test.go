@@ -15,36 +15,47 @@ import (
 
 const owner = "00112233445566778899aabbccddeeff.1"
 
-// names returns the names of all that belongs to a key.
-func names(prefix, schema, key string) []string {
-	k := protocol.NewNamespace(prefix, schema).Key(key)
+// names returns the names of all that belongs to a key, whatever the schema.
+func names(prefix, key string) []string {
+	k := protocol.NewNamespace(prefix, "").Key(key)
 	return []string{k.Value, k.Meta(), k.Marks(), k.Staged(owner)}
 }
 
 func TestNamesAreReadable(t *testing.T) {
 	for _, c := range []struct {
-		prefix, schema, key string
-		want                []string
+		prefix, key string
+		want        []string
 	}{
-		{"things", "", "london", []string{"things:v:{london}", "things:m:{london}", "things:u:{london}", "things:t:{london}" + owner}},
-		{"things", "2", "a:b/c d", []string{"things:v@2:{a:b/c d}", "things:m@2:{a:b/c d}", "things:u@2:{a:b/c d}", "things:t@2:{a:b/c d}" + owner}},
-		{"my:app", "v:1", "Zürich", []string{"my:app:v@v%3A1:{Zürich}", "my:app:m@v%3A1:{Zürich}", "my:app:u@v%3A1:{Zürich}", "my:app:t@v%3A1:{Zürich}" + owner}},
-		{"p", "", "", []string{"p:v:{%}", "p:m:{%}", "p:u:{%}", "p:t:{%}" + owner}},
-		{"{p}", "{s}", "{k}", []string{"%7Bp%7D:v@%7Bs%7D:{%7Bk%7D}", "%7Bp%7D:m@%7Bs%7D:{%7Bk%7D}", "%7Bp%7D:u@%7Bs%7D:{%7Bk%7D}", "%7Bp%7D:t@%7Bs%7D:{%7Bk%7D}" + owner}},
-		{"p", "", "100%\r\n\x00\x7f", []string{"p:v:{100%25%0D%0A%00%7F}", "p:m:{100%25%0D%0A%00%7F}", "p:u:{100%25%0D%0A%00%7F}", "p:t:{100%25%0D%0A%00%7F}" + owner}},
+		{"things", "london", []string{"things:v:{london}", "things:m:{london}", "things:u:{london}", "things:t:{london}" + owner}},
+		{"my:app", "a:b/c d", []string{"my:app:v:{a:b/c d}", "my:app:m:{a:b/c d}", "my:app:u:{a:b/c d}", "my:app:t:{a:b/c d}" + owner}},
+		{"p", "Zürich", []string{"p:v:{Zürich}", "p:m:{Zürich}", "p:u:{Zürich}", "p:t:{Zürich}" + owner}},
+		{"p", "", []string{"p:v:{%}", "p:m:{%}", "p:u:{%}", "p:t:{%}" + owner}},
+		{"{p}", "{k}", []string{"%7Bp%7D:v:{%7Bk%7D}", "%7Bp%7D:m:{%7Bk%7D}", "%7Bp%7D:u:{%7Bk%7D}", "%7Bp%7D:t:{%7Bk%7D}" + owner}},
+		{"p", "100%\r\n\x00\x7f", []string{"p:v:{100%25%0D%0A%00%7F}", "p:m:{100%25%0D%0A%00%7F}", "p:u:{100%25%0D%0A%00%7F}", "p:t:{100%25%0D%0A%00%7F}" + owner}},
 	} {
-		if got := names(c.prefix, c.schema, c.key); !slices.Equal(got, c.want) {
-			t.Errorf("names of %q, %q, %q = %q, want %q", c.prefix, c.schema, c.key, got, c.want)
+		if got := names(c.prefix, c.key); !slices.Equal(got, c.want) {
+			t.Errorf("names of %q, %q = %q, want %q", c.prefix, c.key, got, c.want)
 		}
 	}
 	if got, want := protocol.NewNamespace("my{app}", "2").Channel("p1"), "my%7Bapp%7D:b:p1"; got != want {
-		t.Errorf("channel = %q, want %q: the same for each schema", got, want)
+		t.Errorf("channel = %q, want %q", got, want)
+	}
+}
+
+// A Delete by one build ends the values of all: they have the same names.
+func TestSchemasShareNamesAndNoDigest(t *testing.T) {
+	one, other := protocol.NewNamespace("things", "1").Key("k"), protocol.NewNamespace("things", "2").Key("k")
+	if one.Value != other.Value || one.Meta() != other.Meta() || one.Marks() != other.Marks() {
+		t.Errorf("two schemas have the names %q and %q", one.Value, other.Value)
+	}
+	if one.Digest() == other.Digest() {
+		t.Error("two schemas have the same digest")
 	}
 }
 
 func TestNamesOfLongKeysAreShort(t *testing.T) {
 	longest := strings.Repeat("k", protocol.Longest)
-	if got, want := names("p", "", longest)[0], "p:v:{"+longest+"}"; got != want {
+	if got, want := names("p", longest)[0], "p:v:{"+longest+"}"; got != want {
 		t.Errorf("the longest key that is readable has the name %q, want %q", got, want)
 	}
 	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(longest+"k")))
@@ -53,7 +64,7 @@ func TestNamesOfLongKeysAreShort(t *testing.T) {
 		longest + "k", longest + "l", strings.Repeat("k", 1<<20), strings.Repeat("{", protocol.Longest), strings.Repeat("{", protocol.Longest/3+1),
 		hash, "#" + hash, "%#" + hash,
 	} {
-		name := names("p", "", key)[0]
+		name := names("p", key)[0]
 		if len(name) > protocol.Longest+20 {
 			t.Errorf("a key of %d bytes has a name of %d", len(key), len(name))
 		}
@@ -65,9 +76,9 @@ func TestNamesOfLongKeysAreShort(t *testing.T) {
 }
 
 // checkNames checks what must hold for all that belongs to a key.
-func checkNames(t *testing.T, prefix, schema, key string) {
+func checkNames(t *testing.T, prefix, key string) {
 	t.Helper()
-	all := names(prefix, schema, key)
+	all := names(prefix, key)
 	for _, name := range all {
 		if slot(name) != slot(all[0]) {
 			t.Errorf("%q and %q are in different slots", name, all[0])
@@ -78,10 +89,10 @@ func checkNames(t *testing.T, prefix, schema, key string) {
 		if i := strings.IndexFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }); i >= 0 {
 			t.Errorf("%q has a control byte", name)
 		}
-		if utf8.ValidString(prefix) && utf8.ValidString(schema) && utf8.ValidString(key) && !utf8.ValidString(name) {
+		if utf8.ValidString(prefix) && utf8.ValidString(key) && !utf8.ValidString(name) {
 			t.Errorf("the name of valid text is not: %q", name)
 		}
-		if limit := 3*(len(prefix)+len(schema)) + 3*protocol.Longest; len(name) > limit {
+		if limit := 3*len(prefix) + 3*protocol.Longest; len(name) > limit {
 			t.Errorf("a name of %d bytes, want at most %d", len(name), limit)
 		}
 	}
@@ -113,10 +124,10 @@ func TestHandlesAreInjective(t *testing.T) {
 	}
 }
 
-// No two different (prefix, schema, key, kind) have the same name. The strings
+// No two different (prefix, key, kind) have the same name. The strings
 // are made of what is special in one.
 func TestNamesAreInjective(t *testing.T) {
-	parts := []string{"", "{", "}", "%", ":", "@", "#", "v", "m", "7", "B", "\x00", "\xff", "{}", ":{", "}:", "%7B", ":v", ":m:{", "@v"}
+	parts := []string{"", "{", "}", "%", ":", "@", "#", "v", "m", "7", "B", "\x00", "\xff", "{}", ":{", "}:", "%7B", ":v", ":m:{"}
 	text := func() string {
 		var b strings.Builder
 		for range rand.IntN(4) {
@@ -126,17 +137,17 @@ func TestNamesAreInjective(t *testing.T) {
 	}
 	seen := map[string]string{}
 	for range 30_000 {
-		prefix, schema, key := text(), text(), text()
-		for kind, name := range names(prefix, schema, key) {
-			who := fmt.Sprintf("%q %q %q %d", prefix, schema, key, kind)
+		prefix, key := text(), text()
+		for kind, name := range names(prefix, key) {
+			who := fmt.Sprintf("%q %q %d", prefix, key, kind)
 			if other, ok := seen[name]; ok && other != who {
 				t.Fatalf("%s and %s have the same name, %q", who, other, name)
 			}
 			seen[name] = who
 		}
-		lock := protocol.NewNamespace(prefix, schema).Lock(key).Names()
+		lock := protocol.NewNamespace(prefix, "").Lock(key).Names()
 		for kind, name := range lock {
-			who := fmt.Sprintf("lock %q %q %d", prefix, key, kind) // of any schema
+			who := fmt.Sprintf("lock %q %q %d", prefix, key, kind)
 			if other, ok := seen[name]; ok && other != who {
 				t.Fatalf("%s and %s have the same name, %q", who, other, name)
 			}
@@ -145,47 +156,47 @@ func TestNamesAreInjective(t *testing.T) {
 				t.Errorf("%q and %q are in different slots", name, lock[0])
 			}
 		}
-		checkNames(t, prefix, schema, key)
+		checkNames(t, prefix, key)
 	}
 }
 
 func FuzzNames(f *testing.F) {
-	f.Add("things", "", "london", "things", "", "paris")
-	f.Add("a", "", "b", "a:v", "", "b")
-	f.Add("a", "v", "b", "a", "", "@v:{b")
-	f.Add("a", "x:y", "k", "a:v@x", "y", "k")
-	f.Add("a", "", "", "a", "", "%")
-	f.Add("{a}", "{b}", "}{", "%7Ba%7D", "%7Bb%7D", "%7D%7B")
-	f.Fuzz(func(t *testing.T, prefix1, schema1, key1, prefix2, schema2, key2 string) {
-		checkNames(t, prefix1, schema1, key1)
-		checkNames(t, prefix2, schema2, key2)
+	f.Add("things", "london", "things", "paris")
+	f.Add("a", "b", "a:v", "b")
+	f.Add("a", "b", "a", ":{b")
+	f.Add("a", "", "a", "%")
+	f.Add("{a}", "}{", "%7Ba%7D", "%7D%7B")
+	f.Fuzz(func(t *testing.T, prefix1, key1, prefix2, key2 string) {
+		checkNames(t, prefix1, key1)
+		checkNames(t, prefix2, key2)
 		checkHandles(t, key1, key2)
-		same := prefix1 == prefix2 && schema1 == schema2 && key1 == key2
-		for i, a := range names(prefix1, schema1, key1) {
-			for j, b := range names(prefix2, schema2, key2) {
+		same := prefix1 == prefix2 && key1 == key2
+		for i, a := range names(prefix1, key1) {
+			for j, b := range names(prefix2, key2) {
 				if (a == b) != (same && i == j) {
-					t.Errorf("%q %q %q %d and %q %q %q %d: names %q and %q", prefix1, schema1, key1, i, prefix2, schema2, key2, j, a, b)
+					t.Errorf("%q %q %d and %q %q %d: names %q and %q", prefix1, key1, i, prefix2, key2, j, a, b)
 				}
 			}
 		}
-		lock := protocol.NewNamespace(prefix1, schema1).Lock(key1).Names() // no schema is in it
+		one, other := protocol.NewNamespace(prefix1, ""), protocol.NewNamespace(prefix2, "")
+		lock := one.Lock(key1).Names()
 		for i, a := range lock {
 			if slot(a) != slot(lock[0]) {
 				t.Errorf("%q and %q are in different slots", a, lock[0])
 			}
-			for _, b := range names(prefix2, schema2, key2) {
+			for _, b := range names(prefix2, key2) {
 				if a == b {
-					t.Errorf("lock %q %q and key %q %q %q have the name %q", prefix1, key1, prefix2, schema2, key2, a)
+					t.Errorf("lock %q %q and key %q %q have the name %q", prefix1, key1, prefix2, key2, a)
 				}
 			}
-			for j, b := range protocol.NewNamespace(prefix2, schema2).Lock(key2).Names() {
-				if (a == b) != (prefix1 == prefix2 && key1 == key2 && i == j) {
+			for j, b := range other.Lock(key2).Names() {
+				if (a == b) != (same && i == j) {
 					t.Errorf("locks %q %q %d and %q %q %d: names %q and %q", prefix1, key1, i, prefix2, key2, j, a, b)
 				}
 			}
 		}
-		if one, other := protocol.NewNamespace(prefix1, schema1).Channel("p"), protocol.NewNamespace(prefix2, schema2).Channel("p"); (one == other) != (prefix1 == prefix2) {
-			t.Errorf("prefixes %q and %q have the channels %q and %q", prefix1, prefix2, one, other)
+		if a, b := one.Channel("p"), other.Channel("p"); (a == b) != (prefix1 == prefix2) {
+			t.Errorf("prefixes %q and %q have the channels %q and %q", prefix1, prefix2, a, b)
 		}
 	})
 }
@@ -215,7 +226,7 @@ func TestClusterKeepsAllOfAKeyInOneSlot(t *testing.T) {
 	rdb := redistest.Cluster(t).Client()
 	for _, key := range []string{"", "k", "{", "}", "{}", "}{", "{a}b", "a{}b", "\x00\xff", "%", "Zürich", strings.Repeat("k", 1000)} {
 		var slots []int64
-		for _, name := range names("pre{fix}", "sch{e}ma", key) {
+		for _, name := range names("pre{fix}", key) {
 			n, err := rdb.ClusterKeySlot(t.Context(), name).Result()
 			if err != nil {
 				t.Fatal(err)

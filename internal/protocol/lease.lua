@@ -20,10 +20,10 @@ local function number(text)
   return tonumber(text) or 0
 end
 
--- big_endian returns the number in 8 bytes of a string.
-local function big_endian(bytes, first)
+-- big_endian returns the number in some bytes of a string, 8 if it is not said.
+local function big_endian(bytes, first, count)
   local n = 0
-  for i = first, first + 7 do n = n * 256 + string.byte(bytes, i) end
+  for i = first, first + (count or 8) - 1 do n = n * 256 + string.byte(bytes, i) end
   return n
 end
 

@@ -205,9 +205,6 @@ func TestAnswersOfAnyShape(t *testing.T) {
 		[]any{"failed", secret},
 		[]any{"failed", nil, int64(1)},
 		[]any{"failed", "e", "1"},
-		[]any{"lost"},
-		[]any{"lost", int64(1)},
-		[]any{"lost", []any{secret}},
 		map[any]any{"value": secret},
 	}
 	for _, shape := range shapes {

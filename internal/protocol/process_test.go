@@ -244,14 +244,14 @@ func (p *process) now() time.Time {
 // seal returns an envelope with a payload of so many bytes in it.
 func seal(fence int64, size int) []byte {
 	return envelope.Seal(envelope.Header{
-		Kind: envelope.Value, Created: 1, Fence: fence, Fresh: ttl, Keep: ttl, Digest: envelope.Digest(key.Value),
+		Kind: envelope.Value, Created: 1, Fence: fence, Fresh: ttl, Keep: ttl, Digest: key.Digest(),
 	}, []byte(strings.Repeat("x", size)))
 }
 
 // sealAt returns an envelope that was created then, and is kept for ttl.
 func sealAt(created time.Time, size int) []byte {
 	return envelope.Seal(envelope.Header{
-		Kind: envelope.Value, Created: created.UnixMilli(), Fence: 1, Fresh: ttl, Keep: ttl, Digest: envelope.Digest(key.Value),
+		Kind: envelope.Value, Created: created.UnixMilli(), Fence: 1, Fresh: ttl, Keep: ttl, Digest: key.Digest(),
 	}, []byte(strings.Repeat("x", size)))
 }
 

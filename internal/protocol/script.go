@@ -37,6 +37,8 @@ var (
 	leaseText string
 	//go:embed notify.lua
 	notifyText string
+	//go:embed segment.lua
+	segmentText string
 	//go:embed announce.lua
 	announceText string
 	//go:embed lock_state.lua
@@ -58,7 +60,7 @@ var (
 	changeText = leaseText + notifyText + announceText
 
 	acquire    = newScript("acquire", leaseText+acquireText)
-	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+changeText+fillText)
+	fill       = newScript("fill", "local value, meta, staged = KEYS[1], KEYS[2], KEYS[3]\n"+changeText+segmentText+fillText)
 	release    = newScript("release", leaseText+notifyText+releaseText)
 	renew      = newScript("renew", leaseText+renewText)
 	invalidate = newScript("invalidate", "local value, meta, marks = KEYS[1], KEYS[2], KEYS[3]\n"+changeText+invalidateText)
@@ -69,7 +71,7 @@ var (
 	lockRenew   = newScript("renew lock", lockStateText+notifyText+lockText+lockRenewText)
 
 	// The same with one key each, see apart.go.
-	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+changeText+fillText)
+	fillMeta        = newScript("fill", "local value, meta, staged = nil, KEYS[1], nil\n"+changeText+segmentText+fillText)
 	invalidateValue = newScript("invalidate", "local value, meta, marks = KEYS[1], nil, nil\n"+changeText+invalidateText)
 	invalidateMeta  = newScript("invalidate", "local value, meta, marks = nil, KEYS[1], nil\n"+changeText+invalidateText)
 	invalidateMarks = newScript("invalidate", "local value, meta, marks = nil, nil, KEYS[1]\n"+changeText+invalidateText)
