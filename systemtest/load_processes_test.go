@@ -22,7 +22,7 @@ import (
 // TestMain lets this binary be one of the processes of a test. The tests are run
 // with no more rights in Redis than docs/redis.acl gives.
 func TestMain(m *testing.M) {
-	for name, work := range map[string]func(address string) error{"FETCHONCE_TEST_WORKER": work, "FETCHONCE_SOAK_WORKER": soakWork} {
+	for name, work := range map[string]func(address string) error{"FETCHONCE_TEST_WORKER": work, "FETCHONCE_SOAK_WORKER": soakWork, "FETCHONCE_DEPLOY_WORKER": deployWork} {
 		if address := os.Getenv(name); address != "" {
 			if err := work(address); err != nil {
 				fmt.Println("error", err)
