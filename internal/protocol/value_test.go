@@ -157,6 +157,7 @@ func TestFillDropsWhatIsNotASegmentThatLasts(t *testing.T) {
 			"it has ended":                       {sealFor(keyOf("1"), now.Add(-2*time.Hour), 1, time.Hour, 10), time.Hour, nil},
 			"the key ends before it":             {good(time.Hour), time.Minute, nil},
 			"the key has no end":                 {good(time.Hour), 0, nil},
+			"no end, and it ends soon":           {sealFor(keyOf("1"), now.Add(-time.Hour+900*time.Millisecond), 1, time.Hour, 10), 0, nil},
 			"it would last for ever":             {endless, time.Hour, nil},
 			"its fence is above the lease's own": {ahead, time.Hour, nil},
 			"another version":                    {newer, time.Hour, nil},
@@ -193,7 +194,7 @@ func TestFillThatStoresNothingKeepsOtherSchemas(t *testing.T) {
 		}
 		// What was fetched during an Update ends all: a Set may have stored them for as long as the Update.
 		s.must(s.clients["1"].Mark(t.Context(), key, "w.1", time.Minute))
-		s.must(s.clients["1"].Set(t.Context(), keyOf("1"), s.owner(), sealFor(keyOf("1"), s.now(), 0, time.Hour, 10), time.Hour))
+		s.must(s.clients["1"].Set(t.Context(), keyOf("1"), s.owner(), sealFor(keyOf("1"), s.now(), 0, ttl/2, 10), ttl/2))
 		owner, fence := s.lease("2")
 		if _, err := s.clients["2"].Fill(t.Context(), keyOf("2"), owner, fence, sealFor(keyOf("2"), s.now(), fence, ttl, 10), ttl); err != nil {
 			t.Fatal(err)
