@@ -20,7 +20,7 @@ import (
 // A Codec encodes and decodes values. It is called concurrently. Unmarshal must treat data as
 // hostile, as any writer to Redis may have stored it, and must neither keep nor change data,
 // which other goroutines may read. It receives only data of the same type of codec: to change
-// the format, use a new type or a new [Options.Schema].
+// the format, use a codec of a new type or another [Options.Schema].
 //
 // A value is stored only if Unmarshal reads what Marshal wrote. A Loader calls Unmarshal once
 // before it stores a value, unless the codec is [Msgpack] or [JSON] and the type is always

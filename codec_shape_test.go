@@ -1,6 +1,8 @@
 package fetchonce_test
 
 import (
+	"bytes"
+	"encoding/gob"
 	"errors"
 	"log/slog"
 	"strings"
@@ -73,4 +75,76 @@ func TestNewLogsWhatTheCodecLoses(t *testing.T) {
 			t.Errorf("of a type that is kept whole: New = %v, log %q; want neither", err, log)
 		}
 	}
+}
+
+type (
+	itemV1      struct{ Name, Colour string }
+	itemRenamed struct{ Colour, Name string } // the same form
+	itemV2      struct{ Name, Color string }  // another one
+	itemV3      struct {
+		Name   string
+		Colour []string
+	}
+)
+
+// builds stores a value of type A, and returns what a Loader of type B finds.
+func builds[A, B any](t *testing.T, a fetchonce.Options[A], v A, b fetchonce.Options[B]) (found B, err error) {
+	t.Helper()
+	rdb := oncetest.Redis(t)
+	a.Prefix, b.Prefix = "items", "items"
+	before, err := fetchonce.New(rdb, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	after, err := fetchonce.New(rdb, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer after.Close()
+	if err := before.Set(t.Context(), "k", v); err != nil {
+		t.Fatal(err)
+	}
+	r, err := after.Peek(t.Context(), "k")
+	return r.Value, err
+}
+
+// Builds whose types have different forms do not read each other's values, without any Schema.
+func TestDefaultSchemaIsTheFormOfTheType(t *testing.T) {
+	v := itemV1{"teapot", "red"}
+	for _, codec := range []fetchonce.Codec{fetchonce.Msgpack, fetchonce.JSON, gobCodec{}} {
+		v1 := fetchonce.Options[itemV1]{Codec: codec}
+		if got, err := builds(t, v1, v, fetchonce.Options[itemV1]{Codec: codec}); err != nil || got != v {
+			t.Errorf("%T: the same build found %+v, %v; want %+v", codec, got, err, v)
+		}
+		if got, err := builds(t, v1, v, fetchonce.Options[itemV2]{Codec: codec}); !errors.Is(err, fetchonce.ErrNotFound) {
+			t.Errorf("%T: a build with another field found %+v, %v; want ErrNotFound", codec, got, err)
+		}
+		if got, err := builds(t, v1, v, fetchonce.Options[itemV3]{Codec: codec}); !errors.Is(err, fetchonce.ErrNotFound) {
+			t.Errorf("%T: a build with a field of another type found %+v, %v; want ErrNotFound", codec, got, err)
+		}
+		v1.Schema = "1"
+		if got, err := builds(t, v1, v, fetchonce.Options[itemV2]{Codec: codec, Schema: "1"}); err != nil || got.Name != v.Name {
+			t.Errorf("%T: with a Schema by hand, another build found %+v, %v; want what it can read", codec, got, err)
+		}
+	}
+	if got, err := builds(t, fetchonce.Options[itemV1]{}, v, fetchonce.Options[itemRenamed]{}); err != nil || got != (itemRenamed{v.Colour, v.Name}) {
+		t.Errorf("a build with the fields in another order found %+v, %v; want them", got, err)
+	}
+	if got, err := builds(t, fetchonce.Options[itemV1]{}, v, fetchonce.Options[itemV1]{Codec: fetchonce.JSON}); !errors.Is(err, fetchonce.ErrNotFound) {
+		t.Errorf("a build with another codec found %+v, %v; want ErrNotFound", got, err)
+	}
+}
+
+// A gobCodec is a codec of a user's own.
+type gobCodec struct{}
+
+func (gobCodec) Marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	err := gob.NewEncoder(&b).Encode(v)
+	return b.Bytes(), err
+}
+
+func (gobCodec) Unmarshal(data []byte, v any) error {
+	return gob.NewDecoder(bytes.NewReader(data)).Decode(v)
 }

@@ -139,11 +139,11 @@ func copyValue(t *testing.T, r backend, from, to string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, payload, err := envelope.Open(b, envelope.Digest(envelope.Seed(""), "test:v:{"+from+"}"))
+	h, payload, err := envelope.Open(b, envelope.Digest(envelope.Seed("1"), "test:v:{"+from+"}"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Digest = envelope.Digest(envelope.Seed(""), "test:v:{"+to+"}")
+	h.Digest = envelope.Digest(envelope.Seed("1"), "test:v:{"+to+"}")
 	if err := r.Client().Set(t.Context(), "test:v:{"+to+"}", envelope.Seal(h, payload), time.Minute).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := newLoader(t, r, func(opt *options) { opt.Codec = codec })
+		l := newLoader(t, r, func(opt *options) { opt.Codec, opt.Schema = codec, "1" })
 		testkit.Set(t, l, "alice", "of alice")
 		if payload := copyValue(t, r, "alice", "mallory"); bytes.Contains(payload, []byte("of alice")) {
 			t.Errorf("the payload is %q; want it encrypted", payload)
@@ -174,7 +174,7 @@ func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
 		if _, fetched := b.counts(); err != nil || got["alice"] != "of alice" || fetched["mallory"] != 1 || fetched["alice"] != 0 {
 			t.Errorf("GetMany = %v, %v; fetched %v; want mallory to be fetched alone", got, err, fetched)
 		}
-		again := newLoader(t, r, func(opt *options) { opt.Codec = codec })
+		again := newLoader(t, r, func(opt *options) { opt.Codec, opt.Schema = codec, "1" })
 		o := testkit.NewOrigin(t)
 		testkit.Get(t, t.Context(), again, "mallory", o).Want(got["mallory"])
 	})
@@ -183,7 +183,7 @@ func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
 // A codec that is given no key cannot tell: the copied value is read.
 func TestValueWithoutItsKeyIsRead(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		l := newLoader(t, r, func(opt *options) { opt.Codec = fetchonce.JSON })
+		l := newLoader(t, r, func(opt *options) { opt.Codec, opt.Schema = fetchonce.JSON, "1" })
 		testkit.Set(t, l, "alice", "of alice")
 		copyValue(t, r, "alice", "mallory")
 		if got, err := l.Peek(t.Context(), "mallory"); got.Value != "of alice" || err != nil {

@@ -162,6 +162,9 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	if err != nil {
 		return nil, &Error{Op: "new", Err: err}
 	}
+	if opt.Schema == "" {
+		opt.Schema = form.Fingerprint(nameOfCodec(opt.Codec))
+	}
 	l := newLoader(client.Open(rdb, cluster), opt, form.Unsure)
 	if len(form.Lost) > 0 {
 		l.log.Note(logLost, "codec", nameOfCodec(opt.Codec), "lost", shape.List(form.Lost))

@@ -26,7 +26,11 @@ type Options[V any] struct {
 
 	// Schema is the version of V's shape. Builds with different Schemas share their keys: each
 	// finds only values of its own Schema, they do not overwrite each other's, and a Delete, Set
-	// or Update by one ends the values of all. Defaults to none.
+	// or Update by one ends the values of all.
+	// Defaults to a fingerprint of V as the codec sees it: the encoded fields with their names
+	// and tag options, and the kinds of values. A type that encodes itself counts by its package
+	// path and name. For a codec of your own, exported fields count in order, with their tags.
+	// Set Schema by hand when the meaning of a value changes and its form does not.
 	Schema string
 
 	// TTL is how long a value is fresh, and kept in Redis. With Off, Redis keeps no values,
