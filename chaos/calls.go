@@ -46,12 +46,12 @@ func text(err error) string {
 }
 
 // fetch reads the source, in one of many ways.
-func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing, err error) {
+func (w *worker) fetch(ctx context.Context, key string, fence int64) (v thing, err error) {
 	if ctx.Err() != nil {
 		return v, context.Cause(ctx) // it never began
 	}
 	since, _ := ctx.Value(began{}).(history.Time)
-	e := history.Event{Op: history.Fetching, Key: f.Key, Fence: f.Fence, Began: since, Writer: w.name()}
+	e := history.Event{Op: history.Fetching, Key: key, Fence: fence, Build: w.Build, Began: since, Writer: w.name()}
 	w.log.Write(e)
 	start := history.Now()
 	unwatch, cut := watch(ctx)
@@ -68,7 +68,7 @@ func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing,
 		}
 	default:
 	}
-	version, failed := w.source.Version(context.WithoutCancel(ctx), f.Key)
+	version, failed := w.source.Version(context.WithoutCancel(ctx), key)
 	if failed != nil {
 		return v, failed
 	}
@@ -77,7 +77,7 @@ func (w *worker) fetch(ctx context.Context, f *fetchonce.Fetch[thing]) (v thing,
 	if history.Now().Sub(start) > rules.Lease && ctx.Err() != nil && rand.N(2) == 0 {
 		panic(history.Injected + " panic after the lease") // as somebody's check for an error may
 	}
-	return thing{f.Key, version, canary}, nil
+	return thing{key, version, canary}, nil
 }
 
 var errNoReturn = errors.New("it did not return")

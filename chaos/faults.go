@@ -44,6 +44,13 @@ func (s *supervisor) seatFaults() []fault {
 		toxic(history.BlackHole, "timeout", "downstream", `"timeout": 0`),
 		toxic(history.LostReply, "limit_data", "downstream", `"bytes": 0`),
 	}
+	faults = append(faults, fault{"restart", func(s *supervisor, at *seat, _ *rand.Rand) error {
+		if err := at.worker.retire(); err != nil {
+			return err
+		}
+		s.count(at.worker)
+		return s.hire(at)
+	}})
 	for _, at := range allPoints {
 		faults = append(faults, fault{"kill at " + string(at), killAt(at)}, fault{"stop at " + string(at), stopAt(at)})
 	}
@@ -164,7 +171,7 @@ func (s *supervisor) redisFaults() []fault {
 	}
 	switch s.profile {
 	case "standalone":
-		faults = append(faults, fault{"redis kill", (*supervisor).killRedis})
+		faults = append(faults, fault{"redis kill", (*supervisor).killRedis}, fault{"redis stop for long", (*supervisor).stopRedisForLong})
 	case "cluster":
 		faults = append(faults, fault{"slot move", (*supervisor).moveSlot})
 		fallthrough
@@ -192,6 +199,17 @@ func (s *supervisor) stopRedis(_ *seat, rng *rand.Rand) error {
 	return s.hit(history.RedisStop, rng, func(master *node) error {
 		master.signal(syscall.SIGSTOP)
 		time.Sleep(200*time.Millisecond + rand.N(500*time.Millisecond))
+		master.signal(syscall.SIGCONT)
+		return nil
+	})
+}
+
+// stopRedisForLong does so for long enough that the breakers of all workers open, and probe in
+// vain.
+func (s *supervisor) stopRedisForLong(_ *seat, rng *rand.Rand) error {
+	return s.hit(history.RedisStop, rng, func(master *node) error {
+		master.signal(syscall.SIGSTOP)
+		time.Sleep(4 * redisTimeout)
 		master.signal(syscall.SIGCONT)
 		return nil
 	})

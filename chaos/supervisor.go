@@ -127,10 +127,19 @@ func (s *supervisor) createTables() (err error) {
 func (s *supervisor) hire(at *seat) (err error) {
 	at.lives++
 	at.worker, err = startProcess(job{
-		Process: fmt.Sprintf("p%d.%d", at.number, at.lives), Seed: s.seed + uint64(at.number), Redis: s.servers.place,
+		Process: fmt.Sprintf("p%d.%d", at.number, at.lives), Build: s.buildOf(at), Seed: s.seed + uint64(at.number), Redis: s.servers.place,
 		Proxies: at.proxies.addr, DSN: s.dsn, Dir: s.dir,
 	})
 	return err
+}
+
+// buildOf returns which build of the program a worker is: where seats are harmed, each life of a
+// seat has another one, so two builds work at the same time.
+func (s *supervisor) buildOf(at *seat) int {
+	if !s.harmsSeats() {
+		return 0
+	}
+	return (at.number + at.lives) % 2
 }
 
 // run lets the workers work, in turn in peace and under faults. The last phase is

@@ -44,6 +44,7 @@ const (
 	keys         = 8
 	callers      = 10 // goroutines of a worker
 	redisTimeout = 500 * time.Millisecond
+	redisBreaker = 500 * time.Millisecond // a probe finds Redis within Recovery
 	drainLimit   = 10 * time.Second
 	slow         = 100 * time.Millisecond // what answers later is
 	canary       = "canary-5dd1f0a7"      // is in every value and in every password
@@ -61,6 +62,7 @@ const (
 // A job is what a worker is told when it starts.
 type job struct {
 	Process string
+	Build   int // which shape its values have; see build.go
 	Seed    uint64
 	Redis   place
 	Proxies map[string]string // the address to dial for each of Redis'
@@ -68,19 +70,12 @@ type job struct {
 	Dir     string // has the history and the logs
 }
 
-// A thing is a value. It says whose it is.
-type thing struct {
-	Key     string
-	Version int64
-	Secret  string
-}
-
 // A worker is one of the processes that use the library.
 type worker struct {
 	job
 	rdb     redis.UniversalClient
 	source  *origin.Source
-	things  *fetchonce.Loader[thing]
+	things  things
 	created *fetchonce.Loader[string]
 	locker  *fetchonce.Locker
 	log     *history.Log
@@ -163,22 +158,18 @@ func (w *worker) open() (err error) {
 	if err != nil {
 		return err
 	}
-	w.things, err = fetchonce.New(w.rdb, fetchonce.Options[thing]{
-		Prefix: prefix, TTL: time.Hour, Lease: rules.Lease, FetchTimeout: rules.FetchTimeout, RedisTimeout: redisTimeout, Logger: logger,
-		OnRedisDown: w.onRedisDown(),
-	})
-	if err != nil {
+	if w.things, err = w.openThings(logger); err != nil {
 		return err
 	}
 	w.created, err = fetchonce.New(w.rdb, fetchonce.Options[string]{
-		Prefix: prefix + "-created", TTL: time.Hour, Lease: rules.Lease, FetchTimeout: rules.FetchTimeout, RedisTimeout: redisTimeout,
+		Prefix: prefix + "-created", TTL: time.Hour, Lease: rules.Lease, FetchTimeout: rules.FetchTimeout, RedisTimeout: redisTimeout, RedisBreaker: redisBreaker,
 		Logger: logger, Store: timed{table, w.log},
 	})
 	if err != nil {
 		return err
 	}
 	w.locker, err = fetchonce.NewLocker(w.rdb, fetchonce.LockOptions{
-		Prefix: prefix, Lease: rules.Lease, RedisTimeout: redisTimeout, Logger: logger,
+		Prefix: prefix, Lease: rules.Lease, RedisTimeout: redisTimeout, RedisBreaker: redisBreaker, Logger: logger,
 	})
 	return err
 }

@@ -57,6 +57,8 @@ func parse(t *testing.T, text string) []history.Event {
 				scan(words[1], &e.Cut)
 			case "value":
 				e.Value = words[1]
+			case "build":
+				scan(words[1], &e.Build)
 			case "fault":
 				e.Fault = history.Fault(strings.ReplaceAll(words[1], "_", " "))
 			case "calls":

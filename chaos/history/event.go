@@ -106,6 +106,7 @@ type Event struct {
 	Cut     Time   `json:"cut,omitempty"`   // when the context of Fetched or Unlocked was seen to have ended, if before the work
 	Value   string `json:"value,omitempty"` // what Created returned
 	Source  string `json:"source,omitempty"`
+	Build   int    `json:"build,omitempty"` // of the program that fetched: each has values of its own
 	Fault   Fault  `json:"fault,omitempty"`
 	Node    int    `json:"node,omitempty"` // of a Hit: it concerns only the keys of this node, 1 and up; see [Rules.Nodes]
 	Calls   int    `json:"calls,omitempty"`

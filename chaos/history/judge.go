@@ -64,8 +64,8 @@ type Verdict struct {
 //     lost the lease, and, for a fetch, that the key was invalidated. A process
 //     that is cut off is no excuse: it has a clock. And who can reach Redis does not
 //     fetch without a lease.
-//   - I3: what was fetched is not fetched again until the key is invalidated, unless
-//     it could not be stored.
+//   - I3: what a build has fetched is not fetched again by that build until the key is
+//     invalidated, unless it could not be stored.
 //   - I4, I7, I8: a caller returns by its deadline if its process runs; fences rise
 //     and one-time rows exist once, whatever happens.
 //   - I0: nothing returns an error unless a fault explains it: one of its own process,
@@ -335,9 +335,11 @@ func (j *jury) judgeFetches(key string, all []*span) {
 	j.judgeFences(leased)
 	j.judgeHolders(key, leased)
 	slices.SortStableFunc(leased, byFence)
-	for i := 1; i < len(leased); i++ {
-		a, b := leased[i-1], leased[i]
-		if a.err != "" || a.cut || a.died || b.At <= a.end || j.invalidated(key, j.granted(a), b.At) {
+	last := make(map[int]*span) // by build
+	for _, b := range leased {
+		a := last[b.Build]
+		last[b.Build] = b
+		if a == nil || a.err != "" || a.cut || a.died || b.At <= a.end || j.invalidated(key, j.granted(a), b.At) {
 			continue
 		}
 		stored := a.end.Add(j.Recovery)

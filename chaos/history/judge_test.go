@@ -102,6 +102,9 @@ var judged = []struct {
 		"120 * hit l since 115 fault del_of_a_lock", ""},
 
 	{"I3: fetched twice, one after the other", first + byA + "1300 b fetching k since 1250 fence 6 by b1\n1400 b fetched k fence 6 by b1\n1401 b got k since 1250 v 1", "I3"},
+	{"fetched by two builds, once each", first + byA + "1300 b fetching k since 1250 fence 6 by b1 build 1\n1400 b fetched k fence 6 by b1 build 1\n1401 b got k since 1250 v 1", ""},
+	{"I3: fetched by two builds, and by the first again", first + byA + "1300 b fetching k since 1250 fence 6 by b1 build 1\n1400 b fetched k fence 6 by b1 build 1\n1401 b got k since 1250 v 1\n" +
+		"1500 a fetching k since 1450 fence 7 by a2\n1600 a fetched k fence 7 by a2\n1601 a got k since 1450 v 1", "I3"},
 	{"fetched twice, Redis was full", first + byA + "1300 b fetching k since 1250 fence 6 by b1\n1400 b fetched k fence 6 by b1\n1401 b got k since 1250 v 1\n" +
 		"1210 * hit since 1190 fault out_of_memory", ""},
 	{"fetched twice, the first time in vain", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 err injected\n1201 a got k since 990 err injected\n" +
