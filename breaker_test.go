@@ -129,6 +129,22 @@ func TestAnswerThatRedisServesNoKeyOpensTheBreaker(t *testing.T) {
 	})
 }
 
+// To an operator, a Redis that loads its data is unavailable, and then available again.
+func TestLogOfARedisThatLoadsItsDataHasItsEnd(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		var log lines
+		rdb := r.Client()
+		l := testkit.LoaderOf(t, rdb, withBreaker, func(opt *options) { opt.Logger = log.logger() })
+		redistest.WireOf(rdb).Fail(redistest.All, "LOADING Redis is loading the dataset in memory")
+		_, _ = l.Get(t.Context(), "k", constant)
+		redistest.WireOf(rdb).Heal()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		log.one(t, "redis unavailable")
+		log.one(t, "redis available again")
+	})
+}
+
 // A command that the user may not execute says nothing about the others.
 func TestRefusedCommandDoesNotOpenTheBreaker(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {

@@ -128,7 +128,7 @@ func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 	if l.opt.OnRedisDown == FailClosed {
 		return &Error{Op: op, Key: k.user, Err: err}
 	}
-	if _, answered := errors.AsType[redis.Error](err); answered {
+	if _, answered := errors.AsType[redis.Error](err); answered && !isUnreachable(err) {
 		l.log.Warn(logRefused, err)
 	} else {
 		l.log.Warn(logUnavailable, err)
