@@ -159,7 +159,7 @@ func newCanary(t *testing.T, policy fetchonce.Policy) *canary {
 	c.rdb = c.r.Client(func(o *redis.Options) { o.Username, o.Password = opt.Username, opt.Password })
 	logger := slog.New(slog.NewJSONHandler(c.listener, &slog.HandlerOptions{Level: slog.LevelDebug, AddSource: true}))
 	c.l, err = fetchonce.New(c.rdb, fetchonce.Options[secretive]{
-		Prefix: "test", Codec: fetchonce.JSON, OnRedisDown: policy, Logger: logger, StaleIfError: time.Hour,
+		Prefix: "test", Schema: "1", Codec: fetchonce.JSON, OnRedisDown: policy, Logger: logger, StaleIfError: time.Hour,
 		Near: fetchonce.Near{Entries: 10}, MaxBytes: 1000, Trace: c.trace(),
 	})
 	if err != nil {
@@ -311,7 +311,7 @@ func TestLogsAndErrorsHaveNoSecrets(t *testing.T) {
 		},
 		"foreign": func(c *canary) { _ = c.r.Set(name, canaryValue) },
 		"undecodable": func(c *canary) {
-			l, err := fetchonce.New(c.rdb, options{Prefix: "test", Codec: fetchonce.JSON})
+			l, err := fetchonce.New(c.rdb, options{Prefix: "test", Schema: "1", Codec: fetchonce.JSON})
 			if err != nil {
 				c.Fatal(err)
 			}
@@ -338,6 +338,12 @@ func TestLogsAndErrorsHaveNoSecrets(t *testing.T) {
 						c.failures()
 					}
 					c.r.Wire().Heal()
+					c.r.Resume()
+					time.Sleep(5 * time.Second) // a probe finds Redis again
+					synctest.Wait()
+					if what == "hangs" && policy == fetchonce.FailOpen && !strings.Contains(c.logged(), "redis available again") {
+						t.Errorf("the end of the outage is not in the log:\n%s", c.logged())
+					}
 					for _, secret := range []string{canaryKey, canaryValue, canaryPassword, canaryURL} {
 						if log := c.logged(); strings.Contains(log, secret) {
 							t.Errorf("the log tells %q:\n%s", secret, log)
