@@ -1,7 +1,8 @@
 // Package missrate predicts whether a key is absent, from the recent lookups of all keys.
 //
 // While nearly all lookups miss, a Get skips its lookup and sends ACQUIRE, which also
-// returns a stored value. That saves one of three round trips of a miss.
+// returns a stored value. That saves one of three round trips of a miss: 15 to 20 % of its time
+// (docs/internals/design.md, "What does each mechanism for speed gain?").
 package missrate
 
 import "sync/atomic"
