@@ -1,6 +1,7 @@
 package fetchonce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -55,7 +56,7 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 	opt = opt.withDefaults()
 	names := protocol.NewNamespace(opt.Prefix, "")
 	c := client.Open(rdb, cluster)
-	lk := &Locker{opt: opt, client: c, log: ratelog.New(opt.Logger, "prefix", opt.Prefix, "type", "lock", "instance", instance())}
+	lk := &Locker{opt: opt, client: c, log: ratelog.New(opt.Logger, "prefix", opt.Prefix, "type", "lock", "instance", cmp.Or(opt.Instance, instance()))}
 	lk.trace = newTracer(opt.Trace, lk.log)
 	scripts := protocol.NewClient(c.Router.Link(opt.RedisBreaker, opt.RedisTimeout), names, c.Mailbox.Process(), opt.RedisTimeout, c.Cluster)
 	scripts.Renewals = c.Router.Link(0, 0)

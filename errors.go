@@ -65,6 +65,8 @@ var (
 	ErrNotInvalidated = errors.New("not every cache was invalidated")
 )
 
+var errNearClient = errors.New("Options.Near needs a *redis.Client or a *redis.ClusterClient, or a wrapper with their methods that is comparable")
+
 // ownErrors are the errors above.
 var ownErrors = []error{
 	ErrNotFound, ErrLocked, ErrLockLost, ErrMaxHold, ErrFetchTimeout, ErrClosed, ErrUnavailable, ErrNotInvalidated,

@@ -1,6 +1,7 @@
 package fetchonce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -176,7 +177,7 @@ func newLoader[V any](c *client.Client, opt Options[V], unsure bool) *Loader[V] 
 	l := &Loader[V]{
 		values: values[V]{opt: opt, codec: codecID(opt.Codec), unsure: unsure, memory: memoryOf[V](opt.Codec, opt.MaxBytes)},
 		shared: shared{Client: c, names: protocol.NewNamespace(opt.Prefix, opt.Schema)},
-		log:    ratelog.New(opt.Logger, "prefix", opt.Prefix, "type", reflect.TypeFor[V]().String(), "instance", instance()),
+		log:    ratelog.New(opt.Logger, "prefix", opt.Prefix, "type", reflect.TypeFor[V]().String(), "instance", cmp.Or(opt.Instance, instance())),
 	}
 	l.trace = newTracer(opt.Trace, l.log)
 	l.channel = l.names.Channel(l.Mailbox.Process())

@@ -89,6 +89,18 @@ func TestLogNamesTheLoaderTheCauseAndTheEndOfAnOutage(t *testing.T) {
 	})
 }
 
+func TestLogHasTheInstanceOfTheOptions(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		var log lines
+		l := newLoader(t, r, withBreaker, func(opt *options) { opt.Logger, opt.Instance = log.logger(), "web-7" })
+		r.Kill()
+		_, _ = l.Get(t.Context(), "k", constant)
+		if m := log.one(t, "redis unavailable"); m["instance"] != "web-7" {
+			t.Errorf("line %v, want the instance web-7", m)
+		}
+	})
+}
+
 func TestLogSaysThatTheNearCacheIsUsedAgain(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		var log lines

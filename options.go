@@ -26,11 +26,10 @@ type Options[V any] struct {
 
 	// Schema is the version of V's shape. Builds with different Schemas share their keys: each
 	// finds only values of its own Schema, they do not overwrite each other's, and a Delete, Set
-	// or Update by one ends the values of all.
-	// Defaults to a fingerprint of V as the codec sees it: the encoded fields with their names
-	// and tag options, and the kinds of values. A type that encodes itself counts by its package
-	// path and name. For a codec of your own, exported fields count in order, with their tags.
-	// Set Schema by hand when the meaning of a value changes and its form does not.
+	// or Update by one ends the values of all. Defaults to a fingerprint of V as the codec sees
+	// it: the encoded fields with their names and tag options, and the kinds of values. A type
+	// that encodes itself counts by its package path and name. For a codec of your own, exported
+	// fields count in order, with their tags. Set Schema by hand when only the meaning changes.
 	Schema string
 
 	// TTL is how long a value is fresh, and kept in Redis. With Off, Redis keeps no values,
@@ -118,12 +117,10 @@ type Options[V any] struct {
 	RedisTimeout time.Duration
 
 	// RedisBreaker is how often a node of Redis is probed after it failed: it did not answer
-	// within RedisTimeout, could not be reached, or answered that it is loading or its cluster
-	// is down. Until a probe is answered, calls go on without the node at once, as OnRedisDown
-	// says; Set, Delete and Update return an [*Error] with [ErrUnavailable]. Renewals of leases
-	// are always sent. The first probe follows the failure at once, the others after
-	// RedisBreaker, plus or minus a quarter. All Loaders and Lockers of a client share what is
-	// known of a node. Defaults to one second. With Off, every call is sent.
+	// within RedisTimeout, could not be reached, or serves no key, as while it is loading. Until
+	// a probe is answered, calls go on without the node at once, as OnRedisDown says; Set, Delete
+	// and Update return an [*Error] with [ErrUnavailable]. Renewals are always sent. All users of
+	// a client share what is known of a node. Defaults to a second, with jitter; Off: every call tries.
 	RedisBreaker time.Duration
 
 	// OnRedisDown says what a Get does when Redis does not answer, or answers with an
@@ -163,6 +160,9 @@ type Options[V any] struct {
 	// not be stored, a failed refresh, unusable data in Redis, an unavailable Redis. A panic
 	// in it is dropped. Defaults to [slog.Default].
 	Logger *slog.Logger
+
+	// Instance is the name of this process in the log. Defaults to "host:pid".
+	Instance string
 }
 
 // A Policy says what a Get does without Redis.
@@ -349,12 +349,10 @@ type Near struct {
 	// FailSafe is for how long an entry is returned after it was last known good, with
 	// [Result.Stale], if Redis is unavailable and the fetch fails, or is not made with
 	// [FailClosed]. An entry is known good until its TTL ends, or until the connection for
-	// changes fails. A Delete, Set or Update of this process ends it; one of another process
-	// in that time is not seen. GetMany and Load return it, too. Defaults to off.
+	// changes fails. A Delete, Set or Update of this process ends it; one of another process is
+	// not seen in that time. Defaults to off.
 	FailSafe time.Duration
 }
-
-var errNearClient = errors.New("Options.Near needs a *redis.Client or a *redis.ClusterClient, or a wrapper with their methods that is comparable")
 
 // LockOptions configure a [Locker]. The zero value of a field means its default, as with
 // [Options].
@@ -385,9 +383,8 @@ type LockOptions struct {
 	// with the caller's context or MaxWait. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
-	// RedisBreaker is [Options.RedisBreaker] for locks: while a node of Redis has failed, calls
-	// for its locks return an [*Error] with [ErrUnavailable] at once. A held lock is renewed all
-	// the same. Defaults to one second. With Off, every call is sent.
+	// RedisBreaker is [Options.RedisBreaker] for locks: calls return an [*Error] with
+	// [ErrUnavailable] at once. A held lock is renewed all the same. Defaults to one second.
 	RedisBreaker time.Duration
 
 	// Slots is how many may hold a lock at once: 1 is a lock, more is a semaphore. Defaults
@@ -400,6 +397,9 @@ type LockOptions struct {
 	// Logger receives events that cannot be returned to a caller: a lock that could not be
 	// released after its work was done. Defaults to [slog.Default].
 	Logger *slog.Logger
+
+	// Instance is [Options.Instance].
+	Instance string
 }
 
 const (
