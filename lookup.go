@@ -380,18 +380,18 @@ func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lo
 	}
 	c := nearEntry[V]{value: seen.result.Value, absent: h.Kind == envelope.NotFound, stale: isStale, header: h}
 	c.plain = !c.absent && !c.stale && l.opt.Clone == nil && l.opt.EarlyRefresh <= 0 && l.trace.Got == nil
-	if l.opt.EarlyRefresh > 0 {
+	lasts := h.Fresh
+	switch {
+	case c.stale:
+		c.replaces, lasts = seen.replaces, h.Keep
+	case l.opt.EarlyRefresh > 0:
 		c.replaces = passOver(v)
 		c.replaces.Stale = true
-	}
-	life := min(l.opt.Near.TTL, h.Fresh-l.age(h))
-	if c.stale {
-		c.replaces, life = seen.replaces, min(l.opt.Near.TTL, h.Keep-l.age(h))
 	}
 	if l.opt.Clone != nil && !c.absent {
 		seen.result.Value = l.opt.Clone(c.value) // first: a value that Clone panics on is not kept
 	}
-	l.near.Put(t, protocol.Handle(k.user), c, life)
+	l.near.Put(t, protocol.Handle(k.user), c, min(l.opt.Near.TTL, lasts-l.age(h)))
 }
 
 // A Store is the durable place of a Loader's values, most often a table; the

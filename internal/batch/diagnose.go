@@ -38,8 +38,7 @@ func dialerOf(conn Conn) func(ctx context.Context) error {
 // connection to the node, or the breaker knows why it failed. Callers that time out at once
 // share one dial.
 func (b *Batcher) diagnose(timeout error, known *breaker.Breaker) error {
-	var open *breaker.OpenError
-	if errors.As(known.Err(), &open) {
+	if open, ok := errors.AsType[*breaker.OpenError](known.Err()); ok {
 		if errors.Is(open.Cause, ErrTimeout) || errors.Is(open.Cause, breaker.ErrNoAnswer) {
 			return timeout
 		}
