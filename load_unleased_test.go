@@ -8,44 +8,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
-
-// A slowRead is a hook that holds back the first read until the test opens it.
-type slowRead struct {
-	first   atomic.Bool
-	stopped chan struct{} // closed when the read has been stopped
-	open    chan struct{} // closed when it may go on
-}
-
-func (s *slowRead) pass(cmd redis.Cmder) {
-	if cmd.Name() == "getrange" && s.first.CompareAndSwap(false, true) {
-		close(s.stopped)
-		<-s.open
-	}
-}
-
-func (*slowRead) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (s *slowRead) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		s.pass(cmd)
-		return next(ctx, cmd)
-	}
-}
-
-func (s *slowRead) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		for _, cmd := range cmds {
-			s.pass(cmd)
-		}
-		return next(ctx, cmds)
-	}
-}
 
 // Redis refuses connections, and one caller learns that only after another has begun
 // to fetch. It came before the fetch, so it takes what the fetch returns.
@@ -71,19 +37,18 @@ func TestSlowFailedLookupDoesNotFetchAgain(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
 				o := testkit.NewOrigin(t)
 				rdb := r.Client()
-				s := &slowRead{stopped: make(chan struct{}), open: make(chan struct{})}
 				l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailOpen), func(opt *options) { opt.RedisTimeout = time.Minute })
-				rdb.AddHook(s)
+				stopped, free := testkit.HoldFirst(rdb, "getrange")
 				r.Kill()
 				slow := make(chan testkit.Outcome, 1)
 				go func() {
 					v, err := call(t.Context(), l, o)
 					slow <- testkit.Outcome{Value: v, Err: err}
 				}()
-				<-s.stopped
+				<-stopped
 				quick := testkit.Get(t, t.Context(), l, "k", o)
 				c := o.Next()
-				close(s.open)
+				close(free)
 				synctest.Wait() // its lookup has failed
 				late := testkit.Get(t, t.Context(), l, "k", o)
 				synctest.Wait()

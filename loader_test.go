@@ -424,11 +424,11 @@ func TestValueFetchedBeyondItsLeaseIsNotStored(t *testing.T) {
 func TestRecheckTimerCoversALostNotification(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
-		deaf := r.Client()
+		lossy := r.Client()
 		holder := testkit.Get(t, t.Context(), newLoader(t, r), "k", o)
 		c := o.Next()
-		waiter := testkit.Get(t, t.Context(), testkit.LoaderOf(t, deaf), "k", o)
-		redistest.WireOf(deaf).DropMessages(redistest.All)
+		waiter := testkit.Get(t, t.Context(), testkit.LoaderOf(t, lossy), "k", o)
+		redistest.WireOf(lossy).DropMessages(redistest.All)
 		testkit.AwaitWaiters(t, r, "k", 1)
 		c.Returns("v")
 		holder.Want("v")

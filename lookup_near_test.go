@@ -156,7 +156,7 @@ func TestLoadersPublishTheirChangesWithoutTracking(t *testing.T) {
 			}
 		}
 		if n := log.Count("redis refused CLIENT TRACKING"); n != 1 {
-			t.Errorf("the log was told %d times that the server refuses", n)
+			t.Errorf("the log says %d times that the server refuses", n)
 		}
 	})
 }
@@ -348,19 +348,19 @@ func TestUserWithoutTrackingIsLoggedOnce(t *testing.T) {
 		}
 	}
 	if n := log.Count("redis refused CLIENT TRACKING"); n != 1 {
-		t.Errorf("the log was told %d times that the server refuses", n)
+		t.Errorf("the log says %d times that the server refuses", n)
 	}
 }
 
 // A user without the right to subscribe has no near entries, and everything else.
 func TestUserThatCannotSubscribeHasNoNearEntries(t *testing.T) {
 	r := redistest.Server(t)
-	if err := r.Client().Do(t.Context(), "acl", "setuser", "deaf", "on", ">secret", "~*", "&*", "+@all", "-client|tracking", "-subscribe").Err(); err != nil {
+	if err := r.Client().Do(t.Context(), "acl", "setuser", "untracked", "on", ">secret", "~*", "&*", "+@all", "-client|tracking", "-subscribe").Err(); err != nil {
 		programs.Lacks(t, "ACL rules that take a subcommand away: "+err.Error())
 	}
 	log := &testkit.Log{}
-	deaf := r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "deaf", "secret" })
-	l := testkit.LoaderOf(t, deaf, testkit.WithNear, func(opt *options) { opt.Logger = log.Logger() })
+	untracked := r.Client(func(opt *redis.Options) { opt.Username, opt.Password = "untracked", "secret" })
+	l := testkit.LoaderOf(t, untracked, testkit.WithNear, func(opt *options) { opt.Logger = log.Logger() })
 	other := newLoader(t, r.Backend())
 	testkit.Set(t, l, "k", "old")
 	r.Backend().Until("the log is told", func() bool {
@@ -399,6 +399,6 @@ func nearByTracking(t *testing.T, r backend, rdb redis.UniversalClient) {
 		return err == fetchonce.ErrNotFound
 	})
 	if n := log.Count("near cache"); n != 0 {
-		t.Errorf("the log was told %d times that something is wrong with near copies", n)
+		t.Errorf("the log says %d times that something is wrong with near copies", n)
 	}
 }

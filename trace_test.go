@@ -192,7 +192,7 @@ func TestTraceOfARefresh(t *testing.T) {
 		synctest.Wait()
 		wantResult(t, result(t, l, o), "old", true) // in the pause
 		if n := log.Count("refresh failed"); n != 1 {
-			t.Errorf("the log was told %d times that the refresh failed, want once", n)
+			t.Errorf("the log says %d times that the refresh failed, want once", n)
 		}
 		stale := fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis, Stale: true}
 		wantEach(t, x.gets, stale, stale, stale, stale)
@@ -215,7 +215,7 @@ func TestTraceReportsThePanicOfARefresh(t *testing.T) {
 		o.Next().Does(func() { panic("the teapot is empty") })
 		synctest.Wait()
 		if log.Count("refresh failed") != 1 || log.Count("the teapot is empty") != 1 || log.Count("trace_test.go") == 0 {
-			t.Errorf("the log was told %q; want the panic and where it was, once", &log.Text)
+			t.Errorf("the log is %q; want the panic and where it was, once", &log.Text)
 		}
 		if len(x.fetches) != 1 {
 			t.Fatalf("fetches: %+v, want one", x.fetches)

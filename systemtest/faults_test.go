@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce"
 	"github.com/fetchonce/fetchonce/internal/redistest"
@@ -226,44 +223,20 @@ func TestLastingErrorsOfRedisFollowThePolicy(t *testing.T) {
 	})
 }
 
-// A slowFirst holds its client's first script back until it may go.
-type slowFirst struct {
-	seen    atomic.Bool
-	stopped chan struct{} // closed when it is held back
-	free    chan struct{}
-}
-
-func (s *slowFirst) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (s *slowFirst) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		if cmd.Name() == "evalsha" && s.seen.CompareAndSwap(false, true) {
-			close(s.stopped)
-			<-s.free
-		}
-		return next(ctx, cmd)
-	}
-}
-
-func (s *slowFirst) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
-}
-
 // The caller leaves while the ACQUIRE is on its way. No Release overtakes it.
 func TestAcquireOfACallerThatLeftIsReleased(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		testkit.WarmScripts(t, r, testkit.NewLoader(t, r))
-		slow := &slowFirst{stopped: make(chan struct{}), free: make(chan struct{})}
 		rdb := r.Client()
-		testkit.AddHook(rdb, slow)
+		stopped, free := testkit.HoldFirst(rdb, "evalsha")
 		ctx, cancel := context.WithCancel(t.Context())
 		o := testkit.NewOrigin(t)
 		g := testkit.Get(t, ctx, testkit.LoaderOf(t, rdb), "k", o)
-		<-slow.stopped
+		<-stopped
 		cancel()
 		g.WantErr(context.Canceled)
 		r.Settle() // whatever is done about that before the ACQUIRE is answered
-		close(slow.free)
+		close(free)
 		began := time.Now()
 		g = testkit.Get(t, t.Context(), testkit.NewLoader(t, r), "k", o)
 		o.Next().Returns("v")

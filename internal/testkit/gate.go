@@ -1,7 +1,6 @@
 package testkit
 
 import (
-	"context"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
@@ -17,7 +16,7 @@ type Gate struct {
 // NewGate adds an open gate to a client that has not been used.
 func NewGate(rdb redis.UniversalClient) *Gate {
 	g := &Gate{Stopped: make(chan struct{}, 1000)}
-	AddHook(rdb, g)
+	AddHook(rdb, Before(g.pass))
 	return g
 }
 
@@ -53,27 +52,6 @@ func (g *Gate) pass(cmd redis.Cmder) {
 	if closed != nil && cmd.Name() == "evalsha" {
 		g.Stopped <- struct{}{}
 		<-closed
-	}
-}
-
-// DialHook changes nothing.
-func (g *Gate) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-// ProcessHook stops a script.
-func (g *Gate) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		g.pass(cmd)
-		return next(ctx, cmd)
-	}
-}
-
-// ProcessPipelineHook stops a pipeline that has a script.
-func (g *Gate) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		for _, cmd := range cmds {
-			g.pass(cmd)
-		}
-		return next(ctx, cmds)
 	}
 }
 
