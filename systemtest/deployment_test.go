@@ -10,7 +10,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -155,26 +154,8 @@ type deployWorker struct {
 func startDeployWorker(t *testing.T, address, build string) *deployWorker {
 	t.Helper()
 	w := &deployWorker{build: build, done: make(chan struct{})}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "FETCHONCE_DEPLOY_WORKER="+address, "FETCHONCE_DEPLOY_BUILD="+build)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	in, out := startSelf(t, w.done, "FETCHONCE_DEPLOY_WORKER="+address, "FETCHONCE_DEPLOY_BUILD="+build)
 	w.in = in
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-w.done
-		_ = cmd.Wait()
-	})
 	lines := bufio.NewScanner(out)
 	if !lines.Scan() || lines.Text() != "ready" {
 		t.Errorf("a process of the %s build said %q, want ready", build, lines.Text())

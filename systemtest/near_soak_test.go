@@ -150,18 +150,18 @@ type soakWorker struct {
 	failed              string
 }
 
-func startSoakWorker(t *testing.T, number int, address string) *soakWorker {
+// startSelf starts this test's program as a process that environment variables tell what to do. It
+// is killed when the test ends. The caller closes done when it has read all of out.
+func startSelf(t *testing.T, done <-chan struct{}, environment ...string) (in io.Closer, out io.Reader) {
 	t.Helper()
-	w := &soakWorker{number: number, ready: make(chan struct{}), done: make(chan struct{})}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "FETCHONCE_SOAK_WORKER="+address)
+	cmd.Env = append(os.Environ(), environment...)
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.in = in
-	out, err := cmd.StdoutPipe()
+	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,9 +170,17 @@ func startSoakWorker(t *testing.T, number int, address string) *soakWorker {
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		<-w.done
+		<-done
 		_ = cmd.Wait()
 	})
+	return stdin, stdout
+}
+
+func startSoakWorker(t *testing.T, number int, address string) *soakWorker {
+	t.Helper()
+	w := &soakWorker{number: number, ready: make(chan struct{}), done: make(chan struct{})}
+	in, out := startSelf(t, w.done, "FETCHONCE_SOAK_WORKER="+address)
+	w.in = in
 	go w.listen(out) // ends with the process
 	return w
 }
