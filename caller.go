@@ -79,7 +79,6 @@ func (c *caller[V]) reentered() *outcome[V] {
 	if c.seen.state == skipped {
 		o, _ := c.lookupAgain()
 		if o.err != nil || c.seen.found() {
-			c.trace.stale()
 			return o
 		}
 	}
@@ -106,7 +105,11 @@ func (c *caller[V]) ownOld() *outcome[V] {
 // lookupAgain looks the key up. It is done if that answers the caller.
 func (c *caller[V]) lookupAgain() (o *outcome[V], done bool) {
 	seen, err := c.lookup(c.ctx, c.k)
+	c.learn(&seen)
 	c.seen = seen
+	if seen.found() {
+		c.trace.stale()
+	}
 	return c.own(err), err != nil || seen.state == fresh
 }
 
@@ -155,12 +158,12 @@ func (c *caller[V]) wait() *outcome[V] {
 
 // await waits for the outcome of a flight, or the end of ctx.
 func (c *caller[V]) await(ctx context.Context, t flight.Ticket[*outcome[V]]) *outcome[V] {
-	o, late, err := t.Wait(ctx)
-	c.late = late
-	if late || err != nil {
+	a, err := t.Wait(ctx)
+	c.late = a.Late
+	if a.Late || err != nil {
 		return &outcome[V]{err: err, shared: true}
 	}
-	return o
+	return a.Value
 }
 
 // judge takes what the ACQUIRE of a load found as the caller's own lookup. It is done if
@@ -202,42 +205,21 @@ func isFailure(err error) bool {
 	return err != nil && !isPanic(err) && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
 }
 
-// loadSkipped joins a load within its recent-miss window, or starts one whose ACQUIRE is the
-// lookup. It is not done if the caller has looked the key up itself, and needs a load.
+// loadSkipped starts a load whose ACQUIRE is the caller's lookup. It is not done if the caller
+// needs another load.
 func (c *caller[V]) loadSkipped() (o *outcome[V], done bool) {
-	var start func(context.Context, *flight.Flight[*outcome[V]]) (*outcome[V], error)
-	if c.skipsLookup() {
-		start = c.newLoad(c.k, c.seen, c.fetch, nil)
+	t, started := c.flights.Start(c.ctx, c.k.user, c.came, c.newLoad(c.k, c.seen, c.fetch, nil))
+	if !started {
+		// The running load may wait for a notification that was lost. A lookup finds the value.
+		return c.lookupAgain()
 	}
-	t, joined := c.flights.JoinWithoutLookup(c.ctx, c.k.user, c.came, start)
-	if !joined {
-		o, done = c.lookupAgain()
-		c.learn(&c.seen)
-		if c.seen.found() {
-			c.trace.stale()
-		}
-		return o, done
-	}
-	c.trace.joined(t.Started)
-	reacquire := permit.Yield(c.ctx, c.Loader)
+	c.trace.joined(true)
+	defer permit.Yield(c.ctx, c.Loader)()
 	o = c.await(c.ctx, t)
-	reacquire()
-	switch {
-	case o.found != nil:
+	if o.found != nil {
 		return c.judge(o)
-	case !c.late && (t.Started || o.err == nil || errors.Is(o.err, ErrNotFound) || c.ctx.Err() != nil):
-		return o, true
 	}
-	// The result may be older than this call; or it is a failure, and a value may be stored.
-	failed := o
-	o, done = c.lookupAgain()
-	switch {
-	case failed.err == nil, c.seen.found():
-		return o, done
-	case o.err != nil || c.seen.state != fallback:
-		return failed, true
-	}
-	return c.orFallback(failed), isFailure(failed.err)
+	return o, true
 }
 
 // settle turns an outcome into what the caller returns.

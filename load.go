@@ -90,9 +90,6 @@ func (l *Loader[V]) newLoad(k keyed, seen lookup[V], fetch func(ctx context.Cont
 	return func(ctx context.Context, f *flight.Flight[*outcome[V]]) (*outcome[V], error) {
 		r := &load[V]{Loader: l, k: k, flight: f, fetch: fetch, batch: batch, replaces: seen.replaces, background: seen.refreshes()}
 		r.acquire.skipped = seen.state == skipped
-		if seen.state == skipped || seen.state == missing {
-			r.noteMiss()
-		}
 		if seen.replaceable() {
 			r.old, r.staleFor = &seen.result, seen.staleFor
 		}
@@ -384,13 +381,6 @@ func (r *load[V]) suspectMailbox() {
 	r.wait.timedOut = 0
 }
 
-// noteMiss opens the recent-miss window: callers skip their lookup for a moment.
-func (r *load[V]) noteMiss() {
-	if r.opt.TTL > 0 {
-		r.flight.OpenMissWindow(recentMiss)
-	}
-}
-
 // learnMiss counts the answer to ACQUIRE for the miss prediction.
 func (r *load[V]) learnMiss() {
 	a := &r.acquire
@@ -408,5 +398,4 @@ func (r *load[V]) learnMiss() {
 		a.counted = true
 	}
 	a.skipped, a.ticket = false, near.Ticket{}
-	r.noteMiss()
 }

@@ -235,15 +235,10 @@ func (l *Loader[V]) age(h envelope.Header) time.Duration {
 	return max(l.serverNow().Sub(time.UnixMilli(h.Created)), 0)
 }
 
-// recentMiss is how long after a miss other callers of the key skip their lookup. It covers
-// callers that arrive at once. They wait for the load, and are not notified of a value
-// that another process stores meanwhile, so it is short.
-const recentMiss = 10 * time.Millisecond
-
 // lookupOrSkip is the lookup of a caller that loads what is missing. Without a near entry it
-// skips the lookup after a recent miss, or if the key is most likely absent.
+// skips the lookup if the key is most likely absent.
 func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, c *nearEntry[V], refresh bool) (lookup[V], error) {
-	if c == nil && l.opt.TTL > 0 && (l.skipsLookup() || l.flights.HasMissWindow(k.user)) {
+	if c == nil && l.opt.TTL > 0 && l.skipsLookup() {
 		return lookup[V]{state: skipped}, nil
 	}
 	if c != nil {

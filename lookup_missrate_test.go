@@ -200,71 +200,54 @@ func TestDeleteDuringAcquireKeepsTheValueOutOfTheNearCache(t *testing.T) {
 	})
 }
 
-// Callers that arrive right after a miss skip their lookup, and so do those of a key that is
-// predicted absent. One process fetches, once.
-func TestCallersSkipTheirLookupRightAfterAMiss(t *testing.T) {
-	for name, predicted := range map[string]bool{"recent miss": false, "predicted miss": true} {
-		t.Run(name, func(t *testing.T) {
-			redistest.Each(t, func(t *testing.T, r backend) {
-				if !r.Fake() {
-					return // the recent-miss window ends
-				}
-				rdb := r.Client()
-				l, other := testkit.LoaderOf(t, rdb), newLoader(t, r)
-				if predicted {
-					predictMisses(t, l)
-					predictMisses(t, other)
-				}
-				redistest.WireOf(rdb).Reset()
-				o := testkit.NewOrigin(t)
-				callers := []*testkit.Getter{testkit.Get(t, t.Context(), l, "k", o)}
-				c := o.Next()
-				for range 50 {
-					callers = append(callers, testkit.Get(t, t.Context(), l, "k", o), testkit.Get(t, t.Context(), other, "k", o))
-				}
-				r.Until("all wait", func() bool { return l.Callers("k") == 51 && other.Callers("k") == 50 })
-				looks := asked(rdb)
-				if want := 1; !predicted && looks != want || predicted && looks != 0 {
-					t.Errorf("%d looks", looks)
-				}
-				c.Returns("v")
-				for _, g := range callers {
-					g.Want("v")
-				}
-				o.Want(1)
-
-				time.Sleep(time.Second) // the recent-miss window is over, and there is no load
-				testkit.Get(t, t.Context(), l, "k", o).Want("v")
-			})
-		})
-	}
+// One caller of a key that is predicted absent skips its lookup. Those that arrive during its
+// load look the key up and join. One process fetches, once.
+func TestCallersOfAPredictedMissShareOneLoad(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r backend) {
+		rdb := r.Client()
+		l, other := testkit.LoaderOf(t, rdb), newLoader(t, r)
+		predictMisses(t, l)
+		predictMisses(t, other)
+		redistest.WireOf(rdb).Reset()
+		o := testkit.NewOrigin(t)
+		callers := []*testkit.Getter{testkit.Get(t, t.Context(), l, "k", o)}
+		c := o.Next()
+		if n := asked(rdb); n != 0 {
+			t.Errorf("%d lookups before the load of a predicted miss", n)
+		}
+		for range 50 {
+			callers = append(callers, testkit.Get(t, t.Context(), l, "k", o), testkit.Get(t, t.Context(), other, "k", o))
+		}
+		r.Until("all wait", func() bool { return l.Callers("k") == 51 && other.Callers("k") == 50 })
+		c.Returns("v")
+		for _, g := range callers {
+			g.Want("v")
+		}
+		o.Want(1)
+	})
 }
 
-// A caller skips its lookup and joins a load, after a Delete or Set in another process. It
-// receives neither a value nor a failure from before that.
-func TestCallerThatSkippedItsLookupReceivesNothingOld(t *testing.T) {
+// A key that is predicted absent is set or deleted in another process while its load runs. A
+// caller that arrives then receives nothing from before that.
+func TestCallerAfterAPredictedMissReceivesNothingOld(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		if !r.Fake() {
 			return // the fetch is waited for to the end, although its lease is lost
 		}
 		for _, set := range []bool{true, false} {
 			for _, fails := range []bool{true, false} {
-				for _, predicted := range []bool{true, false} {
-					testCallerThatSkippedItsLookup(t, r, set, fails, predicted)
-				}
+				testCallerAfterAPredictedMiss(t, r, set, fails)
 			}
 		}
 	})
 }
 
-func testCallerThatSkippedItsLookup(t *testing.T, r backend, sets, fails, predicted bool) {
+func testCallerAfterAPredictedMiss(t *testing.T, r backend, sets, fails bool) {
 	t.Helper()
 	o := testkit.NewOrigin(t)
 	o.Ignore = true // it continues though its lease is lost
 	l, other := newLoader(t, r), newLoader(t, r)
-	if predicted {
-		predictMisses(t, l)
-	}
+	predictMisses(t, l)
 	r.Wire().DropMessages(redistest.All) // and no notification says so
 	defer r.Wire().Heal()
 	first := testkit.Get(t, t.Context(), l, "k", o)

@@ -213,7 +213,10 @@ func TestCloseEndsLoadsAndWaitsForThem(t *testing.T) {
 func TestClosedGroupStartsNoLoad(t *testing.T) {
 	var g flight.Group[string]
 	g.Close(errors.New("shutdown"))
-	if _, late, err := g.Do(t.Context(), "k", unexpected(t)); err != flight.ErrClosed || late {
-		t.Errorf("Do on a closed group = late %v, %v; want %v", late, err, flight.ErrClosed)
+	if a, err := g.Do(t.Context(), "k", unexpected(t)); err != flight.ErrClosed || a.Late {
+		t.Errorf("Do on a closed group = late %v, %v; want %v", a.Late, err, flight.ErrClosed)
+	}
+	if _, started := g.Start(t.Context(), "k", g.Arrive(), unexpected(t)); started {
+		t.Error("Start on a closed group started a flight")
 	}
 }

@@ -116,7 +116,7 @@ func TestLateCallerIsNotLateAgain(t *testing.T) {
 		}
 		synctest.Wait()
 		o.answer <- answer{v: "old"}
-		if _, late, _ := ticket.Wait(t.Context()); !late {
+		if a, _ := ticket.Wait(t.Context()); !a.Late {
 			t.Fatal("the caller came after the cutoff and is not late")
 		}
 
@@ -129,8 +129,8 @@ func TestLateCallerIsNotLateAgain(t *testing.T) {
 		newCaller := do(t.Context(), &g, "k", unexpected(t))
 		synctest.Wait()
 		p.answer <- answer{v: "new"}
-		if v, late, err := ticket.Wait(t.Context()); v != "new" || late || err != nil {
-			t.Errorf("the late caller = %q, late %v, %v; want new", v, late, err)
+		if a, err := ticket.Wait(t.Context()); a.Value != "new" || a.Late || err != nil {
+			t.Errorf("the late caller = %+v, %v; want new", a, err)
 		}
 		synctest.Wait()
 		wantResult(t, "the faster caller", next, result{v: "new"})
@@ -162,8 +162,8 @@ func TestCallerThatCameBeforeTheCutoffIsNotLate(t *testing.T) {
 			t.Fatal(err)
 		}
 		close(end)
-		if v, late, err := ticket.Wait(t.Context()); v != "v" || late || err != nil {
-			t.Errorf("the caller that came before the cutoff = %q, late %v, %v; want v", v, late, err)
+		if a, err := ticket.Wait(t.Context()); a.Value != "v" || a.Late || err != nil {
+			t.Errorf("the caller that came before the cutoff = %+v, %v; want v", a, err)
 		}
 		synctest.Wait()
 		wantResult(t, "the first caller", first, result{v: "v"})
@@ -219,13 +219,13 @@ func TestNoCallerReceivesAValueReadBeforeItsCall(t *testing.T) {
 					callers.Go(cancel)
 				}
 				asked := version.Load()
-				v, late, err := g.Do(ctx, "k", load)
+				a, err := g.Do(ctx, "k", load)
 				_, panicked := errors.AsType[*flight.PanicError](err)
 				switch {
-				case late:
+				case a.Late:
 					lates.Add(1)
-				case err == nil && v < asked:
-					t.Errorf("got version %d, which is older than %d", v, asked)
+				case err == nil && a.Value < asked:
+					t.Errorf("got version %d, which is older than %d", a.Value, asked)
 				case err == nil:
 					values.Add(1)
 				case panicked || errors.Is(err, flight.ErrGoexit) || ctx.Err() != nil:

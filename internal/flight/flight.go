@@ -23,7 +23,6 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 var (
@@ -38,7 +37,6 @@ var (
 type Group[V any] struct {
 	running sync.WaitGroup
 	cutoffs atomic.Uint64 // counts calls of Advance, by all flights
-	windows windows
 
 	mu      sync.Mutex
 	flights map[string]*Flight[V]   // that callers can join
@@ -57,12 +55,10 @@ type Flight[V any] struct {
 	err  error
 
 	// Guarded by the group's mu.
-	newest    Arrival   // of the callers that have joined
-	callers   int       // that have joined and not left
-	cutoff    Arrival   // a caller with a greater Arrival is late
-	kept      bool      // it continues without callers
-	hasWindow bool      // it has opened a recent-miss window
-	windowEnd time.Time // of that
+	newest  Arrival // of the callers that have joined
+	callers int     // that have joined and not left
+	cutoff  Arrival // a caller with a greater Arrival is late
+	kept    bool    // it continues without callers
 }
 
 // An Arrival orders a caller's call among the cutoffs of all flights: a later call has the
@@ -92,12 +88,21 @@ func (g *Group[V]) Join(ctx context.Context, key string, came Arrival, load func
 	if g.closed != nil {
 		return Ticket[V]{}, ErrClosed
 	}
-	f := g.flights[key]
-	started := f == nil
-	if started {
-		f = g.start(ctx, key, load)
+	if f := g.flights[key]; f != nil {
+		return f.join(came, false), nil
 	}
-	return f.join(came, started), nil
+	return g.start(ctx, key, load).join(came, true), nil
+}
+
+// Start is Join for a caller that joins no running flight: one that has made no lookup. It
+// reports whether it started a flight. It does not if the key has one, or the group is closed.
+func (g *Group[V]) Start(ctx context.Context, key string, came Arrival, load func(ctx context.Context, f *Flight[V]) (V, error)) (Ticket[V], bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed != nil || g.flights[key] != nil {
+		return Ticket[V]{}, false
+	}
+	return g.start(ctx, key, load).join(came, true), true
 }
 
 // join adds a caller. The caller of join holds the group's mu.
@@ -107,22 +112,28 @@ func (f *Flight[V]) join(came Arrival, started bool) Ticket[V] {
 	return Ticket[V]{Started: started, flight: f, came: came}
 }
 
-// Wait waits for the flight's result or for the end of ctx. If late is true, the caller came
-// after the cutoff and receives no result. It should make a lookup.
-func (t Ticket[V]) Wait(ctx context.Context) (v V, late bool, err error) {
+// An Answer is what a caller receives of a flight.
+type Answer[V any] struct {
+	Value V
+	Late  bool // the caller came after the cutoff: it has no result, and should make a lookup
+}
+
+// Wait waits for the flight's result or for the end of ctx. The error is the load's or that
+// of ctx, and nil for a late caller.
+func (t Ticket[V]) Wait(ctx context.Context) (Answer[V], error) {
 	f := t.flight
 	select {
 	case <-f.done:
 	case <-ctx.Done():
 		if !f.leave() {
-			return v, false, ctx.Err()
+			return Answer[V]{}, ctx.Err()
 		}
 		// The flight ended at the same moment: return its result.
 	}
 	if t.came > f.cutoff { // constant once done is closed
-		return v, true, nil
+		return Answer[V]{Late: true}, nil
 	}
-	return f.v, false, f.err
+	return Answer[V]{Value: f.v}, f.err
 }
 
 // Callers returns how many callers wait for the flight of a key.
@@ -232,7 +243,7 @@ func (f *Flight[V]) Close() {
 
 func (f *Flight[V]) close() {
 	if f.group.flights[f.key] == f {
-		f.group.forget(f.key)
+		delete(f.group.flights, f.key)
 	}
 }
 
@@ -240,19 +251,7 @@ func (f *Flight[V]) close() {
 func (g *Group[V]) Forget(key string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.forget(key)
-}
-
-// forget is Forget for a caller that holds g.mu.
-func (g *Group[V]) forget(key string) {
-	f := g.flights[key]
-	if f == nil {
-		return
-	}
 	delete(g.flights, key)
-	if f.hasWindow {
-		g.windows.count.Add(-1)
-	}
 }
 
 // Close ends the contexts of all loads with the cause, and waits until the loads return.

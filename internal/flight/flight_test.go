@@ -53,8 +53,8 @@ type result struct {
 func do(ctx context.Context, g *flight.Group[string], key string, load func(context.Context, *stringFlight) (string, error)) <-chan result {
 	got := make(chan result, 1)
 	go func() {
-		v, late, err := g.Do(ctx, key, load)
-		got <- result{v, late, err}
+		a, err := g.Do(ctx, key, load)
+		got <- result{a.Value, a.Late, err}
 	}()
 	return got
 }
@@ -284,9 +284,8 @@ func TestCallerReceivesAResultThatComesAsItsContextEnds(t *testing.T) {
 				o.answer <- answer{v: "v"}
 				<-other
 			}}
-			v, late, err := g.Do(ctx, "k", unexpected(t))
-			if v != "v" || late || err != nil {
-				t.Fatalf("Do = %q, late %v, %v; want the value", v, late, err)
+			if a, err := g.Do(ctx, "k", unexpected(t)); a.Value != "v" || a.Late || err != nil {
+				t.Fatalf("Do = %+v, %v; want the value", a, err)
 			}
 		}
 	})
@@ -359,11 +358,11 @@ func TestTicketReportsWhichCallerStartedTheLoad(t *testing.T) {
 		}
 		o.answer <- answer{v: "v"}
 		synctest.Wait()
-		if v, late, err := second.Wait(t.Context()); v != "" || !late || err != nil {
-			t.Errorf("the second Wait = %q, late %v, %v; want late", v, late, err)
+		if a, err := second.Wait(t.Context()); a.Value != "" || !a.Late || err != nil {
+			t.Errorf("the second Wait = %+v, %v; want late", a, err)
 		}
-		if v, late, err := first.Wait(t.Context()); v != "v" || late || err != nil {
-			t.Errorf("the first Wait = %q, late %v, %v; want v", v, late, err)
+		if a, err := first.Wait(t.Context()); a.Value != "v" || a.Late || err != nil {
+			t.Errorf("the first Wait = %+v, %v; want v", a, err)
 		}
 		g.Close(errors.New("shutdown"))
 		if ticket, err := g.Join(t.Context(), "k", g.Arrive(), unexpected(t)); err != flight.ErrClosed || ticket.Started {
@@ -396,5 +395,29 @@ func TestCallerThatDoesNotWaitNeverLeaves(t *testing.T) {
 		if cause := <-o.ended; cause != shutdown {
 			t.Errorf("the load ended with cause %v, want %v", cause, shutdown)
 		}
+	})
+}
+
+// A caller that has made no lookup starts a flight, and never joins one.
+func TestStartJoinsNoRunningFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flight.Group[string]
+		o := newOrigin()
+		ticket, started := g.Start(t.Context(), "k", g.Arrive(), o.load)
+		if !started || !ticket.Started {
+			t.Fatal("the key has no flight, and Start started none")
+		}
+		synctest.Wait()
+		if _, started := g.Start(t.Context(), "k", g.Arrive(), unexpected(t)); started {
+			t.Error("Start started a second flight")
+		}
+		joiner := do(t.Context(), &g, "k", unexpected(t))
+		synctest.Wait()
+		o.answer <- answer{v: "v"}
+		if a, err := ticket.Wait(t.Context()); a.Value != "v" || a.Late || err != nil {
+			t.Errorf("Wait = %+v, %v; want v", a, err)
+		}
+		synctest.Wait()
+		wantResult(t, "the joiner", joiner, result{late: true}) // it came after the last cutoff
 	})
 }
