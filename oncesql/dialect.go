@@ -84,8 +84,8 @@ type dialect struct {
 	binaryType string
 	jsonCast   string // after a parameter that is a JSON text
 
-	// inspect describes the column of keys, if there is one.
-	inspect func(ctx context.Context, db *sql.DB, d dialect, table, key string) (c keyColumn, known bool, err error)
+	// inspect describes the column of keys.
+	inspect func(ctx context.Context, db *sql.DB, d dialect, table, key string) (keyColumn, error)
 
 	// again reports whether err, of an insert, may be due to another's row that was
 	// in the way, and is gone: the insert is repeated at once if it turns out that

@@ -107,12 +107,9 @@ type many[V any] struct {
 // lookup looks up keys in one query, except for those that the database writes
 // in another way. An error is one of the query.
 func (l *many[V]) lookup(ctx context.Context, keys []string) error {
-	var (
-		rowOf  map[string]bool
-		others bool
-	)
+	var found rowsFound
 	err := repeat(ctx, func() (err error) {
-		rowOf, others, err = l.query(ctx, keys)
+		found, err = l.query(ctx, keys)
 		return err
 	})
 	if err != nil {
@@ -124,12 +121,12 @@ func (l *many[V]) lookup(ctx context.Context, keys []string) error {
 	// key that the column may take for one which has a row.
 	folded := make(map[string]bool)
 	for _, key := range keys {
-		if rowOf[key] {
+		if found.of[key] {
 			folded[fold(key)] = true
 		}
 	}
 	for _, key := range keys {
-		if rowOf[key] || !others && !folded[fold(key)] {
+		if found.of[key] || !found.others && !folded[fold(key)] {
 			continue
 		}
 		v, err := l.Lookup(ctx, key)
@@ -149,36 +146,41 @@ func (l *many[V]) lookup(ctx context.Context, keys []string) error {
 // blanks at its end.
 func fold(key string) string { return strings.ToLower(strings.TrimRight(key, " ")) }
 
-// query reads the rows of keys. It reports which of keys have a row, and whether
-// there were other rows than theirs.
-func (l *many[V]) query(ctx context.Context, keys []string) (rowOf map[string]bool, others bool, err error) {
+// rowsFound says which rows one query returned.
+type rowsFound struct {
+	of     map[string]bool // whether a requested key has a row in the same letters
+	others bool            // there were rows of other keys
+}
+
+// query reads the rows of keys.
+func (l *many[V]) query(ctx context.Context, keys []string) (rowsFound, error) {
 	args := l.arguments(keys)
 	rows, err := l.db.QueryContext(ctx, l.lookupMany(len(args)), args...)
 	if err != nil {
-		return nil, false, err
+		return rowsFound{}, err
 	}
 	defer func() { _ = rows.Close() }() // see row
-	rowOf = make(map[string]bool, len(keys))
+	found := rowsFound{of: make(map[string]bool, len(keys))}
 	for _, key := range keys {
-		rowOf[key] = false
+		found.of[key] = false
 	}
 	for rows.Next() {
 		var key string
 		if err := rows.Scan(l.keyAlone(&key)...); err != nil {
-			return nil, false, err
+			return rowsFound{}, err
 		}
-		if hasRow, asked := rowOf[key]; !asked {
-			others = true
+		if hasRow, requested := found.of[key]; !requested {
+			found.others = true
 			continue
 		} else if hasRow {
 			delete(l.found, key)
 			l.errs[key] = severalRows(key)
 			continue
 		}
-		rowOf[key] = true
+		found.of[key] = true
 		l.note(key, rows)
 	}
-	return rowOf, others, errors.Join(rows.Err(), rows.Close())
+	return found, errors.Join(rows.Err(), rows.Close())
 }
 
 // note notes the value, or the error, of key.

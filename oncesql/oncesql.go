@@ -107,28 +107,18 @@ func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
 // names the key: the encoded value is NULL or cannot be decoded, the row is of another
 // key, or the key has several rows because the column is not unique.
 func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
-	var (
-		v       V
-		found   bool
-		readErr error
-	)
+	var r row[V]
 	if err := s.guard.checkKey(ctx, key); err != nil {
-		return v, err
+		return r.value, err
 	}
 	err := repeat(ctx, func() (err error) {
-		v, found, err = s.row(ctx, &s.lookup, key, key)
-		if found {
-			readErr, err = err, nil // another reading would end in the same way
-		}
+		r, err = s.row(ctx, &s.lookup, key, key)
 		return err
 	})
-	switch {
-	case found:
-		return v, readErr
-	case err == nil:
+	if err == nil && !r.found {
 		err = fetchonce.ErrNotFound
 	}
-	return v, err
+	return r.value, cmp.Or(err, r.err)
 }
 
 // Create inserts v for key, unless key has a row, and returns the value of the row that is
@@ -155,9 +145,9 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 	}
 	args := append([]any{key}, values...)
 	for attempt := 1; ; attempt++ {
-		kept, inserted, insertErr := s.insertRow(ctx, key, args)
-		if inserted {
-			return kept, insertErr
+		inserted, insertErr := s.insertRow(ctx, key, args)
+		if inserted.found {
+			return inserted.value, inserted.err
 		}
 		// Another has the key, and has committed: the insert waited for that. Or
 		// the insert failed, and we look before we say so: there are as many ways
@@ -173,10 +163,10 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 		// ON CONFLICT DO UPDATE of a column to itself. But that is a write: it
 		// waits for everyone who holds the row, leaves a dead row behind, and
 		// fires the triggers of an update.
-		kept, found, lookupErr := s.row(ctx, &s.lookup, key, key)
+		kept, lookupErr := s.row(ctx, &s.lookup, key, key)
 		switch {
-		case found:
-			return kept, lookupErr
+		case kept.found:
+			return kept.value, kept.err
 		case passes(lookupErr): // the key may have a row
 		case insertErr != nil && !passes(insertErr) && !s.dialect.again(insertErr):
 			return zero, insertErr
@@ -192,14 +182,13 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 	}
 }
 
-// insertRow inserts a row unless its key has one. It reports whether it has, and
-// returns the value as it is in the row. Where an insert returns no columns, it
-// leaves both to the lookup that follows, as if the row were another's.
-func (s *Store[V]) insertRow(ctx context.Context, key string, args []any) (kept V, inserted bool, err error) {
+// insertRow inserts a row unless its key has one, and returns the inserted row. MySQL
+// returns no row from an insert: the lookup in Create finds it.
+func (s *Store[V]) insertRow(ctx context.Context, key string, args []any) (row[V], error) {
 	if s.dialect.onConflict {
 		return s.row(ctx, &s.insert, key, args...)
 	}
-	return kept, false, s.insert.exec(ctx, args...)
+	return row[V]{}, s.insert.exec(ctx, args...)
 }
 
 // CreateTable makes the table of a Store whose value is one encoded column. An existing
@@ -223,36 +212,40 @@ func (s *Store[V]) CreateTable(ctx context.Context) error {
 	return err
 }
 
-// row runs a statement that returns the columns of at most one row, and reports
-// whether there was one. An error after that is one of reading the value.
-func (s *Store[V]) row(ctx context.Context, st *statement, key string, args ...any) (v V, found bool, err error) {
-	var zero V
+// A row is what a statement returned for one key.
+type row[V any] struct {
+	found bool
+	value V
+	err   error // of reading the value; reading it again would fail, too
+}
+
+// row runs a statement that returns at most one row. The error is that of the statement.
+func (s *Store[V]) row(ctx context.Context, st *statement, key string, args ...any) (row[V], error) {
+	var none row[V]
 	rows, err := st.query(ctx, args...)
 	if err != nil {
-		return zero, false, err
+		return none, err
 	}
 	// For the ways out in error, and for a Scan that panics.
 	defer func() { _ = rows.Close() }()
 
 	if !rows.Next() {
-		return zero, false, rows.Err()
+		return none, rows.Err()
 	}
-	v, readErr := s.readRow(key, rows)
+	r := row[V]{found: true}
+	r.value, r.err = s.readRow(key, rows)
 	if rows.Next() {
-		return zero, true, severalRows(key)
+		return row[V]{found: true, err: severalRows(key)}, nil
 	}
 	// An insert counts only now. Its row may come before its end, and the end
 	// may be a failed commit (SQLITE_BUSY, a deferred constraint).
-	if err := rows.Err(); err != nil {
-		return zero, false, err
+	if err := cmp.Or(rows.Err(), rows.Close()); err != nil {
+		return none, err
 	}
-	if err := rows.Close(); err != nil {
-		return zero, false, err
+	if r.err != nil {
+		return row[V]{found: true, err: r.err}, nil
 	}
-	if readErr != nil {
-		return zero, true, readErr
-	}
-	return v, true, nil
+	return r, nil
 }
 
 // readRow reads the value of a row that was found for key.

@@ -35,6 +35,7 @@ type checked struct {
 
 // A keyColumn describes the column of keys.
 type keyColumn struct {
+	exists  bool
 	kind    string // its type
 	unique  bool   // it has a unique index of its own, for all rows and the whole column
 	folds   bool   // it takes keys for equal that differ
@@ -56,15 +57,12 @@ func (g *guard) check(ctx context.Context) (*checked, error) {
 			return last, nil // another caller checks
 		}
 	}
-	var (
-		column keyColumn
-		known  bool
-	)
+	var column keyColumn
 	err := repeat(ctx, func() (err error) {
-		column, known, err = g.dialect.inspect(ctx, g.db, g.dialect, g.table, g.key)
+		column, err = g.dialect.inspect(ctx, g.db, g.dialect, g.table, g.key)
 		return err
 	})
-	if err == nil && !known {
+	if err == nil && !column.exists {
 		g.passed.Store(nil)
 		return &checked{}, nil // no such table or column: the statement says so
 	}
@@ -120,8 +118,8 @@ func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "'
 // checkMark begins each statement of a check.
 const checkMark = "/* oncesql: check of the table */ "
 
-// inspectPostgres describes the column of keys. known is false if there is none.
-func inspectPostgres(ctx context.Context, db *sql.DB, d dialect, table, key string) (c keyColumn, known bool, err error) {
+// inspectPostgres describes the column of keys.
+func inspectPostgres(ctx context.Context, db *sql.DB, d dialect, table, key string) (c keyColumn, err error) {
 	var (
 		relation      string
 		deterministic bool
@@ -130,8 +128,9 @@ func inspectPostgres(ctx context.Context, db *sql.DB, d dialect, table, key stri
 	err = db.QueryRowContext(ctx, checkMark+`SELECT c.relkind::text, t.typname::text, a.atttypmod, coalesce(to_jsonb(o)->>'collisdeterministic', 'true') = 'true', EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indkey[0] = a.attnum AND coalesce((to_jsonb(i)->>'indnkeyatts')::int, i.indnatts) = 1) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = $2 AND NOT a.attisdropped JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_collation o ON o.oid = a.attcollation WHERE c.oid = to_regclass($1)`,
 		d.quoteTable(table), key).Scan(&relation, &c.kind, &modifier, &deterministic, &c.unique)
 	if err != nil {
-		return c, false, noRow(err)
+		return c, noRow(err)
 	}
+	c.exists = true
 	c.unique = c.unique || relation != "r" && relation != "p" // a view has no indexes
 	switch c.kind {
 	case "text", "bytea":
@@ -141,7 +140,7 @@ func inspectPostgres(ctx context.Context, db *sql.DB, d dialect, table, key stri
 		c.folds = true
 	}
 	c.folds = c.folds || !deterministic
-	return c, true, nil
+	return c, nil
 }
 
 func noRow(err error) error {
@@ -153,7 +152,7 @@ func noRow(err error) error {
 
 // inspectMySQL is inspectPostgres. It also refuses a session that would cut values
 // or keep no row.
-func inspectMySQL(ctx context.Context, db *sql.DB, d dialect, table, key string) (c keyColumn, known bool, err error) {
+func inspectMySQL(ctx context.Context, db *sql.DB, d dialect, table, key string) (c keyColumn, err error) {
 	schema, name, ok := strings.Cut(table, ".")
 	inSchema := any(schema)
 	if !ok {
@@ -169,14 +168,15 @@ func inspectMySQL(ctx context.Context, db *sql.DB, d dialect, table, key string)
 		inSchema, name, key).Scan(&c.kind, &chars, &octets, &collation, &mode, &commits)
 	switch {
 	case errors.Is(err, sql.ErrNoRows): // nothing to judge but the indexes
+		c.exists = true
 		c.unique, err = mysqlUnique(ctx, db, d, table, key)
-		return c, err == nil, err
+		return c, err
 	case err != nil:
-		return c, false, err
+		return c, err
 	case !strings.Contains(mode, "STRICT_TRANS_TABLES") && !strings.Contains(mode, "STRICT_ALL_TABLES"):
-		return c, false, errors.New("oncesql: sql_mode has neither STRICT_TRANS_TABLES nor STRICT_ALL_TABLES, so the server would cut keys and values that are too long")
+		return c, errors.New("oncesql: sql_mode has neither STRICT_TRANS_TABLES nor STRICT_ALL_TABLES, so the server would cut keys and values that are too long")
 	case !commits:
-		return c, false, errors.New("oncesql: autocommit is off, so rows would not be kept")
+		return c, errors.New("oncesql: autocommit is off, so rows would not be kept")
 	}
 	switch {
 	case strings.HasPrefix(c.kind, "var"), strings.HasSuffix(c.kind, "text"), strings.HasSuffix(c.kind, "blob"):
@@ -184,12 +184,13 @@ func inspectMySQL(ctx context.Context, db *sql.DB, d dialect, table, key string)
 	default:
 		c.folds = true
 	}
+	c.exists = true
 	c.longest, c.inBytes = chars.Int64, !collation.Valid
 	if c.inBytes {
 		c.longest = octets.Int64
 	}
 	c.unique, err = mysqlUnique(ctx, db, d, table, key)
-	return c, err == nil, err
+	return c, err
 }
 
 // mysqlUnique reports whether there is a unique index of the key alone, and of
@@ -235,7 +236,7 @@ func mysqlUnique(ctx context.Context, db *sql.DB, d dialect, table, key string) 
 }
 
 // inspectSQLite is inspectPostgres.
-func inspectSQLite(ctx context.Context, db *sql.DB, _ dialect, table, key string) (c keyColumn, known bool, err error) {
+func inspectSQLite(ctx context.Context, db *sql.DB, _ dialect, table, key string) (c keyColumn, err error) {
 	schema, name, ok := strings.Cut(table, ".")
 	in := ", " + literal(schema)
 	if !ok {
@@ -249,11 +250,12 @@ func inspectSQLite(ctx context.Context, db *sql.DB, _ dialect, table, key string
 	err = db.QueryRowContext(ctx, checkMark+"SELECT c.type, (SELECT x.coll FROM pragma_index_list("+literal(name)+in+") l JOIN pragma_index_xinfo(l.name"+in+") x ON x.key AND x.name = c.name WHERE l.\"unique\" AND NOT l.partial AND (SELECT count(*) FROM pragma_index_xinfo(l.name"+in+") k WHERE k.key) = 1 ORDER BY x.coll = 'BINARY' DESC LIMIT 1), c.pk = 1 AND (SELECT count(*) FROM "+info+" WHERE pk > 0) = 1 FROM "+info+" c WHERE lower(c.name) = lower("+literal(key)+")").
 		Scan(&c.kind, &collation, &rowID)
 	if err != nil {
-		return c, false, noRow(err)
+		return c, noRow(err)
 	}
+	c.exists = true
 	c.unique = collation.Valid || rowID
 	c.folds = collation.Valid && collation.String != "BINARY" || isNumeric(c.kind)
-	return c, true, nil
+	return c, nil
 }
 
 // isNumeric reports whether a column of SQLite that is declared as kind makes

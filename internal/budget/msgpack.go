@@ -9,30 +9,30 @@ type msgpackWalk struct{ *walk }
 // value walks over one value that is decoded into sh; nil is skipped by the decoder.
 func (w *msgpackWalk) value(sh *shape) {
 	from := w.off
-	kind, n, begin := prescan.Next(w.data, w.off)
-	w.off = begin
-	if kind == prescan.Nil || w.over() {
+	t := prescan.Next(w.data, w.off)
+	w.off = t.Begin
+	if t.Kind == prescan.Nil || w.over() {
 		return
 	}
 	sh = w.target(sh)
 	if sh != nil && sh.kind == opaque {
-		w.skip(kind, n)
+		w.skip(t)
 		w.spent += int64(w.off - from)
 		return
 	}
-	switch kind {
+	switch t.Kind {
 	case prescan.Scalar:
-		w.off += n
+		w.off += t.Len
 		w.number(sh)
 	case prescan.Blob, prescan.Extension:
-		w.off += n
-		w.text(sh, n)
+		w.off += t.Len
+		w.text(sh, t.Len)
 	case prescan.Array:
-		for i := 0; i < n && !w.over(); i++ {
+		for i := 0; i < t.Len && !w.over(); i++ {
 			w.value(w.array(sh, i))
 		}
 	case prescan.Dict:
-		w.dict(sh, n)
+		w.dict(sh, t.Len)
 	}
 }
 
@@ -46,7 +46,7 @@ func (w *msgpackWalk) dict(sh *shape, n int) {
 			w.value(sh.key)
 			w.value(sh.elem)
 		case sh != nil && sh.kind == structure:
-			w.value(sh.fields[w.name()])
+			w.value(sh.fields[string(w.name())])
 		default:
 			w.value(nil)
 			w.value(nil)
@@ -55,27 +55,28 @@ func (w *msgpackWalk) dict(sh *shape, n int) {
 }
 
 // name reads a field's name. What is no text names no field.
-func (w *msgpackWalk) name() string {
-	kind, n, begin := prescan.Next(w.data, w.off)
-	if kind != prescan.Blob {
+func (w *msgpackWalk) name() []byte {
+	t := prescan.Next(w.data, w.off)
+	if t.Kind != prescan.Blob {
 		w.value(nil)
-		return ""
+		return nil
 	}
-	w.off = begin + n
-	return string(w.data[begin : begin+n])
+	w.off = t.Begin + t.Len
+	return w.data[t.Begin:w.off]
 }
 
-// skip walks over the rest of a value whose kind was read.
-func (w *msgpackWalk) skip(kind prescan.Kind, n int) {
-	switch kind {
-	case prescan.Array, prescan.Dict:
-		if kind == prescan.Dict {
-			n *= 2
-		}
-		for range n {
-			w.value(nil)
-		}
+// skip walks over the rest of a value whose token was read.
+func (w *msgpackWalk) skip(t prescan.Token) {
+	values := t.Len
+	switch t.Kind {
+	case prescan.Dict:
+		values *= 2
+	case prescan.Array:
 	default:
-		w.off += n
+		w.off += t.Len
+		return
+	}
+	for range values {
+		w.value(nil)
 	}
 }

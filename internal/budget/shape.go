@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"encoding"
 	"encoding/json"
 	"reflect"
@@ -101,8 +102,8 @@ func (s *shapes) of(t reflect.Type) *shape {
 func (s *shapes) addFields(to *shape, t reflect.Type, outer map[reflect.Type]bool) {
 	simple := len(outer) == 1
 	for field := range t.Fields() {
-		name, skip, tag := s.nameOf(field)
-		if skip {
+		names, decoded := s.namesOf(field)
+		if !decoded {
 			continue
 		}
 		inner := field.Type
@@ -117,11 +118,8 @@ func (s *shapes) addFields(to *shape, t reflect.Type, outer map[reflect.Type]boo
 			delete(outer, inner)
 		}
 		to.list = append(to.list, s.of(field.Type))
-		s.addField(to, name, s.of(field.Type))
-		for option := range strings.SplitSeq(tag, ",") {
-			if alias, ok := strings.CutPrefix(option, "alias:"); ok && !s.json {
-				s.addField(to, alias, s.of(field.Type))
-			}
+		for _, name := range names {
+			s.addField(to, name, s.of(field.Type))
 		}
 	}
 	if !simple {
@@ -140,16 +138,21 @@ func (s *shapes) addField(to *shape, name string, field *shape) {
 	to.fields[name] = field
 }
 
-// nameOf returns the name of a field in the data, whether the field is never decoded,
-// and its whole tag.
-func (s *shapes) nameOf(field reflect.StructField) (name string, skip bool, tag string) {
-	tag = field.Tag.Get(s.tag)
-	name, _, _ = strings.Cut(tag, ",")
-	skip = tag == "-" || !s.json && name == "-" || !field.IsExported() && !field.Anonymous
-	if name == "" {
-		name = field.Name
+// namesOf returns the name of a field in the data and its aliases, or false if the field is
+// never decoded.
+func (s *shapes) namesOf(field reflect.StructField) ([]string, bool) {
+	tag := field.Tag.Get(s.tag)
+	name, _, _ := strings.Cut(tag, ",")
+	if tag == "-" || !s.json && name == "-" || !field.IsExported() && !field.Anonymous {
+		return nil, false
 	}
-	return name, skip, tag
+	names := []string{cmp.Or(name, field.Name)}
+	for option := range strings.SplitSeq(tag, ",") {
+		if alias, ok := strings.CutPrefix(option, "alias:"); ok && !s.json {
+			names = append(names, alias)
+		}
+	}
+	return names, true
 }
 
 // custom are the interfaces by which a type decodes itself.

@@ -161,15 +161,15 @@ func (l *List) dropFirstToExpire() {
 func (l *List) run() {
 	pause := firstPause
 	for {
-		group, wait, more := l.next()
+		next, more := l.next()
 		if !more {
 			return
 		}
-		if len(group) == 0 {
-			l.sleep(wait, true)
+		if len(next.group) == 0 {
+			l.sleep(next.wait, true)
 			continue
 		}
-		if l.try(group) > 0 {
+		if l.try(next.group) > 0 {
 			pause = firstPause
 		} else {
 			pause = min(2*pause, longestPause)
@@ -178,27 +178,33 @@ func (l *List) run() {
 	}
 }
 
-// next returns up to groupSize tasks that are due, or how long it takes until one is. If the
-// list is empty or the time given to Close is over, more is false.
-func (l *List) next() (group []*Task, wait time.Duration, more bool) {
+// A step is what the goroutine of a List does next: it runs a group, or waits.
+type step struct {
+	group []*Task
+	wait  time.Duration // until a task is due, if the group is empty
+}
+
+// next returns the next step, with up to groupSize tasks that are due. If the list is empty or
+// the time given to Close is over, more is false.
+func (l *List) next() (next step, more bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	for len(l.tasks) > 0 && len(group) < groupSize && (l.closed || !l.tasks[0].due.After(now)) {
+	for len(l.tasks) > 0 && len(next.group) < groupSize && (l.closed || !l.tasks[0].due.After(now)) {
 		t := heap.Pop(&l.tasks).(*Task)
 		if t.expires.After(now) {
-			group = append(group, t)
+			next.group = append(next.group, t)
 		}
 	}
-	if len(group) == 0 && len(l.tasks) == 0 || l.ctx.Err() != nil {
+	if len(next.group) == 0 && len(l.tasks) == 0 || l.ctx.Err() != nil {
 		l.running = false
 		close(l.done)
-		return nil, 0, false
+		return step{}, false
 	}
-	if len(group) == 0 {
-		wait = l.tasks[0].due.Sub(now)
+	if len(next.group) == 0 {
+		next.wait = l.tasks[0].due.Sub(now)
 	}
-	return group, wait, true
+	return next, true
 }
 
 // sleep waits for d. Close ends the wait. An Add ends it if changes is true.

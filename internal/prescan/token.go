@@ -3,38 +3,48 @@ package prescan
 // A Kind says what begins at a place in checked data.
 type Kind byte
 
-// The kinds of what may stand there.
+// The kinds of tokens.
 const (
-	Scalar Kind = iota // a number or a boolean
-	Nil
-	Blob      // a string or bytes
-	Array     // as many values follow as its length says
-	Dict      // twice as many
-	Extension // bytes of a type of its own
+	Scalar    Kind = iota // a number or a boolean
+	Nil                   // nil
+	Blob                  // a string or bytes
+	Array                 // its values follow
+	Dict                  // its pairs of a key and a value follow
+	Extension             // bytes of a type of its own
 )
 
-// Next returns what begins at off in data that [Check] has passed: its kind, its length in
-// bytes, values or pairs, and where that which belongs to it begins. Scalars have
-// the length of what follows their first byte.
-func Next(data []byte, off int) (kind Kind, n, begin int) {
+// A Token describes the value that begins at a place in checked data.
+type Token struct {
+	Kind Kind
+
+	// Len is the length of a Blob, an Extension or a Scalar without its first byte, in
+	// bytes. For an Array it is the number of values, for a Dict that of pairs.
+	Len int
+
+	// Begin is where the bytes or the values begin.
+	Begin int
+}
+
+// Next returns the token that begins at off. The data has passed [Check].
+func Next(data []byte, off int) Token {
 	first := data[off]
 	head := heads[first]
 	switch {
 	case first == 0xc0:
-		return Nil, 0, off + 1
+		return Token{Nil, 0, off + 1}
 	case head <= maxFixed && first >= 0xa0 && first <= 0xbf:
-		return Blob, int(head), off + 1
+		return Token{Blob, int(head), off + 1}
 	case head <= maxFixed:
-		return Scalar, int(head), off + 1
+		return Token{Scalar, int(head), off + 1}
 	}
-	count, begin := length(data, off)
+	n, begin := length(data, off)
 	switch head & class {
 	case array:
-		return Array, int(count), begin
+		return Token{Array, int(n), begin}
 	case dict:
-		return Dict, int(count / 2), begin
+		return Token{Dict, int(n / 2), begin}
 	case ext:
-		return Extension, int(count), begin
+		return Token{Extension, int(n), begin}
 	}
-	return Blob, int(count), begin
+	return Token{Blob, int(n), begin}
 }
