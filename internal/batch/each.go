@@ -68,37 +68,45 @@ func (l *Link) Each(ctx context.Context, within time.Duration, cmds []redis.Cmde
 		}
 		return errs
 	}
-	groups := make(map[*Batcher][]int)
+	groups := make(map[*Batcher]*group)
 	for i, cmd := range cmds {
 		b, err := l.of(ctx, within, keyOf(cmd))
 		if err != nil {
 			errs[i] = err
 			continue
 		}
-		groups[b] = append(groups[b], i)
+		g := groups[b]
+		if g == nil {
+			g = &group{errs: errs}
+			groups[b] = g
+		}
+		g.cmds, g.at = append(g.cmds, cmd), append(g.at, i)
 	}
 	var all sync.WaitGroup
-	for b, group := range groups {
-		all.Go(func() { l.router.group(ctx, within, b, group, cmds, errs) })
+	for b, g := range groups {
+		all.Go(func() { l.router.each(ctx, within, b, g) })
 	}
 	all.Wait()
 	return errs
 }
 
-// group sends those commands of an Each that one node has, and follows its
-// redirections.
-func (r *Router) group(ctx context.Context, within time.Duration, b *Batcher, group []int, cmds []redis.Cmder, errs []error) {
-	some := make([]redis.Cmder, len(group))
-	for i, at := range group {
-		some[i] = cmds[at]
-	}
+// A group is the commands of an Each that belong to one node.
+type group struct {
+	cmds []redis.Cmder
+	at   []int   // the place of each in the Each
+	errs []error // of the Each
+}
+
+// each sends a group and follows the node's redirections.
+func (r *Router) each(ctx context.Context, within time.Duration, b *Batcher, g *group) {
 	var moved sync.WaitGroup
-	for i, err := range b.Each(ctx, within, some) {
-		errs[group[i]] = err
+	for i, err := range b.Each(ctx, within, g.cmds) {
+		failed := &g.errs[g.at[i]]
+		*failed = err
 		switch to, _ := redirection(err); {
 		case err == nil || isAnswer(err) && to == "":
 		case to != "":
-			moved.Go(func() { errs[group[i]] = r.follow(ctx, within, b, err, some[i:i+1]) })
+			moved.Go(func() { *failed = r.follow(ctx, within, b, err, g.cmds[i:i+1]) })
 		default:
 			r.reload(reloadIll)
 		}
