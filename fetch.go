@@ -30,7 +30,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 	limited, cancel := r.limit(ctx)
 	defer cancel()
 	held, keeper := lease.Keep(limited, a.sent, r.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
-		return r.redis.Renew(ctx, r.k.names, a.owner, r.opt.Lease)
+		return r.redis.Renew(ctx, r.lease(), r.opt.Lease)
 	})
 	defer keeper.Stop()
 	defer r.Mailbox.OnLost(a.owner, keeper.Lost)()
@@ -213,7 +213,7 @@ func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[
 func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
 	sealed, unkept := r.seal(f)
 	r.flight.Close()
-	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.k.names, r.acquire.owner, r.acquire.Fence, sealed.bytes, sealed.keep)
+	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.lease(), sealed.bytes, sealed.keep)
 	switch {
 	case err != nil:
 		r.log.Warn(logNotStored, err)
@@ -261,17 +261,16 @@ func (r *load[V]) seal(f fetched[V]) (sealed, error) {
 // to look the key up.
 func (r *load[V]) release(ctx context.Context, failure *protocol.Failure) {
 	ctx = context.WithoutCancel(ctx)
-	a := &r.acquire
 	var err error
 	if failure == nil {
-		_, err = r.redis.Release(ctx, r.k.names, a.owner, a.Fence)
+		_, err = r.redis.Release(ctx, r.lease())
 	} else {
-		share, staleOnly := r.opt.ErrorTTL, false
-		if r.old != nil && share == 0 {
-			share, staleOnly = backoff.After(r.staleFor), true
+		sharing := protocol.Sharing{Lasts: r.opt.ErrorTTL}
+		if r.old != nil && sharing.Lasts == 0 {
+			sharing = protocol.Sharing{Lasts: backoff.After(r.staleFor), StaleOnly: true}
 		}
-		r.startBackoff(share)
-		_, err = r.redis.ReleaseFailed(ctx, r.k.names, a.owner, a.Fence, *failure, share, staleOnly)
+		r.startBackoff(sharing.Lasts)
+		_, err = r.redis.ReleaseFailed(ctx, r.lease(), *failure, sharing)
 	}
 	if err != nil {
 		r.dropLease(0)
@@ -341,10 +340,11 @@ func (r *load[V]) learnClock(now, sent time.Time) {
 // dropLease releases, in the background, a lease that this load may hold. If again is not
 // 0, it does so once more that much later.
 func (r *load[V]) dropLease(again time.Duration) {
-	names, owner, redis := r.k.names, r.acquire.owner, r.redis
+	held, redis := r.lease(), r.redis
+	held.Fence = protocol.AnyFence // that of a failed ACQUIRE is unknown
 	r.cleanup.Add(cleanup.Task{
 		Undo: func(ctx context.Context) error {
-			_, err := redis.Release(ctx, names, owner, protocol.AnyFence)
+			_, err := redis.Release(ctx, held)
 			return err
 		},
 		Lasts: r.opt.Lease,

@@ -67,6 +67,11 @@ type acquire struct {
 	counted bool        // the miss prediction has counted the miss
 }
 
+// lease returns the lease that the last ACQUIRE took.
+func (r *load[V]) lease() protocol.Lease {
+	return protocol.Lease{Key: r.k.names, Owner: r.acquire.owner, Fence: r.acquire.Fence}
+}
+
 // A wait is a load's wait for another process.
 type wait struct {
 	slot     *wake.Slot

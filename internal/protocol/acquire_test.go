@@ -142,7 +142,7 @@ func TestFencesRise(t *testing.T) {
 			var err error
 			switch i % 4 {
 			case 0:
-				_, err = p.Release(t.Context(), key, owner, fence)
+				_, err = p.Release(t.Context(), leaseOf(owner, fence))
 			case 1:
 				p.fill(owner, fence, seal(fence, 1), ttl)
 				err = p.rdb.Del(t.Context(), key.Value).Err()
@@ -176,7 +176,7 @@ func TestFencesRiseWhileTheClockStandsStillOrStepsBack(t *testing.T) {
 		a := acquire("p.1", nil)
 		for i, step := range []time.Duration{0, 0, -time.Second, 0, -5 * time.Second} {
 			sealed := seal(a.Fence, 1)
-			if f, err := c.Fill(t.Context(), key, fmt.Sprint("p.", i+1), a.Fence, sealed, ttl); err != nil || !f.Stored {
+			if f, err := c.Fill(t.Context(), leaseOf(fmt.Sprint("p.", i+1), a.Fence), sealed, ttl); err != nil || !f.Stored {
 				t.Fatalf("Fill = %+v, %v", f, err)
 			}
 			now := time.UnixMicro(a.Fence).Add(step)
@@ -311,7 +311,7 @@ func TestForeignDataInThePlaceOfALease(t *testing.T) {
 			}
 			r.Until("the key is free", func() bool { return !p.exists(key.Meta()) })
 			owner, fence := p.lease()
-			if ours, err := p.Release(t.Context(), key, owner, fence); !ours || err != nil {
+			if ours, err := p.Release(t.Context(), leaseOf(owner, fence)); !ours || err != nil {
 				t.Errorf("%s: Release = %v, %v", name, ours, err)
 			}
 		}

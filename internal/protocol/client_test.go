@@ -293,22 +293,22 @@ func TestReleaseNotifiesTheWaiters(t *testing.T) {
 		holder, waiter := newProcess(t, r, "holder"), newProcess(t, r, "waiter")
 		owner, fence := holder.lease()
 		waiter.wait()
-		if ours, err := waiter.Release(t.Context(), key, "waiter.1", fence); ours || err != nil {
+		if ours, err := waiter.Release(t.Context(), leaseOf("waiter.1", fence)); ours || err != nil {
 			t.Errorf("Release by a waiter = %v, %v; want false, nil", ours, err)
 		}
 		waiter.wantSilence()
-		if ours, err := holder.Release(t.Context(), key, owner, fence); !ours || err != nil {
+		if ours, err := holder.Release(t.Context(), leaseOf(owner, fence)); !ours || err != nil {
 			t.Errorf("Release = %v, %v; want true, nil", ours, err)
 		}
 		waiter.wantTold(protocol.KindRetry, fence, "")
 		holder.wantSilence()
-		if ours, err := holder.Release(t.Context(), key, owner, fence); ours || err != nil {
+		if ours, err := holder.Release(t.Context(), leaseOf(owner, fence)); ours || err != nil {
 			t.Errorf("Release of what is released = %v, %v; want false, nil", ours, err)
 		}
 		waiter.lease()
 		holder.must(holder.rdb.Del(t.Context(), key.Meta()).Err())
 		holder.must(holder.rdb.Set(t.Context(), key.Meta(), "x", ttl).Err())
-		if ours, err := holder.Release(t.Context(), key, owner, fence); ours || err != nil {
+		if ours, err := holder.Release(t.Context(), leaseOf(owner, fence)); ours || err != nil {
 			t.Errorf("Release of foreign data = %v, %v; want false, nil", ours, err)
 		}
 	})
@@ -320,11 +320,11 @@ func TestFailureIsSharedWithTheWaiters(t *testing.T) {
 		failure := protocol.Failure{Class: protocol.FailedFetch, Text: "no route to host"}
 		owner, fence := holder.lease()
 		waiter.wait()
-		if ours, err := waiter.ReleaseFailed(t.Context(), key, "waiter.1", fence, failure, ttl, false); ours || err != nil {
+		if ours, err := waiter.ReleaseFailed(t.Context(), leaseOf("waiter.1", fence), failure, protocol.Sharing{Lasts: ttl}); ours || err != nil {
 			t.Errorf("ReleaseFailed by a waiter = %v, %v; want false, nil", ours, err)
 		}
 		waiter.wantSilence()
-		if ours, err := holder.ReleaseFailed(t.Context(), key, owner, fence, failure, 0, false); !ours || err != nil {
+		if ours, err := holder.ReleaseFailed(t.Context(), leaseOf(owner, fence), failure, protocol.Sharing{}); !ours || err != nil {
 			t.Errorf("ReleaseFailed = %v, %v; want true, nil", ours, err)
 		}
 		waiter.wantTold(protocol.KindFailure, fence, failure.Encode())
@@ -342,7 +342,7 @@ func TestFailureIsSharedForSoLong(t *testing.T) {
 		}
 		failure := protocol.Failure{Class: protocol.FetchTimeout, Text: "Zürich"}
 		owner, fence := holder.lease()
-		if ours, err := holder.ReleaseFailed(t.Context(), key, owner, fence, failure, share, false); !ours || err != nil {
+		if ours, err := holder.ReleaseFailed(t.Context(), leaseOf(owner, fence), failure, protocol.Sharing{Lasts: share}); !ours || err != nil {
 			t.Errorf("ReleaseFailed = %v, %v; want true, nil", ours, err)
 		}
 		holder.wantEnd(key.Meta(), share)
@@ -350,7 +350,7 @@ func TestFailureIsSharedForSoLong(t *testing.T) {
 		if a.State != protocol.Failed || a.Failure != failure || a.Left <= 0 || a.Left > share {
 			t.Errorf("Acquire = %+v, want the failure, for at most %v", a, share)
 		}
-		if ours, err := holder.Renew(t.Context(), key, owner, lease); ours || err != nil {
+		if ours, err := holder.Renew(t.Context(), leaseOf(owner, 0), lease); ours || err != nil {
 			t.Errorf("Renew of a failed lease = %v, %v; want false, nil", ours, err)
 		}
 		if f := holder.fill(owner, fence, seal(fence, 1), ttl); f.Stored {
@@ -376,7 +376,7 @@ func TestBackoffIsForCallersWithAStaleValue(t *testing.T) {
 		stale := &protocol.PassOver{Head: old, Stale: true}
 		owner := p.owner()
 		a := p.acquire(owner, stale)
-		if ours, err := p.ReleaseFailed(t.Context(), key, owner, a.Fence, failure, lease, true); !ours || err != nil {
+		if ours, err := p.ReleaseFailed(t.Context(), leaseOf(owner, a.Fence), failure, protocol.Sharing{Lasts: lease, StaleOnly: true}); !ours || err != nil {
 			t.Errorf("ReleaseFailed = %v, %v; want true, nil", ours, err)
 		}
 		if a := p.acquire(p.owner(), stale); a.State != protocol.Failed || a.Failure != failure {
@@ -409,24 +409,24 @@ func TestRenewCountsFromNow(t *testing.T) {
 			time.Sleep(lease / 2)
 			p.wantEnd(key.Meta(), lease/2)
 		}
-		if ours, err := p.Renew(t.Context(), key, owner, 2*lease); !ours || err != nil {
+		if ours, err := p.Renew(t.Context(), leaseOf(owner, 0), 2*lease); !ours || err != nil {
 			t.Errorf("Renew = %v, %v; want true, nil", ours, err)
 		}
 		if left := p.rdb.PTTL(t.Context(), key.Meta()).Val(); left <= lease || left > 2*lease {
 			t.Errorf("it lasts %v, want %v", left, 2*lease)
 		}
-		if ours, err := other.Renew(t.Context(), key, "other.1", lease); ours || err != nil {
+		if ours, err := other.Renew(t.Context(), leaseOf("other.1", 0), lease); ours || err != nil {
 			t.Errorf("Renew by another = %v, %v; want false, nil", ours, err)
 		}
 		if left := p.rdb.PTTL(t.Context(), key.Meta()).Val(); left <= lease {
 			t.Errorf("after another's Renew it lasts %v", left)
 		}
 		p.must(p.rdb.Del(t.Context(), key.Meta()).Err())
-		if ours, err := p.Renew(t.Context(), key, owner, lease); ours || err != nil || p.exists(key.Meta()) {
+		if ours, err := p.Renew(t.Context(), leaseOf(owner, 0), lease); ours || err != nil || p.exists(key.Meta()) {
 			t.Errorf("Renew of what is over = %v, %v; want false, nil, and no lease", ours, err)
 		}
 		p.must(p.rdb.Set(t.Context(), key.Meta(), owner, ttl).Err())
-		if ours, err := p.Renew(t.Context(), key, owner, lease); ours || err != nil {
+		if ours, err := p.Renew(t.Context(), leaseOf(owner, 0), lease); ours || err != nil {
 			t.Errorf("Renew of foreign data = %v, %v; want false, nil", ours, err)
 		}
 	})

@@ -293,7 +293,7 @@ func TestForgedWaitersAreNotNotified(t *testing.T) {
 				}
 			},
 			"release": func(owner string, fence int64) {
-				if ours, err := p.Release(t.Context(), key, owner, fence); !ours || err != nil {
+				if ours, err := p.Release(t.Context(), leaseOf(owner, fence)); !ours || err != nil {
 					t.Errorf("Release = %v, %v", ours, err)
 				}
 			},
@@ -398,7 +398,7 @@ func TestRefusedReadIsAnError(t *testing.T) {
 		a, err := c.Acquire(t.Context(), key, "p.1", lease, over)
 		if refused == "hgetall" && err == nil {
 			p.forge(key.Meta(), 0, "wx", "1")
-			_, err = c.Release(t.Context(), key, "p.1", a.Fence)
+			_, err = c.Release(t.Context(), leaseOf("p.1", a.Fence))
 		}
 		if err == nil || !strings.Contains(err.Error(), "can't run this command") && !strings.Contains(err.Error(), "NOPERM") {
 			t.Errorf("without the right to %s: %+v, %v; want an error of rights", refused, a, err)

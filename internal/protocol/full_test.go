@@ -198,7 +198,7 @@ func TestLeasesInAFullRedis(t *testing.T) {
 		holder, waiter, owner, _ := setup(t)
 		r.fill()
 		waiter.wait()
-		if ours, err := holder.Renew(t.Context(), key, owner, lease); !ours || err != nil {
+		if ours, err := holder.Renew(t.Context(), leaseOf(owner, 0), lease); !ours || err != nil {
 			t.Errorf("Renew = %v, %v", ours, err)
 		}
 	})
@@ -207,7 +207,7 @@ func TestLeasesInAFullRedis(t *testing.T) {
 		waiter.wait()
 		r.fill()
 		failure := protocol.Failure{Class: protocol.FailedFetch, Text: "no"}
-		if ours, err := holder.ReleaseFailed(t.Context(), key, owner, fence, failure, ttl, false); !ours || err != nil {
+		if ours, err := holder.ReleaseFailed(t.Context(), leaseOf(owner, fence), failure, protocol.Sharing{Lasts: ttl}); !ours || err != nil {
 			t.Errorf("ReleaseFailed = %v, %v", ours, err)
 		}
 		waiter.wantTold(protocol.KindFailure, fence, failure.Encode())

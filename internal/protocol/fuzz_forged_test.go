@@ -148,7 +148,7 @@ func (f *forger) wantStored() {
 	if now := time.Now().UnixMicro(); fence < now || fence > now+1001 {
 		p.t.Errorf("the fence is %d, at %d", fence, now)
 	}
-	if ours, err := p.Renew(p.t.Context(), key, owner, lease); !ours || err != nil {
+	if ours, err := p.Renew(p.t.Context(), leaseOf(owner, 0), lease); !ours || err != nil {
 		p.t.Errorf("Renew = %v, %v", ours, err)
 	}
 	sealed := seal(fence, 1)

@@ -127,11 +127,11 @@ func FuzzDurations(f *testing.F) {
 		sealed := envelope.Seal(h, nil)
 		ctx := t.Context()
 		_, _ = c.Acquire(ctx, k, "o.1", d, nil)
-		_, _ = c.Fill(ctx, k, "o.1", 1, sealed, d)
+		_, _ = c.Fill(ctx, protocol.Lease{Key: k, Owner: "o.1", Fence: 1}, sealed, d)
 		_ = c.Set(ctx, k, "o.1", sealed, d)
-		_, _ = c.Renew(ctx, k, "o.1", d)
+		_, _ = c.Renew(ctx, protocol.Lease{Key: k, Owner: "o.1"}, d)
 		_ = c.Mark(ctx, k, "o.2", d)
-		_, _ = c.ReleaseFailed(ctx, k, "o.1", 1, protocol.Failure{Class: protocol.FetchTimeout}, d, false)
+		_, _ = c.ReleaseFailed(ctx, protocol.Lease{Key: k, Owner: "o.1", Fence: 1}, protocol.Failure{Class: protocol.FetchTimeout}, protocol.Sharing{Lasts: d})
 		for _, args := range to.sent {
 			if !hasMillis(args, d) {
 				t.Errorf("%v was sent as %v", d, args)

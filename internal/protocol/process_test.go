@@ -147,9 +147,14 @@ func (p *process) wait() protocol.Acquired {
 	return a
 }
 
+// leaseOf returns a lease of the key of the tests.
+func leaseOf(owner string, fence int64) protocol.Lease {
+	return protocol.Lease{Key: key, Owner: owner, Fence: fence}
+}
+
 func (p *process) fill(owner string, fence int64, sealed []byte, ttl time.Duration) protocol.Filled {
 	p.t.Helper()
-	f, err := p.Fill(p.t.Context(), key, owner, fence, sealed, ttl)
+	f, err := p.Fill(p.t.Context(), leaseOf(owner, fence), sealed, ttl)
 	if err != nil {
 		p.t.Fatalf("Fill by %s: %v", owner, err)
 	}

@@ -60,11 +60,11 @@ var operations = map[string]func(ctx context.Context, c *protocol.Client) (any, 
 		return a.State, err
 	},
 	"Fill": func(ctx context.Context, c *protocol.Client) (any, error) {
-		f, err := c.Fill(ctx, key, "holder.1", 7, seal(7, 1), ttl)
+		f, err := c.Fill(ctx, leaseOf("holder.1", 7), seal(7, 1), ttl)
 		return f.Stored, err
 	},
 	"a large Fill": func(ctx context.Context, c *protocol.Client) (any, error) {
-		f, err := c.Fill(ctx, key, "holder.1", 7, sized(7, protocol.StageAbove+1), ttl)
+		f, err := c.Fill(ctx, leaseOf("holder.1", 7), sized(7, protocol.StageAbove+1), ttl)
 		return f.Stored, err
 	},
 	"Set": func(ctx context.Context, c *protocol.Client) (any, error) {
@@ -74,13 +74,13 @@ var operations = map[string]func(ctx context.Context, c *protocol.Client) (any, 
 		return nil, c.Set(ctx, key, "p.1", sized(7, protocol.StageAbove+1), ttl)
 	},
 	"Release": func(ctx context.Context, c *protocol.Client) (any, error) {
-		return c.Release(ctx, key, "holder.1", 7)
+		return c.Release(ctx, leaseOf("holder.1", 7))
 	},
 	"ReleaseFailed": func(ctx context.Context, c *protocol.Client) (any, error) {
-		return c.ReleaseFailed(ctx, key, "holder.1", 7, protocol.Failure{Class: protocol.FailedFetch}, ttl, false)
+		return c.ReleaseFailed(ctx, leaseOf("holder.1", 7), protocol.Failure{Class: protocol.FailedFetch}, protocol.Sharing{Lasts: ttl})
 	},
 	"Renew": func(ctx context.Context, c *protocol.Client) (any, error) {
-		return c.Renew(ctx, key, "holder.1", lease)
+		return c.Renew(ctx, leaseOf("holder.1", 0), lease)
 	},
 	"Invalidate": func(ctx context.Context, c *protocol.Client) (any, error) { return nil, c.Invalidate(ctx, key) },
 	"Mark":       func(ctx context.Context, c *protocol.Client) (any, error) { return nil, c.Mark(ctx, key, "m", ttl) },
@@ -235,7 +235,7 @@ func TestAnswerThatIsLostIsAskedForAgain(t *testing.T) {
 		}
 		leased(t, rdb)
 		redistest.WireOf(rdb).LoseReplies(1, "EVALSHA")
-		if _, err := c.Fill(t.Context(), key, "holder.1", 7, sized(7, protocol.StageAbove+1), ttl); err != nil {
+		if _, err := c.Fill(t.Context(), leaseOf("holder.1", 7), sized(7, protocol.StageAbove+1), ttl); err != nil {
 			t.Error(err)
 		}
 		if n := rdb.Exists(t.Context(), key.Staged("holder.1")).Val(); n > 0 {
@@ -401,13 +401,13 @@ func TestForeignAnswersAreErrorsOrNo(t *testing.T) {
 		if a, err := c.Acquire(t.Context(), key, "p.1", lease, nil); err == nil {
 			t.Errorf("%v: Acquire = %+v, nil; want an error", reply, a)
 		}
-		if f, err := c.Fill(t.Context(), key, "p.1", 7, seal(7, 1), ttl); err == nil {
+		if f, err := c.Fill(t.Context(), leaseOf("p.1", 7), seal(7, 1), ttl); err == nil {
 			t.Errorf("%v: Fill = %+v, nil; want an error", reply, f)
 		}
-		if ours, _ := c.Renew(t.Context(), key, "p.1", lease); ours {
+		if ours, _ := c.Renew(t.Context(), leaseOf("p.1", 0), lease); ours {
 			t.Errorf("%v was taken for a lease that is renewed", reply)
 		}
-		if ours, _ := c.Release(t.Context(), key, "p.1", 7); ours {
+		if ours, _ := c.Release(t.Context(), leaseOf("p.1", 7)); ours {
 			t.Errorf("%v was taken for a lease that is released", reply)
 		}
 	}

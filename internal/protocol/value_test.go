@@ -99,7 +99,7 @@ func (s schemas) store(schema string, keep time.Duration, size int) string {
 	owner, fence := s.lease(schema)
 	k := keyOf(schema)
 	sealed := sealFor(k, s.now(), fence, keep, size)
-	if f, err := s.clients[schema].Fill(s.t.Context(), k, owner, fence, sealed, keep); err != nil || !f.Stored || f.Refused != nil {
+	if f, err := s.clients[schema].Fill(s.t.Context(), protocol.Lease{Key: k, Owner: owner, Fence: fence}, sealed, keep); err != nil || !f.Stored || f.Refused != nil {
 		s.t.Fatalf("Fill for schema %s = %+v, %v; want stored", schema, f, err)
 	}
 	return string(sealed)
@@ -186,7 +186,7 @@ func TestFillThatStoresNothingKeepsOtherSchemas(t *testing.T) {
 			one := s.store("1", time.Hour, 10)
 			s.store("2", 2*time.Hour, 10)
 			owner, fence := s.lease("2")
-			if f, err := s.clients["2"].Fill(t.Context(), keyOf("2"), owner, fence, sealed, 0); err != nil || !f.Stored {
+			if f, err := s.clients["2"].Fill(t.Context(), protocol.Lease{Key: keyOf("2"), Owner: owner, Fence: fence}, sealed, 0); err != nil || !f.Stored {
 				t.Fatalf("Fill = %+v, %v; want notified", f, err)
 			}
 			s.wantEnd(key.Value, time.Hour)
@@ -196,7 +196,7 @@ func TestFillThatStoresNothingKeepsOtherSchemas(t *testing.T) {
 		s.must(s.clients["1"].Mark(t.Context(), key, "w.1", time.Minute))
 		s.must(s.clients["1"].Set(t.Context(), keyOf("1"), s.owner(), sealFor(keyOf("1"), s.now(), 0, ttl/2, 10), ttl/2))
 		owner, fence := s.lease("2")
-		if _, err := s.clients["2"].Fill(t.Context(), keyOf("2"), owner, fence, sealFor(keyOf("2"), s.now(), fence, ttl, 10), ttl); err != nil {
+		if _, err := s.clients["2"].Fill(t.Context(), protocol.Lease{Key: keyOf("2"), Owner: owner, Fence: fence}, sealFor(keyOf("2"), s.now(), fence, ttl, 10), ttl); err != nil {
 			t.Fatal(err)
 		}
 		s.wantValue("during an Update")
