@@ -139,15 +139,15 @@ func copyValue(t *testing.T, r backend, from, to string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, payload, err := envelope.Open(b, envelope.Digest(envelope.Seed("1"), "test:v:{"+from+"}"))
+	h, err := envelope.Open(b, envelope.Digest(envelope.Seed("1"), "test:v:{"+from+"}"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.Digest = envelope.Digest(envelope.Seed("1"), "test:v:{"+to+"}")
-	if err := r.Client().Set(t.Context(), "test:v:{"+to+"}", envelope.Seal(h, payload), time.Minute).Err(); err != nil {
+	if err := r.Client().Set(t.Context(), "test:v:{"+to+"}", envelope.Seal(h.Header, h.Payload), time.Minute).Err(); err != nil {
 		t.Fatal(err)
 	}
-	return payload
+	return h.Payload
 }
 
 // An encrypted value that is copied to another key is a miss there. It is read at its

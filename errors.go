@@ -3,20 +3,14 @@ package fetchonce
 import (
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 
-	"github.com/redis/go-redis/v9"
-
-	"github.com/fetchonce/fetchonce/internal/batch"
-	"github.com/fetchonce/fetchonce/internal/breaker"
-	"github.com/fetchonce/fetchonce/internal/errtext"
-	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/failure"
 	"github.com/fetchonce/fetchonce/internal/keytext"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
@@ -120,8 +114,8 @@ type Error struct {
 // in another process. It quotes at most the first 200 bytes of Key. It is one line: a cause of
 // several lines, as that of [errors.Join], has semicolons between them.
 func (e *Error) Error() string {
-	if peer, ok := e.Err.(*peerError); ok { //nolint:errorlint // no wrapped one
-		return peer.text
+	if peer, ok := e.Err.(*failure.Peer); ok { //nolint:errorlint // no wrapped one
+		return peer.Error()
 	}
 	if e.Key == "" {
 		return "fetchonce: " + e.Op + ": " + oneLine(e.Err)
@@ -141,33 +135,8 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Is reports whether target is [ErrUnavailable] and the cause is that Redis is unavailable.
 func (e *Error) Is(target error) bool {
-	_, peer := e.Err.(*peerError)
-	return target == ErrUnavailable && !peer && isUnreachable(e.Err)
-}
-
-// A peerError is the error of a fetch of another process.
-type peerError struct {
-	text string
-	is   []error // of Options.Errors
-}
-
-func (e *peerError) Error() string { return e.text }
-
-// Unwrap returns the sentinels.
-func (e *peerError) Unwrap() []error { return e.is }
-
-// isUnreachable reports whether an error of Redis says that it did not answer, that there is no
-// connection to it, or that it serves no key.
-func isUnreachable(err error) bool {
-	if breaker.IsOpen(err) || batch.IsUnfit(err) {
-		return true
-	}
-	if _, answered := errors.AsType[redis.Error](err); answered {
-		return false
-	}
-	_, network := errors.AsType[net.Error](err)
-	return network || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, net.ErrClosed) || errors.Is(err, redis.ErrClosed) || errors.Is(err, redis.ErrPoolTimeout)
+	_, peer := e.Err.(*failure.Peer)
+	return target == ErrUnavailable && !peer && client.IsUnavailable(e.Err)
 }
 
 // A PanicError is the value with which a Get panics when its fetch panicked, in
@@ -222,30 +191,31 @@ func (e *ManyError) Unwrap() []error {
 	return errs
 }
 
-// describe returns what other processes receive of a failure; see [shareable]. They find the
-// sentinels by their texts, as another build may have another list.
-func describe(err error, inStore bool, sentinels []error) protocol.Failure {
-	if p, ok := errors.AsType[*flight.PanicError](err); ok {
-		return protocol.Failure{Class: protocol.FailedPanic, Text: shareablePanic(p.Value, inStore)}
+// errorsByKey returns the errors of a [ManyError], if err is one.
+func errorsByKey(err error) (map[string]error, bool) {
+	many, ok := errors.AsType[*ManyError](err)
+	if !ok {
+		return nil, false
 	}
+	return many.Errors, true
+}
+
+// sentinels returns the errors that keep their identity in other processes: those of the
+// options, and the timeout of a fetch, which another fetch may return.
+func (l *values[V]) sentinels() failure.Sentinels {
+	return append(failure.Sentinels{ErrFetchTimeout}, l.opt.Errors...)
+}
+
+// describe returns what other processes receive of a failure.
+func (l *values[V]) describe(err error, inStore bool) protocol.Failure {
 	if e, ok := err.(*Error); ok && e.Err == ErrFetchTimeout { //nolint:errorlint // its own, and no wrapped one
 		return protocol.Failure{Class: protocol.FetchTimeout}
 	}
-	f := protocol.Failure{Class: protocol.FailedFetch, Text: shareable(err, inStore)}
-	for _, s := range withOwn(sentinels) {
-		if errors.Is(err, s) {
-			f.Sentinels += protocol.Sentinel(s.Error())
-		}
-	}
-	return f
+	return l.sentinels().Describe(err, inStore)
 }
 
-// withOwn returns the sentinels, and the one of fetchonce that a failure may be in any case: a
-// fetch may return the timeout of a fetch in it.
-func withOwn(sentinels []error) []error { return append([]error{ErrFetchTimeout}, sentinels...) }
-
-// failure returns the error for a failure in another process.
-func (r *load[V]) failure(f protocol.Failure) error {
+// failureOf returns the error for a failure in another process.
+func (l *values[V]) failureOf(key string, f protocol.Failure) error {
 	var err error
 	switch f.Class {
 	case protocol.FetchTimeout:
@@ -253,46 +223,18 @@ func (r *load[V]) failure(f protocol.Failure) error {
 	case protocol.FailedPanic:
 		err = errors.New("fetch panicked: " + f.Text)
 	default:
-		peer := &peerError{text: f.Text}
-		for _, s := range withOwn(r.opt.Errors) {
-			if f.Is(protocol.Sentinel(s.Error())) {
-				peer.is = append(peer.is, s)
-			}
-		}
-		err = peer
+		err = l.sentinels().Peer(f)
 	}
-	return &Error{Op: "fetch", Key: r.k.user, Err: err}
+	return &Error{Op: "fetch", Key: key, Err: err}
 }
 
-// loggable returns what the log receives of the error of a load: see [shareable]. Of a
-// panic it has the stack, too.
+// loggable returns what the log receives of the error of a load. Of a panic it has the stack,
+// too.
 func loggable(err error, inStore bool) error {
 	if p, ok := errors.AsType[*PanicError](err); ok {
-		return &PanicError{Value: shareablePanic(p.Value, inStore), Stack: p.Stack}
+		return &PanicError{Value: failure.OfPanic(p.Value, inStore), Stack: p.Stack}
 	}
-	return errors.New(shareable(err, inStore))
-}
-
-// shareable returns what of an error of a load may leave the process. The text of
-// a fetch's own error does, but for the errors of databases and parsers in it, which
-// quote data: of these, and of every error of a Store, it is the kind.
-func shareable(err error, inStore bool) string {
-	if inStore {
-		return "the Store failed: " + errtext.Kind(err)
-	}
-	return errtext.Public(err)
-}
-
-// shareablePanic is [shareable] for the value of a panic.
-func shareablePanic(value any, inStore bool) string {
-	err, ok := value.(error)
-	switch {
-	case inStore:
-		return "in the Store: " + errtext.OfPanic(value)
-	case ok:
-		return errtext.Public(err)
-	}
-	return fmt.Sprint(value)
+	return errors.New(failure.Text(err, inStore))
 }
 
 // keyless returns an error for the log: without the key that an [*Error] names.

@@ -2,9 +2,8 @@ package fetchonce
 
 import (
 	"context"
-	"time"
 
-	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/freshness"
 )
 
 // Waiting returns how many goroutines wait for a lock in this locker.
@@ -13,16 +12,12 @@ func (lk *Locker) Waiting(name string) int { return lk.queue.Waiting(name) }
 // Names returns how many names this locker holds or waits for.
 func (lk *Locker) Names() int { return lk.queue.Len() }
 
-// Lives returns for how long a value and an absence are fresh and kept in Redis,
-// as the options say and the fetch wants; 0 is not at all.
-func Lives(opt Options[string], own time.Duration) (value, absence [2]time.Duration, err error) {
+// RulesOf returns the rules of freshness that the options make, or what is wrong with the options.
+func RulesOf(opt Options[string]) (freshness.Rules, error) {
 	if err := opt.check(); err != nil {
-		return value, absence, err
+		return freshness.Rules{}, err
 	}
-	l := &Loader[string]{values: values[string]{opt: opt.withDefaults()}}
-	v := l.header(keyed{}, envelope.Value, l.freshFor(l.opt.TTL, own))
-	n := l.header(keyed{}, envelope.NotFound, l.freshFor(l.opt.NotFoundTTL, own))
-	return [2]time.Duration{v.Fresh, v.Keep}, [2]time.Duration{n.Fresh, n.Keep}, nil
+	return opt.withDefaults().rules(), nil
 }
 
 // Callers returns how many callers wait for the load of a key.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/fetchonce/fetchonce/internal/backoff"
 	"github.com/fetchonce/fetchonce/internal/cleanup"
+	"github.com/fetchonce/fetchonce/internal/codec"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/flight"
 	"github.com/fetchonce/fetchonce/internal/lease"
@@ -60,8 +61,8 @@ func (r *load[V]) holding(ctx context.Context) state {
 		return r.acquiring // a Delete, Set or Update has ended the lease
 	}
 	r.fail(f.err) // first: no caller joins what is being released
-	failure := describe(f.err, f.inStore, r.opt.Errors)
-	r.release(ctx, &failure)
+	described := r.describe(f.err, f.inStore)
+	r.release(ctx, &described)
 	return nil
 }
 
@@ -238,21 +239,17 @@ type sealed struct {
 
 // seal puts what was fetched into an envelope. The error says why it is not kept.
 func (r *load[V]) seal(f fetched[V]) (sealed, error) {
-	var (
-		h       envelope.Header
-		payload []byte
-		err     error
-	)
+	kind, payload := envelope.NotFound, []byte(nil)
 	if f.err == nil {
-		h = r.header(r.k, envelope.Value, r.freshFor(r.opt.TTL, f.ttl))
-		if payload, err = r.encode(r.k, f.value); err != nil {
-			err = whyUnstored(err)
+		var err error
+		if payload, err = r.codec.Encode(r.k.user, f.value); err != nil {
+			err = codec.WhyUnstored(err)
 			r.log.Warn(logNotStored, err)
 			return sealed{}, err
 		}
-	} else {
-		h = r.header(r.k, envelope.NotFound, r.freshFor(r.opt.NotFoundTTL, f.ttl))
+		kind = envelope.Value
 	}
+	h := r.header(r.k, kind, f.ttl)
 	h.Cost, h.Fence = f.cost, r.acquire.Fence
 	return sealed{envelope.Seal(h, payload), h.Keep}, nil
 }
@@ -325,16 +322,6 @@ func noPermit(err error) error {
 func (r *load[V]) releasePermit() {
 	r.permit.Release()
 	r.permit = nil
-}
-
-// learnClock notes how far the server's clock is ahead of ours: it was now at some time
-// between sent and the present.
-func (r *load[V]) learnClock(now, sent time.Time) {
-	if now.IsZero() {
-		return
-	}
-	took := time.Since(sent)
-	r.ahead.Store(int64(now.Sub(sent.Round(0).Add(took / 2))))
 }
 
 // dropLease releases, in the background, a lease that this load may hold. If again is not

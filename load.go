@@ -96,7 +96,7 @@ func (l *Loader[V]) newLoad(k keyed, seen lookup[V], fetch func(ctx context.Cont
 		r := &load[V]{Loader: l, k: k, flight: f, fetch: fetch, batch: batch, replaces: seen.replaces, background: seen.refreshes()}
 		r.acquire.skipped = seen.state == skipped
 		if seen.replaceable() {
-			r.old, r.staleFor = &seen.result, seen.staleFor
+			r.old, r.staleFor = &seen.result, seen.staleFor()
 		}
 		defer r.releasePermit()
 		defer batch.Decide()
@@ -176,7 +176,7 @@ func (r *load[V]) acquiring(ctx context.Context) state {
 		}
 		return r.redisFailed(ctx, err)
 	}
-	r.learnClock(a.Now, a.sent)
+	r.clock.Learn(a.Now, a.sent)
 	r.suspectMailbox()
 	r.learnMiss()
 	return r.answered(ctx)
@@ -200,7 +200,7 @@ func (r *load[V]) answered(ctx context.Context) state {
 		return r.reading
 	case protocol.Failed:
 		r.startBackoff(a.Left) // first: a caller that comes after fail knows of it
-		r.fail(r.failure(a.Failure))
+		r.fail(r.failureOf(r.k.user, a.Failure))
 		r.out.backoff = r.old != nil
 		return nil
 	}
@@ -307,7 +307,7 @@ func (r *load[V]) waiting(ctx context.Context) state {
 				continue // of an older lease
 			}
 			r.wait.poll = 0
-			if !m.Answers(r.acquire.Fence, r.serverNow()) {
+			if !m.Answers(r.acquire.Fence, r.clock.Now()) {
 				return r.acquiring // it is forged, and may have displaced one that is not
 			}
 			return r.notified(ctx, m)
@@ -322,7 +322,7 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 		return r.received(ctx, []byte(m.Body))
 	case protocol.KindFailure:
 		r.startBackoff(backoff.After(r.staleFor))
-		return r.fail(r.failure(protocol.ParseFailure(m.Body)))
+		return r.fail(r.failureOf(r.k.user, protocol.ParseFailure(m.Body)))
 	}
 	return r.acquiring
 }
@@ -331,7 +331,7 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 // have come after a Delete that the notification does not know of. If there is such a
 // caller, the value is looked up once more, for all.
 func (r *load[V]) received(ctx context.Context, sealed []byte) state {
-	_, got, err := r.unpack(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
+	got, err := r.unpack(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
 	if !got.found() {
 		return r.acquiring
 	}

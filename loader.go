@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"reflect"
 	"sync/atomic"
 	"time"
@@ -15,11 +14,12 @@ import (
 
 	"github.com/fetchonce/fetchonce/internal/backoff"
 	"github.com/fetchonce/fetchonce/internal/batch"
-	"github.com/fetchonce/fetchonce/internal/budget"
 	"github.com/fetchonce/fetchonce/internal/cleanup"
 	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/codec"
 	"github.com/fetchonce/fetchonce/internal/envelope"
 	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/freshness"
 	"github.com/fetchonce/fetchonce/internal/missrate"
 	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/permit"
@@ -47,11 +47,10 @@ type Loader[V any] struct {
 
 // values is how a Loader reads and writes values.
 type values[V any] struct {
-	opt    Options[V] // with the defaults; what is off is zero
-	codec  byte
-	unsure bool           // the codec may refuse to read what it wrote
-	memory *budget.Budget // of a decoded value; nil for a codec of the user's
-	ahead  atomic.Int64   // by how many ns the server's clock is ahead of ours
+	opt   Options[V] // with the defaults; what is off is zero
+	codec codec.Values[V]
+	rules freshness.Rules
+	clock freshness.Clock // of the server, which stamps all values
 }
 
 // shared is what a Loader shares with the other users of its Redis client, and how it uses it.
@@ -156,26 +155,26 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 		err = errNearClient
 	}
 	opt = opt.withDefaults()
-	form := shapeOf[V](opt.Codec)
+	form := codec.ShapeOf[V](opt.Codec)
 	if err == nil && len(form.Refused) > 0 {
-		err = fmt.Errorf("%s cannot keep the values: %s", nameOfCodec(opt.Codec), shape.List(form.Refused))
+		err = fmt.Errorf("%s cannot keep the values: %s", codec.Name(opt.Codec), shape.List(form.Refused))
 	}
 	if err != nil {
 		return nil, &Error{Op: "new", Err: err}
 	}
 	if opt.Schema == "" {
-		opt.Schema = form.Fingerprint(nameOfCodec(opt.Codec))
+		opt.Schema = form.Fingerprint(codec.Name(opt.Codec))
 	}
 	l := newLoader(client.Open(rdb, cluster), opt, form.Unsure)
 	if len(form.Lost) > 0 {
-		l.log.Note(logLost, "codec", nameOfCodec(opt.Codec), "lost", shape.List(form.Lost))
+		l.log.Note(logLost, "codec", codec.Name(opt.Codec), "lost", shape.List(form.Lost))
 	}
 	return l, nil
 }
 
-func newLoader[V any](c *client.Client, opt Options[V], unsure bool) *Loader[V] {
+func newLoader[V any](c *client.Client, opt Options[V], readBack bool) *Loader[V] {
 	l := &Loader[V]{
-		values: values[V]{opt: opt, codec: codecID(opt.Codec), unsure: unsure, memory: memoryOf[V](opt.Codec, opt.MaxBytes)},
+		values: values[V]{opt: opt, codec: codec.New[V](opt.Codec, opt.MaxBytes, readBack), rules: opt.rules()},
 		shared: shared{Client: c, names: protocol.NewNamespace(opt.Prefix, opt.Schema)},
 		log:    ratelog.New(opt.Logger, "prefix", opt.Prefix, "type", reflect.TypeFor[V]().String(), "instance", cmp.Or(opt.Instance, instance())),
 	}
@@ -354,13 +353,11 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	if l.opt.TTL == 0 {
 		return &Error{Op: "set", Key: key, Err: errors.New("Options.TTL is off, so no value is kept in Redis")}
 	}
-	payload, err := l.encode(k, v)
+	payload, err := l.codec.Encode(key, v)
 	if err != nil {
 		return &Error{Op: "encode", Key: key, Err: err}
 	}
-	ttl := l.jitter(l.opt.TTL)
-	// The server stamps it with its time and a fence.
-	h := l.header(k, envelope.Value, ttl)
+	h := l.header(k, envelope.Value, 0) // the server stamps it with its time and a fence
 	sealed := envelope.Seal(h, payload)
 	defer l.changed(k) // whatever the outcome
 	if err := l.redis.Set(ctx, k.names, l.Mailbox.Owner(), sealed, h.Keep); err != nil {
@@ -437,13 +434,10 @@ func (l *Loader[V]) changed(k keyed) {
 	l.flights.Forget(k.user)
 }
 
-// jitter takes a random share off a TTL, so that values that were stored together do not
-// end together.
-func (l *values[V]) jitter(ttl time.Duration) time.Duration {
-	return max(ttl-time.Duration(rand.Float64()*l.opt.Jitter*float64(ttl)), min(ttl, leastTTL))
-}
-
-// serverNow estimates the server's clock, which stamps all values.
-func (l *values[V]) serverNow() time.Time {
-	return time.Now().Add(time.Duration(l.ahead.Load()))
+// header returns the header of a value, or an absence, that is made now. With ttl, the fetch
+// has set how long it is kept. What is not to be kept has Keep 0.
+func (l *values[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envelope.Header {
+	h := envelope.Header{Kind: kind, Codec: l.codec.ID(), Digest: k.names.Digest(), Created: l.clock.Now().UnixMilli()}
+	h.Fresh, h.Keep = l.rules.Lifetime(kind, ttl)
+	return h
 }

@@ -3,13 +3,13 @@ package fetchonce
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
+	"github.com/fetchonce/fetchonce/internal/client"
+	"github.com/fetchonce/fetchonce/internal/codec"
 	"github.com/fetchonce/fetchonce/internal/envelope"
+	"github.com/fetchonce/fetchonce/internal/freshness"
 	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
@@ -18,7 +18,7 @@ import (
 type lookup[V any] struct {
 	state    lookupState
 	result   Result[V]          // of fresh, early, stale and fallback
-	staleFor time.Duration      // of stale and fallback
+	header   envelope.Header    // of these, if they are from Redis or the near cache
 	replaces *protocol.PassOver // the stored value that ACQUIRE passes over, if there is one
 	cause    error              // of unavailable
 }
@@ -45,6 +45,9 @@ func (s *lookup[V]) refreshes() bool { return s.state == early || s.state == sta
 
 // replaceable reports whether there is a value that a fetch replaces.
 func (s *lookup[V]) replaceable() bool { return s.refreshes() || s.state == fallback }
+
+// staleFor returns for how long the value has been stale.
+func (s *lookup[V]) staleFor() time.Duration { return max(s.result.Age-s.header.Fresh, 0) }
 
 // lookup reads where values are kept, without a lease. Its error is the end of ctx, the
 // Store's, [ErrNotFound] for a remembered absence, or that of Redis under FailClosed.
@@ -128,7 +131,7 @@ func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 	if l.opt.OnRedisDown == FailClosed {
 		return &Error{Op: op, Key: k.user, Err: err}
 	}
-	if _, answered := errors.AsType[redis.Error](err); answered && !isUnreachable(err) {
+	if client.IsAnswer(err) && !client.IsUnavailable(err) {
 		l.log.Warn(logRefused, err)
 	} else {
 		l.log.Warn(logUnavailable, err)
@@ -144,80 +147,80 @@ const clockSlack = time.Minute
 // open reads a stored value and judges its age. With a ticket, a fresh value enters the
 // near cache.
 func (l *Loader[V]) open(t near.Ticket, k keyed, v protocol.Value) (lookup[V], error) {
-	h, seen, err := l.unpack(k, v, SourceRedis)
+	seen, err := l.unpack(k, v, SourceRedis)
+	if !seen.found() {
+		return seen, err
+	}
 	slack := clockSlack
 	if !v.Alone {
 		slack = 0 // another schema's segment keeps the value in Redis
 	}
-	switch {
-	case seen.found() && (h.Created < 0 || l.age(h)-h.Keep > slack):
+	if h := seen.header; h.Created < 0 || l.clock.Age(h)-h.Keep > slack {
 		over := passOver(v)
 		if h.Created >= 0 {
 			over.Ended = h.Created + h.Keep.Milliseconds()
 		}
 		return lookup[V]{state: unusable, replaces: over}, nil
-	case err == nil && seen.found():
-		l.judge(&seen, h, v)
 	}
-	l.keepNear(t, k, h, &seen, v)
+	if err == nil {
+		l.judge(&seen, v)
+	}
+	l.keepNear(t, k, &seen, v)
 	return seen, err
 }
 
 // unpack decodes a value from Redis or from a notification. A value that is damaged is
 // unusable. One that has segments of other schemas only is missing, and ACQUIRE passes over it.
-func (l *Loader[V]) unpack(k keyed, v protocol.Value, source Source) (envelope.Header, lookup[V], error) {
+func (l *Loader[V]) unpack(k keyed, v protocol.Value, source Source) (lookup[V], error) {
 	switch {
 	case v.Own == nil:
-		return envelope.Header{}, lookup[V]{replaces: passOver(v)}, nil
+		return lookup[V]{replaces: passOver(v)}, nil
 	case len(v.Own) > l.readLimit():
-		return envelope.Header{}, l.unusable(v, errTooLarge), nil
+		return l.unusable(v, codec.ErrTooLarge), nil
 	}
-	h, payload, err := envelope.Open(v.Own, k.names.Digest())
+	e, err := envelope.Open(v.Own, k.names.Digest())
+	seen := lookup[V]{state: fresh, header: e.Header, result: Result[V]{Source: source}}
 	switch {
 	case err != nil:
-		return h, l.unusable(v, err), nil
-	case h.Kind == envelope.NotFound:
-		return h, lookup[V]{state: fresh, result: Result[V]{Source: source}}, ErrNotFound
-	case h.Codec != l.codec:
-		return h, l.unusable(v, errCodec), nil
+		return l.unusable(v, err), nil
+	case e.Kind == envelope.NotFound:
+		return seen, ErrNotFound
+	case e.Codec != l.codec.ID():
+		return l.unusable(v, errCodec), nil
 	}
-	seen := lookup[V]{state: fresh, result: Result[V]{Source: source, Age: l.age(h)}}
-	if err := l.decode(k, payload, &seen.result.Value); err != nil {
-		return h, l.unusable(v, whyUnread(err)), nil
+	if err := l.codec.Decode(k.user, e.Payload, &seen.result.Value); err != nil {
+		return l.unusable(v, codec.WhyUnread(err)), nil
 	}
-	return h, seen, nil
+	seen.result.Age = l.clock.Age(e.Header)
+	return seen, nil
 }
 
-// judge sets the state of a value by its age. A value that Redis keeps no longer than it
-// is fresh is fresh, whatever the clocks say.
-func (l *Loader[V]) judge(seen *lookup[V], h envelope.Header, v protocol.Value) {
-	age := seen.result.Age
-	switch {
-	case age < h.Fresh || h.Keep <= h.Fresh:
-		if !l.isEarly(h, age) {
-			return
-		}
+// rules returns what decides on freshness, of options with their defaults.
+func (o Options[V]) rules() freshness.Rules {
+	return freshness.Rules{
+		TTL: o.TTL, NotFoundTTL: o.NotFoundTTL, Jitter: o.Jitter,
+		StaleWhileRevalidate: o.StaleWhileRevalidate, StaleIfError: o.StaleIfError, EarlyRefresh: o.EarlyRefresh,
+	}
+}
+
+// judge sets the state of a value by its age. This is where it is decided that a stale value is
+// returned.
+func (l *Loader[V]) judge(seen *lookup[V], v protocol.Value) {
+	switch l.rules.Judge(seen.header, seen.result.Age) {
+	case freshness.Fresh:
+		return
+	case freshness.Early:
 		seen.state = early
-	case age-h.Fresh < l.opt.StaleWhileRevalidate:
+	case freshness.Stale:
 		seen.state, seen.result.Stale = stale, true
-	case age-h.Fresh < l.opt.StaleIfError:
+	case freshness.Fallback:
 		seen.state, seen.result.Stale = fallback, true
-	default:
+	case freshness.Expired:
 		*seen = lookup[V]{state: unusable, replaces: passOver(v)}
 		return
 	}
 	seen.replaces = passOver(v)
 	seen.replaces.Stale = true
-	seen.staleFor = max(age-h.Fresh, 0)
-}
-
-// isEarly decides by XFetch whether this caller refreshes a value that is still fresh; see
-// [Options.EarlyRefresh].
-func (l *Loader[V]) isEarly(h envelope.Header, age time.Duration) bool {
-	if l.opt.EarlyRefresh == 0 {
-		return false
-	}
-	return float64(h.Cost)*l.opt.EarlyRefresh*rand.ExpFloat64() >= float64(h.Fresh-age) // ExpFloat64 is -ln(random)
 }
 
 // unusable logs that a stored value cannot be used.
@@ -229,10 +232,6 @@ func (l *Loader[V]) unusable(v protocol.Value, why error) lookup[V] {
 // passOver identifies the stored value that an ACQUIRE passes over, by its first bytes.
 func passOver(v protocol.Value) *protocol.PassOver {
 	return &protocol.PassOver{Head: slices.Clone(v.Head), Others: !v.Alone}
-}
-
-func (l *Loader[V]) age(h envelope.Header) time.Duration {
-	return max(l.serverNow().Sub(time.UnixMilli(h.Created)), 0)
 }
 
 // lookupOrSkip is the lookup of a caller that loads what is missing. Without a near entry it
@@ -311,10 +310,10 @@ func (l *Loader[V]) nearGet(ctx context.Context, key string) (c *nearEntry[V], r
 		return nil, false
 	}
 	c, ok := l.near.Get(protocol.Handle(key))
-	if !ok || c.stale && (!l.backoffs.Active(key) || l.age(c.header)-c.header.Fresh >= l.opt.StaleIfError) {
+	if !ok || c.stale && (!l.backoffs.Active(key) || l.clock.Age(c.header)-c.header.Fresh >= l.opt.StaleIfError) {
 		return nil, false
 	}
-	return c, !c.stale && l.opt.EarlyRefresh > 0 && !c.absent && l.isEarly(c.header, l.age(c.header))
+	return c, !c.stale && l.opt.EarlyRefresh > 0 && !c.absent && l.rules.IsEarly(c.header, l.clock.Age(c.header))
 }
 
 // nearValue returns the value of a near entry to a caller of Get.
@@ -331,16 +330,15 @@ func (l *Loader[V]) nearValue(c *nearEntry[V]) (v V, err error) {
 // lookupNear returns the lookup for a near entry.
 func (l *Loader[V]) lookupNear(c *nearEntry[V], refresh bool) (lookup[V], error) {
 	v, err := l.nearValue(c)
-	seen := lookup[V]{state: fresh, result: Result[V]{Source: SourceNear}}
+	seen := lookup[V]{state: fresh, header: c.header, result: Result[V]{Source: SourceNear}}
 	if err == nil {
-		seen.result.Value, seen.result.Age = v, l.age(c.header)
+		seen.result.Value, seen.result.Age = v, l.clock.Age(c.header)
 	}
 	switch {
 	case refresh:
 		seen.state, seen.replaces = early, c.replaces
 	case c.stale:
 		seen.state, seen.replaces, seen.result.Stale = fallback, c.replaces, true
-		seen.staleFor = seen.result.Age - c.header.Fresh
 	}
 	return seen, err
 }
@@ -355,7 +353,7 @@ func (l *Loader[V]) lastGood(k keyed) (r Result[V], ok bool) {
 		return r, false
 	}
 	v, _ := l.nearValue(c)
-	return Result[V]{Value: v, Source: SourceNear, Age: l.age(c.header), Stale: true}, true
+	return Result[V]{Value: v, Source: SourceNear, Age: l.clock.Age(c.header), Stale: true}, true
 }
 
 // nearTicket returns the right to keep what is read now in the near cache.
@@ -368,11 +366,12 @@ func (l *Loader[V]) nearTicket(k keyed) near.Ticket {
 
 // keepNear puts a value into the near cache. It keeps a stale one, too, if StaleIfError may return
 // it: while the origin is down, callers do not read it from Redis each time.
-func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lookup[V], v protocol.Value) {
+func (l *Loader[V]) keepNear(t near.Ticket, k keyed, seen *lookup[V], v protocol.Value) {
 	isStale := seen.state == fallback || seen.state == stale && l.opt.StaleIfError > 0
 	if t == (near.Ticket{}) || seen.state != fresh && !isStale {
 		return
 	}
+	h := seen.header
 	c := nearEntry[V]{value: seen.result.Value, absent: h.Kind == envelope.NotFound, stale: isStale, header: h}
 	c.plain = !c.absent && !c.stale && l.opt.Clone == nil && l.opt.EarlyRefresh <= 0 && l.trace.Got == nil
 	lasts := h.Fresh
@@ -386,7 +385,7 @@ func (l *Loader[V]) keepNear(t near.Ticket, k keyed, h envelope.Header, seen *lo
 	if l.opt.Clone != nil && !c.absent {
 		seen.result.Value = l.opt.Clone(c.value) // first: a value that Clone panics on is not kept
 	}
-	l.near.Put(t, protocol.Handle(k.user), c, min(l.opt.Near.TTL, lasts-l.age(h)))
+	l.near.Put(t, protocol.Handle(k.user), c, min(l.opt.Near.TTL, lasts-l.clock.Age(h)))
 }
 
 // A Store is the durable place of a Loader's values, most often a table; the

@@ -3,18 +3,14 @@ package fetchonce
 import (
 	"context"
 	"errors"
-	"io"
-	"maps"
-	"net"
-	"slices"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fetchonce/fetchonce/internal/batchfetch"
-	"github.com/fetchonce/fetchonce/internal/bisect"
 	"github.com/fetchonce/fetchonce/internal/flight"
+	"github.com/fetchonce/fetchonce/internal/lookupmany"
 	"github.com/fetchonce/fetchonce/internal/near"
 	"github.com/fetchonce/fetchonce/internal/permit"
 	"github.com/fetchonce/fetchonce/internal/protocol"
@@ -57,8 +53,8 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	return l.settleAll(all)
 }
 
-// callsAtOnce bounds the goroutines of a GetMany that call the Store or load again.
-const callsAtOnce = 64
+// loadsAtOnce is how many keys of a GetMany load again at once.
+const loadsAtOnce = 64
 
 // A wanted is one key of a GetMany: a caller that shares its lookup and its fetch.
 type wanted[V any] struct {
@@ -126,41 +122,13 @@ func (l *Loader[V]) lookupAll(ctx context.Context, all []*wanted[V]) {
 	asking.Wait()
 }
 
-// A GetMany reads so much at once, and decodes it before it reads on.
-const (
-	readBytes = 32 << 20 // if all values are as large as the read allows
-	readKeys  = 2000
-	readLeast = 16 << 10 // of each value
-)
-
-// readAll reads the values of keys, in one round trip for each thousand if the values are
-// not large. Of a value that is larger than its share of readBytes, the first read
-// gets the beginning; it is read once more, with few others at a time.
+// readAll reads the values of keys at one node, or at the node of each key.
 func (l *Loader[V]) readAll(ctx context.Context, at protocol.Runner, all []*wanted[V]) {
-	for some := range slices.Chunk(all, readKeys) {
-		share := max(readBytes/len(some), readLeast)
-		large := l.readSome(ctx, at, some, min(share, l.readLimit()))
-		for few := range slices.Chunk(large, max(readBytes/l.readLimit(), 1)) {
-			l.readSome(ctx, at, few, l.readLimit())
-		}
+	keys := make([]protocol.Key, len(all))
+	for i, w := range all {
+		keys[i] = w.k.names
 	}
-}
-
-// readSome reads values of up to limit bytes, and returns the keys whose values are
-// larger and may still be ours.
-func (l *Loader[V]) readSome(ctx context.Context, at protocol.Runner, some []*wanted[V], limit int) (large []*wanted[V]) {
-	names := make([]protocol.Key, len(some))
-	for i, w := range some {
-		names[i] = w.k.names
-	}
-	for i, got := range l.redis.GetMany(ctx, at, names, limit) {
-		if len(got.Value) > limit && limit < l.readLimit() {
-			large = append(large, some[i])
-			continue
-		}
-		some[i].take(got)
-	}
-	return large
+	l.redis.ReadMany(ctx, at, keys, l.readLimit(), func(i int, got protocol.Got) { all[i].take(got) })
 }
 
 // take notes what was read. A panic of Clone is the error of this key, so that it reaches
@@ -290,7 +258,7 @@ func (l *Loader[V]) awaitAll(ctx context.Context, all []*wanted[V]) {
 // retryAll loads, one by one, the keys whose flight had no answer for this call.
 func retryAll[V any](all []*wanted[V]) {
 	var again errgroup.Group
-	again.SetLimit(callsAtOnce)
+	again.SetLimit(loadsAtOnce)
 	for _, w := range all {
 		if !w.again {
 			continue
@@ -358,65 +326,11 @@ func keySet(keys []string) map[string]bool {
 	return set
 }
 
-// storeMany looks up many keys in the Store: together, where it can. A Lookup that
-// panics is the error of its key.
+// storeMany looks many keys up in the Store.
 func (l *Loader[V]) storeMany(ctx context.Context, keys []string) (found map[string]V, errs map[string]error) {
-	if s, ok := l.opt.Store.(manyStore[V]); ok {
-		return lookupMany(ctx, s, keys)
+	s := lookupmany.Store[V]{Lookup: l.opt.Store.Lookup, NotFound: ErrNotFound, ErrorsByKey: errorsByKey}
+	if many, ok := l.opt.Store.(manyStore[V]); ok {
+		s.LookupMany = many.LookupMany
 	}
-	errs = make(map[string]error)
-	found = make(map[string]V)
-	var mu sync.Mutex // guards both
-	var all errgroup.Group
-	all.SetLimit(callsAtOnce)
-	for _, key := range keys {
-		all.Go(func() error {
-			flight.Protect(
-				func() (V, error) { return l.opt.Store.Lookup(ctx, key) },
-				func(v V, err error) {
-					mu.Lock()
-					defer mu.Unlock()
-					switch {
-					case err == nil:
-						found[key] = v
-					case !errors.Is(err, ErrNotFound):
-						errs[key] = err
-					}
-				})
-			return nil
-		})
-	}
-	_ = all.Wait() // the errors are in errs
-	return found, errs
-}
-
-// lookupMany looks keys up together. If that fails, and the error does not say for
-// which keys, halves of them are looked up, so that one bad key fails alone.
-func lookupMany[V any](ctx context.Context, s manyStore[V], keys []string) (found map[string]V, errs map[string]error) {
-	found = make(map[string]V, len(keys))
-	own := make(map[string]error)
-	errs = bisect.Keys([][]string{keys}, func(some []string) error {
-		values, err := s.LookupMany(ctx, some)
-		maps.Copy(found, values)
-		if many, ok := errors.AsType[*ManyError](err); ok {
-			maps.Copy(own, many.Errors)
-			return nil
-		}
-		if errors.Is(err, ErrNotFound) {
-			return nil
-		}
-		return err
-	}, func(err error) bool { return ctx.Err() != nil || isLost(err) })
-	maps.Copy(errs, own)
-	maps.DeleteFunc(errs, func(key string, err error) bool {
-		_, ok := found[key]
-		return ok || errors.Is(err, ErrNotFound)
-	})
-	return found, errs
-}
-
-// isLost reports whether a Store's error says that it cannot be reached.
-func isLost(err error) bool {
-	_, ok := errors.AsType[net.Error](err)
-	return ok || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
+	return s.Keys(ctx, keys)
 }

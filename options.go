@@ -7,6 +7,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/fetchonce/fetchonce/internal/freshness"
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
@@ -188,11 +189,10 @@ const (
 	defaultNearTTL      = time.Minute
 
 	leastLease  = 10 * time.Millisecond
-	leastTTL    = time.Millisecond
-	longestTTL  = 100 * 365 * 24 * time.Hour
+	leastTTL    = freshness.Least
+	longestTTL  = freshness.Longest
 	mostBytes   = 512 << 20 // Redis' own limit
-	mostJitter  = 1
-	notFoundPer = 10 // NotFoundTTL's default is TTL over this
+	notFoundPer = 10        // NotFoundTTL's default is TTL over this
 )
 
 // withDefaults returns the options with the defaults in the place of zeros, and
@@ -288,7 +288,7 @@ func (o Options[V]) check() error {
 		return errors.New("Options.SoftTimeout needs StaleIfError or StaleWhileRevalidate: without them there is no stale value")
 	case math.IsNaN(o.EarlyRefresh) || math.IsInf(o.EarlyRefresh, 0):
 		return fmt.Errorf("Options.EarlyRefresh is %v, not a number", o.EarlyRefresh)
-	case math.IsNaN(o.Jitter) || o.Jitter >= mostJitter:
+	case math.IsNaN(o.Jitter) || o.Jitter >= 1:
 		return fmt.Errorf("Options.Jitter is %v, not less than 1", o.Jitter)
 	case o.MaxBytes < 0:
 		return errors.New("Options.MaxBytes cannot be turned off")

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce"
+	"github.com/fetchonce/fetchonce/internal/envelope"
 )
 
 func TestNewNamesTheOptionItCannotUse(t *testing.T) {
@@ -61,18 +62,19 @@ func FuzzDurations(f *testing.F) {
 			Prefix: "p", TTL: time.Duration(ttl), NotFoundTTL: time.Duration(notFound), Jitter: jitter, Store: &table{},
 			StaleWhileRevalidate: time.Duration(whileRevalidate), StaleIfError: time.Duration(ifError),
 		}
-		value, absence, err := fetchonce.Lives(opt, time.Duration(own))
+		rules, err := fetchonce.RulesOf(opt)
 		if err != nil {
 			return
 		}
-		for _, life := range [][2]time.Duration{value, absence} {
-			fresh, kept := life[0], life[1]
+		for _, kind := range []envelope.Kind{envelope.Value, envelope.NotFound} {
+			fresh, kept := rules.Lifetime(kind, time.Duration(own))
 			if kept < fresh || fresh == 0 && kept != 0 || fresh != 0 && fresh < time.Millisecond || kept > 200*time.Duration(year) {
 				t.Errorf("%+v and a fetch's %v: fresh for %v, kept for %v", opt, time.Duration(own), fresh, kept)
 			}
-		}
-		if off := opt.TTL < 0 || own < 0 || own > 0 && own < ms || own > 100*year; (value[0] == 0) != off {
-			t.Errorf("%+v and a fetch's %v: fresh for %v", opt, time.Duration(own), value[0])
+			off := opt.TTL < 0 || own < 0 || own > 0 && own < ms || own > 100*year
+			if kind == envelope.Value && (fresh == 0) != off {
+				t.Errorf("%+v and a fetch's %v: fresh for %v", opt, time.Duration(own), fresh)
+			}
 		}
 	})
 }

@@ -97,20 +97,26 @@ func Seal(h Header, payload []byte) []byte {
 	return b
 }
 
-// Open returns the header and the payload of an envelope with the given digest. The payload
-// is a part of b, not a copy.
-func Open(b []byte, digest uint64) (Header, []byte, error) {
+// An Opened is the content of an envelope.
+type Opened struct {
+	Header
+	Payload []byte
+}
+
+// Open returns the content of an envelope with the given digest. The payload is a part of b,
+// not a copy.
+func Open(b []byte, digest uint64) (Opened, error) {
 	switch {
 	case len(b) < 3 || b[0] != 'f' || b[1] != 'o':
-		return Header{}, nil, ErrForeign
+		return Opened{}, ErrForeign
 	case b[2]>>4 != version:
-		return Header{}, nil, ErrVersion
+		return Opened{}, ErrVersion
 	case len(b) < Size || uint64(len(b)-Size) != uint64(binary.BigEndian.Uint32(b[12:])):
-		return Header{}, nil, ErrTruncated
+		return Opened{}, ErrTruncated
 	case binary.BigEndian.Uint32(b[4:]) != checksum(b):
-		return Header{}, nil, ErrChecksum
+		return Opened{}, ErrChecksum
 	case binary.BigEndian.Uint64(b[48:]) != digest:
-		return Header{}, nil, ErrDigest
+		return Opened{}, ErrDigest
 	}
 	h := Header{
 		Kind:    Kind(b[2] & 0x0f),
@@ -123,9 +129,9 @@ func Open(b []byte, digest uint64) (Header, []byte, error) {
 		Digest:  digest,
 	}
 	if h.Kind != Value && h.Kind != NotFound {
-		return Header{}, nil, ErrVersion
+		return Opened{}, ErrVersion
 	}
-	return h, b[Size:], nil
+	return Opened{h, b[Size:]}, nil
 }
 
 // A Frame is what the header of an envelope says before its payload is read.

@@ -20,9 +20,9 @@ var header = envelope.Header{
 
 func TestOpenReturnsWhatWasSealed(t *testing.T) {
 	for _, payload := range [][]byte{nil, {0}, []byte("hello"), bytes.Repeat([]byte{0xff}, 100_000)} {
-		h, got, err := envelope.Open(envelope.Seal(header, payload), header.Digest)
-		if err != nil || h != header || !bytes.Equal(got, payload) {
-			t.Errorf("Open(Seal(%d bytes)) = %+v, %d bytes, %v; want %+v", len(payload), h, len(got), err, header)
+		got, err := envelope.Open(envelope.Seal(header, payload), header.Digest)
+		if err != nil || got.Header != header || !bytes.Equal(got.Payload, payload) {
+			t.Errorf("Open(Seal(%d bytes)) = %+v, %d bytes, %v; want %+v", len(payload), got.Header, len(got.Payload), err, header)
 		}
 	}
 }
@@ -32,7 +32,7 @@ func TestStampMayBeWrittenAfterSeal(t *testing.T) {
 	b := envelope.Seal(header, []byte("hello"))
 	binary.BigEndian.PutUint64(b[envelope.StampStart:], 42)
 	binary.BigEndian.PutUint64(b[envelope.FenceStart:], 43)
-	h, _, err := envelope.Open(b, header.Digest)
+	h, err := envelope.Open(b, header.Digest)
 	if err != nil || h.Created != 42 || h.Fence != 43 {
 		t.Errorf("stamped value: created %d, fence %d, %v; want 42, 43, nil", h.Created, h.Fence, err)
 	}
@@ -47,17 +47,17 @@ func TestAnyDamageIsDetected(t *testing.T) {
 		for bit := range 8 {
 			b := bytes.Clone(whole)
 			b[i] ^= 1 << bit
-			if _, _, err := envelope.Open(b, header.Digest); err == nil {
+			if _, err := envelope.Open(b, header.Digest); err == nil {
 				t.Errorf("Open accepts a value with bit %d of byte %d flipped", bit, i)
 			}
 		}
 	}
 	for n := range whole {
-		if _, _, err := envelope.Open(whole[:n], header.Digest); err == nil {
+		if _, err := envelope.Open(whole[:n], header.Digest); err == nil {
 			t.Errorf("Open accepts a value cut to %d bytes", n)
 		}
 	}
-	if _, _, err := envelope.Open(append(bytes.Clone(whole), 0), header.Digest); !errors.Is(err, envelope.ErrTruncated) {
+	if _, err := envelope.Open(append(bytes.Clone(whole), 0), header.Digest); !errors.Is(err, envelope.ErrTruncated) {
 		t.Errorf("a byte too many: %v, want %v", err, envelope.ErrTruncated)
 	}
 }
@@ -76,11 +76,11 @@ func TestOpenSaysWhyAValueIsUnusable(t *testing.T) {
 		{"a newer version", newer, envelope.ErrVersion},
 		{"a short header", whole[:20], envelope.ErrTruncated},
 	} {
-		if _, _, err := envelope.Open(c.bytes, header.Digest); !errors.Is(err, c.want) {
+		if _, err := envelope.Open(c.bytes, header.Digest); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 	}
-	if _, _, err := envelope.Open(whole, envelope.Digest(seed, "things:v:{paris}")); !errors.Is(err, envelope.ErrDigest) {
+	if _, err := envelope.Open(whole, envelope.Digest(seed, "things:v:{paris}")); !errors.Is(err, envelope.ErrDigest) {
 		t.Errorf("read for another key: %v, want %v", err, envelope.ErrDigest)
 	}
 }
@@ -128,11 +128,11 @@ func FuzzOpen(f *testing.F) {
 	f.Add([]byte("fo"))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, payload, err := envelope.Open(b, header.Digest)
+		h, err := envelope.Open(b, header.Digest)
 		if err != nil {
 			return
 		}
-		if again := envelope.Seal(h, payload); !bytes.Equal(again, b) && h.Fresh < 1<<61 && h.Keep < 1<<61 {
+		if again := envelope.Seal(h.Header, h.Payload); !bytes.Equal(again, b) && h.Fresh < 1<<61 && h.Keep < 1<<61 {
 			t.Errorf("opened and sealed again: %x, want %x", again, b)
 		}
 	})
@@ -141,7 +141,7 @@ func FuzzOpen(f *testing.F) {
 func BenchmarkOpen(b *testing.B) {
 	env := envelope.Seal(header, bytes.Repeat([]byte("x"), 200))
 	for b.Loop() {
-		if _, _, err := envelope.Open(env, header.Digest); err != nil {
+		if _, err := envelope.Open(env, header.Digest); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -491,9 +491,9 @@ func TestSetStampsTheValue(t *testing.T) {
 			p.must(p.Set(t.Context(), key, owner, sealed, ttl))
 			after := p.now()
 			stored := p.get()
-			h, payload, err := envelope.Open([]byte(stored), key.Digest())
-			if err != nil || len(payload) != size-envelope.Size {
-				t.Fatalf("%d bytes: stored are %d, %v", size, len(payload), err)
+			h, err := envelope.Open([]byte(stored), key.Digest())
+			if err != nil || len(h.Payload) != size-envelope.Size {
+				t.Fatalf("%d bytes: stored are %d, %v", size, len(h.Payload), err)
 			}
 			if h.Created < before.UnixMilli() || h.Created > after.UnixMilli() {
 				t.Errorf("%d bytes: created %d, want between %d and %d", size, h.Created, before.UnixMilli(), after.UnixMilli())
@@ -521,7 +521,7 @@ func TestSetEndsTheLeaseAndNotifiesAll(t *testing.T) {
 			waiter.wait()
 			other.must(other.Set(t.Context(), key, other.owner(), sized(0, size), ttl))
 			stored := other.get()
-			h, _, err := envelope.Open([]byte(stored), key.Digest())
+			h, err := envelope.Open([]byte(stored), key.Digest())
 			if err != nil || h.Fence <= fence {
 				t.Errorf("%d bytes: stored with fence %d, %v; want more than %d, that of the lease", size, h.Fence, err, fence)
 			}
@@ -559,7 +559,7 @@ func TestSetReplacesForeignData(t *testing.T) {
 			for _, size := range []int{100, protocol.StageAbove + 1} {
 				p.must(put())
 				p.must(p.Set(t.Context(), key, p.owner(), sized(0, size), ttl))
-				h, _, err := envelope.Open([]byte(p.get()), key.Digest())
+				h, err := envelope.Open([]byte(p.get()), key.Digest())
 				if now := p.now(); err != nil || h.Fence > now.Add(time.Hour).UnixMicro() || h.Fence < now.Add(-time.Hour).UnixMicro() {
 					t.Errorf("%s, %d bytes: stored %v with fence %d, at %d", name, size, err, h.Fence, now.UnixMicro())
 				}
@@ -585,7 +585,7 @@ func TestSetsFenceRisesWhileTheClockStandsStill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h, _, err := envelope.Open(b, key.Digest())
+			h, err := envelope.Open(b, key.Digest())
 			if err != nil || h.Fence <= last {
 				t.Errorf("fence %d, %v; want more than %d", h.Fence, err, last)
 			}

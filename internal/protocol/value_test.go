@@ -248,7 +248,7 @@ func TestOtherSchemasSegmentIsPassedOverOnce(t *testing.T) {
 		s := newSchemas(t, r)
 		one := []byte(s.store("1", time.Hour, 10))
 		two := []byte(s.store("2", time.Hour, 10))
-		h, _, err := envelope.Open(two, keyOf("2").Digest())
+		h, err := envelope.Open(two, keyOf("2").Digest())
 		s.must(err)
 		a, err := s.clients["3"].Acquire(t.Context(), keyOf("3"), s.owner(), lease, &protocol.PassOver{Head: one[:envelope.Size]})
 		if err != nil || a.State != protocol.Stored || !bytes.Equal(a.Value, append(two, one...)) {
