@@ -13,7 +13,7 @@ import (
 // it. It joins a load, or starts one, until there is a result that is not older than the
 // call.
 type caller[V any] struct {
-	*Loader[V]
+	l     *Loader[V]
 	ctx   context.Context
 	k     keyed
 	came  flight.Arrival // when the call began
@@ -31,15 +31,15 @@ var errSoftTimeout = errors.New("soft timeout")
 
 // settledLoad returns what the caller's load comes to.
 func (c *caller[V]) settledLoad() (Result[V], error) {
-	c.trace = c.Loader.trace.missed()
+	c.trace = c.l.trace.missed()
 	o := c.orLastGood(c.load())
-	answered(c.ctx, &c.Loader.trace, c.k.user, c.trace, o)
-	return c.settle(c.k, o)
+	answered(c.ctx, &c.l.trace, c.k.user, c.trace, o)
+	return c.l.settle(c.k, o)
 }
 
 // load returns the outcome for the caller: of a load, or of a lookup.
 func (c *caller[V]) load() *outcome[V] {
-	if c.ctx.Value(fetching{c.Loader, c.k.user}) != nil {
+	if c.ctx.Value(fetching{c.l, c.k.user}) != nil {
 		return c.reentered()
 	}
 	if c.seen.state == skipped {
@@ -66,7 +66,7 @@ func (c *caller[V]) load() *outcome[V] {
 				return next
 			}
 			if o.backoff && round >= maxRounds {
-				c.flights.Forget(c.k.user)
+				c.l.flights.Forget(c.k.user)
 			}
 		default:
 			return c.orFallback(o)
@@ -96,16 +96,16 @@ func (c *caller[V]) own(err error) *outcome[V] { return &outcome[V]{result: c.se
 // caller may change it, and the fetch may still read it.
 func (c *caller[V]) ownOld() *outcome[V] {
 	o := c.own(nil)
-	if c.opt.Clone != nil {
-		o.result.Value = c.opt.Clone(o.result.Value)
+	if c.l.opt.Clone != nil {
+		o.result.Value = c.l.opt.Clone(o.result.Value)
 	}
 	return o
 }
 
 // lookupAgain looks the key up. It is done if that answers the caller.
 func (c *caller[V]) lookupAgain() (o *outcome[V], done bool) {
-	seen, err := c.lookup(c.ctx, c.k)
-	c.learn(&seen)
+	seen, err := c.l.lookup(c.ctx, c.k)
+	c.l.learn(&seen)
 	c.seen = seen
 	if seen.found() {
 		c.trace.stale()
@@ -117,7 +117,7 @@ func (c *caller[V]) lookupAgain() (o *outcome[V], done bool) {
 // value during the backoff. It starts the refresh.
 func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool) {
 	switch {
-	case c.seen.replaceable() && c.backoffs.Active(c.k.user):
+	case c.seen.replaceable() && c.l.backoffs.Active(c.k.user):
 		batch.Decide()
 	case c.seen.refreshes():
 		t, err := c.join(batch) // it never leaves, so the refresh goes on
@@ -133,16 +133,16 @@ func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool)
 
 // join joins the flight of the key, or starts it.
 func (c *caller[V]) join(batch *batchfetch.Load[V]) (flight.Ticket[*outcome[V]], error) {
-	return c.flights.Join(c.ctx, c.k.user, c.came, c.newLoad(c.k, c.seen, c.fetch, batch))
+	return c.l.flights.Join(c.ctx, c.k.user, c.came, c.l.newLoad(c.k, c.seen, c.fetch, batch))
 }
 
 // wait joins the flight and waits for its outcome. A caller with a fallback value waits for
 // SoftTimeout at most. The flight then goes on without it.
 func (c *caller[V]) wait() *outcome[V] {
-	defer permit.Yield(c.ctx, c.Loader)()
+	defer permit.Yield(c.ctx, c.l)()
 	ctx := c.ctx
-	if c.seen.state == fallback && c.opt.SoftTimeout > 0 {
-		soft, cancel := context.WithTimeoutCause(ctx, c.opt.SoftTimeout, errSoftTimeout)
+	if c.seen.state == fallback && c.l.opt.SoftTimeout > 0 {
+		soft, cancel := context.WithTimeoutCause(ctx, c.l.opt.SoftTimeout, errSoftTimeout)
 		defer cancel()
 		ctx = soft
 		t, _ := c.join(nil) // it never leaves
@@ -170,8 +170,8 @@ func (c *caller[V]) await(ctx context.Context, t flight.Ticket[*outcome[V]]) *ou
 // that answers the caller.
 func (c *caller[V]) judge(o *outcome[V]) (own *outcome[V], done bool) {
 	c.seen = *o.found
-	if c.opt.Clone != nil && o.err == nil {
-		c.seen.result.Value = c.opt.Clone(c.seen.result.Value)
+	if c.l.opt.Clone != nil && o.err == nil {
+		c.seen.result.Value = c.l.opt.Clone(c.seen.result.Value)
 	}
 	c.trace.hit(c.seen.found())
 	return c.own(o.err), o.err != nil || c.seen.state == fresh
@@ -191,7 +191,7 @@ func (c *caller[V]) orLastGood(o *outcome[V]) *outcome[V] {
 	if !isFailure(o.err) || !o.noLease && !errors.Is(o.err, ErrUnavailable) {
 		return o
 	}
-	r, ok := c.lastGood(c.k)
+	r, ok := c.l.lastGood(c.k)
 	if !ok {
 		return o
 	}
@@ -208,13 +208,13 @@ func isFailure(err error) bool {
 // loadSkipped starts a load whose ACQUIRE is the caller's lookup. It is not done if the caller
 // needs another load.
 func (c *caller[V]) loadSkipped() (o *outcome[V], done bool) {
-	t, started := c.flights.Start(c.ctx, c.k.user, c.came, c.newLoad(c.k, c.seen, c.fetch, nil))
+	t, started := c.l.flights.Start(c.ctx, c.k.user, c.came, c.l.newLoad(c.k, c.seen, c.fetch, nil))
 	if !started {
 		// The running load may wait for a notification that was lost. A lookup finds the value.
 		return c.lookupAgain()
 	}
 	c.trace.joined(true)
-	defer permit.Yield(c.ctx, c.Loader)()
+	defer permit.Yield(c.ctx, c.l)()
 	o = c.await(c.ctx, t)
 	if o.found != nil {
 		return c.judge(o)

@@ -30,11 +30,11 @@ func (r *load[V]) holding(ctx context.Context) state {
 	}
 	limited, cancel := r.limit(ctx)
 	defer cancel()
-	held, keeper := lease.Keep(limited, a.sent, r.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
-		return r.redis.Renew(ctx, r.lease(), r.opt.Lease)
+	held, keeper := lease.Keep(limited, a.sent, r.l.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
+		return r.l.redis.Renew(ctx, r.lease(), r.l.opt.Lease)
 	})
 	defer keeper.Stop()
-	defer r.Mailbox.OnLost(a.owner, keeper.Lost)()
+	defer r.l.Mailbox.OnLost(a.owner, keeper.Lost)()
 
 	during := held
 	if r.reloads >= maxReloads {
@@ -46,7 +46,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 	r.flight.Advance()
 	f := r.runFetch(limited, during, a.Fence)
 	if held.Err() != nil && errors.Is(context.Cause(held), ErrLockLost) {
-		r.trace.leaseLost(ctx, TraceLease{Key: r.k.user, Held: time.Since(a.sent)})
+		r.l.trace.leaseLost(ctx, TraceLease{Key: r.k.user, Held: time.Since(a.sent)})
 	}
 	switch {
 	case f.err == nil || errors.Is(f.err, ErrNotFound):
@@ -61,7 +61,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 		return r.acquiring // a Delete, Set or Update has ended the lease
 	}
 	r.fail(f.err) // first: no caller joins what is being released
-	described := r.describe(f.err, f.inStore)
+	described := r.l.describe(f.err, f.inStore)
 	r.release(ctx, &described)
 	return nil
 }
@@ -89,21 +89,21 @@ type fetching struct {
 
 // limit returns the context of a fetch: with FetchTimeout, its key and its permit.
 func (r *load[V]) limit(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx = context.WithValue(ctx, fetching{r.Loader, r.k.user}, true)
+	ctx = context.WithValue(ctx, fetching{r.l, r.k.user}, true)
 	if r.permit != nil {
-		ctx = r.permit.Context(ctx, r.Loader)
+		ctx = r.permit.Context(ctx, r.l)
 	}
-	if r.opt.FetchTimeout == 0 {
+	if r.l.opt.FetchTimeout == 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, r.opt.FetchTimeout, ErrFetchTimeout)
+	return context.WithTimeoutCause(ctx, r.l.opt.FetchTimeout, ErrFetchTimeout)
 }
 
 // runFetch runs the fetch on a goroutine of its own, with the context during, and waits for
 // it until limited ends: a fetch that ignores its context continues without callers. The
 // fetch takes the permit, and releases it when it returns.
 func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched[V] {
-	trace := r.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Background: r.background, Unleased: fence == 0})
+	trace := r.l.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Background: r.background, Unleased: fence == 0})
 	ended := make(chan fetched[V], 1)
 	permit := r.permit
 	r.permit = nil
@@ -145,9 +145,9 @@ func isPanic(err error) bool {
 
 // logFailure logs the failure of a fetch that may have no caller to return it to.
 func (r *load[V]) logFailure(err error, inStore bool) {
-	alone := r.background || r.old != nil && r.opt.SoftTimeout > 0
+	alone := r.background || r.old != nil && r.l.opt.SoftTimeout > 0
 	if alone && err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrLockLost) {
-		r.log.Warn(logRefresh, loggable(keyless(callerError(r.k.user, err)), inStore))
+		r.l.log.Warn(logRefresh, loggable(keyless(callerError(r.k.user, err)), inStore))
 	}
 }
 
@@ -177,7 +177,7 @@ func (r *load[V]) fetchAndCreate(limited, during context.Context, info *Fetch[V]
 		v, err = r.lookupOrFetch(during, info, f)
 	}
 	f.cost = time.Since(began)
-	if err != nil || r.opt.Store == nil || f.source == SourceStore {
+	if err != nil || r.l.opt.Store == nil || f.source == SourceStore {
 		return v, err
 	}
 	if err = during.Err(); err == nil && !r.flight.Keep() {
@@ -188,13 +188,13 @@ func (r *load[V]) fetchAndCreate(limited, during context.Context, info *Fetch[V]
 		return v, err
 	}
 	f.inStore = true // if it fails or panics
-	return r.opt.Store.Create(limited, r.k.user, v)
+	return r.l.opt.Store.Create(limited, r.k.user, v)
 }
 
 func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[V]) (V, error) {
-	if r.opt.Store != nil {
+	if r.l.opt.Store != nil {
 		f.source, f.inStore = SourceStore, true // if it fails or panics
-		v, err := r.opt.Store.Lookup(ctx, r.k.user)
+		v, err := r.l.opt.Store.Lookup(ctx, r.k.user)
 		if !errors.Is(err, ErrNotFound) {
 			return v, err
 		}
@@ -214,19 +214,19 @@ func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[
 func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
 	sealed, unkept := r.seal(f)
 	r.flight.Close()
-	filled, err := r.redis.Fill(context.WithoutCancel(ctx), r.lease(), sealed.bytes, sealed.keep)
+	filled, err := r.l.redis.Fill(context.WithoutCancel(ctx), r.lease(), sealed.bytes, sealed.keep)
 	switch {
 	case err != nil:
-		r.log.Warn(logNotStored, err)
+		r.l.log.Warn(logNotStored, err)
 		r.dropLease(0)
 	case filled.Stored:
 		r.flight.Advance() // the lease was ours until now, so the value is new enough for all callers
 	}
 	if filled.Refused != nil {
-		r.log.Warn(logNotStored, filled.Refused)
+		r.l.log.Warn(logNotStored, filled.Refused)
 	}
 	if err = cmp.Or(err, filled.Refused, unkept); sealed.keep > 0 || err != nil {
-		r.trace.stored(ctx, TraceStore{Key: r.k.user, Bytes: len(sealed.bytes), Superseded: err == nil && !filled.Stored, Err: err})
+		r.l.trace.stored(ctx, TraceStore{Key: r.k.user, Bytes: len(sealed.bytes), Superseded: err == nil && !filled.Stored, Err: err})
 	}
 }
 
@@ -242,14 +242,14 @@ func (r *load[V]) seal(f fetched[V]) (sealed, error) {
 	kind, payload := envelope.NotFound, []byte(nil)
 	if f.err == nil {
 		var err error
-		if payload, err = r.codec.Encode(r.k.user, f.value); err != nil {
+		if payload, err = r.l.codec.Encode(r.k.user, f.value); err != nil {
 			err = codec.WhyUnstored(err)
-			r.log.Warn(logNotStored, err)
+			r.l.log.Warn(logNotStored, err)
 			return sealed{}, err
 		}
 		kind = envelope.Value
 	}
-	h := r.header(r.k, kind, f.ttl)
+	h := r.l.header(r.k, kind, f.ttl)
 	h.Cost, h.Fence = f.cost, r.acquire.Fence
 	return sealed{envelope.Seal(h, payload), h.Keep}, nil
 }
@@ -260,14 +260,14 @@ func (r *load[V]) release(ctx context.Context, failure *protocol.Failure) {
 	ctx = context.WithoutCancel(ctx)
 	var err error
 	if failure == nil {
-		_, err = r.redis.Release(ctx, r.lease())
+		_, err = r.l.redis.Release(ctx, r.lease())
 	} else {
-		sharing := protocol.Sharing{Lasts: r.opt.ErrorTTL}
+		sharing := protocol.Sharing{Lasts: r.l.opt.ErrorTTL}
 		if r.old != nil && sharing.Lasts == 0 {
 			sharing = protocol.Sharing{Lasts: backoff.After(r.staleFor), StaleOnly: true}
 		}
 		r.startBackoff(sharing.Lasts)
-		_, err = r.redis.ReleaseFailed(ctx, r.lease(), *failure, sharing)
+		_, err = r.l.redis.ReleaseFailed(ctx, r.lease(), *failure, sharing)
 	}
 	if err != nil {
 		r.dropLease(0)
@@ -277,20 +277,20 @@ func (r *load[V]) release(ctx context.Context, failure *protocol.Failure) {
 // startBackoff starts the backoff of the key in this process, if callers have a stale value.
 func (r *load[V]) startBackoff(d time.Duration) {
 	if r.old != nil {
-		r.backoffs.Set(r.k.user, d)
+		r.l.backoffs.Set(r.k.user, d)
 	}
 }
 
 // awaitPermit acquires a permit before any lease. While it waits it looks up once a second
 // whether another process has stored the value.
 func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
-	if r.permits == nil || r.permit != nil || r.batch != nil { // a batch fetch has one permit
+	if r.l.permits == nil || r.permit != nil || r.batch != nil { // a batch fetch has one permit
 		return lookup[V]{}, nil
 	}
 	var lookupErr error
-	r.permit, err = r.permits.Acquire(ctx, func() bool {
+	r.permit, err = r.l.permits.Acquire(ctx, func() bool {
 		r.flight.Advance()
-		seen, lookupErr = r.lookup(ctx, r.k)
+		seen, lookupErr = r.l.lookup(ctx, r.k)
 		return seen.found() // an error of the lookup does not end the wait
 	})
 	switch {
@@ -327,14 +327,14 @@ func (r *load[V]) releasePermit() {
 // dropLease releases, in the background, a lease that this load may hold. If again is not
 // 0, it does so once more that much later.
 func (r *load[V]) dropLease(again time.Duration) {
-	held, redis := r.lease(), r.redis
+	held, redis := r.lease(), r.l.redis
 	held.Fence = protocol.AnyFence // that of a failed ACQUIRE is unknown
-	r.cleanup.Add(cleanup.Task{
+	r.l.cleanup.Add(cleanup.Task{
 		Undo: func(ctx context.Context) error {
 			_, err := redis.Release(ctx, held)
 			return err
 		},
-		Lasts: r.opt.Lease,
+		Lasts: r.l.opt.Lease,
 		Again: again,
 	})
 }

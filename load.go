@@ -39,7 +39,7 @@ type outcome[V any] struct {
 //
 // The context of each is the flight's.
 type load[V any] struct {
-	*Loader[V]
+	l      *Loader[V]
 	k      keyed
 	flight *flight.Flight[*outcome[V]]
 	fetch  func(ctx context.Context, f *Fetch[V]) (V, error)
@@ -93,7 +93,7 @@ const (
 // newLoad returns the function of a flight that loads a key after a lookup.
 func (l *Loader[V]) newLoad(k keyed, seen lookup[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), batch *batchfetch.Load[V]) func(context.Context, *flight.Flight[*outcome[V]]) (*outcome[V], error) {
 	return func(ctx context.Context, f *flight.Flight[*outcome[V]]) (*outcome[V], error) {
-		r := &load[V]{Loader: l, k: k, flight: f, fetch: fetch, batch: batch, replaces: seen.replaces, background: seen.refreshes()}
+		r := &load[V]{l: l, k: k, flight: f, fetch: fetch, batch: batch, replaces: seen.replaces, background: seen.refreshes()}
 		r.acquire.skipped = seen.state == skipped
 		if seen.replaceable() {
 			r.old, r.staleFor = &seen.result, seen.staleFor()
@@ -121,10 +121,10 @@ func (r *load[V]) run(ctx context.Context, s state) {
 // registered runs the states that need Redis. The mailbox knows the load before Redis does:
 // the notification may arrive before the answer to ACQUIRE.
 func (r *load[V]) registered(ctx context.Context) state {
-	r.wait.slot = r.Mailbox.Wait(r.k.names.Value)
+	r.wait.slot = r.l.Mailbox.Wait(r.k.names.Value)
 	defer r.wait.slot.Close()
 	defer func() { r.waitEnds(ctx, ctx.Err() == nil) }()
-	r.Mailbox.Subscribe(ctx, r.channel)
+	r.l.Mailbox.Subscribe(ctx, r.l.channel)
 	r.run(ctx, r.acquiring)
 	return nil
 }
@@ -156,11 +156,11 @@ func (r *load[V]) acquiring(ctx context.Context) state {
 		return r.done(seen.result, err)
 	}
 	a := &r.acquire
-	a.owner = r.Mailbox.Owner()
+	a.owner = r.l.Mailbox.Owner()
 	r.flight.Advance()
 	if a.skipped {
 		// In a cluster, the near cache keeps only what was read from the key's own node.
-		if t := r.nearTicket(r.k); t.Node() == nil {
+		if t := r.l.nearTicket(r.k); t.Node() == nil {
 			a.ticket = t
 		}
 	}
@@ -168,15 +168,15 @@ func (r *load[V]) acquiring(ctx context.Context) state {
 	// The answer is waited for even if all callers leave: a RELEASE that overtakes the
 	// ACQUIRE would leave the lease to no one.
 	var err error
-	a.Acquired, err = r.redis.Acquire(context.WithoutCancel(ctx), r.k.names, a.owner, r.opt.Lease, r.replaces)
+	a.Acquired, err = r.l.redis.Acquire(context.WithoutCancel(ctx), r.k.names, a.owner, r.l.opt.Lease, r.replaces)
 	if err != nil {
-		r.missRate.Reset()
+		r.l.missRate.Reset()
 		if !protocol.NotSent(err) {
-			r.dropLease(r.mayArrive(err)) // it may be ours
+			r.dropLease(r.l.mayArrive(err)) // it may be ours
 		}
 		return r.redisFailed(ctx, err)
 	}
-	r.clock.Learn(a.Now, a.sent)
+	r.l.clock.Learn(a.Now, a.sent)
 	r.suspectMailbox()
 	r.learnMiss()
 	return r.answered(ctx)
@@ -189,18 +189,18 @@ func (r *load[V]) answered(ctx context.Context) state {
 		return r.holding
 	}
 	r.releasePermit()
-	if r.opt.TTL == 0 && (a.State == protocol.Stored || a.State == protocol.Large) {
+	if r.l.opt.TTL == 0 && (a.State == protocol.Stored || a.State == protocol.Large) {
 		return r.passingOver
 	}
 	switch a.State {
 	case protocol.Stored:
-		seen, err := r.open(a.ticket, r.k, r.k.names.Split(a.Value, len(a.Value)))
+		seen, err := r.l.open(a.ticket, r.k, r.k.names.Split(a.Value, len(a.Value)))
 		return r.judged(ctx, seen, err)
 	case protocol.Large:
 		return r.reading
 	case protocol.Failed:
 		r.startBackoff(a.Left) // first: a caller that comes after fail knows of it
-		r.fail(r.failureOf(r.k.user, a.Failure))
+		r.fail(r.l.failureOf(r.k.user, a.Failure))
 		r.out.backoff = r.old != nil
 		return nil
 	}
@@ -210,7 +210,7 @@ func (r *load[V]) answered(ctx context.Context) state {
 // passingOver has the next ACQUIRE pass over a stored value. With TTL off, values are kept
 // in the Store alone: this one is from before that.
 func (r *load[V]) passingOver(ctx context.Context) state {
-	head, err := r.redis.Get(ctx, r.k.names, envelope.Size-1)
+	head, err := r.l.redis.Get(ctx, r.k.names, envelope.Size-1)
 	if err != nil {
 		return r.redisFailed(ctx, err)
 	}
@@ -220,7 +220,7 @@ func (r *load[V]) passingOver(ctx context.Context) state {
 
 // reading reads a stored value that is too large for the answer to ACQUIRE.
 func (r *load[V]) reading(ctx context.Context) state {
-	seen, err := r.lookup(ctx, r.k)
+	seen, err := r.l.lookup(ctx, r.k)
 	return r.judged(ctx, seen, err)
 }
 
@@ -256,7 +256,7 @@ func (r *load[V]) redisFailed(ctx context.Context, err error) state {
 	if ctx.Err() != nil {
 		return r.fail(context.Cause(ctx))
 	}
-	if err := r.refuse(r.k, "acquire", err); err != nil {
+	if err := r.l.refuse(r.k, "acquire", err); err != nil {
 		return r.fail(err)
 	}
 	return r.unleased
@@ -264,9 +264,9 @@ func (r *load[V]) redisFailed(ctx context.Context, err error) state {
 
 // unleased fetches without a lease. The value is stored in the Store only.
 func (r *load[V]) unleased(ctx context.Context) state {
-	if r.permit == nil && r.permits != nil && r.batch == nil {
+	if r.permit == nil && r.l.permits != nil && r.batch == nil {
 		var err error
-		if r.permit, err = r.acquirePermit(ctx); err != nil {
+		if r.permit, err = r.l.acquirePermit(ctx); err != nil {
 			return r.fail(err)
 		}
 	}
@@ -289,7 +289,7 @@ func (r *load[V]) unleased(ctx context.Context) state {
 func (r *load[V]) waiting(ctx context.Context) state {
 	r.batch.Decide()
 	r.batch.Pause()
-	if r.trace.Waited != nil && r.wait.began.IsZero() {
+	if r.l.trace.Waited != nil && r.wait.began.IsZero() {
 		r.wait.began = time.Now()
 	}
 	timer := time.NewTimer(r.recheckAfter(r.acquire.Left))
@@ -307,7 +307,7 @@ func (r *load[V]) waiting(ctx context.Context) state {
 				continue // of an older lease
 			}
 			r.wait.poll = 0
-			if !m.Answers(r.acquire.Fence, r.clock.Now()) {
+			if !m.Answers(r.acquire.Fence, r.l.clock.Now()) {
 				return r.acquiring // it is forged, and may have displaced one that is not
 			}
 			return r.notified(ctx, m)
@@ -322,7 +322,7 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 		return r.received(ctx, []byte(m.Body))
 	case protocol.KindFailure:
 		r.startBackoff(backoff.After(r.staleFor))
-		return r.fail(r.failureOf(r.k.user, protocol.ParseFailure(m.Body)))
+		return r.fail(r.l.failureOf(r.k.user, protocol.ParseFailure(m.Body)))
 	}
 	return r.acquiring
 }
@@ -331,7 +331,7 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 // have come after a Delete that the notification does not know of. If there is such a
 // caller, the value is looked up once more, for all.
 func (r *load[V]) received(ctx context.Context, sealed []byte) state {
-	got, err := r.unpack(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
+	got, err := r.l.unpack(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
 	if !got.found() {
 		return r.acquiring
 	}
@@ -339,7 +339,7 @@ func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 	if !r.flight.HasLate() {
 		return r.done(got.result, err)
 	}
-	seen, lookupErr := r.lookup(ctx, r.k)
+	seen, lookupErr := r.l.lookup(ctx, r.k)
 	switch {
 	case ctx.Err() != nil || seen.state == unavailable || lookupErr != nil && !seen.found():
 		return r.done(got.result, err) // for those that joined in time
@@ -355,7 +355,7 @@ func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 // waitEnds reports the end of a wait to the Trace, if there was one.
 func (r *load[V]) waitEnds(ctx context.Context, answered bool) {
 	if !r.wait.began.IsZero() {
-		r.trace.waited(ctx, TraceWait{Key: r.k.user, Took: time.Since(r.wait.began), Answered: answered})
+		r.l.trace.waited(ctx, TraceWait{Key: r.k.user, Took: time.Since(r.wait.began), Answered: answered})
 		r.wait.began = time.Time{}
 	}
 }
@@ -363,7 +363,7 @@ func (r *load[V]) waitEnds(ctx context.Context, answered bool) {
 // recheckAfter returns how long to wait for a notification that may be lost: not much longer
 // than the lease.
 func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
-	if !r.Mailbox.Subscribed(r.channel) {
+	if !r.l.Mailbox.Subscribed(r.l.channel) {
 		r.wait.poll = min(max(2*r.wait.poll, firstPoll), longestPoll)
 		return min(r.wait.poll, left+time.Millisecond)/2 + rand.N(r.wait.poll)
 	}
@@ -378,10 +378,10 @@ func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 func (r *load[V]) suspectMailbox() {
 	a := &r.acquire
 	if r.wait.timedOut != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.wait.timedOut) {
-		r.Mailbox.Suspect(r.channel)
+		r.l.Mailbox.Suspect(r.l.channel)
 	}
 	if r.wait.timedOut != 0 && a.State == protocol.Leased {
-		r.log.Info(logTakenOver)
+		r.l.log.Info(logTakenOver)
 	}
 	r.wait.timedOut = 0
 }
@@ -391,7 +391,7 @@ func (r *load[V]) learnMiss() {
 	a := &r.acquire
 	if a.State == protocol.Stored || a.State == protocol.Large {
 		if a.skipped {
-			r.missRate.Hit()
+			r.l.missRate.Hit()
 		}
 		return
 	}
@@ -399,7 +399,7 @@ func (r *load[V]) learnMiss() {
 		return
 	}
 	if !a.counted && r.batch == nil {
-		r.missRate.Miss()
+		r.l.missRate.Miss()
 		a.counted = true
 	}
 	a.skipped, a.ticket = false, near.Ticket{}

@@ -239,77 +239,55 @@ func (l *Loader[V]) Close() error {
 // [*Error]. A fetched value is returned even if it cannot be stored. A fetch that Gets its
 // own key with its own context receives an *Error, as it would wait for itself.
 func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
-	c, refresh := l.nearGet(ctx, key)
-	if c != nil && c.plain && fetch != nil {
-		return c.value, nil // from here, as each function between costs another move of a large V
+	hit := l.nearGet(ctx, key)
+	if hit.entry != nil && hit.entry.plain && fetch != nil {
+		return hit.entry.value, nil // from here, as each function between costs another move of a large V
 	}
-	return get(ctx, l, key, nearHit[V]{c, refresh}, getFetch[string, V]{key, fetch})
-}
-
-// A nearHit is what the near cache has of a key, if it has anything.
-type nearHit[V any] struct {
-	entry   *nearEntry[V]
-	refresh bool // early, by this caller
-}
-
-// A getFetch is the fetch of a Get, and its argument, which Wrap makes of the key.
-type getFetch[A, V any] struct {
-	arg   A
-	fetch func(ctx context.Context, arg A) (V, error)
-}
-
-// A getAnswer is what the lookup of a Get comes to: a value, or a load.
-type getAnswer[V any] struct {
-	value V
-	load  *caller[V] // nil if the lookup answers the Get
-}
-
-// get is the rest of a Get that has found no plain near entry. It does not hold the large
-// frame of the lookup while it waits for a load.
-func get[A, V any](ctx context.Context, l *Loader[V], key string, hit nearHit[V], f getFetch[A, V]) (V, error) {
-	a, err := getLookup(ctx, l, key, hit, f.fetch == nil)
-	if a.load == nil {
-		return a.value, err
+	b, err := l.begin(ctx, "get", key, hit, fetch == nil)
+	if b.caller == nil {
+		return b.result.Value, err
 	}
 	// Made only now: a hit needs no closure.
-	a.load.fetch = func(ctx context.Context, _ *Fetch[V]) (V, error) { return f.fetch(ctx, f.arg) }
-	r, err := a.load.settledLoad()
+	b.caller.fetch = func(ctx context.Context, f *Fetch[V]) (V, error) { return fetch(ctx, f.Key) }
+	r, err := b.caller.settledLoad()
 	return r.Value, err
-}
-
-func getLookup[V any](ctx context.Context, l *Loader[V], key string, hit nearHit[V], noFetch bool) (getAnswer[V], error) {
-	if hit.entry != nil && !hit.refresh && !hit.entry.stale && !noFetch {
-		v, err := l.nearValue(hit.entry)
-		l.trace.looked(ctx, key, true, SourceNear, err)
-		return getAnswer[V]{value: v}, err
-	}
-	k, err := l.enter(ctx, "get", key, noFetch)
-	if err != nil {
-		return getAnswer[V]{}, err
-	}
-	came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough
-	seen, err := l.lookupOrSkip(ctx, k, hit.entry, hit.refresh)
-	if err != nil || seen.state == fresh {
-		l.trace.looked(ctx, key, seen.found(), seen.result.Source, err)
-		return getAnswer[V]{value: seen.result.Value}, err
-	}
-	return getAnswer[V]{load: &caller[V]{Loader: l, ctx: ctx, k: k, came: came, seen: seen}}, nil
 }
 
 // Load is [Loader.Get] with a [Fetch] for the fetch, and a [Result].
 func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
-	k, err := l.enter(ctx, "load", key, fetch == nil)
+	b, err := l.begin(ctx, "load", key, l.nearGet(ctx, key), fetch == nil)
+	if b.caller == nil {
+		return b.result, err
+	}
+	b.caller.fetch = fetch
+	return b.caller.settledLoad()
+}
+
+// A begun is a Get after its lookup: it has a result, or a caller that waits for a load.
+type begun[V any] struct {
+	result Result[V]
+	caller *caller[V] // nil if the lookup answers the Get
+}
+
+// begin makes the lookup of a Get. It is a function of its own, so that its large frame is not
+// on the stack of each caller that waits for a load.
+func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearHit[V], noFetch bool) (begun[V], error) {
+	if hit.entry != nil && !hit.refresh && !hit.entry.stale && !noFetch {
+		seen, err := l.lookupNear(hit)
+		l.trace.looked(ctx, key, true, SourceNear, err)
+		return begun[V]{result: seen.result}, err
+	}
+	k, err := l.enter(ctx, op, key, noFetch)
 	if err != nil {
-		return Result[V]{}, err
+		return begun[V]{}, err
 	}
 	came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough
-	c, refresh := l.nearGet(ctx, key)
-	seen, err := l.lookupOrSkip(ctx, k, c, refresh)
+	seen, err := l.lookupOrSkip(ctx, k, hit)
 	if err != nil || seen.state == fresh {
 		l.trace.looked(ctx, key, seen.found(), seen.result.Source, err)
-		return seen.result, err
+		return begun[V]{result: seen.result}, err
 	}
-	return (&caller[V]{Loader: l, ctx: ctx, k: k, came: came, seen: seen, fetch: fetch}).settledLoad()
+	return begun[V]{caller: &caller[V]{l: l, ctx: ctx, k: k, came: came, seen: seen}}, nil
 }
 
 // Peek returns the stored value, fresh or stale, and never fetches. It looks up what Get would
@@ -322,8 +300,8 @@ func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 		return Result[V]{}, err
 	}
 	var seen lookup[V]
-	if c, _ := l.nearGet(ctx, key); c != nil {
-		seen, err = l.lookupNear(c, false)
+	if hit := l.nearGet(ctx, key); hit.entry != nil {
+		seen, err = l.lookupNear(hit)
 	} else {
 		seen, err = l.lookup(ctx, k)
 	}

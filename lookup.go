@@ -236,12 +236,12 @@ func passOver(v protocol.Value) *protocol.PassOver {
 
 // lookupOrSkip is the lookup of a caller that loads what is missing. Without a near entry it
 // skips the lookup if the key is most likely absent.
-func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, c *nearEntry[V], refresh bool) (lookup[V], error) {
-	if c == nil && l.opt.TTL > 0 && l.skipsLookup() {
+func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, hit nearHit[V]) (lookup[V], error) {
+	switch {
+	case hit.entry != nil:
+		return l.lookupNear(hit)
+	case l.opt.TTL > 0 && l.skipsLookup():
 		return lookup[V]{state: skipped}, nil
-	}
-	if c != nil {
-		return l.lookupNear(c, refresh)
 	}
 	seen, err := l.lookup(ctx, k)
 	l.learn(&seen)
@@ -303,17 +303,23 @@ func (l *Loader[V]) reportNear(refused bool, why error) {
 	}
 }
 
-// nearGet returns the near entry of a key, or nil, and whether this caller refreshes it
-// early. It returns nil if the call has an error to return first.
-func (l *Loader[V]) nearGet(ctx context.Context, key string) (c *nearEntry[V], refresh bool) {
+// A nearHit is what a lookup in the near cache found.
+type nearHit[V any] struct {
+	entry   *nearEntry[V] // nil for a miss
+	refresh bool          // this caller refreshes the value early
+}
+
+// nearGet looks a key up in the near cache. It is a miss if the call has an error to return
+// first.
+func (l *Loader[V]) nearGet(ctx context.Context, key string) nearHit[V] {
 	if l.near == nil || ctx == nil || l.closed.Load() || ctx.Err() != nil {
-		return nil, false
+		return nearHit[V]{}
 	}
 	c, ok := l.near.Get(protocol.Handle(key))
 	if !ok || c.stale && (!l.backoffs.Active(key) || l.clock.Age(c.header)-c.header.Fresh >= l.opt.StaleIfError) {
-		return nil, false
+		return nearHit[V]{}
 	}
-	return c, !c.stale && l.opt.EarlyRefresh > 0 && !c.absent && l.rules.IsEarly(c.header, l.clock.Age(c.header))
+	return nearHit[V]{c, !c.stale && l.opt.EarlyRefresh > 0 && !c.absent && l.rules.IsEarly(c.header, l.clock.Age(c.header))}
 }
 
 // nearValue returns the value of a near entry to a caller of Get.
@@ -328,14 +334,15 @@ func (l *Loader[V]) nearValue(c *nearEntry[V]) (v V, err error) {
 }
 
 // lookupNear returns the lookup for a near entry.
-func (l *Loader[V]) lookupNear(c *nearEntry[V], refresh bool) (lookup[V], error) {
+func (l *Loader[V]) lookupNear(hit nearHit[V]) (lookup[V], error) {
+	c := hit.entry
 	v, err := l.nearValue(c)
 	seen := lookup[V]{state: fresh, header: c.header, result: Result[V]{Source: SourceNear}}
 	if err == nil {
 		seen.result.Value, seen.result.Age = v, l.clock.Age(c.header)
 	}
 	switch {
-	case refresh:
+	case hit.refresh:
 		seen.state, seen.replaces = early, c.replaces
 	case c.stale:
 		seen.state, seen.replaces, seen.result.Stale = fallback, c.replaces, true

@@ -90,7 +90,7 @@ func (l *Loader[V]) enterMany(ctx context.Context, keys []string, fetch func(ctx
 			continue
 		}
 		have[key] = true
-		w := &wanted[V]{caller: caller[V]{Loader: l, ctx: ctx, k: l.keyed(key), came: came, fetch: one}}
+		w := &wanted[V]{caller: caller[V]{l: l, ctx: ctx, k: l.keyed(key), came: came, fetch: one}}
 		w.out = &w.own
 		if ctx.Value(fetching{l, key}) != nil {
 			w.out.err = reentrant(key)
@@ -108,8 +108,8 @@ func (l *Loader[V]) lookupAll(ctx context.Context, all []*wanted[V]) {
 	}
 	groups := make(map[*redis.Client][]*wanted[V]) // by the node from which the near cache reads the key, if one
 	for _, w := range all {
-		if c, refresh := l.nearGet(ctx, w.k.user); c != nil && w.out.err == nil {
-			w.seen, w.out.err = l.lookupNear(c, refresh)
+		if hit := l.nearGet(ctx, w.k.user); hit.entry != nil && w.out.err == nil {
+			w.seen, w.out.err = l.lookupNear(hit)
 			continue
 		}
 		w.near = l.nearTicket(w.k)
@@ -138,7 +138,7 @@ func (w *wanted[V]) take(got protocol.Got) {
 		return
 	}
 	flight.Protect(
-		func() (lookup[V], error) { return w.readFrom(w.ctx, w.k, w.near, got) },
+		func() (lookup[V], error) { return w.l.readFrom(w.ctx, w.k, w.near, got) },
 		func(seen lookup[V], err error) {
 			w.seen, w.out.err, w.out.shared = seen, err, isCrash(err)
 		})
@@ -199,7 +199,7 @@ func (w *wanted[V]) joinBatch(batch *batchfetch.Load[V]) {
 	}
 	w.flight, w.waits = t, true
 	w.trace.joined(t.Started)
-	if w.seen.state == fallback && w.opt.SoftTimeout > 0 {
+	if w.seen.state == fallback && w.l.opt.SoftTimeout > 0 {
 		_, _ = w.join(nil) // it never leaves, so the flight goes on after SoftTimeout
 	}
 }

@@ -47,8 +47,13 @@ func (f Func[A, V]) Get(ctx context.Context, arg A) (V, error) {
 		var zero V
 		return zero, err
 	}
-	c, refresh := f.loader.nearGet(ctx, key)
-	return get(ctx, f.loader, key, nearHit[V]{c, refresh}, getFetch[A, V]{arg, f.fetch})
+	b, err := f.loader.begin(ctx, "get", key, f.loader.nearGet(ctx, key), f.fetch == nil)
+	if b.caller == nil {
+		return b.result.Value, err
+	}
+	b.caller.fetch = func(ctx context.Context, _ *Fetch[V]) (V, error) { return f.fetch(ctx, arg) }
+	r, err := b.caller.settledLoad()
+	return r.Value, err
 }
 
 // Delete is [Loader.Delete] of the key of arg.

@@ -399,15 +399,21 @@ func TestSerializedFunctionThatPanicsGivesTheLockBack(t *testing.T) {
 // BenchmarkHit compares a hit of Wrap with one of Get, on a real server.
 func BenchmarkHit(b *testing.B) {
 	rdb := redistest.Server(b).Client()
-	l, err := fetchonce.New(rdb, options{Prefix: "bench"})
+	l, err := fetchonce.New(rdb, options{Prefix: "test"})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer l.Close()
-	byString := fetchonce.Wrap(l, nil, func(context.Context, string) (string, error) { return "value", nil })
-	byStruct := fetchonce.Wrap(l, nil, func(context.Context, query) (string, error) { return "value", nil })
+	miss := errors.New("a benchmark of hits fetches")
+	byString := fetchonce.Wrap(l, nil, func(context.Context, string) (string, error) { return "", miss })
+	byStruct := fetchonce.Wrap(l, nil, func(context.Context, query) (string, error) { return "", miss })
+	fetch := func(context.Context, string) (string, error) { return "", miss }
 	key, q := fetchonce.Key("teapot"), query{1, []string{"hot"}}
-	fetch := func(context.Context, string) (string, error) { return "value", nil }
+	for _, k := range []string{key, fetchonce.Key(q)} {
+		if err := l.Set(b.Context(), k, "value"); err != nil {
+			b.Fatal(err)
+		}
+	}
 	for name, get := range map[string]func() (string, error){
 		"Get":             func() (string, error) { return l.Get(b.Context(), key, fetch) },
 		"Wrap/arg=string": func() (string, error) { return byString.Get(b.Context(), "teapot") },

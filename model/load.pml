@@ -270,7 +270,7 @@ hear:
 		if
 #ifndef MUTANT_HEAR_LATE
 		:: me == 0 && joined && late ->
-			/* load.go: seen, lookupErr := r.lookup(ctx, r.k) */
+			/* load.go: seen, lookupErr := r.l.lookup(ctx, r.k) */
 			if
 			:: val == 0 -> version = 0; goto acquire
 			:: val != 0 -> got = val; advanceCutoff()

@@ -41,7 +41,7 @@ acquire:
 	:: true /* without a lease: Redis is down */
 	fi;
 
-	/* fetch.go: v, err := r.opt.Store.Lookup(ctx, r.k.user) */
+	/* fetch.go: v, err := r.l.opt.Store.Lookup(ctx, r.k.user) */
 	seen = row;
 	if
 	:: seen != 0 -> goto release
@@ -50,7 +50,7 @@ acquire:
 	version = me + 1; /* the fetch */
 
 create:
-	/* fetch.go: return r.opt.Store.Create(limited, r.k.user, v) */
+	/* fetch.go: return r.l.opt.Store.Create(limited, r.k.user, v) */
 	/* oncesql/dialect.go: insert += " ON CONFLICT (" + d.quote(key) + ") DO NOTHING" + */
 	atomic {
 		if
