@@ -33,7 +33,7 @@ var errSoftTimeout = errors.New("soft timeout")
 func (c *caller[V]) settledLoad() (Result[V], error) {
 	c.trace = c.l.trace.missed()
 	o := c.orLastGood(c.load())
-	answered(c.ctx, &c.l.trace, c.k.user, c.trace, o)
+	gotByLoad(c.ctx, &c.l.trace, c.k.user, c.trace, o)
 	return c.l.settle(c.k, o)
 }
 
@@ -108,7 +108,7 @@ func (c *caller[V]) lookupAgain() (o *outcome[V], done bool) {
 	c.l.learn(&seen)
 	c.seen = seen
 	if seen.found() {
-		c.trace.stale()
+		c.trace.byLookup()
 	}
 	return c.own(err), err != nil || seen.state == fresh
 }
@@ -127,7 +127,7 @@ func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool)
 	default:
 		return o, false
 	}
-	c.trace.stale()
+	c.trace.byLookup()
 	return c.ownOld(), true
 }
 
@@ -173,7 +173,7 @@ func (c *caller[V]) judge(o *outcome[V]) (own *outcome[V], done bool) {
 	if c.l.opt.Clone != nil && o.err == nil {
 		c.seen.result.Value = c.l.opt.Clone(c.seen.result.Value)
 	}
-	c.trace.hit(c.seen.found())
+	c.trace.byAcquire(c.seen.found())
 	return c.own(o.err), o.err != nil || c.seen.state == fresh
 }
 
@@ -195,7 +195,7 @@ func (c *caller[V]) orLastGood(o *outcome[V]) *outcome[V] {
 	if !ok {
 		return o
 	}
-	c.trace.stale()
+	c.trace.byLookup()
 	return &outcome[V]{result: r}
 }
 

@@ -127,19 +127,19 @@ func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *L
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
 	}
-	asked := lk.trace.asked()
+	requested := lk.trace.lockRequested()
 	limit, stop := lk.waitLimit()
 	defer stop()
 	for {
 		h, err := lk.queue.Acquire(ctx, name, limit)
 		if err != nil {
 			err = lockError(ctx, name, err)
-			lk.trace.locked(ctx, asked, TraceLock{Name: name, Err: err})
+			lk.trace.locked(ctx, requested, TraceLock{Name: name, Err: err})
 			return ctx, nil, err
 		}
 		held, ls, err := lk.begin(ctx, name, h)
 		if !errors.Is(err, errTooLate) {
-			lk.trace.locked(ctx, asked, TraceLock{Name: name, LocalHandoff: h.Local(), Err: err})
+			lk.trace.locked(ctx, requested, TraceLock{Name: name, LocalHandoff: h.Local(), Err: err})
 			return held, ls, err
 		}
 		// This process was stopped between the grant and its use.
@@ -163,18 +163,18 @@ func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context,
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
 	}
-	asked := lk.trace.asked()
+	requested := lk.trace.lockRequested()
 	h, err := lk.queue.TryAcquire(ctx, name)
 	if err != nil {
 		err = lockError(ctx, name, err)
-		lk.trace.locked(ctx, asked, TraceLock{Name: name, Try: true, Err: err})
+		lk.trace.locked(ctx, requested, TraceLock{Name: name, Try: true, Err: err})
 		return ctx, nil, err
 	}
 	held, ls, err := lk.begin(ctx, name, h)
 	if errors.Is(err, errTooLate) {
 		err = &Error{Op: "lock", Key: name, Err: errTooLate}
 	}
-	lk.trace.locked(ctx, asked, TraceLock{Name: name, Try: true, Err: err})
+	lk.trace.locked(ctx, requested, TraceLock{Name: name, Try: true, Err: err})
 	return held, ls, err
 }
 

@@ -274,7 +274,7 @@ type begun[V any] struct {
 func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearHit[V], noFetch bool) (begun[V], error) {
 	if hit.entry != nil && !hit.refresh && !hit.entry.stale && !noFetch {
 		seen, err := l.lookupNear(hit)
-		l.trace.looked(ctx, key, true, SourceNear, err)
+		l.trace.gotByLookup(ctx, key, true, SourceNear, err)
 		return begun[V]{result: seen.result}, err
 	}
 	k, err := l.enter(ctx, op, key, noFetch)
@@ -284,7 +284,7 @@ func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearHit[V], n
 	came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough
 	seen, err := l.lookupOrSkip(ctx, k, hit)
 	if err != nil || seen.state == fresh {
-		l.trace.looked(ctx, key, seen.found(), seen.result.Source, err)
+		l.trace.gotByLookup(ctx, key, seen.found(), seen.result.Source, err)
 		return begun[V]{result: seen.result}, err
 	}
 	return begun[V]{caller: &caller[V]{l: l, ctx: ctx, k: k, came: came, seen: seen}}, nil

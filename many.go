@@ -48,7 +48,7 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 	retryAll(all)
 	for _, w := range all {
 		w.out = w.orLastGood(w.out)
-		answered(ctx, &l.trace, w.k.user, w.trace, w.out)
+		gotByLoad(ctx, &l.trace, w.k.user, w.trace, w.out)
 	}
 	return l.settleAll(all)
 }
@@ -174,7 +174,7 @@ func (l *Loader[V]) joinAll(ctx context.Context, all []*wanted[V], fetch func(ct
 		if w.has() {
 			w.out.result = w.seen.result
 			if w.seen.found() || w.out.err == nil {
-				w.trace.stale()
+				w.trace.byLookup()
 			}
 			continue
 		}
@@ -216,21 +216,24 @@ func (l *Loader[V]) batchConfig(ctx context.Context, fetch func(ctx context.Cont
 			}
 			return l.trace.fetching(ctx, info)
 		},
-		Enter: func(ctx context.Context) (context.Context, func(), error) {
-			if l.permits == nil {
-				return ctx, func() {}, nil
-			}
-			p, err := l.acquirePermit(ctx)
-			if err != nil {
-				return ctx, nil, err
-			}
-			return p.Context(ctx, l), p.Release, nil
-		},
+		Enter: l.enterBatch,
 	}
 	if l.opt.Store != nil {
 		c.Lookup = l.storeMany
 	}
 	return c
+}
+
+// enterBatch acquires the permit of a batch fetch, which counts as one fetch.
+func (l *Loader[V]) enterBatch(ctx context.Context) (batchfetch.Entered, error) {
+	if l.permits == nil {
+		return batchfetch.Entered{Context: ctx, Leave: func() {}}, nil
+	}
+	p, err := l.acquirePermit(ctx)
+	if err != nil {
+		return batchfetch.Entered{}, err
+	}
+	return batchfetch.Entered{Context: p.Context(ctx, l), Leave: p.Release}, nil
 }
 
 // awaitAll waits for the loads. A key with a fallback value waits for SoftTimeout at most.

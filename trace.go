@@ -200,14 +200,14 @@ func (t *tracer) caught() {
 	}
 }
 
-// looked reports a Get that needs no load: it has a value or an error.
-func (t *tracer) looked(ctx context.Context, key string, found bool, source Source, err error) {
+// gotByLookup reports a Get that needs no load: it has a value or an error.
+func (t *tracer) gotByLookup(ctx context.Context, key string, found bool, source Source, err error) {
 	if t.Got != nil {
-		t.got(ctx, key, found, source, err)
+		t.reportLookup(ctx, key, found, source, err)
 	}
 }
 
-func (t *tracer) got(ctx context.Context, key string, found bool, source Source, err error) {
+func (t *tracer) reportLookup(ctx context.Context, key string, found bool, source Source, err error) {
 	defer t.caught()
 	kind := GetFailed
 	if found {
@@ -239,28 +239,28 @@ func (m *miss) joined(started bool) {
 	}
 }
 
-// stale notes that the lookup answers the Get: a hit, unless it has waited before.
-func (m *miss) stale() {
+// byLookup notes that a lookup answers the Get: a hit, unless it has waited for a load.
+func (m *miss) byLookup() {
 	if m.kind == GetFailed {
 		m.kind = GetHit
 	}
 }
 
-// hit notes that the load that the Get waited for has found a stored value, if it has.
-func (m *miss) hit(found bool) {
+// byAcquire notes that the load's ACQUIRE was the Get's lookup: a hit, if it found a value.
+func (m *miss) byAcquire(found bool) {
 	if found {
 		m.kind = GetHit
 	}
 }
 
-// answered reports the end of a Get that was a miss.
-func answered[V any](ctx context.Context, t *tracer, key string, m miss, o *outcome[V]) {
+// gotByLoad reports the end of a Get that was a miss.
+func gotByLoad[V any](ctx context.Context, t *tracer, key string, m miss, o *outcome[V]) {
 	if t.Got != nil {
-		t.gotMiss(ctx, m, TraceGet{Key: key, Source: o.result.Source, Stale: o.result.Stale, Err: o.err})
+		t.reportLoad(ctx, m, TraceGet{Key: key, Source: o.result.Source, Stale: o.result.Stale, Err: o.err})
 	}
 }
 
-func (t *tracer) gotMiss(ctx context.Context, m miss, g TraceGet) {
+func (t *tracer) reportLoad(ctx context.Context, m miss, g TraceGet) {
 	defer t.caught()
 	if g.Err != nil && !errors.Is(g.Err, ErrNotFound) {
 		g.Source = 0
@@ -272,7 +272,7 @@ func (t *tracer) gotMiss(ctx context.Context, m miss, g TraceGet) {
 	t.Got(ctx, g)
 }
 
-// A fetchTrace reports one fetch, once: when it has ended, or nobody waits for it any more.
+// A fetchTrace reports one fetch, once: when it has ended, or no caller waits for it any more.
 // It is nil without a Fetched hook.
 type fetchTrace struct {
 	tracer *tracer
@@ -369,18 +369,18 @@ func (t *tracer) nearDropped() func(copies int, reset bool) {
 	}
 }
 
-// asked returns the time at which a lock is requested, if there is a Locked hook.
-func (t *tracer) asked() time.Time {
+// lockRequested returns the time, if there is a Locked hook.
+func (t *tracer) lockRequested() time.Time {
 	if t.Locked == nil {
 		return time.Time{}
 	}
 	return time.Now()
 }
 
-func (t *tracer) locked(ctx context.Context, asked time.Time, l TraceLock) {
+func (t *tracer) locked(ctx context.Context, requested time.Time, l TraceLock) {
 	if t.Locked != nil {
 		defer t.caught()
-		l.Waited = time.Since(asked)
+		l.Waited = time.Since(requested)
 		t.Locked(ctx, l)
 	}
 }

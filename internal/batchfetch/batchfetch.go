@@ -26,7 +26,8 @@ const (
 	// pipelines. If 30,000 did, the process would have no time to read the replies.
 	width = 1200
 
-	late = 5 * time.Millisecond
+	// regroup is how long a load that wants to fetch after the first call waits for others.
+	regroup = 5 * time.Millisecond
 )
 
 // A Config says what a batch works with.
@@ -41,11 +42,17 @@ type Config[V any] struct {
 	// ForKeys returns the context of the calls for some keys.
 	ForKeys func(ctx context.Context, keys []string) context.Context
 
-	// Enter runs before Fetch. It returns Fetch's context, and what is called after it.
-	Enter func(ctx context.Context) (context.Context, func(), error)
+	// Enter runs before Fetch. After an error, Fetch is not called.
+	Enter func(ctx context.Context) (Entered, error)
 
 	// Trace returns what observes a call of Fetch.
 	Trace func(ctx context.Context, c Call) Observer
+}
+
+// An Entered is what a call of Fetch runs in.
+type Entered struct {
+	Context context.Context
+	Leave   func() // called when Fetch has returned
 }
 
 // A Call describes one call of Fetch.
@@ -191,13 +198,14 @@ func (p *Load[V]) Fetch(ctx context.Context, key string, background, unleased bo
 	}
 }
 
-// want adds a member. One that comes late starts a call for all that come within late.
+// want adds a member. After the first call, the first member to want a fetch starts another
+// call after regroup, for all that want one by then.
 func (b *Batch[V]) want(m *member[V]) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.wanting = append(b.wanting, m)
 	if b.started && len(b.wanting) == 1 {
-		time.AfterFunc(late, func() {
+		time.AfterFunc(regroup, func() {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			b.start()
@@ -242,7 +250,7 @@ func (b *Batch[V]) start() {
 	for _, m := range members {
 		m.call = c
 	}
-	// It ends by itself, or goes on alone if Fetch does not heed its context.
+	// It ends with Fetch, which may ignore its context.
 	go flight.Protect(
 		func() (struct{}, error) {
 			b.run(b.ForKeys(ctx, keysOf(members)), c, members)
@@ -269,15 +277,15 @@ func (b *Batch[V]) run(ctx context.Context, c *call, members []*member[V]) {
 	if len(rest) == 0 {
 		return
 	}
-	ctx, leave, err := b.Enter(ctx)
+	entered, err := b.Enter(ctx)
 	if err != nil {
 		failAll(rest, false, err)
 		return
 	}
-	defer leave()
-	observer := b.observe(ctx, c, rest)
+	defer entered.Leave()
+	observer := b.observe(entered.Context, c, rest)
 	observer.Begin()
-	values, err := b.Config.Fetch(ctx, keysOf(rest))
+	values, err := b.Config.Fetch(entered.Context, keysOf(rest))
 	observer.End(err)
 	if err == nil {
 		err = b.NotFound

@@ -47,9 +47,9 @@ func (s *source) config(ctx context.Context) batchfetch.Config[string] {
 	c := batchfetch.Config[string]{
 		Context: ctx, Fetch: s.fetch, NotFound: errNotFound,
 		ForKeys: func(ctx context.Context, _ []string) context.Context { return ctx },
-		Enter: func(ctx context.Context) (context.Context, func(), error) {
+		Enter: func(ctx context.Context) (batchfetch.Entered, error) {
 			s.add(1)
-			return ctx, func() { s.add(-1) }, s.enterErr
+			return batchfetch.Entered{Context: ctx, Leave: func() { s.add(-1) }}, s.enterErr
 		},
 		Trace: func(_ context.Context, c batchfetch.Call) batchfetch.Observer {
 			s.mu.Lock()
