@@ -17,20 +17,19 @@ import (
 	"github.com/fetchonce/fetchonce/internal/ratelog"
 )
 
-// A Locker gives a lock to one holder at a time, over all processes that share a Redis;
-// or to several, see [LockOptions.Slots]. It is made by [NewLocker], is safe for
-// concurrent use, and must be closed.
+// A Locker gives a lock to one holder at a time, in all processes that share a Redis, or to several
+// holders with [LockOptions.Slots]. [NewLocker] returns one. It is safe for concurrent use, and must
+// be closed.
 //
-// Callers wait in a queue: the process that has waited longest gets the lock next, and
-// in it the goroutine that has waited longest. A process may pass the lock on locally, a
-// limited number of times and for a few milliseconds, before the next process gets it.
+// Callers wait in a queue. The process that has waited longest gets the lock next, and its goroutine
+// that has waited longest gets it first. A process may pass the lock to more of its goroutines, at
+// most 16 in total and for at most 10 ms, before the next process gets it.
 //
-// A lock in Redis saves work. It does not make work safe: it is lost when Redis fails
-// over to a replica without it, and when a process stops for longer than its lease. The
-// holder's context then ends. Where two holders at once do harm, also check
-// [Lease.Fence] where the data lives.
+// A lock in Redis saves work. It does not make work safe. It is lost if Redis fails over to a
+// replica that does not have it, or if a process is stopped for longer than its lease. The holder's
+// context then ends. If two holders at once do harm, also check [Lease.Fence] in the database.
 //
-// When Redis does not answer, the methods return an [*Error] and run nothing.
+// If Redis does not answer, the methods return an [*Error] and run nothing.
 type Locker struct {
 	opt     LockOptions
 	queue   *lockqueue.Queue
@@ -41,9 +40,9 @@ type Locker struct {
 	closed  atomic.Bool
 }
 
-// NewLocker returns a Locker for the locks under opt.Prefix. It accepts the clients that
-// [New] accepts. The error is an [*Error] that names the option that cannot be used, or
-// says why the client cannot.
+// NewLocker returns a Locker for the locks under opt.Prefix. It accepts the clients that [New]
+// accepts. The error is an [*Error] that names the invalid option, or says why the client is not
+// accepted.
 func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 	err := opt.check()
 	cluster, refused := client.Check(rdb)
@@ -69,26 +68,25 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 	return lk, nil
 }
 
-// Do waits for the lock, calls fn while it holds it, and releases it, also if fn panics. The
-// context of fn ends with cause [ErrLockLost] when the lock is lost, and with [ErrMaxHold] when
-// it is held for too long. fn must then stop.
+// Do waits for the lock, calls fn while it holds the lock, and releases it, even if fn panics. The
+// context of fn ends with the cause [ErrLockLost] if the lock is lost, and [ErrMaxHold] if it is
+// held for too long. fn must then stop.
 //
-// Do returns fn's error unchanged, joined with ErrLockLost if the lock was lost. If ctx ends
-// before fn was called, the error wraps [ErrLocked] and the cause. If Redis fails, or does not
-// answer within RedisTimeout, the error is an [*Error], and fn is not called. A Do inside a Do,
-// or with the context of a [Lease], of the same name is an error: it would wait for itself.
+// Do returns fn's error unchanged, joined with ErrLockLost if the lock was lost. If ctx ends before
+// fn is called, the error wraps [ErrLocked] and the cause. If Redis fails or does not answer within
+// RedisTimeout, the error is an [*Error], and fn is not called. A Do with the context of a hold of
+// the same name returns an *Error, because it would wait for itself.
 //
-// The context of fn compares the clock in Err and Done. So after a pause of the process that is
-// longer than the lease, it has ended when fn asks it next. A context that is derived from it,
-// by [context.WithTimeout] for example, ends a moment later, when the runtime has run its
-// timers. Code that must not continue without the lock asks the context of fn.
+// The context of fn compares the clock in Err and Done. So if the process was stopped for longer
+// than the lease, the next call of Err or Done reports the end. A context that is derived from it,
+// for example by [context.WithTimeout], ends a moment later, when the runtime has run its timers.
+// Code that must not continue without the lock must check the context of fn itself.
 func (lk *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context) error) error {
 	return lk.do(ctx, name, fn, lk.Acquire)
 }
 
-// TryDo is like [Locker.Do], but does not wait: if the lock is held, or others
-// wait for it, it returns [ErrLocked]. If ctx ends first, the error is that of Do: it wraps
-// ErrLocked and the cause.
+// TryDo is like [Locker.Do], but does not wait: it returns [ErrLocked] if the lock is held or others
+// wait for it. If ctx ends first, the error wraps ErrLocked and the cause.
 func (lk *Locker) TryDo(ctx context.Context, name string, fn func(ctx context.Context) error) error {
 	return lk.do(ctx, name, fn, lk.TryAcquire)
 }
@@ -119,10 +117,9 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 	return fn(ctx)
 }
 
-// Acquire waits for the lock and returns its lease, which must be released, and
-// a context to work with, as [Locker.Do] gives to fn. That context ends with
-// the lease. A caller whose ctx has ended never has the lock: its error wraps
-// [ErrLocked] and the cause of that end.
+// Acquire waits for the lock. It returns a [Lease], which the caller must release, and a context
+// that ends when the lease does; see [Locker.Do]. A caller whose ctx has ended never gets the lock:
+// the error wraps [ErrLocked] and the cause.
 func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *Lease, error) {
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
@@ -155,10 +152,9 @@ func (lk *Locker) waitLimit() (limit <-chan struct{}, stop func() bool) {
 	return passed, time.AfterFunc(lk.opt.MaxWait, func() { close(passed) }).Stop
 }
 
-// TryAcquire is like [Locker.Acquire], but does not wait: if the lock is held,
-// or others wait for it, it returns [ErrLocked]. If ctx ends first, the error wraps
-// ErrLocked and the cause of that end. If the answer of Redis comes when the lease has
-// ended, the error is an [*Error].
+// TryAcquire is like [Locker.Acquire], but does not wait: it returns [ErrLocked] if the lock is held
+// or others wait for it. If ctx ends first, the error wraps ErrLocked and the cause. If the answer
+// of Redis arrives after the lease has ended, the error is an [*Error].
 func (lk *Locker) TryAcquire(ctx context.Context, name string) (context.Context, *Lease, error) {
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
@@ -230,27 +226,26 @@ type Lease struct {
 	traced   atomic.Bool
 }
 
-// Fence returns the fencing token of the hold: a number that is higher than those of all holds
-// of this lock before. A table that keeps the highest fence refuses a holder that does not
-// know yet that its lease has ended:
+// Fence returns the fencing token of the hold, a number higher than those of all earlier holds of
+// this lock. A table that stores the highest fence can refuse a holder that does not know that its
+// lease has ended:
 //
 //	UPDATE thing SET state = $1, fence = $2 WHERE id = $3 AND fence < $2
 //
-// "Before" is the order in which Redis grants leases. With [LockOptions.Slots] above 1, two
-// calls of Acquire may return in the other order: one was stopped after Redis granted its
-// lease. Their fences tell in which order Redis granted them.
+// Earlier means earlier in the order in which Redis grants leases. With [LockOptions.Slots] above 1,
+// two calls of Acquire may return in the other order.
 //
-// A lease of which Redis lost all traces does not count, and a server's clock that is set back by
-// more than a second may lower the next fence.
+// The next fence may be lower if Redis has lost all data of the lock, or if the server's clock is
+// set back by more than a second.
 func (ls *Lease) Fence() int64 { return ls.hold.Fence() }
 
-// Release gives the lock back. It works after the context ended, and takes no
-// longer than RedisTimeout. It returns [ErrLockLost] if the lock was lost
-// before, and an [*Error] if Redis did not answer: then the lock stays blocked
-// until Redis answers, or until the lease has ended. If a connection breaks after
-// Redis released the lock and before its answer arrives, Release is sent again,
-// finds no lease, and returns ErrLockLost too. A second Release does nothing, and
-// returns what the first did.
+// Release releases the lock. It works after the context has ended, and takes at most RedisTimeout.
+// It returns [ErrLockLost] if the lock was lost before. It returns an [*Error] if Redis did not
+// answer: the lock then stays held until a background request releases it, or until the lease ends.
+//
+// If the connection breaks after Redis released the lock and before its answer arrives, Release
+// sends the request again, finds no lease, and returns ErrLockLost. A second Release does nothing
+// and returns the same error.
 func (ls *Lease) Release() error {
 	ls.once.Do(func() {
 		ls.released.Store(true)
@@ -271,13 +266,13 @@ func (ls *Lease) Release() error {
 	return ls.err
 }
 
-// Close ends the locker. Callers that wait get [ErrClosed]. The contexts of the
-// holders end with that cause, and their leases are not renewed any more. A holder
-// keeps its lock until it calls [Lease.Release], as only the holder knows when it has
-// stopped. Close returns when all holders have released their locks, or their leases
-// have ended. Requests to Redis that may change who holds a lock are waited for, each
-// at most RedisTimeout; what failed requests have left behind is then taken back, also
-// within RedisTimeout.
+// Close ends the Locker. Waiting callers receive [ErrClosed]. The contexts of holders end with that
+// cause, and their leases are no longer renewed. A holder keeps its lock until it calls
+// [Lease.Release], because only the holder knows when it has stopped.
+//
+// Close returns when all holders have released their locks or their leases have ended. It also waits
+// for requests that may change the holder of a lock, at most RedisTimeout for each, and then undoes
+// failed requests within another RedisTimeout.
 func (lk *Locker) Close() error {
 	lk.closing.Do(func() {
 		lk.closed.Store(true)

@@ -16,46 +16,46 @@ import (
 )
 
 var (
-	// ErrNotFound says that a key has no value. A fetch or a [Store] returns it, bare or
-	// wrapped. The absence is then remembered for [Options.NotFoundTTL], and every Get in that
-	// time returns ErrNotFound without a fetch. [Loader.Peek] returns it for a key without a
-	// stored value.
+	// ErrNotFound reports that a key has no value. A fetch or a [Store] returns it, bare or wrapped.
+	// Every Get returns it without a fetch for [Options.NotFoundTTL] after that. [Loader.Peek]
+	// returns it for a key without a stored value.
 	ErrNotFound = errors.New("fetchonce: not found")
 
-	// ErrLocked says that a call does not have the lock. [Locker.TryDo] and
-	// [Locker.TryAcquire] return it when others hold the lock or wait for it, and so does a
-	// call that has waited for [LockOptions.MaxWait]. The error of a call whose context ended
-	// wraps ErrLocked and the cause.
+	// ErrLocked reports that a call did not get the lock. [Locker.TryDo] and [Locker.TryAcquire]
+	// return it if others hold the lock or wait for it. Other calls return it after
+	// [LockOptions.MaxWait]. If the caller's context ends, the error wraps ErrLocked and the cause.
 	ErrLocked = errors.New("fetchonce: locked")
 
-	// ErrLockLost is the [context.Cause] of a fetch's context, or of a lock holder's, when its
-	// lease was lost: a renewal was late, or the lease was ended in Redis, that of a fetch by a
-	// Delete, Set or Update of the key. The value of such a fetch is not stored.
-	// [Lease.Release] and [Locker.Do] return ErrLockLost if the lock was lost.
+	// ErrLockLost reports that a lease ended early: it was not renewed in time, or it was ended in
+	// Redis. A Delete, Set or Update of a key ends the lease of its fetch, and the fetched value is
+	// then not stored. ErrLockLost is the [context.Cause] of the context of the fetch or the lock
+	// holder. [Lease.Release] and [Locker.Do] return it if the lock was lost.
 	ErrLockLost = errors.New("fetchonce: lock lost")
 
 	// ErrMaxHold is the [context.Cause] of the context of a holder that held a lock for longer
 	// than [LockOptions.MaxHold].
 	ErrMaxHold = errors.New("fetchonce: lock held for too long")
 
-	// ErrFetchTimeout says that a fetch ran for longer than [Options.FetchTimeout]. It is the
-	// [context.Cause] of the fetch's context, and its callers receive it in an [*Error].
+	// ErrFetchTimeout reports that a fetch ran longer than [Options.FetchTimeout]. It is the
+	// [context.Cause] of the fetch's context. Its callers receive it in an [*Error]. A load also
+	// fails with it if no permit of [Options.MaxFetches] is released for that long.
 	ErrFetchTimeout = errors.New("fetchonce: fetch timeout")
 
-	// ErrClosed is returned by every method of a closed [Loader] or [Locker], and to callers
-	// that waited when it was closed. It is the [context.Cause] of the contexts of lock holders
-	// at that moment.
+	// ErrClosed is returned by the methods of a closed [Loader] or [Locker], and to callers that
+	// were waiting when it was closed. It is also the [context.Cause] of the contexts of fetches and
+	// lock holders that Close ended.
 	ErrClosed = errors.New("fetchonce: closed")
 
-	// ErrUnavailable is in each [*Error] whose cause is that Redis did not answer, could not be
-	// reached or serves no key, as while it loads its data, beside that cause; also if the call
-	// was not sent, see [Options.RedisBreaker]. It is not in one whose cause is another error that
-	// Redis answered.
+	// ErrUnavailable reports that Redis did not answer, could not be reached, or serves no keys, for
+	// example because it is loading its data. It also reports that a call was not sent for that
+	// reason; see [Options.RedisBreaker]. An [*Error] matches it with [errors.Is] and unwraps to the
+	// cause. An *Error with another answer of Redis does not match it.
 	ErrUnavailable = errors.New("fetchonce: redis unavailable")
 
-	// ErrNotInvalidated is in the [*Error] of [Loader.Update] and [Loader.Delete] when the change
-	// may not have reached Redis: write succeeded, but a Get may return a stored value until its
-	// TTL. It tells that from an error before write was called.
+	// ErrNotInvalidated reports that Redis may not have received an invalidation: a Get may return a
+	// stored value until its TTL. [Loader.Delete] returns it in an [*Error], and so does
+	// [Loader.Update] after write has returned. An error from before the call of write does not
+	// contain it.
 	ErrNotInvalidated = errors.New("not every cache was invalidated")
 )
 
@@ -92,27 +92,27 @@ func checkErrors(list []error) error {
 	return nil
 }
 
-// An Error reports a failure of fetchonce or Redis: Redis is unavailable or refused a
-// command, a value cannot be encoded, an argument is not usable, or a fetch failed in
-// another process. Errors of a fetch or a [Store] of this process are returned unchanged.
+// An Error reports a failure of fetchonce or Redis: Redis is unavailable or refused a command, a
+// value cannot be encoded, an argument is invalid, or a fetch failed in another process. An error of
+// a fetch or a [Store] is returned unchanged in the process that called it.
 //
-// The Op of a fetch that failed in another process is "fetch". Its text is the text of that
-// fetch's error alone, so it is the same in all processes, with these exceptions: it has at most
-// about 1 KiB, what is not printable is escaped, and errors of a Store, a database or a parser, which
-// quote data, are replaced by their types and numbers. [errors.Is] holds for the sentinels of
-// [Options.Errors]. Nothing else of the error travels.
+// If a fetch failed in another process, Op is "fetch" and the text is that of the fetch's error. So
+// the text is the same in all processes, with three exceptions: it has at most about 1 KiB,
+// unprintable characters are escaped, and errors of a Store, a database or a parser, which quote
+// data, are replaced by their types and numbers. [errors.Is] finds the sentinels of
+// [Options.Errors]. Nothing else of the error is sent.
 type Error struct {
-	// Op is what failed: "read", "acquire", "encode" or "fetch"; the method, as "new", "get",
-	// "get many", "load", "peek", "set", "delete", "update" and "release"; "lock" for the
-	// methods of a Locker; or the function "wrap", "serialize" or "key".
+	// Op is what failed: "read", "acquire", "encode" or "fetch"; a method of a Loader or Lease:
+	// "new", "get", "get many", "load", "peek", "set", "delete", "update" or "release"; "lock" for a
+	// method of a Locker; or a function: "wrap", "serialize" or "key".
 	Op  string
 	Key string // the key as the caller gave it; empty if there was none
 	Err error  // the cause
 }
 
-// Error returns a text like `fetchonce: read "user:42": i/o timeout`, or that of a fetch's error
-// in another process. It quotes at most the first 200 bytes of Key. It is one line: a cause of
-// several lines, as that of [errors.Join], has semicolons between them.
+// Error returns a text like `fetchonce: read "user:42": i/o timeout`, or the text of the fetch's
+// error if that failed in another process. The text quotes at most the first 200 bytes of Key. It is
+// one line: if the cause has several, as that of [errors.Join], semicolons separate them.
 func (e *Error) Error() string {
 	if peer, ok := e.Err.(*failure.Peer); ok { //nolint:errorlint // no wrapped one
 		return peer.Error()
@@ -133,15 +133,15 @@ func oneLine(err error) string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Is reports whether target is [ErrUnavailable] and the cause is that Redis is unavailable.
+// Is reports whether target is [ErrUnavailable] and Redis was unavailable.
 func (e *Error) Is(target error) bool {
 	_, peer := e.Err.(*failure.Peer)
 	return target == ErrUnavailable && !peer && client.IsUnavailable(e.Err)
 }
 
-// A PanicError is the value with which a Get panics when its fetch panicked, in
-// every caller of this process that was waiting for that fetch. In other
-// processes the callers get an [*Error] with its text.
+// A PanicError is the value with which Get panics if its fetch panicked. Get panics in every caller
+// of this process that waited for that fetch. Callers in other processes receive an [*Error] with
+// its text.
 type PanicError struct {
 	Value any    // what the fetch panicked with
 	Stack []byte // the stack of the fetch when it panicked
@@ -152,19 +152,19 @@ func (e *PanicError) Error() string {
 	return fmt.Sprintf("fetchonce: fetch panicked: %v\n\n%s", e.Value, e.Stack)
 }
 
-// Unwrap returns the value the fetch panicked with if that is an error, else nil.
+// Unwrap returns Value if it is an error, and nil otherwise.
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err
 }
 
-// A ManyError says which keys of a [Loader.GetMany] failed, and how. [errors.Is]
-// and [errors.As] look into all of their errors.
+// A ManyError reports which keys of a [Loader.GetMany] failed, and why. [errors.Is] and [errors.As]
+// search the errors of all keys.
 type ManyError struct {
 	Errors map[string]error // by key
 }
 
-// Error names a few of the keys, and says how many there are.
+// Error returns the number of failed keys, and the errors of up to three of them.
 func (e *ManyError) Error() string {
 	const most = 3
 	keys := slices.Sorted(maps.Keys(e.Errors))

@@ -28,9 +28,9 @@ import (
 	"github.com/fetchonce/fetchonce/internal/shape"
 )
 
-// A Loader loads values of one type, each once for all callers that ask for it at the same
-// time, in all processes that share a Redis. It is made by [New], is safe for concurrent
-// use, and must be closed.
+// A Loader loads values of one type. If callers request a key at the same time, in any process that
+// shares the Redis, it loads the value once for all of them. [New] returns a Loader. It is safe for
+// concurrent use, and must be closed.
 type Loader[V any] struct {
 	values[V]
 	shared
@@ -64,7 +64,7 @@ type shared struct {
 	unwatch     func() // ends the calls when Redis is back
 }
 
-// A Result is a value, and how it was found.
+// A Result is a value and its origin.
 type Result[V any] struct {
 	Value  V
 	Source Source
@@ -106,45 +106,44 @@ type Fetch[V any] struct {
 	// Key is the key as the caller gave it.
 	Key string
 
-	// Fence is the fencing token of the lease. It rises with every lease of the key, so a
-	// writer that checks it where the data lives refuses a holder that was paused beyond its
-	// lease; docs/fence.md has the statements. It is 0 without a lease, because Redis is
-	// unavailable. It comes from the server's clock: if that is set back, a fence may be
-	// lower than that of a lease that has ended.
+	// Fence is the fencing token of the lease. It rises with every lease of the key. A database that
+	// checks it can refuse a process that was stopped for longer than its lease: docs/fence.md has
+	// the statements. It is 0 if there is no lease because Redis is unavailable. It comes from the
+	// server's clock: if that is set back, a fence may be lower than that of an earlier lease.
 	Fence int64
 
-	// Old is the value to be replaced, if there is one: stale, or refreshed early. A fetch
-	// that returns Old.Value says that it has not changed. Treat it as read-only.
+	// Old is the value to replace, stale or refreshed early, or nil. If the origin has not changed,
+	// the fetch may return Old.Value. Treat it as read-only.
 	Old *Result[V]
 
-	// TTL may be set by the fetch: how long to keep the value, or its absence, in the place
-	// of [Options.TTL] or [Options.NotFoundTTL]. With a negative TTL, one below a
-	// millisecond or one above 100 years, only the callers that wait receive the value.
+	// TTL may be set by the fetch. It is how long the value, or its absence, is kept, and replaces
+	// [Options.TTL] or [Options.NotFoundTTL]. If it is negative, below a millisecond or above 100
+	// years, the value is not kept, and only the waiting callers receive it.
 	TTL time.Duration
 }
 
-// New returns a Loader over a Redis client, which the caller configures and closes. It sends
-// nothing yet. The error is an [*Error] that names the option that cannot be used, or says
-// why the client or V cannot.
+// New returns a Loader over a Redis client, which the caller configures and closes. It sends no
+// command. The error is an [*Error] that names the invalid option, or says why the client or V is
+// not accepted.
 //
-// New accepts a client of one server, of Sentinels or of a cluster, and a struct that wraps
-// one. It refuses a Ring, a client that reads from replicas, a client with go-redis'
-// ClientSideCache or ClientSideCacheConfig, and nil. Do not set ReplicaOnly for Sentinels:
-// such a client reads from replicas, and New cannot detect it.
+// New accepts a client of one server, of Sentinels or of a cluster, and a struct that wraps one. It
+// refuses nil, a Ring, a client that reads from replicas, and a client with go-redis'
+// ClientSideCache or ClientSideCacheConfig. Do not set ReplicaOnly for Sentinels: such a client
+// reads from replicas, and New cannot detect it.
 //
-// New also refuses a V that [Msgpack] or [JSON] cannot encode, and names the path: a channel,
-// a function, a complex number, a struct without an exported field, as in
-// `Order.Items[].Done: chan struct {}`. What they keep only in part is logged, once for each
-// Loader: unexported fields beside exported ones, and interfaces, which come back with other
-// types. A codec of your own is not checked.
+// New also refuses a V that [Msgpack] or [JSON] cannot encode: a channel, a function, a complex
+// number, or a struct without an exported field. The error has the path, as in `Order.Items[].Done:
+// chan struct {}`. Once for each Loader, New logs what the codec keeps only in part: unexported
+// fields beside exported ones, and interfaces, which are decoded as other types. It does not check a
+// codec of your own.
 //
-// Over a *redis.ClusterClient, commands are sent by the clients of its nodes, so a node that
-// hangs delays its own keys only. Hooks of the ClusterClient do not run for them: add hooks
-// to the nodes' clients, in OnNewNode.
+// Over a *redis.ClusterClient, the clients of its nodes send the commands, so a node that hangs
+// delays only its own keys. Hooks of the ClusterClient do not run for these commands: add hooks to
+// the nodes' clients, in OnNewNode.
 //
-// Set the client's timeouts: go-redis defaults to 5 seconds and several retries, for which a
-// connection waits, though no caller does. With ContextTimeoutEnabled, a lone command is
-// sent on its caller's goroutine, which makes a hit faster.
+// Set the client's timeouts. No caller waits longer than [Options.RedisTimeout], but a connection
+// stays busy for as long as the client does: by default 5 seconds and several retries. With
+// ContextTimeoutEnabled, a lone command is sent on its caller's goroutine, which makes a hit faster.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
 	cluster, refused := client.Check(rdb)
@@ -197,11 +196,12 @@ func newLoader[V any](c *client.Client, opt Options[V], readBack bool) *Loader[V
 }
 
 // Close ends all loads: the contexts of their fetches end with [ErrClosed], their leases are
-// released, and their callers receive ErrClosed. The context of a Create of the [Store] ends,
-// too: Close does not wait for a row. It returns when all loads have ended. A fetch that
-// ignores its context continues alone. While Redis does not answer, Close takes RedisTimeout
-// at most; what then waits in the client ends with the client's timeouts. A second Close
-// does nothing.
+// released, and their callers receive ErrClosed. The context of a Create of the [Store] ends too, so
+// Close does not wait for a row. Close returns when all loads have ended. A fetch that ignores its
+// context continues by itself.
+//
+// If Redis does not answer, Close takes at most RedisTimeout. Commands that are still in the client
+// then end with the client's timeouts. A second Close does nothing.
 func (l *Loader[V]) Close() error {
 	if l.closed.Swap(true) {
 		return nil
@@ -218,26 +218,25 @@ func (l *Loader[V]) Close() error {
 	return nil
 }
 
-// Get returns the value of key: the stored one, or the result of fetch. If callers in any
-// number of processes Get a missing key at once, one runs its fetch, and the others wait for
-// its result.
+// Get returns the stored value of key, or the result of fetch. If callers in any number of processes
+// Get a missing key at once, one of them runs its fetch, and the others wait for the result.
 //
-// The fetch's context has the values of one caller's ctx. It ends when all callers have left,
-// with [ErrLockLost] when the lease is lost, with [ErrFetchTimeout], or with [ErrClosed];
-// [context.Cause] says which. A caller waits until its own ctx ends, and then returns
-// ctx.Err(). With a [Store], callers may leave once the fetch has succeeded: its value is
-// created all the same, under the lease. With ContextTimeoutEnabled, while Redis does not
-// answer, one or two callers may notice a cancellation only after [Options.RedisTimeout].
+// The fetch's context has the values of one caller's ctx. It ends when all callers have left, with
+// [ErrLockLost] if the lease is lost, with [ErrFetchTimeout], or with [ErrClosed]; [context.Cause]
+// returns the reason. A caller waits until its own ctx ends, and then returns ctx.Err(). If Redis
+// does not answer and the client has ContextTimeoutEnabled, one or two callers may notice a
+// cancellation only after [Options.RedisTimeout]. With a [Store], a fetched value is created under
+// the lease even if all callers leave.
 //
-// All waiting callers receive the fetch's result. Its error is returned unchanged in this
-// process. In others it is an [*Error] with the same text, for which [errors.Is] holds with
-// the sentinels of [Options.Errors]. [ErrNotFound] is remembered; other errors are not, unless
-// [Options.ErrorTTL] is set. If the fetch panics, Get panics with a
-// [*PanicError] in every caller of this process that waited for it.
+// All waiting callers receive the fetch's result. Its error is returned unchanged in this process.
+// In other processes it is an [*Error] with the same text, in which [errors.Is] finds the sentinels
+// of [Options.Errors]. [ErrNotFound] is remembered. Other errors are not, unless [Options.ErrorTTL]
+// is set. If the fetch panics, Get panics with a [*PanicError] in every caller of this process that
+// waited for it.
 //
-// Without Redis, [Options.OnRedisDown] decides: Get fetches without a lease, or returns an
-// [*Error]. A fetched value is returned even if it cannot be stored. A fetch that Gets its
-// own key with its own context receives an *Error, as it would wait for itself.
+// If Redis is unavailable, [Options.OnRedisDown] decides: Get fetches without a lease, or returns an
+// [*Error]. A fetched value is returned even if it cannot be stored. A fetch that calls Get for its
+// own key with its own context receives an *Error, because it would wait for itself.
 func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.Context, key string) (V, error)) (V, error) {
 	hit := l.nearGet(ctx, key)
 	if hit.entry != nil && hit.entry.plain && fetch != nil {
@@ -253,7 +252,7 @@ func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.
 	return r.Value, err
 }
 
-// Load is [Loader.Get] with a [Fetch] for the fetch, and a [Result].
+// Load is [Loader.Get] whose fetch receives a [Fetch], and which returns a [Result].
 func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
 	b, err := l.begin(ctx, "load", key, l.nearGet(ctx, key), fetch == nil)
 	if b.caller == nil {
@@ -290,10 +289,10 @@ func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearHit[V], n
 	return begun[V]{caller: &caller[V]{l: l, ctx: ctx, k: k, came: came, seen: seen}}, nil
 }
 
-// Peek returns the stored value, fresh or stale, and never fetches. It looks up what Get would
-// look up first: the near cache, then Redis or, with [Options.TTL] off, the Store. The error
-// is [ErrNotFound] if there is no usable value; an [*Error] if Redis does not answer,
-// whatever [Options.OnRedisDown] says; or ctx.Err().
+// Peek returns the stored value, fresh or stale, and never fetches. It looks the key up in the near
+// cache and then in Redis, or in the Store if [Options.TTL] is off. The error is [ErrNotFound] if
+// there is no usable value, an [*Error] if Redis does not answer, whatever [Options.OnRedisDown] is,
+// or ctx.Err().
 func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 	k, err := l.enter(ctx, "peek", key, false)
 	if err != nil {
@@ -315,14 +314,14 @@ func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 	return seen.result, err
 }
 
-// Set stores a value in Redis for [Options.TTL], in the place of any other. It does not change
-// the Store. A running fetch of the key loses its lease, in any process: its value is not
-// stored, and its callers receive v.
+// Set stores a value in Redis for [Options.TTL] and replaces any other. It does not change the
+// Store. A running fetch of the key loses its lease, in any process: its value is not stored, and
+// its callers receive v.
 //
-// After Set has returned nil, a Get that starts later returns v or a newer value. After an
-// error it is not known whether v is stored, except when v cannot be stored: it cannot be
-// encoded or read back, is larger than [Options.MaxBytes], or TTL is off. The error is an
-// [*Error], [ErrClosed], or that of a ctx that had ended; then nothing was done.
+// After Set has returned nil, a Get that starts later returns v or a newer value. After an error, v
+// may or may not be stored. v is certainly not stored if it cannot be encoded or read back, is
+// larger than [Options.MaxBytes], or TTL is off. The error is an [*Error], or [ErrClosed] or
+// ctx.Err() if nothing was sent because the Loader was closed or ctx had ended.
 func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	k, err := l.enter(ctx, "set", key, false)
 	if err != nil {
@@ -344,14 +343,14 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	return nil
 }
 
-// Delete makes the next Get of each key fetch it again. It does not change the Store. A
-// running fetch of a key loses its lease, in any process: its value is not stored, and no Get
-// that starts after Delete has returned receives it. A value that is being created in the
-// Store is created all the same, and a later Get may find that row.
+// Delete makes the next Get of each key fetch it again. It does not change the Store. A running
+// fetch of a key loses its lease, in any process: its value is not stored, and no Get that starts
+// after Delete has returned receives it. If the Store is creating a row at that moment, the row is
+// created anyway, and a later Get may return it.
 //
-// A missing key is deleted like any other. The error joins an [*Error] with
-// [ErrNotInvalidated] for each key that may not have been deleted: a Get may return its stored
-// value until the TTL ends. It is [ErrClosed] if the Loader is closed.
+// Deleting a missing key is not an error. If the key may not have been deleted, the error is an
+// [*Error] with [ErrNotInvalidated]: a Get may return the stored value until its TTL ends. The
+// errors of several keys are joined. A closed Loader returns [ErrClosed].
 func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 	if l.closed.Load() {
 		return ErrClosed

@@ -395,36 +395,34 @@ func (l *Loader[V]) keepNear(t near.Ticket, k keyed, seen *lookup[V], v protocol
 	l.near.Put(t, protocol.Handle(k.user), c, min(l.opt.Near.TTL, lasts-l.clock.Age(h)))
 }
 
-// A Store is the durable place of a Loader's values, most often a table; the
-// package oncesql has one over [database/sql]. It is looked up before a
-// fetch, and again under the lease; what was fetched is created in it.
+// A Store is the durable place of a Loader's values, usually a table. Package oncesql has one over
+// [database/sql]. A Loader looks a key up in it before a fetch, and again under the lease. It
+// creates fetched values in it.
 //
-// A Store may also have a method
+// A Store may also have this method, which looks up many keys at once:
 //
 //	LookupMany(ctx context.Context, keys []string) (map[string]V, error)
 //
-// that looks up many keys at once; those without a value are not in the map.
-// [Loader.GetMany] uses it where it is there. Its error is a [*ManyError] if it
-// knows which keys failed; the others then have the values in the map, or none.
-// After another error, halves of the keys are looked up, until the key that fails
-// is found; but not if ctx has ended, the error is a [net.Error] or [io.EOF], or
-// many lookups have failed.
+// Keys without a value are not in the map. [Loader.GetMany] uses the method if the Store has it. If
+// LookupMany knows which keys failed, it returns a [*ManyError] and the values of the other keys.
+// After any other error, GetMany looks up halves of the keys until it finds the one that fails. It
+// does not if ctx has ended, the error is a [net.Error] or [io.EOF], or many lookups have failed.
 //
-// Implementations are called by many goroutines at once, and return soon after
-// their ctx ends. The ctx of a Lookup under the lease ends as that of the fetch does.
-// The ctx of a Create ends when [Options.FetchTimeout] is over or the Loader is closed.
-// A Loader does not wait beyond that for one that hangs.
+// The methods are called by many goroutines at once, and must return soon after their ctx ends. The
+// ctx of a Lookup under the lease ends like that of the fetch. The ctx of a Create ends when
+// [Options.FetchTimeout] passes or the Loader is closed. The Loader does not wait longer for a
+// method that hangs.
 type Store[V any] interface {
-	// Lookup returns the value of key, or an error that is [ErrNotFound], bare
-	// or wrapped, if there is none.
+	// Lookup returns the value of key. If there is none, the error is [ErrNotFound], bare or
+	// wrapped.
 	Lookup(ctx context.Context, key string) (V, error)
 
-	// Create keeps v for key, unless key has a value already, and returns the
-	// value that is kept. It must be safe against other creators by itself: a
-	// lease in Redis saves work, the unique key of a table makes it safe.
+	// Create keeps v for key unless key has a value, and returns the value that is kept. It must be
+	// safe when several processes create a key at once, because a lease may be lost; a unique key
+	// makes a table safe.
 	//
-	// A Create runs on when all callers have left, and when a Delete or an Update takes
-	// its lease away: a fetch that succeeded is not repeated for that.
+	// Create continues if all callers have left, or if a Delete or an Update has ended its lease, so
+	// a successful fetch is not repeated.
 	Create(ctx context.Context, key string, v V) (V, error)
 }
 

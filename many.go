@@ -16,25 +16,21 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// GetMany is like [Loader.Get] for many keys at once: what is kept is read in one
-// round trip for each node of Redis and each thousand keys, and what is not is fetched in one batch.
-// At most 32 MiB are read from a node at once: values that are larger than that divided
-// by the number of keys take further round trips. A
-// key that is being loaded, by another GetMany or a Get, here or in another
-// process, is waited for, and is not in the batch.
+// GetMany is like [Loader.Get] for many keys at once. It reads stored values in one round trip for
+// each Redis node and each thousand keys. It reads at most 32 MiB from a node at once, so large
+// values take further round trips. The missing keys are fetched in one batch. GetMany waits for keys
+// that another Get or GetMany loads, in any process, and does not fetch them.
 //
-// fetch is given keys that this process is to fetch, each once, and returns their
-// values. A key that is not in the map it returns is not found, which is
-// remembered. If it returns an error, that is the failure of the keys that are
-// not in the map. It is called a second time, for fewer keys, where a key had to
-// be waited for and its value was then not to be had: another process has died,
-// or the key was deleted meanwhile. Its context ends when nobody waits for any of
-// its keys any more, and as that of a Get's fetch.
+// fetch receives the keys that this process fetches, each once, and returns their values. A key that
+// is not in the returned map has no value, and its absence is remembered. If fetch returns an error,
+// that is the error of the keys that are not in the map. fetch is called again, for fewer keys, if a
+// load that GetMany waited for ended without a value: its process died, or the key was deleted. The
+// context of fetch ends as in Get, and when no caller waits for any of its keys.
 //
-// The map has the values that were found. Keys may be given twice, and there may
-// be none. The error is nil, or a [*ManyError] with the error of each key that
-// failed, beside the map of those that did not; or [ErrClosed], or that of a ctx
-// that had ended before.
+// The returned map has the values of the keys that have one. A key may be given more than once. With
+// no keys the map is empty. If keys fail, the error is a [*ManyError] with the error of each, and
+// the map has the values of the others. Otherwise it is nil, [ErrClosed], or ctx.Err() if ctx had
+// ended before the call.
 func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx context.Context, keys []string) (map[string]V, error)) (map[string]V, error) {
 	all, err := l.enterMany(ctx, keys, fetch)
 	if err != nil {

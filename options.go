@@ -15,32 +15,32 @@ import (
 // Options{NotFoundTTL: fetchonce.Off}. Any negative value does.
 const Off = -1
 
-// Options configure a [Loader]. The zero value of a field means its default. [New] refuses
-// a value that it cannot use with an error that names the field, and replaces none.
+// Options configure a [Loader]. The zero value of a field means its default. [New] returns an error
+// that names the field if it cannot use a value. It never replaces a value.
 //
-// Redis counts in milliseconds: a fraction of one is cut off where a duration becomes the
-// TTL of a Redis key.
+// Durations are cut to whole milliseconds where Redis stores them.
 type Options[V any] struct {
 	// Prefix is the namespace of the Loader's keys in Redis. Loaders with the same Prefix
 	// share their keys and leases, in all processes. Required.
 	Prefix string
 
-	// Schema is the version of V's shape. Builds with different Schemas share their keys: each
-	// finds only values of its own Schema, they do not overwrite each other's, and a Delete, Set
-	// or Update by one ends the values of all. Defaults to a fingerprint of V as the codec sees
-	// it: the encoded fields with their names and tag options, and the kinds of values. A type
-	// that encodes itself counts by its package path and name. For a codec of your own, exported
-	// fields count in order, with their tags. Set Schema by hand when only the meaning changes.
+	// Schema is the version of V's shape. Builds with different Schemas share keys and leases, and
+	// each reads only the values of its own Schema. A Delete, Set or Update by one build ends the
+	// values of all.
+	//
+	// Defaults to a fingerprint of V as the codec sees it: the encoded fields with their names and
+	// tag options, and the kinds of their values. A type that encodes itself counts by its package
+	// path and name. With a codec of your own, the exported fields count in their order, with their
+	// tags. Set Schema by hand if only the meaning of a value changes.
 	Schema string
 
-	// TTL is how long a value is fresh, and kept in Redis. With Off, Redis keeps no values,
-	// only leases: then a Store is required, which every Get looks up first. Defaults to 5
-	// minutes.
+	// TTL is how long a value is fresh, and how long Redis keeps it. With Off, Redis keeps only
+	// leases: a Store is then required, and every Get looks it up first. Defaults to 5 minutes.
 	TTL time.Duration
 
-	// Jitter is the largest share of a TTL that is taken off at random, so that values that
-	// were stored together do not end together. It applies to TTL, NotFoundTTL and
-	// Fetch.TTL, and is less than 1. Defaults to 0.1; Off turns it off.
+	// Jitter is the largest share of a TTL that is subtracted at random, so values that were stored
+	// together do not expire together. It applies to TTL, NotFoundTTL and Fetch.TTL, and must be
+	// less than 1. Defaults to 0.1; Off turns it off.
 	Jitter float64
 
 	// NotFoundTTL is how long an [ErrNotFound] of a fetch is remembered. With Off, only the
@@ -48,130 +48,129 @@ type Options[V any] struct {
 	// TTL.
 	NotFoundTTL time.Duration
 
-	// Errors are sentinels that keep their identity in other processes: a fetch's error that is
-	// one of them by [errors.Is] is that for every caller that shares the failure, in every
-	// process whose Errors has a sentinel of the same text. [ErrNotFound] needs no entry. An
-	// error's own data does not travel: [errors.As] finds the sentinel, not the fetch's error.
-	// Defaults to none; the most is 100.
+	// Errors are sentinels that keep their identity in other processes. If [errors.Is] finds one in
+	// a fetch's error, it finds it for every caller that shares the failure, in every process that
+	// lists a sentinel with the same text. Nothing else of an error is sent: in another process,
+	// [errors.As] does not find the fetch's error. [ErrNotFound] needs no entry. Defaults to none;
+	// at most 100.
 	Errors []error
 
-	// ErrorTTL is how long another failure of a fetch is returned to later callers without
-	// a fetch, as an [*Error] with its text; see [Loader.Get]. A process returns the failure of another
-	// process for no longer than its own ErrorTTL. Defaults to off.
+	// ErrorTTL is how long a failure of a fetch other than ErrNotFound is returned to later callers
+	// without a fetch, as an [*Error] with its text; see [Loader.Get]. A process returns the failure
+	// of another process for at most its own ErrorTTL. Defaults to off.
 	ErrorTTL time.Duration
 
-	// StaleWhileRevalidate is how long after its TTL a stale value is returned at once,
-	// while one process fetches a new one (RFC 5861). Defaults to off.
+	// StaleWhileRevalidate is how long after its TTL a stale value is returned at once, while one
+	// process fetches a new one (RFC 5861). Defaults to off.
 	//
-	// The age of a value is judged by the server's clock. A process learns that clock with
-	// its first miss, and uses its own until then.
+	// The server's clock decides how old a value is. A process learns that clock with its first
+	// miss, and uses its own clock until then.
 	StaleWhileRevalidate time.Duration
 
-	// StaleIfError is how long after its TTL a stale value is returned in the place of the
-	// error when the fetch of a new one fails (RFC 5861). The next fetch then follows after
-	// a backoff of a second, or up to half a minute for a value that has long been stale;
-	// until then all callers receive the stale value at once. [ErrNotFound] is no failure.
-	// Defaults to off.
+	// StaleIfError is how long after its TTL a stale value is returned if the fetch of a new one
+	// fails (RFC 5861). After such a failure, callers receive the stale value at once for a backoff
+	// of 1 to 30 seconds, which grows with the time for which the value has been stale.
+	// [ErrNotFound] is not a failure. Defaults to off.
 	StaleIfError time.Duration
 
-	// SoftTimeout is how long a caller waits for a new value while a stale one may be
-	// returned by StaleIfError or StaleWhileRevalidate. Then it receives the stale value,
-	// and the fetch continues. Defaults to off: the caller waits for the fetch.
+	// SoftTimeout is how long a caller waits for a new value if StaleIfError or StaleWhileRevalidate
+	// allows a stale one. Then it receives the stale value, and the fetch continues. Defaults to
+	// off: the caller waits for the fetch.
 	SoftTimeout time.Duration
 
 	// EarlyRefresh is the beta of XFetch ("Optimal Probabilistic Cache Stampede Prevention",
-	// Vattani, Chierichetti, Lowenstein, VLDB 2015). A value that took d to fetch is
-	// refreshed in the background when d * beta * -ln(random) is more than the rest of its
-	// TTL, so a popular key always has a fresh value. 1 is the paper's choice; more is
+	// Vattani, Chierichetti, Lowenstein, VLDB 2015). A Get refreshes a value in the background if d
+	// * beta * -ln(random) is more than the rest of its TTL, where d is the duration of its fetch.
+	// So callers of a popular key rarely wait. 1 is the paper's choice; a higher beta refreshes
 	// earlier. Defaults to off.
 	EarlyRefresh float64
 
-	// Lease is how long a process that dies during a fetch blocks the key. A live process
-	// renews its lease at a third of it, so a fetch may take longer. A renewal is given up
-	// after another third, so that there is time for a second one: Lease should be three
-	// times as long as Redis may take to answer. No writer to Redis can block a key for
-	// more than a minute by one write. Defaults to 5 seconds; from 10 ms to a minute.
+	// Lease is how long a process that dies during a fetch blocks the key. A live process renews its
+	// lease after a third of Lease, so a fetch may take longer. Each renewal is given up after
+	// another third, which leaves time for a second one. So set Lease to at least three times the
+	// longest time that Redis takes to answer. Defaults to 5 seconds; from 10 ms to a minute.
+	//
+	// The maximum bounds a forged lease: one write to Redis blocks a key for at most a minute.
 	Lease time.Duration
 
-	// FetchTimeout is the longest that a fetch may run, with the Store's lookup and Create.
-	// Then its context ends with [ErrFetchTimeout], its callers receive that, and its lease
-	// is released. A fetch that ignores its context continues without callers, and keeps its
-	// permit of MaxFetches. Defaults to a minute; Off turns it off.
+	// FetchTimeout limits a fetch, together with the Store's Lookup and Create. When it passes, the
+	// fetch's context ends with [ErrFetchTimeout], its callers receive that error, and its lease is
+	// released. A fetch that ignores its context continues without callers and keeps its permit of
+	// MaxFetches. Defaults to a minute; Off turns it off.
 	FetchTimeout time.Duration
 
-	// MaxFetches is how many fetches of this Loader run at once, over all keys. A fetch
-	// counts until its function returns, also after its callers have left. Other loads wait
-	// for a permit, and hold no lease meanwhile. A load returns [ErrFetchTimeout] when no
-	// permit is released for FetchTimeout: then each is held by a fetch that ignores its
-	// context.
+	// MaxFetches is how many fetches of this Loader run at once, over all keys. A fetch counts until
+	// its function returns, even if its callers have left. Other loads wait for a permit, and hold
+	// no lease while they wait. If no permit is released for FetchTimeout, every permit belongs to a
+	// fetch that ignores its context: the load returns [ErrFetchTimeout].
 	//
-	// A fetch that waits in a Get of another key does not count meanwhile. If its context
-	// ends during that Get and the fetch continues, it counts again as soon as a permit is
-	// free, before loads that wait later. The batch fetch of a GetMany counts as one, and
-	// holds its leases while it waits. Defaults to no limit.
+	// A fetch that waits in a Get of another key yields its permit. If its context ends during that
+	// Get and the fetch continues, it takes the next free permit, before later loads. The batch
+	// fetch of a GetMany takes one permit, and holds its leases while it waits for it. Defaults to
+	// no limit.
 	MaxFetches int
 
-	// RedisTimeout is how long an operation waits for an answer of Redis; a renewal waits
-	// for a third of Lease if that is less. An error that passes, as in a failover, is
-	// retried for as long again. Time in the queue does not count while Redis answers other
-	// operations. A caller whose context ends sooner waits no longer. Defaults to 500 ms.
+	// RedisTimeout is how long an operation waits for an answer from Redis. A renewal waits for a
+	// third of Lease if that is less. A passing error, as in a failover, is retried for another
+	// RedisTimeout. Time in the queue does not count while Redis answers other operations. A caller
+	// never waits longer than its context. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
-	// RedisBreaker is how often a node of Redis is probed after it failed: it did not answer
-	// within RedisTimeout, could not be reached, or serves no key, as while it is loading. Until
-	// a probe is answered, calls go on without the node at once, as OnRedisDown says; Set, Delete
-	// and Update return an [*Error] with [ErrUnavailable]. Renewals are always sent. All users of
-	// a client share what is known of a node. Defaults to a second, with jitter; Off: every call tries.
+	// RedisBreaker is how often a failed node of Redis is probed. A node has failed if it did not
+	// answer within RedisTimeout, could not be reached, or serves no keys, for example because it is
+	// loading its data. Until a probe is answered, Gets follow OnRedisDown at once, and Set, Delete
+	// and Update return an [*Error] with [ErrUnavailable]. Renewals are always sent. All Loaders and
+	// Lockers of a client share the state of a node. Defaults to a second, with jitter; with Off,
+	// every call is sent.
 	RedisBreaker time.Duration
 
-	// OnRedisDown says what a Get does when Redis does not answer, or answers with an
-	// error. Defaults to [FailOpen].
+	// OnRedisDown decides what a Get does if Redis does not answer, or answers with an error.
+	// Defaults to [FailOpen].
 	OnRedisDown Policy
 
-	// Near configures the near cache; see [Near]. It needs TTL, and a client of a single
-	// server, Sentinels or a cluster that reads from masters. Defaults to off.
+	// Near configures the near cache; see [Near]. It requires TTL, and a client that reads from
+	// masters: of a single server, of Sentinels or of a cluster. Defaults to off.
 	Near Near
 
 	// Store is the durable place of the values, for example a table. Defaults to none.
 	Store Store[V]
 
-	// Codec encodes values for Redis. A value that another codec wrote is a miss. A value
-	// that the codec would not read is not stored; see [Codec] and [KeyCodec]. Defaults to
-	// [Msgpack].
+	// Codec encodes values for Redis. A value of another codec is a miss. A value that the codec
+	// could not read back is not stored; see [Codec] and [KeyCodec]. Defaults to [Msgpack].
 	Codec Codec
 
-	// Clone is called on a value that several callers of this process share, once for each
-	// caller. With Near, every value is shared. A caller shares a value that it refreshes,
-	// or receives as a fallback, with the fetch that has it as [Fetch.Old]. Clone is not
-	// called with a nil pointer; a writer to Redis may store one, so check a value of a
-	// pointer type for nil. A panic of Clone reaches the caller of Get; in GetMany it may be
-	// a [*PanicError]. Defaults to none: then treat shared values as read-only.
+	// Clone copies a value that several callers of this process share, once for each caller. With
+	// Near, every value is shared. Clone also copies a value that a caller and the fetch that
+	// replaces it both receive; see [Fetch.Old]. Clone is not called with a nil pointer. A writer to
+	// Redis may store a nil pointer, so check for it if V is a pointer type. A panic of Clone
+	// reaches the caller of Get; in GetMany it may be a [*PanicError]. Defaults to none: callers
+	// must then treat values as read-only.
 	Clone func(V) V
 
-	// MaxBytes is the largest encoded value that is stored or read. A larger one is returned
-	// to its callers, and kept in the Store only. So is a value that [Msgpack] or [JSON]
-	// would need more than 32 times MaxBytes and 1 MiB of memory to decode. Defaults to 4
-	// MiB; the most is 512 MiB.
+	// MaxBytes is the largest encoded value that Redis stores and a Loader reads. A larger value is
+	// returned to its callers, and only the Store keeps it. The same applies to a value that
+	// [Msgpack] or [JSON] could decode only with more than 32 times MaxBytes plus 1 MiB of memory.
+	// Defaults to 4 MiB; at most 512 MiB.
 	MaxBytes int
 
 	// Trace receives events for metrics. Defaults to none.
 	Trace *Trace
 
-	// Logger receives events that cannot be returned to a caller: a fetched value that could
-	// not be stored, a failed refresh, unusable data in Redis, an unavailable Redis. A panic
-	// in it is dropped. Defaults to [slog.Default].
+	// Logger receives events that cannot be returned to a caller: a fetched value that was not
+	// stored, a failed refresh, unusable data in Redis, an unavailable Redis. A panic of the Logger
+	// is dropped. Defaults to [slog.Default].
 	Logger *slog.Logger
 
 	// Instance is the name of this process in the log. Defaults to "host:pid".
 	Instance string
 }
 
-// A Policy says what a Get does without Redis.
+// A Policy decides what a Get does without Redis.
 type Policy int
 
 const (
-	// FailOpen loads without a lease: each process fetches a key once for all its callers,
-	// and logs it. The value is stored in the Store only.
+	// FailOpen loads without a lease, and logs it. Each process fetches a key once for all its
+	// callers. Only the Store keeps the value.
 	FailOpen Policy = iota
 
 	// FailClosed returns an [*Error] with the cause.
@@ -322,80 +321,79 @@ func checkDurations(options string, given []givenDuration) error {
 	return nil
 }
 
-// A Near configures the near cache: entries in this process, so that a Get of one costs no
-// round trip, no decoding and no allocation.
+// Near configures the near cache, which keeps values in this process. A Get of such an entry costs
+// no round trip, no decoding and no allocation.
 //
-// An entry is dropped when its value changes in Redis, whatever changes it: another
-// process, a program in another language, DEL in redis-cli, the end of its TTL, eviction,
-// FLUSHALL. After [Loader.Set], [Loader.Delete] or [Loader.Update] returns, each Get of the
-// same process over the same client sees the change. Other processes see it as soon as the
-// server's message arrives: after about one network delay, if they have a CPU to read it.
+// An entry is dropped when its value changes in Redis, whatever the cause: a write by another
+// process or another program, the end of its TTL, eviction, or FLUSHALL. After [Loader.Set],
+// [Loader.Delete] or [Loader.Update] returns, every Get of the same process over the same client
+// sees the change. Other processes see it when the server's message arrives, usually after one
+// network delay.
 //
-// A process has one more connection for this to Redis, or to each master of a cluster, on
-// which the server reports changes (CLIENT TRACKING). While that connection is lost, no
-// entry is used. If it hangs, or its master was replaced, no entry is used after 3 seconds
-// at most. A master that joins a cluster has no entries for the first seconds.
+// The process opens one more connection to Redis, or one to each master of a cluster, on which the
+// server reports changes (CLIENT TRACKING). While such a connection is lost, entries are not used.
+// If it hangs, or its master was replaced, entries are used for at most 3 more seconds. Keys of a
+// master that has just joined a cluster have no entries for the first seconds.
 //
-// If the server does not support or allow CLIENT TRACKING, that is logged once. Then entries
-// are dropped for changes by Loaders only. Other changes are seen when TTL ends.
+// If the server refuses CLIENT TRACKING, that is logged once. Entries are then dropped only for
+// changes by Loaders. Other changes become visible when Near.TTL ends.
 type Near struct {
-	// Entries is the most entries. Defaults to none: the near cache is off.
+	// Entries is the largest number of entries. Defaults to 0: the near cache is off.
 	Entries int
 
-	// TTL is the longest time that an entry is used, and not beyond the time for which its
-	// value is fresh. Defaults to a minute.
+	// TTL is the longest time for which an entry is used. An entry also ends when its value is no
+	// longer fresh. Defaults to a minute.
 	TTL time.Duration
 
-	// FailSafe is for how long an entry is returned after it was last known good, with
-	// [Result.Stale], if Redis is unavailable and the fetch fails, or is not made with
-	// [FailClosed]. An entry is known good until its TTL ends, or until the connection for
-	// changes fails. A Delete, Set or Update of this process ends it; one of another process is
-	// not seen in that time. Defaults to off.
+	// FailSafe is how long after it was last known good an entry is returned, with [Result.Stale],
+	// if Redis is unavailable and the fetch fails. With [FailClosed], the entry is returned without
+	// a fetch. An entry is known good until its TTL ends or its tracking connection fails. A Delete,
+	// Set or Update by this process ends it. One by another process is not noticed in that time.
+	// Defaults to off.
 	FailSafe time.Duration
 }
 
-// LockOptions configure a [Locker]. The zero value of a field means its default, as with
-// [Options].
+// LockOptions configure a [Locker]. The zero value of a field means its default, as with [Options].
 type LockOptions struct {
-	// Prefix is the namespace of the locks. Lockers with the same Prefix share their locks,
-	// in all processes; they must agree on Slots. It may be a Loader's Prefix as well.
-	// Required.
+	// Prefix is the namespace of the locks. Lockers with the same Prefix share their locks, in all
+	// processes, and must have the same Slots. A Loader may use the same Prefix. Required.
 	Prefix string
 
-	// Lease is how long a process that dies while it holds a lock blocks it. A live process
-	// renews its lease at a third of it, so a lock may be held for longer. A renewal is given
-	// up after another third, so that there is time for a second one: Lease should be three
-	// times as long as Redis may take to answer. Defaults to 5 seconds; the least is 10 ms.
+	// Lease is how long a process that dies while it holds a lock blocks that lock. A live process
+	// renews its lease after a third of Lease, so a lock may be held for longer. Each renewal is
+	// given up after another third, which leaves time for a second one. So set Lease to at least
+	// three times the longest time that Redis takes to answer. Defaults to 5 seconds; at least 10
+	// ms.
 	Lease time.Duration
 
-	// MaxHold is the longest that a lock may be held. Then the holder's context ends with
-	// [ErrMaxHold], and its lease is not renewed any more. A lock that the holder does not
-	// release is lost when the lease ends. Defaults to no limit.
+	// MaxHold limits how long a lock is held. When it passes, the holder's context ends with
+	// [ErrMaxHold] and the lease is no longer renewed. If the holder does not release the lock, the
+	// lock is lost when the lease ends. Defaults to no limit.
 	MaxHold time.Duration
 
-	// MaxWait is the longest that a call waits for a lock. Then it leaves the queue and
-	// returns [ErrLocked]. TryDo and TryAcquire do not wait at all. Defaults to no limit: a
-	// call waits until its context ends.
+	// MaxWait limits how long a call waits for a lock. When it passes, the call leaves the queue and
+	// returns [ErrLocked]. TryDo and TryAcquire never wait. Defaults to no limit: a call waits until
+	// its context ends.
 	MaxWait time.Duration
 
-	// RedisTimeout is the limit of each operation in Redis, with its retries; for a renewal,
-	// a third of Lease if that is less. It does not limit the wait for a lock: that ends
-	// with the caller's context or MaxWait. Defaults to 500 ms.
+	// RedisTimeout limits each operation in Redis, with its retries. A renewal is limited to a third
+	// of Lease if that is less. The wait for a lock is limited by the caller's context and MaxWait
+	// instead. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
-	// RedisBreaker is [Options.RedisBreaker] for locks: calls return an [*Error] with
-	// [ErrUnavailable] at once. A held lock is renewed all the same. Defaults to one second.
+	// RedisBreaker is [Options.RedisBreaker] for locks. While a node has failed, calls return an
+	// [*Error] with [ErrUnavailable] at once. Held locks are still renewed. Defaults to one second.
 	RedisBreaker time.Duration
 
-	// Slots is how many may hold a lock at once: 1 is a lock, more is a semaphore. Defaults
-	// to 1; the most is 1000.
+	// Slots is how many holders a lock has at once. With more than 1, the lock is a semaphore.
+	// Defaults to 1; at most 1000.
 	Slots int
 
 	// Trace receives events for metrics. Defaults to none.
 	Trace *Trace
 
-	// Logger receives events that cannot be returned to a caller: a lock that could not be
-	// released after its work was done. Defaults to [slog.Default].
+	// Logger receives events that cannot be returned to a caller, such as a lock that could not be
+	// released. Defaults to [slog.Default].
 	Logger *slog.Logger
 
 	// Instance is [Options.Instance].

@@ -13,52 +13,51 @@ import (
 	"github.com/fetchonce/fetchonce/internal/ratelog"
 )
 
-// A Trace holds hooks that report what a [Loader] or a [Locker] does. A nil hook is
-// skipped and costs nothing. Package onceotel has a Trace that records metrics.
+// A Trace has hooks that report what a [Loader] or a [Locker] does. A nil hook costs nothing.
+// Package onceotel has a Trace that records metrics.
 //
-// A hook is called once for each event, after the event. Hooks run on the caller's
-// goroutine and on internal goroutines, concurrently. The goroutine that drops near
-// entries is one of them, so a hook must return quickly and must not call the Loader
-// or Locker. A panic in a hook is recovered and logged at most every ten seconds.
-// [New] and [NewLocker] copy the hooks.
+// A hook is called once for each event, after the event. Hooks run on the caller's goroutine and on
+// internal goroutines, concurrently. One of these drops near entries. So a hook must return quickly
+// and must not call the Loader or Locker. A panic in a hook is recovered, and logged at most every
+// ten seconds. [New] and [NewLocker] copy the hooks.
 //
-// The context carries the values of the caller's context, or of one caller's context
-// when several share the event. It may have ended. Without a caller it is empty.
+// The context carries the values of the caller's context. If several callers share the event, it is
+// the context of one of them. Without a caller it is empty. It may have ended.
 //
-// Keys and lock names are as the caller gave them. They may be secret and they are
-// unbounded: do not use them as metric labels. The text of an error may contain a key.
+// Keys and lock names are as the caller gave them. They may be secret and their number is unlimited:
+// do not use them as metric labels. The text of an error may contain a key.
 //
 // # Fetches saved
 //
-// Each Get is of one [GetKind]. Over any period:
+// Each Get has one [GetKind]. Over any period:
 //
-//	gets                = hits + misses + joined + failed
-//	fetches without us  = misses + joined
-//	saved               = misses + joined - fetches
+//	gets                       = hits + misses + joined + failed
+//	fetches without fetchonce  = misses + joined
+//	saved                      = misses + joined - fetches
 //
-// where fetches is the sum of [TraceFetch.Keys] without [TraceFetch.Background]. If 50
-// callers in all processes ask for a missing key, 49 fetches are saved. For one process
-// the figure may be negative for a moment: a fetch is reported before its Gets.
+// where fetches is the sum of [TraceFetch.Keys] of all fetches that are not [TraceFetch.Background].
+// If 50 callers in all processes Get a missing key at once, 49 fetches are saved. For one process
+// the number may be negative for a moment, because a fetch is reported before its Gets.
 type Trace struct {
 	// Got reports a [Loader.Get], a [Loader.Load] or one key of a [Loader.GetMany]. It
 	// runs on the caller's goroutine, just before the call returns. Calls with invalid
 	// arguments, an ended context or a closed Loader are not reported.
 	Got func(context.Context, TraceGet)
 
-	// Fetched reports a fetch that returned, or that nobody waits for any more: it timed
-	// out, or all its callers left.
+	// Fetched reports the end of a fetch: its function returned, it timed out, or all its callers
+	// left.
 	Fetched func(context.Context, TraceFetch)
 
 	// Waited reports the end of a load's wait for another process. All callers in this
 	// process share one wait.
 	Waited func(context.Context, TraceWait)
 
-	// Stored reports a fetched value that was written to Redis, or could not be. It does
-	// not report [Loader.Set], nor values that are not to be kept.
+	// Stored reports the result of storing a fetched value in Redis. It does not report
+	// [Loader.Set], nor values that are not to be kept.
 	Stored func(context.Context, TraceStore)
 
-	// LeaseLost reports a lease that was lost during its fetch: the key was deleted or
-	// set, or a renewal failed. It is called when the fetch has ended.
+	// LeaseLost reports a lease that was lost during its fetch, because the key was changed or a
+	// renewal failed. It is called when the fetch has ended.
 	LeaseLost func(context.Context, TraceLease)
 
 	// RedisFailed reports a Redis operation that failed after all retries. Operations
@@ -120,10 +119,10 @@ type TraceFetch struct {
 	Unleased   bool   // it ran without a lease, because Redis was unavailable
 	Took       time.Duration
 
-	// Err is nil, an [ErrNotFound], or the failure: a [*PanicError] if the fetch
-	// panicked, or the fetch's own error. If its context ended, Err is the cause:
-	// [ErrFetchTimeout], [ErrLockLost], [ErrClosed], or [context.Canceled] when all
-	// callers left. A batch fetch that does not find some keys has no error.
+	// Err is nil, an [ErrNotFound], the fetch's own error, or a [*PanicError] if the fetch panicked.
+	// If the fetch's context ended, Err is the cause: [ErrFetchTimeout], [ErrLockLost], [ErrClosed],
+	// or [context.Canceled] if all callers left. A batch fetch that does not find some of its keys
+	// has no error.
 	Err error
 }
 
@@ -150,9 +149,8 @@ type TraceLease struct {
 
 // A TraceRedisError is the event of [Trace.RedisFailed].
 type TraceRedisError struct {
-	// Op is one of read, acquire, renew, fill, release, set and invalidate for a Loader
-	// (invalidate is that of Delete and Update), and lock, renew lock and unlock for a
-	// Locker.
+	// Op is, for a Loader, one of read, acquire, renew, fill, release, set and invalidate. Delete
+	// and Update report invalidate. For a Locker, Op is one of lock, renew lock and unlock.
 	Op  string
 	Err error
 }

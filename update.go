@@ -11,27 +11,27 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// Update changes the source of truth and the cache together: it calls write, which changes
-// what a fetch or the [Store] returns, and makes the next Get return that.
+// Update changes the source of truth and the cache together. It calls write, which changes what a
+// fetch or the [Store] returns. The next Get then returns the new value.
 //
-// While write runs, a write mark in Redis replaces the stored value. A Get then fetches, one
-// process at a time, and its value, which may be old or new, is not stored. When write has
-// returned, with or without an error, the key is invalidated as by [Loader.Delete], and the
-// mark is removed. If the process dies, its mark ends after [Options.Lease], and no value from
-// before the write stays. Only callers of a fetch that started before the mark and ended
-// after it may receive one.
+// While write runs, a write mark in Redis replaces the stored value. A Get then fetches, in one
+// process at a time. Its value may be old or new, so it is not stored. When write has returned, even
+// with an error, Update invalidates the key like [Loader.Delete] and removes the mark. If the
+// process dies, its mark ends after [Options.Lease]. No value from before the write is stored after
+// that. Only callers of a fetch that started before the mark and ended after it may still receive
+// one.
 //
-// Updates of one key may overlap; each has its own mark. They are not serialized: use a lock,
-// or the database's, if write needs that.
+// Updates of one key may overlap, and each has its own mark. Update does not serialize them: use a
+// lock, or a transaction of the database.
 //
-// write has the caller's ctx. Its error is returned unchanged. If it succeeds and the
-// invalidation does not, the error is an [*Error] with [ErrNotInvalidated]: a Get may return a
-// stored value until its TTL. If both fail, the error joins both. If write panics, Update ends as after an error,
-// and panics.
+// write receives the caller's ctx. Its error is returned unchanged. If write succeeds and the
+// invalidation fails, the error is an [*Error] with [ErrNotInvalidated]: a Get may return a stored
+// value until its TTL. If both fail, the error joins both. If write panics, Update ends as after an
+// error, and panics.
 //
-// Without Redis, [Options.OnRedisDown] decides. With [FailClosed], Update returns an *Error and
-// does not call write; a mark that arrives later is removed in the background. With
-// [FailOpen], write is called, and the error is nil only if Redis answers after it.
+// If Redis is unavailable, [Options.OnRedisDown] decides. With [FailClosed], Update returns an
+// *Error and does not call write. If the mark arrives later anyway, it is removed in the background.
+// With [FailOpen], Update calls write, and the error is nil only if Redis answers after it.
 func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx context.Context) error) (err error) {
 	k, err := l.enter(ctx, "update", key, false)
 	if err != nil {

@@ -9,23 +9,23 @@ import (
 	"github.com/fetchonce/fetchonce/internal/keytext"
 )
 
-// A Func is a function of one argument whose results a [Loader] stores. It is made by [Wrap],
-// and is safe for concurrent use.
+// A Func is a function of one argument whose results a [Loader] stores. [Wrap] returns one. It is
+// safe for concurrent use.
 type Func[A, V any] struct {
 	loader *Loader[V]
 	key    func(A) (string, error)
 	fetch  func(ctx context.Context, arg A) (V, error)
 }
 
-// Wrap returns a Func that loads the results of fetch through a Loader. The key of an argument
-// is what key returns for it; without key, what [Key] returns. A function of several
-// arguments takes a struct of them.
+// Wrap returns a Func that loads the results of fetch through a Loader. key returns the key of an
+// argument. If key is nil, the key is what [Key] returns for the argument. For a function of several
+// arguments, use a struct of them.
 //
-// Functions that are wrapped with the same Loader, or with Loaders of the same Prefix, share
-// their keys: give each function a Loader of its own.
+// Functions that are wrapped with the same Loader, or with Loaders of the same Prefix, share their
+// keys. Give each function its own Loader and Prefix.
 //
-// Wrap panics with an [*Error] if l or fetch is nil; or if key is nil and Key does not accept
-// an A, for example one with a func in it.
+// Wrap panics with an [*Error] if l or fetch is nil, or if key is nil and Key does not accept an A,
+// for example because A contains a func.
 func Wrap[A, V any](l *Loader[V], key func(A) string, fetch func(ctx context.Context, arg A) (V, error)) Func[A, V] {
 	switch {
 	case l == nil:
@@ -36,11 +36,11 @@ func Wrap[A, V any](l *Loader[V], key func(A) string, fetch func(ctx context.Con
 	return Func[A, V]{loader: l, key: keyMaker("wrap", key), fetch: fetch}
 }
 
-// Get is [Loader.Get] of the key of arg. If callers with different arguments of the same key
-// wait at once, the argument of one is used.
+// Get is [Loader.Get] for the key of arg. If callers with different arguments of the same key wait
+// at once, fetch is called with the argument of one of them.
 //
-// Without a key function, the error is an [*Error] if [Key] does not accept what an interface
-// in arg holds, or if arg contains itself.
+// Without a key function, the error is an [*Error] if arg contains itself, or if [Key] does not
+// accept the value of an interface in arg.
 func (f Func[A, V]) Get(ctx context.Context, arg A) (V, error) {
 	key, err := f.key(arg)
 	if err != nil {
@@ -65,16 +65,17 @@ func (f Func[A, V]) Delete(ctx context.Context, arg A) error {
 	return f.loader.Delete(ctx, key)
 }
 
-// Serialize returns fn with a lock around it: of all calls whose arguments have the same name,
-// in all processes, one runs at a time, and the others wait. Each call runs; to run one for
-// all callers, use [Wrap]. The name of an argument is what name returns for it; without name,
-// what [Key] returns. A name that ignores its argument makes one lock for all calls.
+// Serialize returns fn with a lock around it. Of all calls whose arguments have the same name, in
+// all processes, one runs at a time and the others wait. Every call runs; to share one call, use
+// [Wrap]. name returns the name of an argument. If name is nil, the name is what [Key] returns. A
+// name function that returns a constant makes one lock for all calls.
 //
-// The lock is held, and fn's context ends, as with [Locker.Do]. fn's own error is returned
-// unchanged. An error of the Locker says that fn did not run. If the lock was lost while fn
-// ran, the result is returned with an error that is [ErrLockLost].
+// fn runs as in [Locker.Do]. Its error is returned unchanged. An error of the Locker means that fn
+// did not run, except for [ErrLockLost]: fn ran and lost the lock, and its result is returned with
+// the error.
 //
-// Serialize panics as Wrap does, if lk or fn is nil or Key does not accept an A.
+// Serialize panics with an [*Error] if lk or fn is nil, or if name is nil and Key does not accept an
+// A.
 func Serialize[A, R any](lk *Locker, name func(A) string, fn func(ctx context.Context, arg A) (R, error)) func(ctx context.Context, arg A) (R, error) {
 	switch {
 	case lk == nil:
@@ -96,24 +97,24 @@ func Serialize[A, R any](lk *Locker, name func(A) string, fn func(ctx context.Co
 	}
 }
 
-// Key returns a readable text of its arguments, for use as a key. Texts differ where types or
-// values differ, and are the same in every process. Strings are quoted. A value that is no
-// string, int or bool has its type with it, a named type with the path of its package:
+// Key returns a readable text of its arguments, for use as a key. Different types or values have
+// different texts. A text is the same in every process. Strings are quoted. The text of any value
+// other than a string, int or bool contains its type; a named type has the path of its package:
 //
 //	Key("teapot", 3)                  "teapot",3
 //	Key(int64(3))                     int64(3)
 //	Key(shop.Query{Shop: 3, Tag: &s}) example.com/shop.Query(Shop:3,Tag:&"hot")
 //
-// Values count, with the unexported fields of structs: pointers are followed, the entries of a
-// map are sorted, and nil differs from empty. A [time.Time] counts by its instant and its
-// location, without the monotonic clock. All NaNs are one.
+// Key reads values, including unexported struct fields. It follows pointers, sorts the entries of a
+// map, and distinguishes nil from empty. For a [time.Time] it uses the instant and the location,
+// without the monotonic clock. All NaNs have the same text.
 //
-// A text of 200 bytes or more is cut to 200, and ends with a SHA-256 of the whole.
+// A text of 200 bytes or more is cut to 200 bytes, and ends with a SHA-256 of the whole text.
 //
-// Key panics with an [*Error] for a func, a channel, an unsafe pointer, a type of package sync,
-// and a value that contains one of these or itself. Two types of one name in different
-// functions of a package are the same to Key if their values look the same. A renamed type
-// has other keys.
+// Key panics with an [*Error] for a func, a channel, an unsafe pointer, a type of package sync, and
+// a value that contains one of these or itself. Two local types with the same name, in different
+// functions of one package, have the same text if their values look the same. If you rename a type,
+// its keys change.
 func Key(args ...any) string {
 	text, err := keytext.Of(args...)
 	if err != nil {
