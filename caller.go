@@ -29,7 +29,7 @@ const maxRounds = 3
 // errSoftTimeout ends the wait of a caller that has a fallback value.
 var errSoftTimeout = errors.New("soft timeout")
 
-// settledLoad returns what the caller's load comes to.
+// settledLoad loads the key, and returns what the caller of Get receives.
 func (c *caller[V]) settledLoad() (Result[V], error) {
 	c.trace = c.l.trace.missed()
 	o := c.orLastGood(c.load())
@@ -58,9 +58,9 @@ func (c *caller[V]) load() *outcome[V] {
 				return o
 			}
 		case c.late || o.backoff && c.seen.state != fallback:
-			// The result may be older than this call. The value may be stored by now. Else
-			// the next load starts after the call.
-			// A backoff is for callers with a stale value: another one starts its own load.
+			// The result may be older than this call, or the failure of a backoff, which is only
+			// for callers with a stale value. The value may be stored by now. If it is not, the
+			// next load starts after this call.
 			next, done := c.lookupAgain()
 			if done {
 				return next
@@ -74,7 +74,8 @@ func (c *caller[V]) load() *outcome[V] {
 	}
 }
 
-// reentered answers a caller that is the fetch of the same key.
+// reentered answers a Get of a key by the fetch of that key, which would wait for itself: with
+// the stored value, or an error.
 func (c *caller[V]) reentered() *outcome[V] {
 	if c.seen.state == skipped {
 		o, _ := c.lookupAgain()
@@ -92,8 +93,8 @@ func reentrant(key string) error {
 // own returns the outcome of the caller's own lookup.
 func (c *caller[V]) own(err error) *outcome[V] { return &outcome[V]{result: c.seen.result, err: err} }
 
-// ownOld is own for a value that a fetch may have as its Old. It clones the value: the
-// caller may change it, and the fetch may still read it.
+// ownOld is own for a value that a fetch may also have, as its Old. It clones the value,
+// because the caller may change it while the fetch reads it.
 func (c *caller[V]) ownOld() *outcome[V] {
 	o := c.own(nil)
 	if c.l.opt.Clone != nil {
@@ -120,7 +121,7 @@ func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool)
 	case c.seen.replaceable() && c.l.backoffs.Active(c.k.user):
 		batch.Decide()
 	case c.seen.refreshes():
-		t, err := c.join(batch) // it never leaves, so the refresh goes on
+		t, err := c.join(batch) // this caller never leaves, so the refresh continues
 		if err != nil || !t.Started {
 			batch.Decide()
 		}
@@ -136,8 +137,8 @@ func (c *caller[V]) join(batch *batchfetch.Load[V]) (flight.Ticket[*outcome[V]],
 	return c.l.flights.Join(c.ctx, c.k.user, c.came, c.l.newLoad(c.k, c.seen, c.fetch, batch))
 }
 
-// wait joins the flight and waits for its outcome. A caller with a fallback value waits for
-// SoftTimeout at most. The flight then goes on without it.
+// wait joins the flight and waits for its outcome. A caller with a fallback value waits for at
+// most SoftTimeout. The flight then continues without it.
 func (c *caller[V]) wait() *outcome[V] {
 	defer permit.Yield(c.ctx, c.l)()
 	ctx := c.ctx
@@ -145,7 +146,7 @@ func (c *caller[V]) wait() *outcome[V] {
 		soft, cancel := context.WithTimeoutCause(ctx, c.l.opt.SoftTimeout, errSoftTimeout)
 		defer cancel()
 		ctx = soft
-		t, _ := c.join(nil) // it never leaves
+		t, _ := c.join(nil) // a second join, which never leaves
 		c.trace.joined(t.Started)
 	}
 	t, err := c.join(nil)
@@ -199,8 +200,8 @@ func (c *caller[V]) orLastGood(o *outcome[V]) *outcome[V] {
 	return &outcome[V]{result: r}
 }
 
-// isFailure reports whether a fallback value is better than the error: not if the error
-// says that there is no value or the Loader is closed, nor if the fetch panicked.
+// isFailure reports whether a caller receives its fallback value instead of the error. It does
+// not if the key has no value, the Loader is closed, or the fetch panicked.
 func isFailure(err error) bool {
 	return err != nil && !isPanic(err) && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
 }

@@ -38,9 +38,9 @@ func (r *load[V]) holding(ctx context.Context) state {
 
 	during := held
 	if r.reloads >= maxReloads {
-		// The key is deleted faster than it can be fetched. This fetch goes on when its
-		// lease is lost: it starts after its callers came, so its value is new enough for
-		// them, and it is not stored.
+		// The key is deleted faster than it can be fetched. This fetch continues when its lease
+		// is lost. It starts after its callers arrived, so its value is new enough for them. It is
+		// not stored.
 		during = limited
 	}
 	r.flight.Advance()
@@ -60,7 +60,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 		r.replaces, r.old = nil, nil
 		return r.acquiring // a Delete, Set or Update has ended the lease
 	}
-	r.fail(f.err) // first: no caller joins what is being released
+	r.fail(f.err) // first: no caller may join a load that releases its lease
 	described := r.l.describe(f.err, f.inStore)
 	r.release(ctx, &described)
 	return nil
@@ -80,7 +80,7 @@ type fetched[V any] struct {
 
 func (f fetched[V]) result() Result[V] { return Result[V]{Value: f.value, Source: f.source} }
 
-// A fetching is the key of a value of a fetch's context. It finds a fetch that Gets its own
+// A fetching is the context key by which a Get finds that it is called by the fetch of its own
 // key.
 type fetching struct {
 	loader any
@@ -107,7 +107,7 @@ func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched
 	ended := make(chan fetched[V], 1)
 	permit := r.permit
 	r.permit = nil
-	info := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old} // here: a fetch that is late runs beside the next one
+	info := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old} // a new one, as a fetch may run beside the next one
 	go func() {
 		f := fetched[V]{trace: trace}
 		flight.Protect(
@@ -162,9 +162,9 @@ func (r *load[V]) causeOf(ctx context.Context) error {
 // fetchAndCreate looks the key up in the Store once more, or else fetches its value and
 // creates it in the Store.
 //
-// A fetch that succeeded is not repeated because its callers leave: the flight is kept, and
-// Create has the context limited. A lost lease does not end Create either: the unique key of
-// the row makes it safe, and FILL is refused.
+// If all callers leave after the fetch has succeeded, the flight is kept, so that the fetch is
+// not repeated. Create has the context limited, which does not end with the lease either: the
+// unique key of the row makes Create safe, and FILL is refused without the lease.
 func (r *load[V]) fetchAndCreate(limited, during context.Context, info *Fetch[V], f *fetched[V]) (v V, err error) {
 	began := time.Now()
 	if r.batch != nil {
@@ -208,9 +208,9 @@ func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[
 	return v, err
 }
 
-// fill stores what was fetched and notifies the waiters. The flight is closed to joiners
-// first: a Get that starts during FILL, after a Delete, must not receive what was fetched
-// before that.
+// fill stores the fetched value and notifies the waiters. It closes the flight to joiners first:
+// a Get that starts during FILL, after a Delete, must not receive a value from before the
+// Delete.
 func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
 	sealed, unkept := r.seal(f)
 	r.flight.Close()
@@ -230,14 +230,15 @@ func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
 	}
 }
 
-// A sealed is a value in its envelope. Without bytes, the waiters are notified to look the
-// key up.
+// A sealed is a value in its envelope. Without bytes, FILL notifies the waiters to look the key
+// up.
 type sealed struct {
 	bytes []byte
 	keep  time.Duration // how long Redis keeps it; 0: not at all
 }
 
-// seal puts what was fetched into an envelope. The error says why it is not kept.
+// seal puts the fetched value, or its absence, into an envelope. The error says why the value
+// is not kept.
 func (r *load[V]) seal(f fetched[V]) (sealed, error) {
 	kind, payload := envelope.NotFound, []byte(nil)
 	if f.err == nil {
@@ -324,8 +325,8 @@ func (r *load[V]) releasePermit() {
 	r.permit = nil
 }
 
-// dropLease releases, in the background, a lease that this load may hold. If again is not
-// 0, it does so once more that much later.
+// dropLease releases, in the background, a lease that this load may hold. If again is not 0, it
+// sends the RELEASE a second time after that long.
 func (r *load[V]) dropLease(again time.Duration) {
 	held, redis := r.lease(), r.l.redis
 	held.Fence = protocol.AnyFence // that of a failed ACQUIRE is unknown

@@ -16,13 +16,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-// An outcome is what a load ends with, for all its callers.
+// An outcome is the result of a load, for all its callers.
 type outcome[V any] struct {
 	result Result[V]
 	err    error // nil, ErrNotFound, or the failure
 
-	found   *lookup[V] // instead of a result: what ACQUIRE found; each caller judges it
-	backoff bool       // err is that of an earlier fetch, for callers that have a stale value
+	found   *lookup[V] // instead of a result: the value that ACQUIRE found; each caller judges it
+	backoff bool       // err is the failure of an earlier fetch, for callers with a stale value
 	noLease bool       // it was fetched without a lease
 	shared  bool       // other callers receive the same result
 }
@@ -47,9 +47,9 @@ type load[V any] struct {
 
 	background bool               // it refreshes a value, and no caller waited when it started
 	replaces   *protocol.PassOver // the stored value to replace; nil if there is none
-	old        *Result[V]         // the same, if a caller may receive it
-	staleFor   time.Duration      // how long that has been stale
-	permit     *permit.Permit     // of MaxFetches, until a fetch has it
+	old        *Result[V]         // that value, if a caller may receive it
+	staleFor   time.Duration      // how long old has been stale
+	permit     *permit.Permit     // of MaxFetches, until the fetch takes it
 	reloads    int                // fetches that lost their lease
 
 	acquire acquire
@@ -62,8 +62,8 @@ type acquire struct {
 	protocol.Acquired
 	owner   string
 	sent    time.Time
-	skipped bool        // no caller has looked the key up: this ACQUIRE does
-	ticket  near.Ticket // for what it finds then
+	skipped bool        // no caller has looked the key up: this ACQUIRE is the lookup
+	ticket  near.Ticket // to keep the value that it then finds in the near cache
 	counted bool        // the miss prediction has counted the miss
 }
 
@@ -76,7 +76,7 @@ func (r *load[V]) lease() protocol.Lease {
 type wait struct {
 	slot     *wake.Slot
 	began    time.Time     // for the Trace; zero if none is reported
-	timedOut int64         // the fence of the lease that was waited for until the recheck timer
+	timedOut int64         // the fence of the lease that was held when the recheck timer fired
 	poll     time.Duration // the last pause while the mailbox is unsubscribed
 }
 
@@ -87,7 +87,7 @@ const (
 	longestRecheck = time.Second // covers a lost notification
 	firstPoll      = 10 * time.Millisecond
 	longestPoll    = 250 * time.Millisecond
-	maxReloads     = 3 // then a fetch runs to its end though its lease is lost
+	maxReloads     = 3 // the next fetch continues when its lease is lost
 )
 
 // newLoad returns the function of a flight that loads a key after a lookup.
@@ -165,8 +165,8 @@ func (r *load[V]) acquiring(ctx context.Context) state {
 		}
 	}
 	a.sent = time.Now()
-	// The answer is waited for even if all callers leave: a RELEASE that overtakes the
-	// ACQUIRE would leave the lease to no one.
+	// The load waits for the answer even if all callers leave. A RELEASE that overtakes the
+	// ACQUIRE would release nothing, and the lease would then block the key.
 	var err error
 	a.Acquired, err = r.l.redis.Acquire(context.WithoutCancel(ctx), r.k.names, a.owner, r.l.opt.Lease, r.replaces)
 	if err != nil {
@@ -199,7 +199,7 @@ func (r *load[V]) answered(ctx context.Context) state {
 	case protocol.Large:
 		return r.reading
 	case protocol.Failed:
-		r.startBackoff(a.Left) // first: a caller that comes after fail knows of it
+		r.startBackoff(a.Left) // first: a caller that arrives after fail finds the backoff
 		r.fail(r.l.failureOf(r.k.user, a.Failure))
 		r.out.backoff = r.old != nil
 		return nil
@@ -207,8 +207,8 @@ func (r *load[V]) answered(ctx context.Context) state {
 	return r.waiting
 }
 
-// passingOver has the next ACQUIRE pass over a stored value. With TTL off, values are kept
-// in the Store alone: this one is from before that.
+// passingOver makes the next ACQUIRE pass over a stored value. With TTL off, only the Store
+// keeps values: this one is from a time before that.
 func (r *load[V]) passingOver(ctx context.Context) state {
 	head, err := r.l.redis.Get(ctx, r.k.names, envelope.Size-1)
 	if err != nil {
@@ -249,7 +249,7 @@ func (r *load[V]) judged(ctx context.Context, seen lookup[V], err error) state {
 	return r.acquiring
 }
 
-// redisFailed goes on without Redis, or fails, as [Options.OnRedisDown] says.
+// redisFailed fails the load or continues it without a lease, as [Options.OnRedisDown] says.
 func (r *load[V]) redisFailed(ctx context.Context, err error) state {
 	r.batch.RedisFailed()
 	r.waitEnds(ctx, false)
@@ -262,7 +262,7 @@ func (r *load[V]) redisFailed(ctx context.Context, err error) state {
 	return r.unleased
 }
 
-// unleased fetches without a lease. The value is stored in the Store only.
+// unleased fetches without a lease. Only the Store keeps the value.
 func (r *load[V]) unleased(ctx context.Context) state {
 	if r.permit == nil && r.l.permits != nil && r.batch == nil {
 		var err error
@@ -327,9 +327,9 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 	return r.acquiring
 }
 
-// received takes the value of a notification. A caller that joined after the ACQUIRE may
-// have come after a Delete that the notification does not know of. If there is such a
-// caller, the value is looked up once more, for all.
+// received ends the load with the value of a notification. A late caller, which joined after
+// the ACQUIRE, may have joined after a Delete, too. If there is one, received looks the value
+// up once more, for all callers.
 func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 	got, err := r.l.unpack(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
 	if !got.found() {
@@ -342,7 +342,7 @@ func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 	seen, lookupErr := r.l.lookup(ctx, r.k)
 	switch {
 	case ctx.Err() != nil || seen.state == unavailable || lookupErr != nil && !seen.found():
-		return r.done(got.result, err) // for those that joined in time
+		return r.done(got.result, err) // for the callers that are not late
 	case !seen.found():
 		r.replaces = seen.replaces
 		return r.acquiring
@@ -360,8 +360,8 @@ func (r *load[V]) waitEnds(ctx context.Context, answered bool) {
 	}
 }
 
-// recheckAfter returns how long to wait for a notification that may be lost: not much longer
-// than the lease.
+// recheckAfter returns the time of the recheck timer: a second, or less if the lease ends before
+// that or the mailbox is unsubscribed.
 func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 	if !r.l.Mailbox.Subscribed(r.l.channel) {
 		r.wait.poll = min(max(2*r.wait.poll, firstPoll), longestPoll)
@@ -373,8 +373,8 @@ func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 	return left + time.Millisecond + rand.N(left/10+5*time.Millisecond)
 }
 
-// suspectMailbox has the mailbox check its connection, if the recheck timer found what a
-// notification should have brought. It logs a lease that ended without one.
+// suspectMailbox makes the mailbox check its connection, if the recheck timer fired and ACQUIRE
+// then shows that a notification was lost. It logs a lease that ended without one.
 func (r *load[V]) suspectMailbox() {
 	a := &r.acquire
 	if r.wait.timedOut != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.wait.timedOut) {

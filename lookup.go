@@ -63,8 +63,8 @@ func (l *Loader[V]) lookup(ctx context.Context, k keyed) (lookup[V], error) {
 	return l.read(ctx, k, ticket, b, err)
 }
 
-// lookupAt is lookup at the node of a ticket. It is a function of its own, because the frame of
-// lookup stays on the stack of each caller that waits.
+// lookupAt is lookup at the node of a ticket. It is a function of its own to keep the frame of
+// lookup small: each caller that waits for Redis has one on its stack.
 func (l *Loader[V]) lookupAt(ctx context.Context, k keyed, ticket near.Ticket) (lookup[V], error) {
 	got := l.redis.GetMany(ctx, l.link.At(ticket.Node()), []protocol.Key{k.names}, l.readLimit())[0]
 	return l.readFrom(ctx, k, ticket, got)
@@ -139,9 +139,9 @@ func (l *Loader[V]) refuse(k keyed, op string, err error) error {
 	return nil
 }
 
-// clockSlack is by how much a value may outlive its time by this process's clock. Redis
-// removes each value of ours in time, so one that is older is a stranger's copy, or this
-// clock is wrong. The server's clock decides that: see [protocol.PassOver].
+// clockSlack is how long a value may exist beyond its time, by this process's clock. Redis
+// removes each value in time. An older one was copied by another program, or this clock is
+// wrong. ACQUIRE decides which, by the server's clock: see [protocol.PassOver].
 const clockSlack = time.Minute
 
 // open reads a stored value and judges its age. With a ticket, a fresh value enters the

@@ -196,7 +196,7 @@ func (w *wanted[V]) joinBatch(batch *batchfetch.Load[V]) {
 	w.flight, w.waits = t, true
 	w.trace.joined(t.Started)
 	if w.seen.state == fallback && w.l.opt.SoftTimeout > 0 {
-		_, _ = w.join(nil) // it never leaves, so the flight goes on after SoftTimeout
+		_, _ = w.join(nil) // a second join, which never leaves: the flight continues after SoftTimeout
 	}
 }
 

@@ -66,11 +66,11 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 }
 
 // keepMark renews a write mark until stop is called: for as long as write runs, also after its
-// context ended. A mark is not lost for good when a renewal is late, as a lease is: a value
-// may have been stored meanwhile, and the next renewal removes it.
+// context has ended. A late renewal is sent all the same. If a value was stored in between,
+// the renewal removes it.
 //
-// late is how long the first Mark may still arrive. stop returns that of the last renewal that
-// was not answered.
+// late is for how long an unanswered Mark may still arrive in Redis. stop returns the longest
+// such time of all renewals.
 func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent time.Time, late time.Duration) (stop func() time.Duration) {
 	stopped := make(chan struct{})
 	var renewing sync.WaitGroup
