@@ -15,8 +15,8 @@ import (
 	"github.com/fetchonce/fetchonce/oncetest"
 )
 
-// Two processes ask for one thing. In a test of yours, t is the test's, and most
-// tests are better off in a bubble: testing/synctest.
+// Two processes get one thing, and one fetch runs. In your test, t is its *testing.T. Most
+// tests should run in a testing/synctest bubble.
 func ExampleRedis() {
 	t := newT()
 	defer t.end()
@@ -45,8 +45,7 @@ func ExampleRedis() {
 	// Output: a teapot a teapot 1
 }
 
-// A service that would rather refuse than send its callers to the origin at once
-// is tested for that.
+// With FailClosed, a Get returns an error while Redis fails. The origin receives no calls.
 func ExampleFailNext() {
 	t := newT()
 	defer t.end()
@@ -75,7 +74,7 @@ func ExampleFailNext() {
 	// a teapot <nil>
 }
 
-// A service is tested with the settings of its own client while Redis refuses connections.
+// A test uses the settings of the program's client while Redis refuses connections.
 func ExampleNewClientWith() {
 	t := newT()
 	defer t.end()
@@ -100,9 +99,9 @@ func ExampleNewClientWith() {
 	// true true
 }
 
-// exampleT is what an example has in the place of a test.
+// exampleT is the testing.TB of an example.
 type exampleT struct {
-	testing.TB // has what is not here
+	testing.TB // nil; its other methods are not called
 	cleanups   []func()
 }
 
@@ -113,7 +112,7 @@ func (t *exampleT) Context() context.Context { return context.Background() }
 func (t *exampleT) Cleanup(f func())         { t.cleanups = append(t.cleanups, f) }
 func (t *exampleT) Fatal(args ...any)        { panic(fmt.Sprint(args...)) }
 
-// end does what the end of a test does.
+// end runs the cleanups, as the end of a test does.
 func (t *exampleT) end() {
 	for len(t.cleanups) > 0 {
 		last := len(t.cleanups) - 1

@@ -13,7 +13,7 @@ import (
 )
 
 // With the retries of go-redis or those of docs/production.md, an outage costs the first Get
-// RedisTimeout at most and the others nothing. Redis is used again within two seconds.
+// RedisTimeout at most and later Gets nothing. Redis is used again within two seconds.
 func TestOutageWithTheClientsOwnRetries(t *testing.T) {
 	faults := map[string]func(testing.TB, ...redis.UniversalClient){"Down": oncetest.Down, "Hang": oncetest.Hang}
 	settings := map[string]*redis.Options{
@@ -51,7 +51,7 @@ func TestOutageWithTheClientsOwnRetries(t *testing.T) {
 	}
 }
 
-// load returns how long a Load took whose fetch takes no time, and where its value is from.
+// load runs a Load whose fetch takes no time. It returns how long the Load took and the source.
 func (w *weather) load(t *testing.T) (time.Duration, fetchonce.Source) {
 	t.Helper()
 	began := time.Now()

@@ -12,41 +12,42 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// Redis starts a Redis in memory for this test, and returns a client of it, a
-// [*redis.Client]. Both end with the test. It has no socket, so tests with one may run
-// in parallel.
+// Redis starts a Redis server in memory for this test and returns a client of it, a
+// [*redis.Client]. Both end with the test. The server opens no socket, so such tests may
+// run in parallel.
 //
-// In a [testing/synctest] bubble, call it inside: leases, TTLs and timeouts then use the
-// bubble's clock. Close each Loader and Locker before the bubble ends, as with
-// t.Cleanup. A goroutine that still runs then fails the test.
+// In a [testing/synctest] bubble, call Redis inside the bubble. Leases, TTLs and timeouts
+// then use the bubble's clock. Close each Loader and Locker before the bubble ends, for
+// example with t.Cleanup: a goroutine that still runs then fails the test.
 //
-// Each client stands for one process. Two Loaders of one client share what a process has
-// once, and a fault affects one client only. The client does not retry commands or
-// dials, so each fault fails once. It waits a second for an answer. To test with the
-// timeouts and retries of your program, use [NewClientWith].
+// Each client stands for one process. Loaders of one client share what a process has once,
+// and a fault affects one client only. The client retries neither commands nor dials, so
+// that one fault is one failure. Its read timeout is one second. To test with the timeouts
+// and retries of your program, use [NewClientWith].
 //
-// The server is miniredis. It is not a cluster, has no Sentinel, evicts nothing, and has
-// no CLIENT TRACKING, so [fetchonce.Near] behaves as on a server that refuses it. Its
-// speed means nothing. Test what depends on these with a real server.
+// The server is miniredis. It is no cluster, has no Sentinel and evicts nothing. It has no
+// CLIENT TRACKING, so [fetchonce.Near] behaves as on a server that refuses tracking. Its
+// speed says nothing about a real server's. Test what depends on these with a real server.
 func Redis(t testing.TB) redis.UniversalClient {
 	t.Helper()
 	return client(t, redistest.Bubble(t))
 }
 
-// NewClient returns another client of the Redis of rdb, as a second process has one. It
-// ends with its own test, t.
+// NewClient returns another client of the server of rdb. It stands for a second process
+// and has the settings of the client that [Redis] returns. It is closed at the end of t,
+// which may be a subtest.
 func NewClient(t testing.TB, rdb redis.UniversalClient) redis.UniversalClient {
 	t.Helper()
 	return client(t, serverOf(t, rdb))
 }
 
-// NewClientWith returns another client of the Redis of rdb, with the timeouts, retries,
-// pool and hooks of opt. Zero fields have the defaults of go-redis, so [Down] and [Hang]
-// take as long as they take in a program with these options. For a
-// [redis.UniversalOptions], pass its Simple method's result.
+// NewClientWith returns another client of the server of rdb, with the timeouts, retries,
+// pool and hooks of opt. A zero field means the default of go-redis, so calls during [Down]
+// and [Hang] take as long as in a program with these options. If your program has
+// [redis.UniversalOptions], pass the result of their Simple method.
 //
-// The address, the dialer, TLS and the credentials of opt are not used: the Redis in
-// memory has none. opt is not changed. The client ends with its own test, t.
+// The address, dialer, TLS and credentials of opt are not used: the server in memory has
+// none. opt is not changed. The client is closed at the end of t, which may be a subtest.
 func NewClientWith(t testing.TB, rdb redis.UniversalClient, opt *redis.Options) redis.UniversalClient {
 	t.Helper()
 	r := serverOf(t, rdb)
@@ -62,13 +63,14 @@ func NewClientWith(t testing.TB, rdb redis.UniversalClient, opt *redis.Options) 
 	}))
 }
 
-// FailNext makes Redis answer the next n commands of the client with an error, such as
-// "ERR internal error", without executing them. It counts the given commands, such as
-// "evalsha", or all if none is given. It replaces an earlier FailNext; n may be 0.
+// FailNext makes Redis answer the next n commands of the client with the error text, such
+// as "ERR internal error". Redis does not execute them. If commands are named, such as
+// "evalsha", only those count and fail. FailNext replaces an earlier FailNext of the
+// client; n = 0 ends it.
 //
-// A Loader retries errors that pass, such as "LOADING", within its RedisTimeout, so one
-// Get may use several of the n. Commands that connect or subscribe do not count. With
-// [fetchonce.Near], a process also sends a PUBLISH each second.
+// A Loader retries temporary errors, such as "LOADING", within its RedisTimeout, so one
+// Get may use several of the n. Commands that connect or subscribe neither count nor fail.
+// With [fetchonce.Near], a process also sends a PUBLISH each second.
 func FailNext(t testing.TB, rdb redis.UniversalClient, n int, text string, commands ...string) {
 	t.Helper()
 	w := wireOf(t, rdb)
@@ -81,10 +83,10 @@ func FailNext(t testing.TB, rdb redis.UniversalClient, n int, text string, comma
 	w.Fail(n, text, commands...)
 }
 
-// DropMessages drops the next n messages from Redis to the client: notifications that a
-// value was fetched or a lock was released, and, with [fetchonce.Near], reports of
-// changes. Heartbeats of Near do not count. It replaces an earlier DropMessages; n may
-// be 0.
+// DropMessages drops the next n messages from Redis to the client. These are notifications
+// that a value was fetched or that a lock was released and, with [fetchonce.Near],
+// notifications of changed values. Heartbeats of Near neither count nor are dropped.
+// DropMessages replaces an earlier DropMessages of the client; n = 0 ends it.
 func DropMessages(t testing.TB, rdb redis.UniversalClient, n int) {
 	t.Helper()
 	w := wireOf(t, rdb)
@@ -94,9 +96,11 @@ func DropMessages(t testing.TB, rdb redis.UniversalClient, n int) {
 	w.DropMessagesWhere(n, func(channel string) bool { return !protocol.IsHeartbeats(channel) })
 }
 
-// Down cuts the connections of the clients, and refuses new ones, until Up is called for
-// them. The data stays. It also shows what happens to the leases of a process that died:
-// they expire, because they are not renewed.
+// Down closes the connections of the clients and refuses new ones until [Up] is called for
+// the clients. The data in Redis stays.
+//
+// For the other clients, Down looks like the death of the process: its leases expire,
+// because it cannot renew them.
 func Down(t testing.TB, clients ...redis.UniversalClient) {
 	t.Helper()
 	for _, w := range wiresOf(t, clients) {
@@ -104,9 +108,9 @@ func Down(t testing.TB, clients ...redis.UniversalClient) {
 	}
 }
 
-// Hang makes Redis answer nothing to the clients, while their connections stay open, until
-// Up is called for them. Then Redis executes the commands that they sent, including those
-// that timed out meanwhile.
+// Hang makes Redis stop answering the clients until [Up] is called for them. Their
+// connections stay open. After Up, Redis executes the commands that the clients sent
+// meanwhile, including those that timed out.
 func Hang(t testing.TB, clients ...redis.UniversalClient) {
 	t.Helper()
 	for _, w := range wiresOf(t, clients) {
@@ -114,7 +118,7 @@ func Hang(t testing.TB, clients ...redis.UniversalClient) {
 	}
 }
 
-// Up ends a Down or a Hang of the clients.
+// Up ends [Down] and [Hang] for the clients. It does nothing for a client that has neither.
 func Up(t testing.TB, clients ...redis.UniversalClient) {
 	t.Helper()
 	for _, w := range wiresOf(t, clients) {
@@ -123,23 +127,22 @@ func Up(t testing.TB, clients ...redis.UniversalClient) {
 	}
 }
 
-// ExpireLease ends the lease of a load of the key, or the leases of all holders of a
-// lock, at once, as if they were not renewed for their whole length. The key is that of a
-// Loader or the name of a lock, with any prefix. The test fails if there is no
-// such lease.
+// ExpireLease ends a lease at once, as if its holder had not renewed it in time. The key is
+// the key of a load or the name of a lock, without the prefix; keys with any prefix match.
+// All holders of a lock lose their leases. The test fails if no such lease exists.
 //
-// Two milliseconds pass meanwhile. The holder notices when it next renews the lease, or
-// stores its value.
+// ExpireLease takes two milliseconds. The holder notices the loss when it next renews the
+// lease or stores its value.
 func ExpireLease(t testing.TB, rdb redis.UniversalClient, key string) {
 	t.Helper()
 	r := serverOf(t, rdb)
 	if !protocol.Expire(r, key) {
 		t.Fatalf("oncetest: ExpireLease: there is no lease of %q", key)
 	}
-	time.Sleep(2 * time.Millisecond) // until they have ended
+	time.Sleep(2 * time.Millisecond) // Expire leaves the lease 1 ms
 }
 
-// servers has the Redis of each client of a test that runs.
+// servers maps each client of a running test to its server.
 var servers sync.Map // *redis.Client -> redistest.Redis
 
 func client(t testing.TB, r redistest.Redis) *redis.Client {
@@ -147,7 +150,7 @@ func client(t testing.TB, r redistest.Redis) *redis.Client {
 	return keep(t, r, r.Of(t).Client())
 }
 
-// keep makes the Redis of a client known until the test ends.
+// keep remembers the server of a client until the test ends.
 func keep(t testing.TB, r redistest.Redis, rdb *redis.Client) *redis.Client {
 	t.Helper()
 	servers.Store(rdb, r)
@@ -162,11 +165,11 @@ func serverOf(t testing.TB, rdb redis.UniversalClient) redistest.Redis {
 			return r.(redistest.Redis)
 		}
 	}
-	t.Fatalf("oncetest: a %T that is no client of oncetest.Redis or NewClient, or whose test is over", rdb)
+	t.Fatalf("oncetest: this %T was not returned by Redis, NewClient or NewClientWith, or its test has ended", rdb)
 	return redistest.Redis{}
 }
 
-// wiresOf looks at all of them before anything is done to one.
+// wiresOf returns the wires of all clients, or fails before any fault begins.
 func wiresOf(t testing.TB, clients []redis.UniversalClient) []*redistest.Wire {
 	t.Helper()
 	wires := make([]*redistest.Wire, len(clients))

@@ -23,8 +23,9 @@ import (
 	"github.com/fetchonce/fetchonce/oncetest"
 )
 
-// A weather is a user's service: one process that asks a slow forecast API.
+// A weather is one process of a user's service, which calls a slow forecast API.
 type weather struct {
+	rdb       redis.UniversalClient
 	forecasts *fetchonce.Loader[string]
 	api       *forecastAPI
 }
@@ -34,11 +35,12 @@ type forecastAPI struct {
 	calls atomic.Int64
 }
 
-func (a *forecastAPI) ask(ctx context.Context, city string) (string, error) {
+// fetch returns a text with the number of the call.
+func (a *forecastAPI) fetch(ctx context.Context, city string) (string, error) {
 	n := a.calls.Add(1)
 	select {
 	case <-time.After(a.takes):
-		return fmt.Sprintf("sun in %s, says call %d", city, n), nil
+		return fmt.Sprintf("sun in %s, call %d", city, n), nil
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	}
@@ -55,16 +57,16 @@ func newWeather(t *testing.T, rdb redis.UniversalClient, api *forecastAPI, chang
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	return &weather{l, api}
+	return &weather{rdb, l, api}
 }
 
 func (w *weather) forecast(ctx context.Context, city string) (string, error) {
-	return w.forecasts.Get(ctx, city, w.api.ask)
+	return w.forecasts.Get(ctx, city, w.api.fetch)
 }
 
-// asks has n callers ask at once, and returns a function that waits for them all
-// and checks what they got.
-func (w *weather) asks(t *testing.T, n int) (want func(text string)) {
+// start starts n callers at once. It returns a function that waits for all of them and
+// checks that each received text.
+func (w *weather) start(t *testing.T, n int) (want func(text string)) {
 	t.Helper()
 	var all sync.WaitGroup
 	got := make(chan string, n)
@@ -88,6 +90,7 @@ func (w *weather) asks(t *testing.T, n int) (want func(text string)) {
 	}
 }
 
+// want checks how many calls the API received.
 func (a *forecastAPI) want(t *testing.T, calls int64) {
 	t.Helper()
 	if got := a.calls.Load(); got != calls {
@@ -95,22 +98,21 @@ func (a *forecastAPI) want(t *testing.T, calls int64) {
 	}
 }
 
-// twoProcesses are two processes of the service, with one API.
-func twoProcesses(t *testing.T, change ...func(*fetchonce.Options[string])) (r, other redis.UniversalClient, a, b *weather) {
+// twoProcesses returns two processes of the service, with one API.
+func twoProcesses(t *testing.T, change ...func(*fetchonce.Options[string])) (a, b *weather) {
 	t.Helper()
-	r = oncetest.Redis(t)
-	other = oncetest.NewClient(t, r)
+	rdb := oncetest.Redis(t)
 	api := &forecastAPI{takes: 3 * time.Second}
-	return r, other, newWeather(t, r, api, change...), newWeather(t, other, api, change...)
+	return newWeather(t, rdb, api, change...), newWeather(t, oncetest.NewClient(t, rdb), api, change...)
 }
 
-func TestFiftyCallersInTwoProcesses(t *testing.T) {
+func TestFiftyCallersInTwoProcessesMakeOneCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, _, a, b := twoProcesses(t)
+		a, b := twoProcesses(t)
 		began := time.Now()
-		first, second := a.asks(t, 25), b.asks(t, 25)
-		first("sun in Oslo, says call 1")
-		second("sun in Oslo, says call 1")
+		first, second := a.start(t, 25), b.start(t, 25)
+		first("sun in Oslo, call 1")
+		second("sun in Oslo, call 1")
 		if took := time.Since(began); took != 3*time.Second {
 			t.Errorf("it took %v, want 3s by the bubble's clock", took)
 		}
@@ -118,39 +120,39 @@ func TestFiftyCallersInTwoProcesses(t *testing.T) {
 	})
 }
 
-// The message that would wake the second process is lost. Its callers get the
-// value all the same, a moment later.
-func TestLostWakeUp(t *testing.T) {
+// The notification for the second process is lost. Its callers receive the value when the
+// recheck timer fires.
+func TestLostNotificationDelaysTheValueByLessThanASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, other, a, b := twoProcesses(t)
+		a, b := twoProcesses(t)
 		began := time.Now()
-		holds := a.asks(t, 1)
+		holder := a.start(t, 1)
 		synctest.Wait()
-		waits := b.asks(t, 10)
-		oncetest.DropMessages(t, other, 1)
-		holds("sun in Oslo, says call 1")
-		waits("sun in Oslo, says call 1")
+		waiters := b.start(t, 10)
+		oncetest.DropMessages(t, b.rdb, 1)
+		holder("sun in Oslo, call 1")
+		waiters("sun in Oslo, call 1")
 		if took := time.Since(began); took <= 3*time.Second || took > 4*time.Second {
-			t.Errorf("it took %v, want a little more than the API", took)
+			t.Errorf("it took %v, want more than the API's 3s, and at most 4s", took)
 		}
 		a.api.want(t, 1)
 	})
 }
 
-// The process that fetches is cut off, as if it had died: nobody renews its lease
-// and nothing that it finds is stored. When the lease ends, another takes over.
-// What the first has fetched is not lost for its own caller.
-func TestHolderIsCutOff(t *testing.T) {
+// The process that fetches loses Redis. It can neither renew its lease nor store the value.
+// When the lease ends, the other process fetches. The first process's caller still receives
+// its own value.
+func TestAnotherProcessFetchesWhenTheHolderLosesRedis(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, _, a, b := twoProcesses(t)
+		a, b := twoProcesses(t)
 		began := time.Now()
-		holds := a.asks(t, 1)
+		holder := a.start(t, 1)
 		synctest.Wait()
-		waits := b.asks(t, 10)
+		waiters := b.start(t, 10)
 		synctest.Wait()
-		oncetest.Down(t, r)
-		holds("sun in Oslo, says call 1")
-		waits("sun in Oslo, says call 2")
+		oncetest.Down(t, a.rdb)
+		holder("sun in Oslo, call 1")
+		waiters("sun in Oslo, call 2")
 		if took := time.Since(began); took < 8*time.Second || took > 9*time.Second {
 			t.Errorf("it took %v; want the lease's 5s, and 3s for the API", took)
 		}
@@ -158,21 +160,21 @@ func TestHolderIsCutOff(t *testing.T) {
 	})
 }
 
-func TestExpireLease(t *testing.T) {
+func TestExpireLeaseOfALoadLetsAnotherProcessFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, _, a, b := twoProcesses(t, func(opt *fetchonce.Options[string]) { opt.Lease = time.Minute })
+		a, b := twoProcesses(t, func(opt *fetchonce.Options[string]) { opt.Lease = time.Minute })
 		fences := make(chan int64, 2)
 		fetch := func(ctx context.Context, f *fetchonce.Fetch[string]) (string, error) {
 			fences <- f.Fence
-			return a.api.ask(ctx, f.Key)
+			return a.api.fetch(ctx, f.Key)
 		}
-		stalls := make(chan error)
+		first := make(chan error)
 		go func() {
 			_, err := a.forecasts.Load(t.Context(), "Oslo", fetch)
-			stalls <- err
+			first <- err
 		}()
 		synctest.Wait()
-		oncetest.ExpireLease(t, r, "Oslo")
+		oncetest.ExpireLease(t, a.rdb, "Oslo")
 		began := time.Now()
 		if _, err := b.forecasts.Load(t.Context(), "Oslo", fetch); err != nil {
 			t.Error(err)
@@ -180,18 +182,18 @@ func TestExpireLease(t *testing.T) {
 		if took := time.Since(began); took != 3*time.Second {
 			t.Errorf("it took %v, want the API's 3s: the lease has ended", took)
 		}
-		if first, second := <-fences, <-fences; second <= first {
-			t.Errorf("fences %d and %d do not rise", first, second)
+		if lower, higher := <-fences, <-fences; higher <= lower {
+			t.Errorf("fences %d and %d do not rise", lower, higher)
 		}
-		if err := <-stalls; err != nil {
-			t.Errorf("the first fetch is told as %v", err)
+		if err := <-first; err != nil {
+			t.Errorf("the first Load = %v", err)
 		}
 	})
 }
 
-// The lease of a lock ends under its holder: it is told, and the next one who
-// waits has the lock, with a higher fence.
-func TestExpireLeaseOfALock(t *testing.T) {
+// The holder's context ends with ErrLockLost. The next process acquires the lock with a
+// higher fence.
+func TestExpireLeaseOfALockCancelsTheHolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := oncetest.Redis(t)
 		var locks [2]*fetchonce.Locker
@@ -227,20 +229,20 @@ func TestExpireLeaseOfALock(t *testing.T) {
 	})
 }
 
-// Redis fails for three commands, wherever in a Get they fall. What the API said
-// is not lost, and soon it is in Redis.
-func TestRedisFailsThreeTimes(t *testing.T) {
+// Redis fails three commands in a row, at any point of a Get. The caller receives its value,
+// and the next Get stores one.
+func TestThreeFailedCommandsLoseNoValue(t *testing.T) {
 	for _, text := range []string{"ERR internal error", "LOADING Redis is loading the dataset in memory"} {
 		for at := range 4 {
 			t.Run(fmt.Sprintf("%.3s after %d commands", text, at), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					r, _, a, b := twoProcesses(t)
-					oncetest.FailNext(t, r, 3, text)
+					a, b := twoProcesses(t)
+					oncetest.FailNext(t, a.rdb, 3, text)
 					for range at {
-						_ = r.Incr(t.Context(), "n").Err() // uses one up
+						_ = a.rdb.Incr(t.Context(), "n").Err() // one of the three
 					}
-					a.asks(t, 1)("sun in Oslo, says call 1")
-					oncetest.FailNext(t, r, 0, text)
+					a.start(t, 1)("sun in Oslo, call 1")
+					oncetest.FailNext(t, a.rdb, 0, text)
 					if got, err := a.forecast(t.Context(), "Oslo"); err != nil {
 						t.Errorf("forecast = %q, %v", got, err)
 					}
@@ -248,57 +250,57 @@ func TestRedisFailsThreeTimes(t *testing.T) {
 					if got, err := b.forecast(t.Context(), "Oslo"); err != nil {
 						t.Errorf("forecast in the other process = %q, %v", got, err)
 					}
-					a.api.want(t, calls) // it found what the first has stored
+					a.api.want(t, calls) // b found the value in Redis
 				})
 			})
 		}
 	}
 }
 
-func TestFailNextByName(t *testing.T) {
+func TestFailNextCountsOnlyTheNamedCommands(t *testing.T) {
 	r := oncetest.Redis(t)
 	other := oncetest.NewClient(t, r)
 	oncetest.FailNext(t, r, 1, "OOM no memory", "set")
 	if err := r.Get(t.Context(), "k").Err(); err != redis.Nil {
-		t.Errorf("Get = %v; it was not named", err)
+		t.Errorf("Get = %v, want redis.Nil: only SET fails", err)
 	}
 	if err := other.Set(t.Context(), "k", "v", 0).Err(); err != nil {
 		t.Errorf("another client's Set = %v", err)
 	}
 	err := r.Set(t.Context(), "k", "w", 0).Err()
 	if _, answered := errors.AsType[redis.Error](err); !answered || err.Error() != "OOM no memory" {
-		t.Errorf("Set = %v, want an answer of OOM no memory", err)
+		t.Errorf("Set = %v, want the reply OOM no memory", err)
 	}
 	oncetest.FailNext(t, r, 5, "ERR never")
-	oncetest.FailNext(t, r, 0, "ERR never") // no more
+	oncetest.FailNext(t, r, 0, "ERR never") // ends the one before
 	if got, err := r.Get(t.Context(), "k").Result(); got != "v" || err != nil {
-		t.Errorf("Get = %q, %v; want v: the Set that failed was not done", got, err)
+		t.Errorf("Get = %q, %v; want v: the Set that failed was not executed", got, err)
 	}
 }
 
-// One process loses its Redis, or all do, by an end or by silence. They go on, and
-// are back with it afterwards.
-func TestDownAndHang(t *testing.T) {
+// First one process loses Redis, then both. Each fetches for itself, and uses Redis again
+// after Up.
+func TestDownAndHangLastUntilUp(t *testing.T) {
 	for name, fault := range map[string]func(testing.TB, ...redis.UniversalClient){"Down": oncetest.Down, "Hang": oncetest.Hang} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r, other, a, b := twoProcesses(t)
-				a.asks(t, 1)("sun in Oslo, says call 1")
-				fault(t, r)
-				a.asks(t, 1)("sun in Oslo, says call 2")
-				b.asks(t, 1)("sun in Oslo, says call 1")
-				fault(t, r, other)
-				b.asks(t, 1)("sun in Oslo, says call 3")
-				oncetest.Up(t, r, other)
-				time.Sleep(time.Minute) // they have noticed
-				a.asks(t, 1)("sun in Oslo, says call 1")
-				b.asks(t, 1)("sun in Oslo, says call 1")
+				a, b := twoProcesses(t)
+				a.start(t, 1)("sun in Oslo, call 1")
+				fault(t, a.rdb)
+				a.start(t, 1)("sun in Oslo, call 2")
+				b.start(t, 1)("sun in Oslo, call 1")
+				fault(t, a.rdb, b.rdb)
+				b.start(t, 1)("sun in Oslo, call 3")
+				oncetest.Up(t, a.rdb, b.rdb)
+				time.Sleep(time.Minute) // until both use Redis again
+				a.start(t, 1)("sun in Oslo, call 1")
+				b.start(t, 1)("sun in Oslo, call 1")
 			})
 		})
 	}
 }
 
-// programOptions are those of a program in production, with go-redis' own timeouts and retries.
+// programOptions returns a program's options, with go-redis' own timeouts and retries.
 func programOptions() *redis.Options {
 	return &redis.Options{
 		Addr: "redis.example:6379", Username: "app", Password: "secret",
@@ -309,7 +311,7 @@ func programOptions() *redis.Options {
 	}
 }
 
-// Go-redis dials five times for each of four attempts, with 100 ms between dials.
+// go-redis makes four attempts of five dials each, with 100 ms between dials.
 func TestClientWithOptionsRetriesDialsAndCommands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := oncetest.NewClientWith(t, oncetest.Redis(t), programOptions())
@@ -326,7 +328,7 @@ func TestClientWithOptionsRetriesDialsAndCommands(t *testing.T) {
 			t.Errorf("a refused Get took %v, want 1.6s of dials, and the backoffs", took)
 		}
 		oncetest.Up(t, rdb)
-		time.Sleep(2 * time.Second) // go-redis tries once a second whether it can connect
+		time.Sleep(2 * time.Second) // go-redis dials once a second
 		if got, err := rdb.Get(t.Context(), "k").Result(); got != "v" || err != nil {
 			t.Errorf("after Up, Get = %q, %v; want v", got, err)
 		}
@@ -356,8 +358,8 @@ func TestClientWithOptionsWaitsForAHungRedis(t *testing.T) {
 	})
 }
 
-// The same options serve several clients.
-func TestOptionsOfAClientAreNotChanged(t *testing.T) {
+// A program may pass the same options for several clients.
+func TestNewClientWithDoesNotChangeTheOptions(t *testing.T) {
 	r, opt := oncetest.Redis(t), programOptions()
 	for range 2 {
 		if err := oncetest.NewClientWith(t, r, opt).Ping(t.Context()).Err(); err != nil {
@@ -369,14 +371,14 @@ func TestOptionsOfAClientAreNotChanged(t *testing.T) {
 	}
 }
 
-// A copy in the process is dropped when another process says that its value has
-// changed. If nobody hears that, it is used until its TTL ends.
-func TestNearEntryGoesWhenItsValueChanges(t *testing.T) {
+// A process drops its near-cache entry when a notification says that the value has changed.
+// If the notification is lost, the entry is served until its TTL ends.
+func TestDropMessagesKeepsANearEntryUntilItsTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, other, a, b := twoProcesses(t, func(opt *fetchonce.Options[string]) {
+		a, b := twoProcesses(t, func(opt *fetchonce.Options[string]) {
 			opt.Near = fetchonce.Near{Entries: 100, TTL: 10 * time.Second}
 		})
-		copied := func() {
+		awaitEntry := func() {
 			t.Helper()
 			for started := time.Now(); ; time.Sleep(time.Millisecond) {
 				if got, err := b.forecasts.Peek(t.Context(), "Oslo"); err != nil {
@@ -385,7 +387,7 @@ func TestNearEntryGoesWhenItsValueChanges(t *testing.T) {
 					return
 				}
 				if time.Since(started) > time.Minute {
-					t.Fatal("there is no copy")
+					t.Fatal("there is no near-cache entry")
 				}
 			}
 		}
@@ -397,34 +399,34 @@ func TestNearEntryGoesWhenItsValueChanges(t *testing.T) {
 			synctest.Wait()
 		}
 		change("rain")
-		copied()
+		awaitEntry()
 		change("snow")
-		b.asks(t, 1)("snow")
-		copied()
-		oncetest.DropMessages(t, other, 1)
+		b.start(t, 1)("snow")
+		awaitEntry()
+		oncetest.DropMessages(t, b.rdb, 1)
 		time.Sleep(5 * time.Second) // heartbeats do not count
 		change("hail")
-		b.asks(t, 1)("snow")
+		b.start(t, 1)("snow")
 		time.Sleep(5 * time.Second)
-		b.asks(t, 1)("hail")
+		b.start(t, 1)("hail")
 	})
 }
 
-// A test without a bubble goes by the clock on the wall, beside other tests.
-func TestWithoutABubble(t *testing.T) {
+// Tests without a bubble use real time and may run in parallel.
+func TestRedisWorksWithoutABubble(t *testing.T) {
 	for range 3 {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
-			_, _, a, b := twoProcesses(t)
+			a, b := twoProcesses(t)
 			a.api.takes = 0
-			first, second := a.asks(t, 25), b.asks(t, 25)
-			first("sun in Oslo, says call 1")
-			second("sun in Oslo, says call 1")
+			first, second := a.start(t, 25), b.start(t, 25)
+			first("sun in Oslo, call 1")
+			second("sun in Oslo, call 1")
 		})
 	}
 }
 
-// Each client ends with the test that made it, and the Redis with the first.
+// A client is closed at the end of the test that made it, and the server with the first client.
 func TestClientsEndWithTheirTests(t *testing.T) {
 	var r, other redis.UniversalClient
 	t.Run("the Redis", func(t *testing.T) {
@@ -445,33 +447,33 @@ func TestClientsEndWithTheirTests(t *testing.T) {
 	if err := r.Ping(t.Context()).Err(); err != redis.ErrClosed {
 		t.Errorf("Ping = %v, want %v", err, redis.ErrClosed)
 	}
-	wantFatal(t, "whose test is over", func(t testing.TB) { oncetest.NewClient(t, r) })
+	wantFatal(t, "or its test has ended", func(t testing.TB) { oncetest.NewClient(t, r) })
 }
 
-// What a test does wrong is said at once.
+// Misuse fails the test and starts no fault.
 func TestMisuseFailsTheTest(t *testing.T) {
 	r := oncetest.Redis(t)
 	stranger := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
 	defer stranger.Close()
 	for want, misuse := range map[string]func(t testing.TB){
-		"a *redis.Client that is no client of oncetest":        func(t testing.TB) { oncetest.NewClient(t, stranger) },
-		"a *redis.ClusterClient that is no client of oncetest": func(t testing.TB) { oncetest.Down(t, r, (*redis.ClusterClient)(nil)) },
-		"a <nil> that is no client of oncetest":                func(t testing.TB) { oncetest.DropMessages(t, nil, 1) },
-		"NewClientWith: no options":                            func(t testing.TB) { oncetest.NewClientWith(t, r, nil) },
-		"DropMessages: n is -1":                                func(t testing.TB) { oncetest.DropMessages(t, r, -1) },
-		"FailNext: n is -2":                                    func(t testing.TB) { oncetest.FailNext(t, r, -2, "ERR no") },
-		`one line of text, and is ""`:                          func(t testing.TB) { oncetest.FailNext(t, r, 1, "") },
-		`one line of text, and is "a\nb"`:                      func(t testing.TB) { oncetest.FailNext(t, r, 1, "a\nb") },
-		`there is no lease of "nightly"`:                       func(t testing.TB) { oncetest.ExpireLease(t, r, "nightly") },
+		"this *redis.Client was not returned by":        func(t testing.TB) { oncetest.NewClient(t, stranger) },
+		"this *redis.ClusterClient was not returned by": func(t testing.TB) { oncetest.Down(t, r, (*redis.ClusterClient)(nil)) },
+		"this <nil> was not returned by":                func(t testing.TB) { oncetest.DropMessages(t, nil, 1) },
+		"NewClientWith: no options":                     func(t testing.TB) { oncetest.NewClientWith(t, r, nil) },
+		"DropMessages: n is -1":                         func(t testing.TB) { oncetest.DropMessages(t, r, -1) },
+		"FailNext: n is -2":                             func(t testing.TB) { oncetest.FailNext(t, r, -2, "ERR no") },
+		`one line of text, and is ""`:                   func(t testing.TB) { oncetest.FailNext(t, r, 1, "") },
+		`one line of text, and is "a\nb"`:               func(t testing.TB) { oncetest.FailNext(t, r, 1, "a\nb") },
+		`there is no lease of "nightly"`:                func(t testing.TB) { oncetest.ExpireLease(t, r, "nightly") },
 	} {
 		wantFatal(t, want, misuse)
 	}
 	if err := r.Ping(t.Context()).Err(); err != nil {
-		t.Errorf("Ping = %v: misuse has done half of what it was for", err)
+		t.Errorf("Ping = %v: Down with a wrong client took the right one down", err)
 	}
 }
 
-// wantFatal checks that a test fails, and what it says.
+// wantFatal checks that test calls Fatalf with a text that contains want.
 func wantFatal(t *testing.T, want string, test func(t testing.TB)) {
 	t.Helper()
 	f := &failing{TB: t}
@@ -481,18 +483,18 @@ func wantFatal(t *testing.T, want string, test func(t testing.TB)) {
 		test(f)
 	}()
 	<-done
-	if !strings.HasPrefix(f.said, "oncetest: ") || !strings.Contains(f.said, want) {
-		t.Errorf("the test failed with %q, want %q", f.said, want)
+	if !strings.HasPrefix(f.text, "oncetest: ") || !strings.Contains(f.text, want) {
+		t.Errorf("the test failed with %q, want %q", f.text, want)
 	}
 }
 
-// failing is a test that notes what it fails with.
+// failing is a testing.TB that records the text of Fatalf.
 type failing struct {
 	testing.TB
-	said string
+	text string
 }
 
 func (f *failing) Fatalf(format string, args ...any) {
-	f.said = fmt.Sprintf(format, args...)
+	f.text = fmt.Sprintf(format, args...)
 	runtime.Goexit()
 }

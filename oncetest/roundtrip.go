@@ -11,10 +11,9 @@ import (
 	"github.com/fetchonce/fetchonce/internal/shape"
 )
 
-// RoundTrip encodes v with codec, decodes the result, and returns an error that names what did
-// not come back, each by its path: a field that is not encoded, a value of another type or
-// content, a time in another location, a nil slice or map that is empty now or the reverse. It
-// is nil if all of v came back. It also names what [fetchonce.New] refuses in V.
+// RoundTrip encodes v with codec, decodes the result and compares it with v. It returns nil if
+// they are equal, else an error that lists each difference by its path, such as
+// "Order.Lines[0].At". A nil codec is [fetchonce.Msgpack].
 //
 //	func TestOrderIsKept(t *testing.T) {
 //		if err := oncetest.RoundTrip(fetchonce.Msgpack, fullOrder()); err != nil {
@@ -22,38 +21,41 @@ import (
 //		}
 //	}
 //
-// Only what v has can be lost: set all its fields. A nil pointer or an empty slice says nothing of
-// what may be behind it. Of a time, its monotonic clock is not compared. [fetchonce.Msgpack] keeps
-// no location but time.Local. [fetchonce.JSON] keeps UTC; whether others come back depends on the
-// machine's zone.
+// Differences are a field that is not encoded, another value or dynamic type, a time in another
+// location, and a nil slice or map that becomes empty, or an empty one that becomes nil. The
+// error also lists what [fetchonce.New] refuses in V, and reports a codec that fails or panics.
 //
-// A type with a method Equal is compared with that. A type that encodes itself is the same if
-// it is encoded the same again. v must not contain itself. A [fetchonce.KeyCodec] gets the key
-// "roundtrip".
+// Set every field of v: a zero field, a nil pointer and an empty slice show no loss. v must not
+// contain itself.
+//
+// A type with a method Equal is compared by that method. A type that encodes itself is compared
+// by its encoding. Monotonic clock readings are not compared. [fetchonce.Msgpack] decodes times
+// in time.Local. [fetchonce.JSON] keeps UTC; other locations depend on the machine's time zone.
+// A [fetchonce.KeyCodec] receives the key "roundtrip".
 func RoundTrip[V any](codec fetchonce.Codec, v V) error {
 	if codec == nil {
 		codec = fetchonce.Msgpack
 	}
 	if refused := refusedBy(codec, reflect.TypeFor[V]()); len(refused) > 0 {
-		return fmt.Errorf("oncetest: the codec cannot keep a %s: %s", reflect.TypeFor[V](), shape.List(refused))
+		return fmt.Errorf("oncetest: the codec cannot encode all of a %s: %s", reflect.TypeFor[V](), shape.List(refused))
 	}
 	var read V
 	data, err := marshal(codec, v)
 	if err != nil {
-		return fmt.Errorf("oncetest: the codec does not encode a %s: %w", reflect.TypeFor[V](), err)
+		return fmt.Errorf("oncetest: encode a %s: %w", reflect.TypeFor[V](), err)
 	}
 	if err := unmarshal(codec, data, &read); err != nil {
-		return fmt.Errorf("oncetest: the codec does not read the %s that it wrote: %w", reflect.TypeFor[V](), err)
+		return fmt.Errorf("oncetest: decode an encoded %s: %w", reflect.TypeFor[V](), err)
 	}
 	c := &comparison{codec: codec}
 	c.compare(rootOf(reflect.TypeFor[V]()), reflect.ValueOf(&v).Elem(), reflect.ValueOf(&read).Elem())
 	if len(c.found) > 0 {
-		return fmt.Errorf("oncetest: not all of a %s came back: %s", reflect.TypeFor[V](), strings.Join(c.found, "; "))
+		return fmt.Errorf("oncetest: a decoded %s differs: %s", reflect.TypeFor[V](), strings.Join(c.found, "; "))
 	}
 	return nil
 }
 
-// refusedBy returns what the codecs of fetchonce cannot encode.
+// refusedBy returns the parts of t that codec cannot encode, if codec is one of fetchonce.
 func refusedBy(codec fetchonce.Codec, t reflect.Type) []shape.Problem {
 	switch codec {
 	case fetchonce.Msgpack:
@@ -82,14 +84,14 @@ func unmarshal(codec fetchonce.Codec, data []byte, v any) (err error) {
 	return codec.Unmarshal(data, v)
 }
 
-// recovered makes a panic of a codec an error, as a Loader does.
+// recovered turns a panic of a codec into an error, as a Loader does.
 func recovered(err *error) {
 	if r := recover(); r != nil {
-		*err = fmt.Errorf("it panicked: %v", r)
+		*err = fmt.Errorf("the codec panicked: %v", r)
 	}
 }
 
-// rootOf returns the name with which paths begin: that of the type, as New says it.
+// rootOf returns the first word of every path: the type's name, as in the errors of New.
 func rootOf(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer && t.Name() == "" {
 		t = t.Elem()
@@ -101,10 +103,10 @@ func rootOf(t reflect.Type) string {
 	return name
 }
 
-// A comparison finds what a value and its copy do not have in common.
+// A comparison collects the differences between a value and its decoded copy.
 type comparison struct {
 	codec fetchonce.Codec
-	found []string
+	found []string // each difference, with its path
 }
 
 func (c *comparison) report(path, format string, args ...any) {
@@ -135,13 +137,13 @@ func (c *comparison) compare(path string, want, got reflect.Value) {
 		}
 	default:
 		if !same(want, got) {
-			c.report(path, "%v came back as %v", want, got)
+			c.report(path, "%v became %v", want, got)
 		}
 	}
 }
 
-// settled compares values whose type says how: times, types with a method Equal, and types that
-// encode themselves. It reports false for all others.
+// settled compares values whose type decides how: times, types with a method Equal, and types
+// that encode themselves. It reports false for all others, and compares nothing then.
 func (c *comparison) settled(path string, want, got reflect.Value) bool {
 	t := want.Type()
 	if t == timeType {
@@ -154,7 +156,7 @@ func (c *comparison) settled(path string, want, got reflect.Value) bool {
 	if equal, ok := t.MethodByName("Equal"); ok && equal.Type.NumIn() == 2 && equal.Type.In(1) == t &&
 		equal.Type.NumOut() == 1 && equal.Type.Out(0).Kind() == reflect.Bool {
 		if !equal.Func.Call([]reflect.Value{want, got})[0].Bool() {
-			c.report(path, "%v came back as %v", want, got)
+			c.report(path, "%v became %v", want, got)
 		}
 		return true
 	}
@@ -167,12 +169,12 @@ func (c *comparison) settled(path string, want, got reflect.Value) bool {
 	first, err := marshal(c.codec, address(want))
 	second, again := marshal(c.codec, address(got))
 	if err != nil || again != nil || !bytes.Equal(first, second) {
-		c.report(path, "%v came back as %v", want, got)
+		c.report(path, "%v became %v", want, got)
 	}
 	return true
 }
 
-// address returns a pointer to a copy of v: its methods may need one.
+// address returns a pointer to a copy of v, which has all methods of the type.
 func address(v reflect.Value) any {
 	p := reflect.New(v.Type())
 	p.Elem().Set(v)
@@ -189,19 +191,19 @@ func encodesItself(t reflect.Type) bool {
 	return false
 }
 
-// times compares two times. Their instants are the same, and their locations.
+// times compares the instants and the locations of two times.
 func (c *comparison) times(path string, want, got time.Time) {
 	if !want.Equal(got) {
-		c.report(path, "%v came back as %v", want, got)
+		c.report(path, "%v became %v", want, got)
 	} else if was, is := want.Location(), got.Location(); was != is && (isOwn(was) || isOwn(is) || was.String() != is.String()) {
-		c.report(path, "the location %q came back as %q", nameOf(was), nameOf(is))
+		c.report(path, "the location %q became %q", nameOf(was), nameOf(is))
 	}
 }
 
-// isOwn reports whether a location is one of which there is one alone.
+// isOwn reports whether l is time.UTC or time.Local, which are compared by pointer.
 func isOwn(l *time.Location) bool { return l == time.UTC || l == time.Local }
 
-// nameOf returns the name of a location. That of time.Local may be any.
+// nameOf returns the name of a location. The String method of time.Local may return any name.
 func nameOf(l *time.Location) string {
 	if l == time.Local {
 		return "Local"
@@ -218,26 +220,26 @@ func (c *comparison) differInNil(path string, want, got reflect.Value) bool {
 		return fmt.Sprintf("a %s of %d", v.Kind(), v.Len())
 	}
 	if want.IsNil() != got.IsNil() {
-		c.report(path, "%s came back as %s", state(want), state(got))
+		c.report(path, "%s became %s", state(want), state(got))
 		return true
 	}
 	return false
 }
 
-// inside compares what pointers point to, and what interfaces hold.
+// inside compares the values in two pointers or interfaces.
 func (c *comparison) inside(path string, want, got reflect.Value) {
 	switch {
 	case want.IsNil() && got.IsNil():
 	case want.IsNil() || got.IsNil():
-		c.report(path, "%s came back as %s", typeOf(want), typeOf(got))
+		c.report(path, "%s became %s", typeOf(want), typeOf(got))
 	case want.Elem().Type() != got.Elem().Type():
-		c.report(path, "%s came back as %s", want.Elem().Type(), got.Elem().Type())
+		c.report(path, "%s became %s", want.Elem().Type(), got.Elem().Type())
 	default:
 		c.compare(path, want.Elem(), got.Elem())
 	}
 }
 
-// typeOf returns the type of what a pointer or an interface has, or nil.
+// typeOf returns the type of the value in a pointer or interface, or "nil".
 func typeOf(v reflect.Value) string {
 	if v.IsNil() {
 		return "nil"
@@ -245,7 +247,8 @@ func typeOf(v reflect.Value) string {
 	return v.Elem().Type().String()
 }
 
-// fields compares the fields of a struct. Of an unexported one, only whether it was lost.
+// fields compares the fields of two structs. For an unexported field, it only checks that a
+// value did not become zero.
 func (c *comparison) fields(path string, want, got reflect.Value) {
 	for i := range want.NumField() {
 		field := want.Type().Field(i)
@@ -255,14 +258,14 @@ func (c *comparison) fields(path string, want, got reflect.Value) {
 		case field.IsExported() || field.Anonymous && was.Kind() == reflect.Struct:
 			c.compare(at, was, is)
 		case !was.IsZero() && is.IsZero():
-			c.report(at, "lost: it is not exported")
+			c.report(at, "lost: the field is not exported")
 		}
 	}
 }
 
 func (c *comparison) elements(path string, want, got reflect.Value) {
 	if want.Len() != got.Len() {
-		c.report(path, "%d elements came back as %d", want.Len(), got.Len())
+		c.report(path, "%d elements became %d", want.Len(), got.Len())
 		return
 	}
 	for i := range want.Len() {
@@ -272,23 +275,23 @@ func (c *comparison) elements(path string, want, got reflect.Value) {
 
 func (c *comparison) pairs(path string, want, got reflect.Value) {
 	if want.Len() != got.Len() {
-		c.report(path, "%d pairs came back as %d", want.Len(), got.Len())
+		c.report(path, "%d pairs became %d", want.Len(), got.Len())
 		return
 	}
 	if k := want.Type().Key().Kind(); k == reflect.Pointer {
-		return // another pointer is another key
+		return // decoded pointers are never equal
 	}
 	for _, key := range want.MapKeys() {
 		at := fmt.Sprintf("%s[%v]", path, key)
 		if value := got.MapIndex(key); value.IsValid() {
 			c.compare(at, want.MapIndex(key), value)
 		} else {
-			c.report(at, "the key did not come back")
+			c.report(at, "the key is missing")
 		}
 	}
 }
 
-// same compares two values of a kind without parts. A number that is none is the same as itself.
+// same compares two values of a kind without parts. NaN equals NaN.
 func same(want, got reflect.Value) bool {
 	if k := want.Kind(); k == reflect.Float32 || k == reflect.Float64 {
 		return want.Float() == got.Float() || want.Float() != want.Float() && got.Float() != got.Float()

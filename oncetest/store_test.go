@@ -14,7 +14,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncetest"
 )
 
-// memory is a Store as it should be. A test replaces what is to be wrong.
+// memory is a correct Store. A test replaces the method that is to be wrong.
 type memory struct {
 	mu     *sync.Mutex
 	values map[string]string
@@ -59,7 +59,7 @@ func (m memory) put(ctx context.Context, key, v string) (string, error) {
 	return v, nil
 }
 
-// set puts v in the place of whatever is there.
+// set stores v, also if the key has a value.
 func (m memory) set(key, v string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -90,10 +90,10 @@ func many(m memory, ctx context.Context, keys []string) (map[string]string, erro
 	return found, nil
 }
 
-func TestGoodStorePasses(t *testing.T) {
+func TestStoreAcceptsACorrectStore(t *testing.T) {
 	m := newMemory()
-	m.values["somebody's"] = "v"
-	for range 2 { // also when it was used before, by TestStore itself
+	m.values["already there"] = "v"
+	for range 2 { // an earlier TestStore has left its keys
 		if err := oncetest.TestStore(t.Context(), m); err != nil {
 			t.Error(err)
 		}
@@ -102,13 +102,13 @@ func TestGoodStorePasses(t *testing.T) {
 		}
 	}
 	for key := range m.values {
-		if key != "somebody's" && !strings.HasPrefix(key, "oncetest-") {
+		if key != "already there" && !strings.HasPrefix(key, "oncetest-") {
 			t.Errorf("TestStore left the key %q", key)
 		}
 	}
 }
 
-func TestStoreMayRefuseOddKeys(t *testing.T) {
+func TestStoreAcceptsRefusedUnusualKeys(t *testing.T) {
 	m := newMemory()
 	refused := errors.New("refused")
 	odd := func(key string) bool {
@@ -134,7 +134,7 @@ func TestStoreMayRefuseOddKeys(t *testing.T) {
 	}
 }
 
-func TestEndOfTheContextIsNotTheStoresFault(t *testing.T) {
+func TestStoreReturnsTheCauseOfItsEndedContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	mine := errors.New("mine")
 	m := newMemory()
@@ -142,46 +142,46 @@ func TestEndOfTheContextIsNotTheStoresFault(t *testing.T) {
 		cancel(mine)
 		return m.put(ctx, key, v)
 	}
-	if err := oncetest.TestStore(ctx, m); !errors.Is(err, mine) || !strings.Contains(err.Error(), "cut short") {
-		t.Errorf("TestStore = %v; want that it was cut short, and why", err)
+	if err := oncetest.TestStore(ctx, m); !errors.Is(err, mine) || !strings.Contains(err.Error(), "has not finished") {
+		t.Errorf("TestStore = %v; want that it has not finished, and the cause", err)
 	}
 }
 
-// Each of these stores has one thing wrong with it.
-func TestEachDefectIsCaught(t *testing.T) {
+// Each of these stores breaks one rule.
+func TestStoreReportsEachDefect(t *testing.T) {
 	type (
 		lookup = func(m memory, ctx context.Context, key string) (string, error)
 		create = func(m memory, ctx context.Context, key, v string) (string, error)
 	)
-	// folded has keys that are made from those it is given.
+	// folded stores each value under another key, which fold makes of its key.
 	folded := func(fold func(key string) string) func(m *memory) {
 		return func(m *memory) {
 			m.lookup = func(m memory, ctx context.Context, key string) (string, error) { return m.get(ctx, fold(key)) }
 			m.create = func(m memory, ctx context.Context, key, v string) (string, error) { return m.put(ctx, fold(key), v) }
 		}
 	}
-	looks := func(l lookup) func(m *memory) { return func(m *memory) { m.lookup = l } }
+	lookups := func(l lookup) func(m *memory) { return func(m *memory) { m.lookup = l } }
 	creates := func(c create) func(m *memory) { return func(m *memory) { m.create = c } }
 
 	for name, test := range map[string]struct {
 		spoil func(m *memory)
 		want  string // in the error
 	}{
-		"absent is a zero value": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		"absent is a zero value": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			v, err := m.get(ctx, key)
 			if errors.Is(err, fetchonce.ErrNotFound) {
 				return "", nil
 			}
 			return v, err
 		}), "ErrNotFound, as the key has no value"},
-		"absent is another error": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		"absent is another error": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			v, err := m.get(ctx, key)
 			if errors.Is(err, fetchonce.ErrNotFound) {
 				return "", errors.New("no rows")
 			}
 			return v, err
 		}), "no rows; want an error that is ErrNotFound"},
-		"lookup makes a value": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		"lookup makes a value": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			v, err := m.get(ctx, key)
 			if errors.Is(err, fetchonce.ErrNotFound) {
 				m.set(key, "")
@@ -192,7 +192,7 @@ func TestEachDefectIsCaught(t *testing.T) {
 			m.set(key, v)
 			return v, ctx.Err()
 		}), `"first", which was created first`},
-		"last wins, quietly": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
+		"last wins, but Create returns the first": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			old, err := m.put(ctx, key, v)
 			m.set(key, v)
 			return old, err
@@ -205,7 +205,7 @@ func TestEachDefectIsCaught(t *testing.T) {
 			_, err := m.put(ctx, key, v)
 			return "", err
 		}), `"first", which was created first`},
-		"taken is an error": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
+		"an existing key is an error": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			kept, err := m.put(ctx, key, v)
 			if err == nil && kept != v {
 				return "", errors.New("duplicate key")
@@ -234,22 +234,22 @@ func TestEachDefectIsCaught(t *testing.T) {
 				return m.put(ctx, key, v)
 			}
 		}()), "database is locked"},
-		"value is seen before it is decided": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
+		"value changes after a Lookup": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			if !strings.Contains(key, "-race-") {
 				return m.put(ctx, key, v)
 			}
 			m.set(key, v)
 			time.Sleep(5 * time.Millisecond)
-			m.set(key, key+" by nobody")
+			m.set(key, key+" by none")
 			return m.get(ctx, key)
-		}), "a Lookup"},
-		"value that nobody gave": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
+		}), "creators of"},
+		"value that no creator passed": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			if strings.Contains(key, "-race-") {
 				v = "default"
 			}
 			return m.put(ctx, key, v)
-		}), "which none of them gave"},
-		"empty value is absent": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		}), "which none of them created"},
+		"empty value is absent": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			v, err := m.get(ctx, key)
 			if err == nil && v == "" {
 				err = fetchonce.ErrNotFound
@@ -273,32 +273,32 @@ func TestEachDefectIsCaught(t *testing.T) {
 		"long values are cut": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			return m.put(ctx, key, v[:min(len(v), 65_535)])
 		}), "want that value"},
-		"backslashes are taken away": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
+		"backslashes are removed": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			return m.put(ctx, key, strings.ReplaceAll(v, `\`, ""))
 		}), "want that value"},
-		"case is ignored":             {folded(strings.ToLower), "only other keys were created"},
-		"blanks at the end":           {folded(func(key string) string { return strings.TrimRight(key, " ") }), "only other keys were created"},
-		"blanks at the beginning":     {folded(func(key string) string { return strings.ReplaceAll(key, "- ", "-") }), "only other keys were created"},
-		"white space at the end":      {folded(func(key string) string { return strings.TrimRight(key, "\t\n") }), "only other keys were created"},
-		"accents are ignored":         {folded(func(key string) string { return strings.ReplaceAll(key, "é", "e") }), "only other keys were created"},
-		"accents are composed":        {folded(func(key string) string { return strings.ReplaceAll(key, "e\u0301", "é") }), "only other keys were created"},
-		"sharp s":                     {folded(func(key string) string { return strings.ReplaceAll(key, "ß", "ss") }), "only other keys were created"},
-		"no more than three bytes":    {folded(func(key string) string { return strings.Map(threeBytes, key) }), "only other keys were created"},
-		"invalid text":                {folded(func(key string) string { return strings.ToValidUTF8(key, "\ufffd") }), "only other keys were created"},
-		"cut at NUL":                  {folded(func(key string) string { key, _, _ = strings.Cut(key, "\x00"); return key }), "only other keys were created"},
-		"cut at 255":                  {folded(func(key string) string { return key[:min(len(key), 255)] }), "only other keys were created"},
-		"cut at 767":                  {folded(func(key string) string { return key[:min(len(key), 767)] }), "only other keys were created"},
-		"cut at 3072":                 {folded(func(key string) string { return key[:min(len(key), 3072)] }), "only other keys were created"},
-		"numbers":                     {folded(func(key string) string { return strings.ReplaceAll(key, "key-01", "key-1") }), "only other keys were created"},
-		"quotes are taken away":       {folded(func(key string) string { return strings.ReplaceAll(key, "'", "") }), "only other keys were created"},
-		"percent sign is a wild card": {looks(wildcard("%")), "only other keys were created"},
-		"statement of the key's making": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		"case is ignored":                   {folded(strings.ToLower), "only other keys were created"},
+		"spaces at the end are ignored":     {folded(func(key string) string { return strings.TrimRight(key, " ") }), "only other keys were created"},
+		"spaces at the start are ignored":   {folded(func(key string) string { return strings.ReplaceAll(key, "- ", "-") }), "only other keys were created"},
+		"white space at the end is ignored": {folded(func(key string) string { return strings.TrimRight(key, "\t\n") }), "only other keys were created"},
+		"accents are ignored":               {folded(func(key string) string { return strings.ReplaceAll(key, "é", "e") }), "only other keys were created"},
+		"accents are composed":              {folded(func(key string) string { return strings.ReplaceAll(key, "e\u0301", "é") }), "only other keys were created"},
+		"sharp s is ss":                     {folded(func(key string) string { return strings.ReplaceAll(key, "ß", "ss") }), "only other keys were created"},
+		"four-byte characters are replaced": {folded(func(key string) string { return strings.Map(threeBytes, key) }), "only other keys were created"},
+		"invalid UTF-8 is replaced":         {folded(func(key string) string { return strings.ToValidUTF8(key, "\ufffd") }), "only other keys were created"},
+		"cut at NUL":                        {folded(func(key string) string { key, _, _ = strings.Cut(key, "\x00"); return key }), "only other keys were created"},
+		"cut at 255":                        {folded(func(key string) string { return key[:min(len(key), 255)] }), "only other keys were created"},
+		"cut at 767":                        {folded(func(key string) string { return key[:min(len(key), 767)] }), "only other keys were created"},
+		"cut at 3072":                       {folded(func(key string) string { return key[:min(len(key), 3072)] }), "only other keys were created"},
+		"numbers lose leading zeros":        {folded(func(key string) string { return strings.ReplaceAll(key, "key-01", "key-1") }), "only other keys were created"},
+		"quotes are removed":                {folded(func(key string) string { return strings.ReplaceAll(key, "'", "") }), "only other keys were created"},
+		"percent sign is a wild card":       {lookups(wildcard("%")), "only other keys were created"},
+		"key is part of the SQL statement": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			if strings.Contains(key, "OR '1'='1") {
 				return "everything", nil
 			}
 			return m.get(ctx, key)
 		}), "only other keys were created"},
-		"empty key finds another": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		"empty key finds another": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			if key == "" {
 				return "value of odd key 0", nil
 			}
@@ -309,38 +309,38 @@ func TestEachDefectIsCaught(t *testing.T) {
 				return "", errors.New("no colons")
 			}
 			return m.put(ctx, key, v)
-		}), "nothing odd about the key"},
+		}), "must not refuse this key"},
 		"refused key is not found": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			if strings.Contains(key, "\x00") {
 				return "", fetchonce.ErrNotFound
 			}
 			return m.put(ctx, key, v)
 		}), "an error that is not ErrNotFound"},
-		"key is created, and refused by lookup": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		"lookup refuses a key that create accepts": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			if strings.Contains(key, "\xff") {
 				return "", errors.New("no text")
 			}
 			return m.get(ctx, key)
 		}), "ErrNotFound, as Create does not refuse the key"},
-		"key is lost": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
+		"creating a key deletes another": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			if strings.HasSuffix(key, "key-ss") {
 				delete(m.values, strings.TrimSuffix(key, "ss")+"ß")
 			}
 			return m.put(ctx, key, v)
 		}), "which was created"},
-		"context is not followed by lookup": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		"lookup ignores its context": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			return m.get(context.WithoutCancel(ctx), key)
 		}), "with a context that has ended: Lookup"},
-		"context is not followed by create": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
+		"create ignores its context": {creates(func(m memory, ctx context.Context, key, v string) (string, error) {
 			return m.put(context.WithoutCancel(ctx), key, v)
 		}), "with a context that has ended: Create"},
-		"end of the context is not found": {looks(func(m memory, ctx context.Context, key string) (string, error) {
+		"ended context is not found": {lookups(func(m memory, ctx context.Context, key string) (string, error) {
 			if ctx.Err() != nil {
 				return "", errors.Join(fetchonce.ErrNotFound, ctx.Err())
 			}
 			return m.get(ctx, key)
 		}), "with a context that has ended: Lookup"},
-		"end of the context breaks the key": {creates(func() create {
+		"ended context breaks the key": {creates(func() create {
 			broken := make(map[string]bool)
 			return func(m memory, ctx context.Context, key, v string) (string, error) {
 				m.mu.Lock()
@@ -360,12 +360,12 @@ func TestEachDefectIsCaught(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := newMemory()
 			test.spoil(&m)
-			caught(t, m, test.want)
+			wantDefect(t, m, test.want)
 		})
 	}
 }
 
-func TestEachDefectOfLookupManyIsCaught(t *testing.T) {
+func TestStoreReportsEachDefectOfLookupMany(t *testing.T) {
 	for name, test := range map[string]struct {
 		many func(m memory, ctx context.Context, keys []string) (map[string]string, error)
 		want string
@@ -386,13 +386,13 @@ func TestEachDefectOfLookupManyIsCaught(t *testing.T) {
 			}
 			return found, err
 		}, "want no error, also for keys without a value"},
-		"none is an error": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
+		"no keys is an error": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
 			if len(keys) == 0 {
 				return nil, errors.New("syntax error near ()")
 			}
 			return many(m, ctx, keys)
 		}, "LookupMany of no keys"},
-		"twice is an error": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
+		"a key twice is an error": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
 			if len(keys) > 2 && keys[0] == keys[len(keys)/2-1] {
 				return nil, errors.New("twice")
 			}
@@ -401,14 +401,14 @@ func TestEachDefectOfLookupManyIsCaught(t *testing.T) {
 				return nil, errors.New("twice")
 			}
 			return many(m, ctx, keys)
-		}, "keys that are there twice"},
+		}, "keys that are given twice"},
 		"many are an error": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
 			if len(keys) > 999 {
 				return nil, errors.New("too many SQL variables")
 			}
 			return many(m, ctx, keys)
 		}, "too many SQL variables"},
-		"some are forgotten": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
+		"only the first thousand keys are looked up": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
 			return many(m, ctx, keys[:min(len(keys), 1000)])
 		}, "LookupMany of 300"},
 		"keys are in lower case": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
@@ -431,16 +431,16 @@ func TestEachDefectOfLookupManyIsCaught(t *testing.T) {
 				return nil, ctx.Err()
 			}
 			return m.values, nil
-		}, "was not asked for"},
+		}, "is not one of the keys"},
 		"keys are changed": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
 			found, err := many(m, ctx, keys)
 			slices.Reverse(keys)
 			return found, err
-		}, "changed the keys"},
-		"context is not followed": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
+		}, "changed the slice of keys"},
+		"ignores its context": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
 			return many(m, context.WithoutCancel(ctx), keys)
 		}, "with a context that has ended: LookupMany"},
-		"end of the context is not found": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
+		"ended context is not found": {func(m memory, ctx context.Context, keys []string) (map[string]string, error) {
 			if ctx.Err() != nil {
 				return nil, fetchonce.ErrNotFound
 			}
@@ -448,13 +448,13 @@ func TestEachDefectOfLookupManyIsCaught(t *testing.T) {
 		}, "with a context that has ended: LookupMany"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			caught(t, manyMemory{newMemory(), test.many}, test.want)
+			wantDefect(t, manyMemory{newMemory(), test.many}, test.want)
 		})
 	}
 }
 
-// caught fails the test unless TestStore has an error with want in it.
-func caught(t *testing.T, store fetchonce.Store[string], want string) {
+// wantDefect fails the test unless TestStore returns an error with want in it.
+func wantDefect(t *testing.T, store fetchonce.Store[string], want string) {
 	t.Helper()
 	err := oncetest.TestStore(t.Context(), store)
 	if err == nil || !strings.HasPrefix(err.Error(), "oncetest: ") || !strings.Contains(err.Error(), want) {
@@ -462,7 +462,7 @@ func caught(t *testing.T, store fetchonce.Store[string], want string) {
 	}
 }
 
-// threeBytes turns what UTF-8 has four bytes for into a question mark.
+// threeBytes replaces a character that UTF-8 encodes in four bytes with a question mark.
 func threeBytes(r rune) rune {
 	if r > 0xffff {
 		return '?'
@@ -470,7 +470,7 @@ func threeBytes(r rune) rune {
 	return r
 }
 
-// wildcard looks up a key that ends in a mark by what stands before.
+// wildcard looks up a key that ends in mark by its prefix.
 func wildcard(mark string) func(m memory, ctx context.Context, key string) (string, error) {
 	return func(m memory, ctx context.Context, key string) (string, error) {
 		m.mu.Lock()
