@@ -44,8 +44,8 @@ func withBreaker(opt *options) {
 // constant is a fetch that returns at once.
 func constant(context.Context, string) (string, error) { return "v", nil }
 
-// The first Get notices the outage. The others wait for the fetch alone, and find Redis again
-// within two seconds of its return.
+// The first Get notices the outage. Later Gets do not wait for Redis, and use it again within
+// two seconds of its return.
 func TestGetsDoNotWaitForARedisThatHasFailed(t *testing.T) {
 	duringEachOutage(t, func(t *testing.T, r backend, begin, end func()) {
 		l := newLoader(t, r, withBreaker)
@@ -82,8 +82,7 @@ func TestGetsDoNotWaitForARedisThatHasFailed(t *testing.T) {
 	})
 }
 
-// Callers whose deadlines are shorter than RedisTimeout leave before it has passed. The breaker
-// opens all the same.
+// The breaker opens when RedisTimeout passes, even if all callers left before.
 func TestCallersWithShortDeadlinesOpenTheBreaker(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		defer r.Resume()
@@ -129,8 +128,8 @@ func TestAnswerThatRedisServesNoKeyOpensTheBreaker(t *testing.T) {
 	})
 }
 
-// To an operator, a Redis that loads its data is unavailable, and then available again.
-func TestLogOfARedisThatLoadsItsDataHasItsEnd(t *testing.T) {
+// The log reports a Redis that loads its data as unavailable, and then as available again.
+func TestLogReportsTheEndOfARedisThatLoadsItsData(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		var log lines
 		rdb := r.Client()
@@ -145,7 +144,7 @@ func TestLogOfARedisThatLoadsItsDataHasItsEnd(t *testing.T) {
 	})
 }
 
-// A command that the user may not execute says nothing about the others.
+// One command is refused because the Redis user lacks the right. Others still work.
 func TestRefusedCommandDoesNotOpenTheBreaker(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -174,7 +173,7 @@ func TestDeleteUnderAnOpenBreakerFailsAtOnce(t *testing.T) {
 	})
 }
 
-// With the breaker off, each call finds out for itself.
+// With the breaker off, each call waits for RedisTimeout.
 func TestBreakerThatIsOffLetsEachCallTry(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		defer r.Resume()
@@ -189,7 +188,7 @@ func TestBreakerThatIsOffLetsEachCallTry(t *testing.T) {
 	})
 }
 
-// A Loader and a Locker over one client share what is known of its node.
+// A Loader's failure opens the breaker of a Locker over the same client.
 func TestLoadersAndLockersOfAClientShareTheBreaker(t *testing.T) {
 	duringEachOutage(t, func(t *testing.T, r backend, begin, _ func()) {
 		rdb := r.Client()
@@ -229,8 +228,8 @@ func TestHeldLockIsRenewedUnderAnOpenBreaker(t *testing.T) {
 	})
 }
 
-// A client with go-redis' defaults dials five times, which takes longer than RedisTimeout. The
-// error has the cause all the same: the first, and those that the breaker gives.
+// A client with go-redis' defaults dials five times, which takes longer than RedisTimeout. Errors
+// still wrap the cause: that of the first call, and those that the open breaker returns.
 func TestErrorOfAnOutageHasItsCause(t *testing.T) {
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -32,7 +32,7 @@ func noThings(context.Context, []string) (map[string]*thing, error) { return nil
 // trust waits until the tracking connection of l is up: a value is then kept near.
 func trust(t *testing.T, r backend, l *fetchonce.Loader[*thing]) {
 	t.Helper()
-	r.Until("the process keeps a copy", func() bool {
+	r.Until("the process keeps a near entry", func() bool {
 		got, err := l.Load(t.Context(), "warm", func(context.Context, *fetchonce.Fetch[*thing]) (*thing, error) { return &thing{}, nil })
 		return err == nil && got.Source == fetchonce.SourceNear
 	})
@@ -45,7 +45,7 @@ func panicOf(f func()) (value any) {
 	return nil
 }
 
-// A nil pointer is a value. Clone is not called with it, wherever it comes from.
+// A nil pointer is a value. Clone is not called with it, whatever its source.
 func TestNilPointerIsNotCloned(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		writer, reader := thingLoader(t, r, nil), thingLoader(t, r, cloneThing)
@@ -68,7 +68,7 @@ func TestNilPointerIsNotCloned(t *testing.T) {
 	})
 }
 
-// A panic of Clone is the panic of the GetMany for which it was called.
+// If Clone panics, the GetMany that called it panics.
 func TestPanicOfCloneReachesItsCaller(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		writer := thingLoader(t, r, nil)
@@ -105,8 +105,8 @@ func (panickingStore) Lookup(_ context.Context, key string) (string, error) {
 
 func (panickingStore) Create(_ context.Context, _, v string) (string, error) { return v, nil }
 
-// A panic of a Store's Lookup is the panic of the GetMany for which it was called.
-// A Get that waits for another key of the same batch gets that key's row.
+// If a Store's Lookup panics, the GetMany that called it panics. Another key of the same
+// GetMany can still be read.
 func TestPanicOfAStoreReachesItsCaller(t *testing.T) {
 	for name, change := range map[string]func(*options){
 		"with leases in Redis": func(opt *options) { opt.Store = panickingStore{} },
@@ -135,8 +135,8 @@ type panickingHandler struct{ slog.Handler }
 func (panickingHandler) Enabled(context.Context, slog.Level) bool  { return true }
 func (panickingHandler) Handle(context.Context, slog.Record) error { panic("no log") }
 
-// A panic of the Logger goes no further: the event that is logged has no caller.
-func TestPanicOfALoggerGoesNoFurther(t *testing.T) {
+// If the Logger panics, the call that logs still succeeds.
+func TestPanicOfALoggerDoesNotReachTheCaller(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.Logger = slog.New(panickingHandler{}) })
 		keys := []string{"a", "b"}

@@ -55,7 +55,7 @@ func TestNewRefusesWhatTheCodecCannotEncode(t *testing.T) {
 		}
 	}
 	if log, err := newOf[*shop](t, refusingCodec{}); err != nil || log != "" {
-		t.Errorf("with a codec of the user's own: New = %v, log %q; want neither", err, log)
+		t.Errorf("with the user's own codec: New = %v, log %q; want neither", err, log)
 	}
 }
 
@@ -72,15 +72,15 @@ func TestNewLogsWhatTheCodecLoses(t *testing.T) {
 			}
 		}
 		if log, err := newOf[*map[string]string](t, codec); err != nil || log != "" {
-			t.Errorf("of a type that is kept whole: New = %v, log %q; want neither", err, log)
+			t.Errorf("of a type that loses nothing: New = %v, log %q; want neither", err, log)
 		}
 	}
 }
 
 type (
 	itemV1      struct{ Name, Colour string }
-	itemRenamed struct{ Colour, Name string } // the same form
-	itemV2      struct{ Name, Color string }  // another one
+	itemRenamed struct{ Colour, Name string } // the same form as itemV1
+	itemV2      struct{ Name, Color string }  // another form
 	itemV3      struct {
 		Name   string
 		Colour []string
@@ -109,7 +109,7 @@ func builds[A, B any](t *testing.T, a fetchonce.Options[A], v A, b fetchonce.Opt
 	return r.Value, err
 }
 
-// Builds whose types have different forms do not read each other's values, without any Schema.
+// Without a Schema, builds whose types have different forms do not read each other's values.
 func TestDefaultSchemaIsTheFormOfTheType(t *testing.T) {
 	v := itemV1{"teapot", "red"}
 	for _, codec := range []fetchonce.Codec{fetchonce.Msgpack, fetchonce.JSON, gobCodec{}} {
@@ -125,7 +125,7 @@ func TestDefaultSchemaIsTheFormOfTheType(t *testing.T) {
 		}
 		v1.Schema = "1"
 		if got, err := builds(t, v1, v, fetchonce.Options[itemV2]{Codec: codec, Schema: "1"}); err != nil || got.Name != v.Name {
-			t.Errorf("%T: with a Schema by hand, another build found %+v, %v; want what it can read", codec, got, err)
+			t.Errorf("%T: with the same Schema, another build found %+v, %v; want the fields that it knows", codec, got, err)
 		}
 	}
 	if got, err := builds(t, fetchonce.Options[itemV1]{}, v, fetchonce.Options[itemRenamed]{}); err != nil || got != (itemRenamed{v.Colour, v.Name}) {
@@ -136,7 +136,7 @@ func TestDefaultSchemaIsTheFormOfTheType(t *testing.T) {
 	}
 }
 
-// A gobCodec is a codec of a user's own.
+// A gobCodec is a user's own codec.
 type gobCodec struct{}
 
 func (gobCodec) Marshal(v any) ([]byte, error) {

@@ -23,19 +23,19 @@ type pair struct{ A, B string }
 func (p pair) EncodeMsgpack(enc *msgpack.Encoder) error  { return enc.EncodeMulti(p.A, p.B) }
 func (p *pair) DecodeMsgpack(dec *msgpack.Decoder) error { return dec.DecodeMulti(&p.A, &p.B) }
 
-// A half is encoded as two msgpack values, of which it reads one.
+// A half is encoded as two msgpack values and decodes only the first.
 type half struct{ A, B string }
 
 func (h half) EncodeMsgpack(enc *msgpack.Encoder) error  { return enc.EncodeMulti(h.A, h.B) }
 func (h *half) DecodeMsgpack(dec *msgpack.Decoder) error { return dec.DecodeMulti(&h.A) }
 
-// A oneWay can be written only.
+// A oneWay can be encoded but not decoded.
 type oneWay struct{ A string }
 
 func (oneWay) MarshalText() ([]byte, error) { return []byte("text"), nil }
 func (oneWay) MarshalJSON() ([]byte, error) { return []byte(`"text"`), nil }
 
-// A tree nests as deep as it is high.
+// A tree is nested as deep as its height.
 type tree struct {
 	Name  string
 	Under []tree
@@ -56,24 +56,24 @@ type interned struct {
 
 type described struct{ By fmt.Stringer }
 
-// A refusingCodec writes what it does not read.
+// A refusingCodec encodes and refuses to decode.
 type refusingCodec struct{}
 
 func (refusingCodec) Marshal(any) ([]byte, error) { return []byte("secret"), nil }
 func (refusingCodec) Unmarshal([]byte, any) error { return errors.New("no") }
 
-// Whatever is stored can be read: Set refuses what Peek would not find, and says
-// why; a fetch returns it, and the Trace and the log say why it is not stored.
+// A value that cannot be decoded is not stored. Set returns the reason. A Get returns the fetched
+// value, and the Trace and the log give the reason.
 func TestValuesThatAreEncodedCanBeDecoded(t *testing.T) {
 	const fits = ""
 	t.Run("two values in sequence", func(t *testing.T) { writeAndRead(t, nil, &pair{"a", "b"}, fits) })
-	t.Run("two in sequence, inside", func(t *testing.T) { writeAndRead(t, nil, &[]pair{{"a", "b"}, {"c", "d"}}, "") })
-	t.Run("two values, one is read", func(t *testing.T) { writeAndRead(t, nil, &half{"a", "b"}, "goes on after the value") })
+	t.Run("two values in sequence, nested", func(t *testing.T) { writeAndRead(t, nil, &[]pair{{"a", "b"}, {"c", "d"}}, fits) })
+	t.Run("two values, one is decoded", func(t *testing.T) { writeAndRead(t, nil, &half{"a", "b"}, "goes on after the value") })
 	t.Run("40 levels", func(t *testing.T) { writeAndRead(t, nil, new(treeOf(40)), fits) })
 	t.Run("400 levels", func(t *testing.T) { writeAndRead(t, nil, new(treeOf(400)), fits) })
 	t.Run("4000 levels", func(t *testing.T) { writeAndRead(t, nil, new(treeOf(4000)), "nested deeper") })
 	t.Run("interned strings", func(t *testing.T) { writeAndRead(t, nil, &interned{"long enough", "long enough"}, "interned") })
-	t.Run("interned, but once", func(t *testing.T) { writeAndRead(t, nil, &interned{"long enough", "another"}, fits) })
+	t.Run("interned strings that differ", func(t *testing.T) { writeAndRead(t, nil, &interned{"long enough", "another"}, fits) })
 	t.Run("interface", func(t *testing.T) { writeAndRead(t, nil, &described{By: time.Second}, "codec") })
 	t.Run("interface, nil", func(t *testing.T) { writeAndRead(t, nil, &described{}, fits) })
 	t.Run("map of numbers as any", func(t *testing.T) { writeAndRead(t, nil, &map[string]any{"m": map[int]int{1: 2}}, "codec") })
@@ -83,12 +83,11 @@ func TestValuesThatAreEncodedCanBeDecoded(t *testing.T) {
 	t.Run("JSON, interface", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, &described{By: time.Second}, "codec") })
 	t.Run("JSON, one way", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, &oneWay{"a"}, "codec") })
 	t.Run("JSON, 6000 levels", func(t *testing.T) { writeAndRead(t, fetchonce.JSON, new(treeOf(6000)), "depth") })
-	t.Run("a codec of another", func(t *testing.T) { writeAndRead(t, refusingCodec{}, new("v"), "codec") })
+	t.Run("the user's own codec", func(t *testing.T) { writeAndRead(t, refusingCodec{}, new("v"), "codec") })
 }
 
-// writeAndRead sets, peeks and gets v. why is part of the reason for which it cannot be stored,
-// or empty if it can. All values are pointers: the compiler makes code for them once, and for
-// each other kind of type once more.
+// writeAndRead sets, peeks and gets v. why is part of the reason why v cannot be stored; it is
+// empty if v can be stored. All values are pointers, so the compiler generates the code once.
 func writeAndRead[T any](t *testing.T, codec fetchonce.Codec, v *T, why string) {
 	t.Helper()
 	inBubble(t, func(t *testing.T, r backend) {
@@ -131,8 +130,8 @@ func writeAndRead[T any](t *testing.T, codec fetchonce.Codec, v *T, why string) 
 	})
 }
 
-// copyValue copies the value of a key to another one, as an attacker does who can write
-// to Redis: in an envelope for the other key.
+// copyValue copies a value to another key and gives it an envelope for that key, as an attacker
+// with write access to Redis could. It returns the payload.
 func copyValue(t *testing.T, r backend, from, to string) []byte {
 	t.Helper()
 	b, err := r.Client().Get(t.Context(), "test:v:{"+from+"}").Bytes()
@@ -150,8 +149,7 @@ func copyValue(t *testing.T, r backend, from, to string) []byte {
 	return h.Payload
 }
 
-// An encrypted value that is copied to another key is a miss there. It is read at its
-// own key, by Get, GetMany and Peek, and not stored in the clear.
+// A value that is encrypted for one key is a miss at another key. Its own key still has it.
 func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		codec, err := newSealedCodec(bytes.Repeat([]byte{7}, 32), "test")
@@ -180,8 +178,8 @@ func TestEncryptedValueIsBoundToItsKey(t *testing.T) {
 	})
 }
 
-// A codec that is given no key cannot tell: the copied value is read.
-func TestValueWithoutItsKeyIsRead(t *testing.T) {
+// A codec that receives no key decodes a copied value at the other key.
+func TestCodecWithoutKeysDecodesACopiedValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.Codec, opt.Schema = fetchonce.JSON, "1" })
 		testkit.Set(t, l, "alice", "of alice")

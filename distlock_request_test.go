@@ -18,12 +18,12 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// longLease makes the end of a lease no way out for a test that waits.
+// longLease makes a lease outlast the test, so that no wait ends because a lease does.
 func longLease(opt *lockOptions) {
 	opt.Lease, opt.RedisTimeout = 10*time.Minute, 10*time.Second
 }
 
-// returns waits until f has returned.
+// returns runs f and closes done when f has returned. The test fails if that takes a minute.
 func returns(t *testing.T, what string, f func()) (done chan struct{}) {
 	t.Helper()
 	done = make(chan struct{})
@@ -47,9 +47,8 @@ func isClosed(done chan struct{}) bool {
 	}
 }
 
-// The request that gives a lease back and asks for another is stopped on its way, the
-// locker is closed, and only then the request arrives: nothing is left of it, and Release
-// returns what it came to.
+// The request of a Release is held back, the locker is closed, and then the request arrives.
+// Close waits for it. The lock is free after that.
 func TestCloseWaitsForARelease(t *testing.T) {
 	for name, waiters := range map[string]int{"alone": 0, "with a waiter": 1} {
 		t.Run(name, func(t *testing.T) {
@@ -63,7 +62,7 @@ func TestCloseWaitsForARelease(t *testing.T) {
 					testkit.Take(t.Context(), t, r, lk)
 				}
 				r.Until("they wait", func() bool { return lk.Waiting("it") == waiters })
-				r.Until("the time for local hand-offs is over", func() bool { return time.Since(began) > 20*time.Millisecond })
+				r.Until("local hand-offs have ended", func() bool { return time.Since(began) > 20*time.Millisecond })
 				g.Shut()
 				released := returns(t, "Release", func() { first.Release(nil) })
 				<-g.Stopped
@@ -85,8 +84,8 @@ func TestCloseWaitsForARelease(t *testing.T) {
 	}
 }
 
-// The caller leaves while its request is on its way. The request then has its answer,
-// and what it was granted is given back: the release does not overtake it.
+// The caller leaves while its request is held back. The lease that the request is granted is
+// released after the request, not before.
 func TestReleaseDoesNotOvertakeItsRequest(t *testing.T) {
 	for name, acquire := range map[string]func(*fetchonce.Locker, context.Context, string) (context.Context, *fetchonce.Lease, error){
 		"Acquire": (*fetchonce.Locker).Acquire, "TryAcquire": (*fetchonce.Locker).TryAcquire,
@@ -111,18 +110,18 @@ func TestReleaseDoesNotOvertakeItsRequest(t *testing.T) {
 				arrive()
 				began := time.Now()
 				other := testkit.NewLocker(t, r)
-				r.Until("it was given back", func() bool { return other.TryDo(t.Context(), "it", testkit.Nothing) == nil })
+				r.Until("the lock is free", func() bool { return other.TryDo(t.Context(), "it", testkit.Nothing) == nil })
 				if took := time.Since(began); r.Fake() && took > time.Second {
-					t.Errorf("it took %v to give it back", took)
+					t.Errorf("the lock was free after %v", took)
 				}
-				r.Until("nothing goes on any more", func() bool { return lk.Names() == 0 })
+				r.Until("no name is in use", func() bool { return lk.Names() == 0 })
 			})
 		})
 	}
 }
 
-// 200 names, each with a waiter, are released while the locker is closed.
-func TestCloseDuringReleases(t *testing.T) {
+// 200 locks, each with a waiter, are released during Close. Afterwards all are free.
+func TestCloseDuringReleasesFreesEveryLock(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk := testkit.NewLocker(t, r, longLease)
 		var leases []*fetchonce.Lease
@@ -143,7 +142,7 @@ func TestCloseDuringReleases(t *testing.T) {
 			})
 		}
 		r.Until("they wait", func() bool { return lk.Waiting("name199") == 1 })
-		r.Until("the time for local hand-offs is over", func() bool { return time.Since(began) > 20*time.Millisecond })
+		r.Until("local hand-offs have ended", func() bool { return time.Since(began) > 20*time.Millisecond })
 		for i, ls := range leases {
 			returns(t, "Release", func() {
 				if i > 100 {
@@ -164,8 +163,8 @@ func TestCloseDuringReleases(t *testing.T) {
 	})
 }
 
-// An outage leaves no goroutine for each call that failed in it, and nothing at all for
-// calls that sent nothing.
+// 1,000 calls fail in an outage. They leave few goroutines, and none for a call that sent
+// nothing.
 func TestOutageOfLocksIsBounded(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk := testkit.NewLocker(t, r, func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = 10*time.Minute, 100*time.Millisecond })
@@ -184,7 +183,7 @@ func TestOutageOfLocksIsBounded(t *testing.T) {
 		}
 		r.Kill()
 		fail(500)
-		known := !isCluster(r.Client()) // its client tries node after node until RedisTimeout, and what came of that is not known
+		known := !isCluster(r.Client()) // a cluster client tries nodes until RedisTimeout, so it may have sent something
 		r.Until("the calls that sent nothing leave nothing", func() bool {
 			return (lk.Leftovers() == 0 || !known) && runtime.NumGoroutine() < before+100
 		})
@@ -211,12 +210,12 @@ func TestRefusedLockLeavesNothing(t *testing.T) {
 			t.Errorf("TryDo = %v, want an *Error", err)
 		}
 		if n := lk.Leftovers(); n > 0 {
-			t.Errorf("%d requests are to be taken back", n)
+			t.Errorf("%d requests wait for their cleanup", n)
 		}
 	})
 }
 
-// A context that has ended before its caller had the lock never has it.
+// A context ends just as its caller is granted the lock. The caller receives the cause.
 func TestEndedContextNeverHasTheLock(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk := testkit.NewLocker(t, r)
@@ -225,7 +224,7 @@ func TestEndedContextNeverHasTheLock(t *testing.T) {
 			inner, cancel := context.WithCancelCause(t.Context())
 			var once sync.Once
 			ctx := &contexttest.Context{Context: inner, Called: func() {
-				if lk.Waiting("it") == 1 { // the caller is about to wait: let it have the lock, and its context end
+				if lk.Waiting("it") == 1 { // the caller is about to wait
 					once.Do(func() {
 						first.Release(nil)
 						cancel(errMine)
@@ -235,16 +234,16 @@ func TestEndedContextNeverHasTheLock(t *testing.T) {
 			if _, _, err := lk.Acquire(ctx, "it"); !errors.Is(err, fetchonce.ErrLocked) || !errors.Is(err, errMine) {
 				t.Fatalf("Acquire = %v, want ErrLocked and the cause of the end of the context", err)
 			}
-			r.Until("nothing goes on any more", func() bool { return lk.Names() == 0 })
+			r.Until("no name is in use", func() bool { return lk.Names() == 0 })
 		}
 	})
 }
 
-// An answer that comes after the lease has ended is no lease, and no lease was lost.
-func TestAnswerAfterTheLeaseEndedIsNoLease(t *testing.T) {
+// The reply arrives after the lease has ended. The call fails, and not with ErrLockLost.
+func TestReplyAfterTheLeaseEndedIsAnError(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		if !r.Fake() {
-			return // the answer comes too late by the bubble's clock
+			return // needs the bubble's clock
 		}
 		rdb := r.Client()
 		lk := testkit.LockerOf(t, rdb, func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = time.Second, 10*time.Second })
@@ -261,8 +260,8 @@ func TestAnswerAfterTheLeaseEndedIsNoLease(t *testing.T) {
 	})
 }
 
-// losses are ways in which Redis loses a lease while its holder believes in it.
-// Each is given the lock's string from before the lease.
+// losses are ways in which Redis loses a lease without the holder's knowledge. Each receives
+// the lock's string from before the lease.
 var losses = map[string]func(t *testing.T, r backend, before string){
 	"a failover to a replica that lacks the lease": func(t *testing.T, r backend, before string) {
 		testkit.Admin(r).Set(t.Context(), "test:l:{it}", before, 0)
@@ -270,15 +269,15 @@ var losses = map[string]func(t *testing.T, r backend, before string){
 	"DEL": func(t *testing.T, r backend, _ string) {
 		testkit.Admin(r).Del(t.Context(), "test:l:{it}")
 	},
-	"the server's clock steps forward": func(t *testing.T, r backend, _ string) { // no server lets its clock be set
+	"the server's clock steps forward": func(t *testing.T, r backend, _ string) { // instead of the clock, the lease's end changes
 		state := testkit.Admin(r).Get(t.Context(), "test:l:{it}").Val()
 		testkit.Admin(r).Set(t.Context(), "test:l:{it}", regexp.MustCompile(`\d+/\d+$`).ReplaceAllString(state, "1"), 0)
 	},
 }
 
-// Release returns ErrLockLost when another process got the lock meanwhile, also
-// when it asks for another lease in the same request.
-func TestReleaseOfALostLockSaysSo(t *testing.T) {
+// Release returns ErrLockLost if another process has acquired the lock, also when the same
+// request queues a waiter of this process.
+func TestReleaseOfALostLockReturnsErrLockLost(t *testing.T) {
 	for name, lose := range losses {
 		for _, again := range []bool{false, true} {
 			what := name
@@ -322,7 +321,7 @@ func wantEndedError(t *testing.T, what string, err error) {
 	}
 }
 
-func TestEndedContextIsAnErrorThatSaysBoth(t *testing.T) {
+func TestEndedContextIsErrLockedAndItsCause(t *testing.T) {
 	calls := map[string]func(ctx context.Context, lk *fetchonce.Locker) error{
 		"Do":    func(ctx context.Context, lk *fetchonce.Locker) error { return lk.Do(ctx, "it", testkit.Nothing) },
 		"TryDo": func(ctx context.Context, lk *fetchonce.Locker) error { return lk.TryDo(ctx, "it", testkit.Nothing) },
@@ -402,8 +401,8 @@ func TestACallWaitsForMaxWait(t *testing.T) {
 	}
 }
 
-// Two lockers, and locks of each inside those of the other, while Redis hangs until
-// the outer leases end: all calls return.
+// Locks of two lockers are nested in both orders, and Redis hangs until the outer leases end.
+// All calls return.
 func TestNestedLocksSurviveAHangingRedis(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		short := func(opt *lockOptions) { opt.Lease, opt.RedisTimeout = 60*time.Millisecond, 20*time.Millisecond }
@@ -419,7 +418,7 @@ func nest(t *testing.T, r backend, lockers []*fetchonce.Locker) {
 	var outer []context.Context
 	for i, lk := range lockers {
 		ctx, ls, err := lk.Acquire(t.Context(), fmt.Sprint("outer", i))
-		if err != nil { // the machine is busy, and Redis has not answered in time
+		if err != nil { // on a busy machine, Redis may miss the timeout
 			return
 		}
 		defer func() { _ = ls.Release() }()
@@ -434,7 +433,7 @@ func nest(t *testing.T, r backend, lockers []*fetchonce.Locker) {
 				if _, ls, err := lk.Acquire(ctx, fmt.Sprint("inner", i)); err == nil {
 					_ = ls.Release()
 				} else if r.Fake() {
-					time.Sleep(time.Millisecond) // a context that has ended costs no time
+					time.Sleep(time.Millisecond) // an ended context fails without taking time
 				}
 			}
 		})

@@ -52,7 +52,7 @@ func TestLockHasOneHolder(t *testing.T) {
 		}
 		r.Settle()
 		if n := a.Names() + b.Names(); n > 0 {
-			t.Errorf("something is going on under %d names", n)
+			t.Errorf("%d names are still in use", n)
 		}
 	})
 }
@@ -110,7 +110,7 @@ func TestDoReturnsItsFunctionsError(t *testing.T) {
 		lk := testkit.NewLocker(t, r)
 		want := errors.New("mine")
 		if err := lk.Do(t.Context(), "it", func(context.Context) error { return want }); err != want {
-			t.Errorf("Do = %v, want the function's error as it is", err)
+			t.Errorf("Do = %v, want the function's error unchanged", err)
 		}
 		if err := lk.TryDo(t.Context(), "it", testkit.Nothing); err != nil {
 			t.Errorf("TryDo = %v", err)
@@ -137,7 +137,7 @@ func TestPanicAndGoexitReleaseTheLock(t *testing.T) {
 	})
 }
 
-// A holder whose lease was ended in Redis learns that from its next renewal.
+// A holder notices at its next renewal that its lease has ended in Redis.
 func TestLostLockEndsItsContext(t *testing.T) {
 	for name, lose := range map[string]func(t *testing.T, r backend){
 		"DEL":      func(t *testing.T, r backend) { testkit.Admin(r).Del(t.Context(), "test:l:{it}") },
@@ -167,10 +167,10 @@ func TestLostLockEndsItsContext(t *testing.T) {
 
 var errMine = errors.New("mine")
 
-// slack is how late a real machine may be.
+// slack is how late a deadline may be noticed on a real machine.
 func slack(r backend) time.Duration {
 	if r.Fake() {
-		return 5 * time.Millisecond // Redis counts in whole ones
+		return 5 * time.Millisecond // Redis counts in whole milliseconds
 	}
 	return 200 * time.Millisecond
 }
@@ -199,12 +199,12 @@ func TestQueueKeepsItsOrderAfterAFlushAll(t *testing.T) {
 			waiting = append(waiting, testkit.Queued(t.Context(), t, r, testkit.NewLocker(t, r), i+1))
 		}
 		flushAll(t, r)
-		r.Until("the others have looked again", func() bool { return testkit.InQueue(t, r) == 2 })
+		r.Until("the others have polled again", func() bool { return testkit.InQueue(t, r) == 2 })
 		first.LostBy(time.Now().Add(5*time.Second), fetchonce.ErrLockLost)
 		first.Release(fetchonce.ErrLockLost)
 		for len(waiting) > 0 {
 			var next *testkit.Taker
-			r.Until("somebody has the lock", func() bool {
+			r.Until("one of them has the lock", func() bool {
 				for _, a := range waiting {
 					select {
 					case <-a.Done:
@@ -289,7 +289,7 @@ func TestQueueKeepsItsOrder(t *testing.T) {
 	})
 }
 
-// The lock of a process that died is the next one's when its lease has ended.
+// A process dies while it holds the lock. The next in the queue has it when the lease ends.
 func TestDeadHolderBlocksForItsLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rounds := 1
@@ -305,7 +305,7 @@ func TestDeadHolderBlocksForItsLease(t *testing.T) {
 			redistest.WireOf(rdb).Down()
 			a.Has()
 			if took := time.Since(died); took > testkit.LeaseLength(r)+250*time.Millisecond {
-				t.Errorf("the next one has waited %v for a dead holder", took)
+				t.Errorf("the next in the queue waited %v for a dead holder", took)
 			}
 			b.Waits()
 			dead.LostBy(died.Add(testkit.LeaseLength(r)), fetchonce.ErrLockLost)
@@ -316,8 +316,8 @@ func TestDeadHolderBlocksForItsLease(t *testing.T) {
 	})
 }
 
-// Dead waiters cost the others less than a second in all.
-func TestDeadWaitersArePassedOver(t *testing.T) {
+// Three dead waiters delay the next one by less than a second together.
+func TestDeadWaitersAreSkipped(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		first := testkit.Taken(t, r, testkit.NewLocker(t, r, testkit.ShortLockLease(r)))
 		var dead []redis.UniversalClient
@@ -334,7 +334,7 @@ func TestDeadWaitersArePassedOver(t *testing.T) {
 		first.Release(nil)
 		last.Has()
 		if took := time.Since(began); took > testkit.LeaseLength(r)+time.Second {
-			t.Errorf("the last has waited %v for three dead", took)
+			t.Errorf("the last waited %v for three dead waiters", took)
 		}
 		last.Release(nil)
 	})
@@ -361,8 +361,9 @@ func TestRecheckTimerCoversALostGrant(t *testing.T) {
 	})
 }
 
-// The lock is granted to a process whose waiter has left, before its withdrawal arrives. The
-// process passes the lock on. The withdrawal does not disturb the next holder.
+// The lock is granted to a process whose only waiter has left, before the request that withdraws
+// it arrives in Redis. The process hands the lock off. The late request does not harm the next
+// holder.
 func TestGrantToAProcessThatLeftIsPassedOn(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -374,7 +375,7 @@ func TestGrantToAProcessThatLeftIsPassedOn(t *testing.T) {
 		g.Shut()
 		cancel()
 		second.Ended()
-		<-g.Stopped // it leaves, on its way
+		<-g.Stopped // the request that withdraws it
 		first.Release(nil)
 		third.Has()
 		g.Open()
@@ -383,13 +384,13 @@ func TestGrantToAProcessThatLeftIsPassedOn(t *testing.T) {
 			t.Error("the context of the new holder has ended")
 		}
 		third.Release(nil)
-		r.Until("nothing is left of any of them", func() bool {
+		r.Until("neither holder nor waiter is left", func() bool {
 			return len(strings.Fields(testkit.Admin(r).Get(t.Context(), "test:l:{it}").Val())) <= 3 && testkit.InQueue(t, r) == 0
 		})
 	})
 }
 
-// A hung process runs again long after the lock was granted to another.
+// A process hangs, and the lock is granted to another. Then the first confirms its own grant.
 func TestLateConfirmationDoesNotTakeTheLock(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -404,7 +405,7 @@ func TestLateConfirmationDoesNotTakeTheLock(t *testing.T) {
 		r.Until("it is in the queue again", func() bool { return testkit.InQueue(t, r) == 2 })
 		second.Waits()
 		third.Release(nil)
-		second.Has() // it has lost the grant, but not its place
+		second.Has() // it lost the grant, and kept its place in the queue
 		fourth.Waits()
 		if second.Ls.Fence() <= third.Ls.Fence() {
 			t.Error("the fences do not rise")
@@ -415,20 +416,20 @@ func TestLateConfirmationDoesNotTakeTheLock(t *testing.T) {
 	})
 }
 
-// Requests whose answers are lost are sent again, and do no more than once.
+// A request whose reply is lost is sent again and takes effect once.
 func TestLocksSurviveLostReplies(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		wire := redistest.WireOf(rdb)
 		a, b := testkit.LockerOf(t, rdb), testkit.NewLocker(t, r)
-		if err := a.Do(t.Context(), "it", testkit.Nothing); err != nil { // so that the scripts are known
+		if err := a.Do(t.Context(), "it", testkit.Nothing); err != nil { // so that Redis has the scripts
 			t.Fatal(err)
 		}
 		wire.LoseReplies(1, "EVALSHA")
 		first := testkit.Taken(t, r, a)
 		second := testkit.Queued(t.Context(), t, r, b, 1)
 		wire.LoseReplies(1, "EVALSHA")
-		first.Release(fetchonce.ErrLockLost) // sent twice, so it may be a loss
+		first.Release(fetchonce.ErrLockLost) // sent twice: the second cannot tell a release from a loss
 		second.Has()
 
 		third := testkit.Queued(t.Context(), t, r, a, 1)
@@ -437,10 +438,10 @@ func TestLocksSurviveLostReplies(t *testing.T) {
 		third.Has()
 
 		fourth := testkit.Queued(t.Context(), t, r, b, 1)
-		fifth := testkit.Take(t.Context(), t, r, a) // so that a gives back and asks in one
+		fifth := testkit.Take(t.Context(), t, r, a) // so that one request of a releases and queues
 		r.Until("it waits", func() bool { return a.Waiting("it") == 1 })
 		if r.Fake() {
-			time.Sleep(20 * time.Millisecond) // beyond the time for local hand-offs
+			time.Sleep(20 * time.Millisecond) // until local hand-offs end
 		}
 		wire.LoseReplies(1, "EVALSHA")
 		third.Release(fetchonce.ErrLockLost)
@@ -452,67 +453,78 @@ func TestLocksSurviveLostReplies(t *testing.T) {
 	})
 }
 
-// asking starts an Acquire of a free lock and stops its request on the way. A second
-// goroutine of the process waits for the first.
-func asking(ctx context.Context, t *testing.T, r backend) (lk *fetchonce.Locker, g *testkit.Gate, first, second *testkit.Taker) {
-	t.Helper()
-	rdb := r.Client()
-	g = testkit.NewGate(rdb)
-	lk = testkit.LockerOf(t, rdb, func(opt *lockOptions) { opt.RedisTimeout = 10 * time.Second })
-	g.Shut()
-	first = testkit.Take(ctx, t, r, lk)
-	<-g.Stopped
-	second = testkit.Take(t.Context(), t, r, lk)
-	r.Until("both wait", func() bool { return lk.Waiting("it") == 2 })
-	return lk, g, first, second
+// A heldRequest is a request for a free lock that has not reached Redis. Two callers of one
+// process wait for it.
+type heldRequest struct {
+	*testkit.Gate // open it to let the request through
+
+	locker        *fetchonce.Locker
+	first, second *testkit.Taker
 }
 
-// Whoever asks for itself may leave while it does, and what it has asked for is
-// given back, whenever it arrives.
+// holdRequest starts an Acquire with ctx and holds back its request, then starts a second.
+func holdRequest(ctx context.Context, t *testing.T, r backend) heldRequest {
+	t.Helper()
+	rdb := r.Client()
+	held := heldRequest{Gate: testkit.NewGate(rdb)}
+	held.locker = testkit.LockerOf(t, rdb, func(opt *lockOptions) { opt.RedisTimeout = 10 * time.Second })
+	held.Shut()
+	held.first = testkit.Take(ctx, t, r, held.locker)
+	<-held.Stopped
+	held.second = testkit.Take(t.Context(), t, r, held.locker)
+	r.Until("both wait", func() bool { return held.locker.Waiting("it") == 2 })
+	return held
+}
+
+// The caller that sent the request leaves. The lease that the request is granted passes to the
+// next caller.
 func TestRequestOfACallerThatLeftIsReleased(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		lk, g, first, second := asking(ctx, t, r)
+		request := holdRequest(ctx, t, r)
+		first, second := request.first, request.second
 		cancel(errMine)
 		first.Ended()
 		if !errors.Is(first.Err, fetchonce.ErrLocked) || !errors.Is(first.Err, errMine) {
 			t.Errorf("Acquire = %v, want ErrLocked and the cause of the end of the context", first.Err)
 		}
 		second.Waits()
-		g.Open()
+		request.Open()
 		second.Has()
 		second.Release(nil)
 		other := testkit.NewLocker(t, r)
-		r.Until("nothing is left of it", func() bool { return other.TryDo(t.Context(), "it", testkit.Nothing) == nil })
-		r.Until("nothing goes on any more", func() bool { return lk.Names() == 0 })
+		r.Until("the lock is free", func() bool { return other.TryDo(t.Context(), "it", testkit.Nothing) == nil })
+		r.Until("no name is in use", func() bool { return request.locker.Names() == 0 })
 	})
 }
 
 func TestCloseEndsARequestInFlight(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		lk, g, first, second := asking(t.Context(), t, r)
-		closed := returns(t, "Close", func() { _ = lk.Close() })
+		request := holdRequest(t.Context(), t, r)
+		first, second := request.first, request.second
+		closed := returns(t, "Close", func() { _ = request.locker.Close() })
 		first.Ended()
 		second.Ended()
 		r.Settle()
 		if isClosed(closed) {
 			t.Error("Close returned before the request was answered")
 		}
-		g.Open()
+		request.Open()
 		<-closed
 		if first.Err != fetchonce.ErrClosed || second.Err != fetchonce.ErrClosed {
 			t.Errorf("Acquire = %v and %v, want ErrClosed", first.Err, second.Err)
 		}
 		other := testkit.NewLocker(t, r)
-		r.Until("nothing is left of it", func() bool { return other.TryDo(t.Context(), "it", testkit.Nothing) == nil })
+		r.Until("the lock is free", func() bool { return other.TryDo(t.Context(), "it", testkit.Nothing) == nil })
 	})
 }
 
 func TestErrorOfARequestReachesAllWaiters(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
-		lk, g, first, second := asking(t.Context(), t, r)
+		request := holdRequest(t.Context(), t, r)
+		first, second := request.first, request.second
 		r.Kill()
-		g.Open()
+		request.Open()
 		first.Ended()
 		second.Ended()
 		var ours *fetchonce.Error
@@ -520,11 +532,11 @@ func TestErrorOfARequestReachesAllWaiters(t *testing.T) {
 			t.Errorf("Acquire = %v and %v, want an *Error for both", first.Err, second.Err)
 		}
 		r.Restart()
-		r.Until("it works again", func() bool { return lk.Do(t.Context(), "it", testkit.Nothing) == nil })
+		r.Until("it works again", func() bool { return request.locker.Do(t.Context(), "it", testkit.Nothing) == nil })
 	})
 }
 
-func TestLockWithoutRedisSaysSo(t *testing.T) {
+func TestLockWithoutRedisReturnsAnError(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk := testkit.NewLocker(t, r, func(opt *lockOptions) { opt.RedisTimeout = 500 * time.Millisecond })
 		mustNot := func(context.Context) error { t.Error("it ran without a lock"); return nil }
@@ -546,14 +558,14 @@ func TestLockWithoutRedisSaysSo(t *testing.T) {
 			t.Errorf("TryDo = %v, want the context's error", err)
 		}
 		if took := time.Since(began); took > 20*time.Millisecond+slack(r) {
-			t.Errorf("it took %v to heed the context", took)
+			t.Errorf("TryDo returned %v after the call", took)
 		}
 		began = time.Now()
 		if err := lk.Do(t.Context(), "it", mustNot); !errors.As(err, &ours) {
 			t.Errorf("Do = %v, want an *Error", err)
 		}
 		if took := time.Since(began); took > 500*time.Millisecond+slack(r) {
-			t.Errorf("it took %v to say so", took)
+			t.Errorf("Do returned %v after the call", took)
 		}
 		r.Resume()
 		r.Until("it works again", func() bool { return lk.Do(t.Context(), "it", testkit.Nothing) == nil })
@@ -581,8 +593,7 @@ func TestHolderWithoutRedisStopsInTime(t *testing.T) {
 	})
 }
 
-// The waiters of a process do not wait for a holder there that has lost the
-// lock and does not notice.
+// The holder has lost the lock and has not noticed. A waiter in its own process acquires it.
 func TestLostLockIsTakenAgainInItsProcess(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		lk := testkit.NewLocker(t, r, testkit.ShortLockLease(r))
@@ -612,23 +623,22 @@ func TestMaxHoldEndsTheHold(t *testing.T) {
 		if time.Since(began) < hold {
 			t.Error("the context ended too soon")
 		}
-		second.Waits() // the holder has a while to notice
+		second.Waits() // the lease still runs
 		second.Has()
-		if took := time.Since(began); took > hold+testkit.LeaseLength(r)+slack(r)+lookLater {
-			t.Errorf("the next one had it after %v", took)
+		if took := time.Since(began); took > hold+testkit.LeaseLength(r)+slack(r)+recheckTime {
+			t.Errorf("the next in the queue had the lock after %v", took)
 		}
 		first.Release(fetchonce.ErrLockLost)
 		second.Release(nil)
 		if err := a.Do(t.Context(), "it", func(ctx context.Context) error { <-ctx.Done(); return nil }); err != nil {
-			t.Errorf("a Do that heeded MaxHold = %v", err)
+			t.Errorf("a Do whose function ended with its context = %v", err)
 		}
 	})
 }
 
-const lookLater = 50 * time.Millisecond
+const recheckTime = 50 * time.Millisecond
 
-// The caller's context ends: the work is to stop, and the lock is there until
-// it has.
+// The caller's context ends. The lease is renewed until the holder releases the lock.
 func TestLeaseIsKeptWhileItsHolderCleansUp(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b := testkit.NewLocker(t, r, testkit.ShortLockLease(r)), testkit.NewLocker(t, r)
@@ -684,7 +694,7 @@ func TestReentranceIsRefused(t *testing.T) {
 			t.Error(err)
 		}
 		if err := lk.Do(inner, "it", testkit.Nothing); err != nil {
-			t.Errorf("Do with the context of a Do that is over = %v", err)
+			t.Errorf("Do with the context of a Do that has returned = %v", err)
 		}
 	})
 }
@@ -731,12 +741,12 @@ func TestSemaphoreHasAtMostSlotsHolders(t *testing.T) {
 		if err := b.TryDo(t.Context(), "it", testkit.Nothing); err != fetchonce.ErrLocked {
 			t.Errorf("TryDo without a free slot = %v, want ErrLocked", err)
 		}
-		// Each lease has an end of its own.
+		// Each lease ends by itself.
 		last := testkit.Queued(t.Context(), t, r, b, 1)
 		redistest.WireOf(rdb).Down()
 		last.Has()
 		if held[0].Ctx.Err() == nil || held[1].Ctx.Err() != nil || held[2].Ctx.Err() != nil {
-			t.Error("another lease than the dead process's was ended")
+			t.Error("the lease of a living process ended")
 		}
 		for _, h := range []*testkit.Taker{held[1], held[2], last} {
 			h.Release(nil)
@@ -744,12 +754,12 @@ func TestSemaphoreHasAtMostSlotsHolders(t *testing.T) {
 	})
 }
 
-// Inside a process the lock goes from hand to hand without Redis.
+// A local hand-off sends no command.
 func TestLocalHandoffsCostNoRoundTrips(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		lk := testkit.LockerOf(t, rdb)
-		if err := lk.Do(t.Context(), "it", testkit.Nothing); err != nil { // so that the scripts are known
+		if err := lk.Do(t.Context(), "it", testkit.Nothing); err != nil { // so that Redis has the scripts
 			t.Fatal(err)
 		}
 		last := testkit.Taken(t, r, lk)
@@ -759,7 +769,7 @@ func TestLocalHandoffsCostNoRoundTrips(t *testing.T) {
 			r.Until("it waits", func() bool { return lk.Waiting("it") == i+1 })
 		}
 		if r.Fake() {
-			time.Sleep(20 * time.Millisecond) // the time for local hand-offs is over: the first caller asks Redis for waiters
+			time.Sleep(20 * time.Millisecond) // until the first release asks Redis for waiters elsewhere
 		}
 		redistest.WireOf(rdb).Reset()
 		for _, a := range waiting {
@@ -772,18 +782,17 @@ func TestLocalHandoffsCostNoRoundTrips(t *testing.T) {
 		}
 		last.Release(nil)
 		if n := redistest.WireOf(rdb).RoundTrips(); n != 2 && r.Fake() { // real time may bring more
-			t.Errorf("5 turns were ended in %d round trips, want 2: %v", n, redistest.WireOf(rdb).Commands())
+			t.Errorf("5 holds ended in %d round trips, want 2: %v", n, redistest.WireOf(rdb).Commands())
 		}
 	})
 }
 
-// A process with many waiters does not keep the lock for long while another
-// process waits.
+// A process with many waiters hands the lock off to another process after 16 holds at most.
 func TestLocalHandoffsAreBounded(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		a, b := testkit.NewLocker(t, r), testkit.NewLocker(t, r)
 		first := testkit.Taken(t, r, a)
-		var turns, after atomic.Int64
+		var holds, after atomic.Int64
 		var wg sync.WaitGroup
 		ctx, cancel := context.WithCancel(t.Context())
 		defer wg.Wait()
@@ -793,8 +802,8 @@ func TestLocalHandoffsAreBounded(t *testing.T) {
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					_ = a.Do(ctx, "it", func(context.Context) error {
-						turns.Add(1)
-						time.Sleep(100 * time.Microsecond) // in a bubble time stands still while anybody works
+						holds.Add(1)
+						time.Sleep(100 * time.Microsecond) // in a bubble, time stands still while a goroutine runs
 						return nil
 					})
 				}
@@ -804,12 +813,12 @@ func TestLocalHandoffsAreBounded(t *testing.T) {
 		other = testkit.Queued(t.Context(), t, r, b, 1)
 		first.Release(nil)
 		other.Has()
-		after.Store(turns.Load())
+		after.Store(holds.Load())
 		if n := after.Load(); n > 16 {
-			t.Errorf("the other process had its turn after %d", n)
+			t.Errorf("the other process had the lock after %d holds", n)
 		}
 		other.Release(nil)
-		r.Until("the lock goes back and forth", func() bool { return turns.Load() > after.Load()+100 })
+		r.Until("the lock goes back and forth", func() bool { return holds.Load() > after.Load()+100 })
 	})
 }
 
@@ -827,7 +836,7 @@ func TestClosedLockerRefusesLocks(t *testing.T) {
 		if waiting.Err != fetchonce.ErrClosed {
 			t.Errorf("the waiter got %v, want ErrClosed", waiting.Err)
 		}
-		next.Waits() // the holder has not said yet that it has stopped
+		next.Waits() // the holder has not released
 		select {
 		case err := <-closed:
 			t.Error("Close returned before the holder:", err)
@@ -848,7 +857,7 @@ func TestClosedLockerRefusesLocks(t *testing.T) {
 			t.Errorf("second Close = %v", err)
 		}
 
-		// A holder that never gives back what it holds.
+		// Close waits for the lease of a holder that never releases.
 		began := time.Now()
 		if err := b.Close(); err != nil {
 			t.Error(err)
@@ -860,32 +869,32 @@ func TestClosedLockerRefusesLocks(t *testing.T) {
 	})
 }
 
-// What is under a lock's names and not a lock is given an end, and nothing else is done to it.
+// A foreign value under one of a lock's keys is left unchanged, except that it gets a TTL.
 //
 //test:long
-func TestForeignDataInThePlaceOfALockIsAnError(t *testing.T) {
+func TestForeignValueAtALocksKeyIsAnError(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := testkit.Admin(r)
 		lk := testkit.NewLocker(t, r, testkit.ShortLockLease(r))
 		rdb.Set(t.Context(), "test:l:{it}", "mine", 0)
 		var ours *fetchonce.Error
 		if err := lk.Do(t.Context(), "it", testkit.Nothing); !errors.As(err, &ours) {
-			t.Errorf("with foreign data there, Do = %v, want an *Error", err)
+			t.Errorf("with a foreign value, Do = %v, want an *Error", err)
 		}
 		if got := rdb.Get(t.Context(), "test:l:{it}").Val(); got != "mine" {
-			t.Errorf("what was there is %q", got)
+			t.Errorf("the foreign value is %q", got)
 		}
 		if left := rdb.PTTL(t.Context(), "test:l:{it}").Val(); left < 0 || left > testkit.LeaseLength(r) {
-			t.Errorf("it ends in %v", left)
+			t.Errorf("the foreign value expires in %v", left)
 		}
 		r.Until("the lock is free again", func() bool { return lk.Do(t.Context(), "it", testkit.Nothing) == nil })
 		for _, key := range []string{"test:q:{it}", "test:w:{it}"} {
 			rdb.Set(t.Context(), key, "mine", 0)
 			holder := testkit.Taken(t, r, testkit.NewLocker(t, r))
 			waiter := testkit.Take(t.Context(), t, r, lk)
-			r.Until("the foreign data has an end", func() bool { return rdb.PTTL(t.Context(), key).Val() > 0 })
+			r.Until("the foreign value has a TTL", func() bool { return rdb.PTTL(t.Context(), key).Val() > 0 })
 			if got := rdb.Get(t.Context(), key).Val(); got != "mine" {
-				t.Errorf("what was at %s is %q", key, got)
+				t.Errorf("the foreign value at %s is %q", key, got)
 			}
 			holder.Release(nil)
 			waiter.Has()
@@ -895,7 +904,7 @@ func TestForeignDataInThePlaceOfALockIsAnError(t *testing.T) {
 	})
 }
 
-// A stranger writes a lock that ends in a year.
+// A forged lock says that its lease ends in a year.
 func TestForgedLockBlocksForALease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		state := fmt.Sprintf("lock 1 x.1 1 %d", time.Now().AddDate(1, 0, 0).UnixMilli())
@@ -906,10 +915,10 @@ func TestForgedLockBlocksForALease(t *testing.T) {
 	})
 }
 
-// Nothing of a lock is in Redis for ever.
+// Every key of a lock has a TTL.
 //
 //test:long
-func TestLocksKeysHaveAnEnd(t *testing.T) {
+func TestLocksKeysExpire(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		dead := r.Client()
@@ -917,7 +926,7 @@ func TestLocksKeysHaveAnEnd(t *testing.T) {
 		testkit.Queued(t.Context(), t, r, testkit.LockerOf(t, dead, testkit.ShortLockLease(r)), 1)
 		for _, key := range []string{"test:l:{it}", "test:q:{it}", "test:w:{it}"} {
 			if ttl := testkit.Admin(r).PTTL(t.Context(), key).Val(); ttl <= 0 {
-				t.Errorf("%s ends in %v", key, ttl)
+				t.Errorf("%s expires in %v", key, ttl)
 			}
 		}
 		redistest.WireOf(rdb).Down()

@@ -18,27 +18,27 @@ var (
 	errUnlisted    = errors.New("teapot")
 )
 
-// A statusError has data of its own.
+// A statusError matches errRateLimited by its method Is.
 type statusError struct{ status int }
 
 func (e *statusError) Error() string        { return fmt.Sprintf("status %d", e.status) }
 func (e *statusError) Is(target error) bool { return target == errRateLimited && e.status == 429 }
 
-// same checks that an error has the text and the identity of the failure.
-func same(t *testing.T, who string, err, failure error, is bool) {
+// same checks that err has the text of failure, and whether it is errRateLimited.
+func same(t *testing.T, caller string, err, failure error, is bool) {
 	t.Helper()
 	if err == nil || err.Error() != failure.Error() {
-		t.Errorf("%s received %v, want the text %q", who, err, failure)
+		t.Errorf("%s received %v, want the text %q", caller, err, failure)
 	}
 	if errors.Is(err, errRateLimited) != is || errors.Is(err, errGone) || errors.Is(err, errUnlisted) {
-		t.Errorf("%s received %v: errors.Is is %t, %t and %t, want %t and false", who, err,
+		t.Errorf("%s received %v: errors.Is is %t, %t and %t, want %t and false", caller, err,
 			errors.Is(err, errRateLimited), errors.Is(err, errGone), errors.Is(err, errUnlisted), is)
 	}
 }
 
-// Every caller in every process that shares a failure has its text, and errors.Is holds for its
-// sentinel: for waiters, for later callers with ErrorTTL, and in a GetMany. A build without the
-// sentinel has the text.
+// Every caller of every process receives the failure's text, and errors.Is finds its sentinel:
+// waiters, later callers within ErrorTTL, and a GetMany. A process that does not list the
+// sentinel receives the text alone.
 func TestErrorKeepsItsIdentityInEveryProcess(t *testing.T) {
 	listed := func(opt *options) { opt.ErrorTTL, opt.Errors = time.Minute, []error{errGone, errRateLimited} }
 	for name, failure := range map[string]error{
@@ -73,7 +73,7 @@ func TestErrorKeepsItsIdentityInEveryProcess(t *testing.T) {
 	}
 }
 
-// A waiter for one key of a batch fetch that failed receives its failure.
+// A batch fetch fails. A waiter for one of its keys receives that failure.
 func TestFailureOfABatchKeepsItsIdentity(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		listed := func(opt *options) { opt.Errors = []error{errRateLimited} }
@@ -101,7 +101,7 @@ func TestFailureOfABatchKeepsItsIdentity(t *testing.T) {
 	})
 }
 
-// A listed context.DeadlineExceeded of a fetch does not say that Redis is unavailable.
+// A fetch's context.DeadlineExceeded, which Options.Errors lists, is not ErrUnavailable.
 func TestFailureOfAPeerIsNotRedisUnavailable(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		listed := func(opt *options) { opt.Errors = []error{context.DeadlineExceeded} }
@@ -120,7 +120,7 @@ func TestFailureOfAPeerIsNotRedisUnavailable(t *testing.T) {
 	})
 }
 
-// A fetch that returns the ErrFetchTimeout of a fetch in it keeps its text, and is that everywhere.
+// A fetch returns the ErrFetchTimeout of an inner fetch. A waiter receives its text and identity.
 func TestTimeoutInAFetchKeepsItsTextAndIdentity(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)

@@ -54,7 +54,7 @@ func TestErrorOfAnUnavailableRedisSaysSo(t *testing.T) {
 	}
 }
 
-// Redis answers with an error of its own. It is not unavailable.
+// An error that Redis replies is not ErrUnavailable.
 func TestErrorThatRedisAnsweredIsNotUnavailable(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -68,7 +68,7 @@ func TestErrorThatRedisAnsweredIsNotUnavailable(t *testing.T) {
 	})
 }
 
-// A caller of Update knows from the error whether its write was done.
+// ErrNotInvalidated says that Update's write succeeded. Without it, the write was not called.
 func TestErrorOfUpdateSaysWhetherTheWriteWasDone(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.RedisTimeout = time.Second })
@@ -116,7 +116,7 @@ func TestTextOfAnErrorIsOneLine(t *testing.T) {
 	}
 }
 
-// The error of a call whose context ended before it had the lock names the lock and the cause, on one line.
+// Do whose context ended returns one line that names the lock and the cause.
 func TestTextOfALockThatIsNotAcquiredIsOneLine(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		lk := testkit.NewLocker(t, r)

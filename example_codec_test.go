@@ -13,12 +13,12 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
-// A sealedCodec encrypts values with AES-GCM. The key under which a value is stored is
-// its additional data, so that a value that is copied to another key is not opened.
+// A sealedCodec encrypts values with AES-GCM. A value's key is its additional data, so that a
+// value that is copied to another key cannot be decrypted.
 type sealedCodec struct {
 	fetchonce.Codec // encodes the value
 	aead            cipher.AEAD
-	owner           string // of the values, so that two Loaders with one secret do not share any
+	owner           string // names the Loader, so that Loaders with one secret do not share values
 }
 
 func newSealedCodec(secret []byte, owner string) (*sealedCodec, error) {
@@ -51,15 +51,15 @@ func (c *sealedCodec) UnmarshalKey(key string, data []byte, v any) error {
 	return c.Codec.Unmarshal(plain, v)
 }
 
-var errNeedsKey = errors.New("a value is encrypted for its key")
+var errNeedsKey = errors.New("values are encrypted for their key")
 
-// Marshal refuses v: a KeyCodec is given the key wherever there is one.
+// Marshal refuses v: fetchonce calls MarshalKey instead.
 func (*sealedCodec) Marshal(any) ([]byte, error) { return nil, errNeedsKey }
 
-// Unmarshal refuses data, too.
+// Unmarshal refuses data: fetchonce calls UnmarshalKey instead.
 func (*sealedCodec) Unmarshal([]byte, any) error { return errNeedsKey }
 
-// A KeyCodec encrypts what Redis must not read, and binds each value to its key.
+// A KeyCodec encrypts values, so that Redis cannot read them, and binds each to its key.
 func ExampleKeyCodec() {
 	rdb := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
 	defer rdb.Close()

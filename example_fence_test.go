@@ -11,9 +11,8 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
-// Two processes may never write over each other, not even when one of them was
-// stopped for longer than its lease. So the row remembers the highest fence it has
-// seen, and refuses a lower one: see docs/fence.md.
+// A process that was stopped for longer than its lease must not overwrite a later process's
+// write. So the row keeps the highest fence and refuses a lower one. See docs/fence.md.
 func ExampleFetch_fence() {
 	ctx := context.Background()
 	db, err := sql.Open("pgx", "postgres://localhost/bank") // with a driver that you import
@@ -29,9 +28,9 @@ func ExampleFetch_fence() {
 	}
 	defer balances.Close()
 
-	errOvertaken := errors.New("a later holder of the lease was faster")
+	errOvertaken := errors.New("a later holder of the lease has written")
 	result, err := balances.Load(ctx, "alice", func(ctx context.Context, f *fetchonce.Fetch[int64]) (int64, error) {
-		// Claim the row: who held the lease before us cannot write to it any more.
+		// Claim the row: an earlier holder of the lease can no longer write to it.
 		var balance int64
 		err := db.QueryRowContext(ctx, "UPDATE accounts SET fence = $2 WHERE key = $1 AND fence < $2 RETURNING balance",
 			f.Key, f.Fence).Scan(&balance)

@@ -21,7 +21,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// A Thing is what a slow API knows.
+// A Thing is what a slow API returns.
 type Thing struct{ Name string }
 
 // api stands for the slow API of the examples.
@@ -413,7 +413,7 @@ func ExampleTrace() {
 
 func openDatabase() *sql.DB { return sql.OpenDB(noDatabase{}) }
 
-// noDatabase stands for a driver: it has no connection to give.
+// noDatabase stands for a driver. It has no connections.
 type noDatabase struct{}
 
 func (noDatabase) Connect(context.Context) (driver.Conn, error) {

@@ -23,8 +23,8 @@ func RulesOf(opt Options[string]) (freshness.Rules, error) {
 // Callers returns how many callers wait for the load of a key.
 func (l *Loader[V]) Callers(key string) int { return l.flights.Callers(key) }
 
-// Listen subscribes the loader to its channel, as its first miss does, and
-// reports whether it does so already.
+// Listen subscribes the Loader to its channel, as its first miss does. It reports whether the
+// Loader is subscribed.
 func (l *Loader[V]) Listen() bool {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -32,8 +32,8 @@ func (l *Loader[V]) Listen() bool {
 	return l.Mailbox.Subscribed(l.channel)
 }
 
-// Leftovers returns how many requests the locker is still to take back.
+// Leftovers returns how many requests wait for their cleanup in Redis.
 func (lk *Locker) Leftovers() int { return lk.queue.Leftovers() }
 
-// TakingBack returns how many things the loader has to take back in Redis.
+// TakingBack returns how many leases and marks wait for their cleanup in Redis.
 func (l *Loader[V]) TakingBack() int { return l.cleanup.Len() }

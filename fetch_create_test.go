@@ -58,9 +58,9 @@ func slowStoreForms(t *testing.T, test func(t *testing.T, r backend, s *slowTabl
 	})
 }
 
-// All callers leave while the row is created. The Create runs on under the lease,
-// and later callers, here and in another process, get its value without a fetch.
-func TestCreateRunsOnWithoutCallers(t *testing.T) {
+// All callers leave while the row is created. The Create continues under the lease. Later callers,
+// in this process and in another, receive its value without a fetch.
+func TestCreateContinuesWithoutCallers(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		o := testkit.NewOrigin(t)
 		rdb := r.Client()
@@ -87,7 +87,7 @@ func TestCreateRunsOnWithoutCallers(t *testing.T) {
 	})
 }
 
-// Five callers, one after another, have less time than the Create takes.
+// Five callers arrive and leave during one Create. The value is fetched once.
 func TestCallersThatLeaveDuringCreateFetchOnce(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		o := testkit.NewOrigin(t)
@@ -110,8 +110,8 @@ func TestCallersThatLeaveDuringCreateFetchOnce(t *testing.T) {
 	})
 }
 
-// A Delete or Update takes the lease away during a Create. The caller that came
-// before it gets the fetched value; one that comes later finds the row.
+// A Delete or an Update ends the lease during a Create. A caller from before receives the fetched
+// value, which is not stored in Redis. A later caller finds the row.
 func TestDeleteDuringCreateDiscardsTheValue(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		for key, deletes := range map[string]func(l loader, key string) error{
@@ -128,7 +128,7 @@ func TestDeleteDuringCreateDiscardsTheValue(t *testing.T) {
 			if err := deletes(other, key); err != nil {
 				t.Fatal(err)
 			}
-			r.Settle() // the holder has received the message
+			r.Settle() // the holder has received the notification
 			if err := c.ctx.Err(); err != nil {
 				t.Errorf("the context of Create has ended: %v", context.Cause(c.ctx))
 			}
@@ -152,7 +152,7 @@ func wantNothingKeptOf(t *testing.T, r backend, key string) {
 }
 
 // A Create that fails after its lease was lost is not followed by a second fetch.
-func TestCreateFailsAfterDelete(t *testing.T) {
+func TestFailedCreateAfterADeleteIsNotRepeated(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r, with), newLoader(t, r, with)
@@ -170,7 +170,7 @@ func TestCreateFailsAfterDelete(t *testing.T) {
 	})
 }
 
-// A value that was fetched under a lost lease is not created: the caller looks it up again.
+// A value that was fetched under a lost lease is not created. The load fetches again.
 func TestNoCreateAfterALostLease(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		o := testkit.NewOrigin(t)
@@ -192,7 +192,7 @@ func TestNoCreateAfterALostLease(t *testing.T) {
 	})
 }
 
-// FetchTimeout bounds a Create that no caller waits for, and its lease is given back.
+// FetchTimeout ends a Create that no caller waits for. Its lease is released.
 func TestFetchTimeoutEndsCreate(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		o := testkit.NewOrigin(t)
@@ -207,7 +207,7 @@ func TestFetchTimeoutEndsCreate(t *testing.T) {
 		if cause := context.Cause(c.ctx); !errors.Is(cause, fetchonce.ErrFetchTimeout) {
 			t.Errorf("the context of Create ended with %v", cause)
 		}
-		r.Until("the lease is given back", func() bool { return len(testkit.Keys(t, r)) == 0 })
+		r.Until("the lease is released", func() bool { return len(testkit.Keys(t, r)) == 0 })
 		r.Settle() // and the load has ended
 		g = testkit.Get(t, t.Context(), l, "k", o)
 		o.Next().Returns("again")
@@ -239,8 +239,8 @@ func TestCloseEndsCreate(t *testing.T) {
 	})
 }
 
-// Without Redis a Create runs on as well.
-func TestCreateRunsOnWithoutRedis(t *testing.T) {
+// Without Redis, a Create continues after its callers have left.
+func TestCreateContinuesWithoutRedis(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		o := testkit.NewOrigin(t)
 		l := newLoader(t, r, with)
@@ -258,8 +258,8 @@ func TestCreateRunsOnWithoutRedis(t *testing.T) {
 	})
 }
 
-// The caller of a GetMany leaves while its rows are created.
-func TestCreatesOfGetManyRunOnWithoutCallers(t *testing.T) {
+// The caller of a GetMany leaves while its rows are created. The Creates continue.
+func TestCreatesOfGetManyContinueWithoutCallers(t *testing.T) {
 	slowStoreForms(t, func(t *testing.T, r backend, s *slowTable, with func(*options)) {
 		b := &bulk{}
 		l, other := newLoader(t, r, with), newLoader(t, r, with)

@@ -62,8 +62,8 @@ func permitted(t *testing.T, r redistest.Redis, n int, change ...func(*options))
 	}}, change...)...)
 }
 
-// A fetch that ignores its context holds its permit until it returns, though its
-// callers left, its FetchTimeout passed and its lease ended.
+// A fetch that ignores its context holds its permit until it returns, even if its callers left,
+// its FetchTimeout passed and its lease ended.
 func TestAFetchHoldsItsPermitUntilItReturns(t *testing.T) {
 	const limit, many = 2, 40
 	nth := func(i int) string { return fmt.Sprint("k", i) }
@@ -118,8 +118,7 @@ func TestAFetchHoldsItsPermitUntilItReturns(t *testing.T) {
 	}
 }
 
-// Every permit is held by a fetch that ignores its context. A Get without a deadline
-// does not wait for ever.
+// Every permit is held by a fetch that ignores its context. A Get without a deadline still ends.
 func TestAGetWithoutAPermitEndsWithErrFetchTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, h := redistest.Bubble(t), newHog()
@@ -138,7 +137,7 @@ func TestAGetWithoutAPermitEndsWithErrFetchTimeout(t *testing.T) {
 	})
 }
 
-// A queue for permits that moves is not stuck, however long a Get waits in it.
+// A Get waits for a permit longer than FetchTimeout, as long as other fetches end meanwhile.
 func TestAGetWaitsForAPermitWhileFetchesEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := permitted(t, redistest.Bubble(t), 1)

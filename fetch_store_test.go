@@ -20,7 +20,7 @@ type table struct {
 	rows    map[string]string
 	lookups int
 	creates int
-	err     error // of everything
+	err     error // of every call
 }
 
 func newTable() *table { return &table{rows: make(map[string]string)} }
@@ -98,7 +98,7 @@ func TestCreatorsMakeOneFetchAndOneRow(t *testing.T) {
 	})
 }
 
-// A row that is there is not fetched.
+// A key that has a row is not fetched.
 func TestRowThatExistsIsNotFetched(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		s.rows["k"] = "row"
@@ -117,7 +117,7 @@ func TestRowThatExistsIsNotFetched(t *testing.T) {
 			t.Errorf("Peek = %v", err)
 		}
 		if got, err := l.Peek(t.Context(), "k"); got.Source == fetchonce.SourceStore {
-			want = 5 // each Get, and each Peek, asks the table
+			want = 5 // each Load and each Peek calls the table
 		} else if err != nil {
 			t.Error(err)
 		}
@@ -145,7 +145,7 @@ func TestStoreIsLookedUpAgainUnderTheLease(t *testing.T) {
 	})
 }
 
-// The lock was broken: two fetch. One row is kept, and both get that.
+// The lease is deleted in Redis, and two processes fetch. One row is kept, and both return it.
 func TestTwoCreatorsReceiveTheSameRow(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		o := testkit.NewOrigin(t)
@@ -153,7 +153,7 @@ func TestTwoCreatorsReceiveTheSameRow(t *testing.T) {
 		rdb := r.Client()
 		a := testkit.Get(t, t.Context(), newLoader(t, r, with), "k", o)
 		first := o.Next()
-		rdb.Del(t.Context(), "test:m:{k}") // the first does not know
+		rdb.Del(t.Context(), "test:m:{k}") // without a notification to the first
 		b := testkit.Get(t, t.Context(), newLoader(t, r, with), "k", o)
 		o.Next().Returns("kept")
 		b.Want("kept")
@@ -165,7 +165,7 @@ func TestTwoCreatorsReceiveTheSameRow(t *testing.T) {
 	})
 }
 
-func TestErrorOfTheStoreComesBackUnchanged(t *testing.T) {
+func TestErrorOfTheStoreIsReturnedUnchanged(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		s.err = errors.New("the database is down")
 		o := testkit.NewOrigin(t)
@@ -177,8 +177,7 @@ func TestErrorOfTheStoreComesBackUnchanged(t *testing.T) {
 	})
 }
 
-// With a table and no Redis, each process fetches by itself, and the unique key keeps one
-// row.
+// Without Redis, each process fetches. The unique key of the table keeps one row.
 func TestWithoutRedisTheStoreKeepsOneRow(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		o := testkit.NewOrigin(t)
@@ -203,8 +202,7 @@ func TestSetNeedsTTL(t *testing.T) {
 	})
 }
 
-// Redis may have a value from when the options had a TTL. With a large one, every lookup
-// read it and returned missing.
+// Redis may have a value from a time when the options had a TTL, which may be large.
 func TestStoreWithoutTTLIgnoresAValueInRedis(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		for _, left := range []string{"small", strings.Repeat("large", 10_000)} {

@@ -19,8 +19,8 @@ type (
 	lockOptions = testkit.LockOptions
 )
 
-// newLoader returns a Loader over a new client, as a new process has it. It waits until the
-// Loader is subscribed: on a busy machine that takes longer than a first miss waits.
+// newLoader returns a Loader over a new client, which stands for a new process. It waits until the
+// Loader is subscribed: on a busy machine, that takes longer than a first miss waits for it.
 func newLoader(t *testing.T, r backend, change ...func(*options)) loader {
 	t.Helper()
 	l := testkit.NewLoader(t, r, change...)

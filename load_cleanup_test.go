@@ -18,12 +18,12 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// An Update leaves, because its own time or that of Redis is over, while its mark is on
-// its way. The mark arrives later, and is taken off.
+// An Update returns, at its context's deadline or after RedisTimeout, before its mark reaches
+// Redis. The mark arrives later and is removed.
 func TestMarkOfAnUpdateThatLeftIsRemoved(t *testing.T) {
 	for name, limits := range map[string]struct{ own, redis time.Duration }{
-		"its own time":  {100 * time.Millisecond, time.Second},
-		"that of Redis": {time.Minute, 100 * time.Millisecond},
+		"the context's deadline": {100 * time.Millisecond, time.Second},
+		"RedisTimeout":           {time.Minute, 100 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
@@ -55,11 +55,11 @@ func TestMarkOfAnUpdateThatLeftIsRemoved(t *testing.T) {
 	}
 }
 
-// A delayer is a hook that has no script answered in time while it is on. The test has
-// the first of them arrive later.
+// A delayer is a hook that times out every script while it is on. The test sends the first of
+// them later.
 type delayer struct {
 	on    atomic.Bool
-	first func() // sends it
+	first func() // sends the first script
 }
 
 func (*delayer) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -81,8 +81,8 @@ func (*delayer) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 	return next
 }
 
-// A renewal of the mark is not answered in time, and arrives after the mark was taken
-// off. It is taken off again.
+// A renewal of a mark times out and reaches Redis after the mark was removed. The mark is removed
+// again.
 func TestLateRenewalOfAMarkIsRemoved(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb, admin, d := r.Client(), r.Client(), &delayer{}
@@ -101,7 +101,7 @@ func TestLateRenewalOfAMarkIsRemoved(t *testing.T) {
 		synctest.Wait()
 		d.first()
 		if n := admin.Exists(t.Context(), "test:u:{k}").Val(); n != 1 {
-			t.Error("the renewal did not arrive: the test has no force")
+			t.Error("the renewal set no mark, so the test shows nothing")
 		}
 		time.Sleep(10 * time.Second)
 		if n := admin.Exists(t.Context(), "test:u:{k}").Val(); n != 0 {
@@ -110,7 +110,7 @@ func TestLateRenewalOfAMarkIsRemoved(t *testing.T) {
 	})
 }
 
-// failAcquires has many Gets of different keys fail in their ACQUIRE.
+// failAcquires makes n Gets of different keys and checks that their ACQUIREs fail.
 func failAcquires(t *testing.T, l loader, n int) {
 	t.Helper()
 	for i := range n {
@@ -121,7 +121,7 @@ func failAcquires(t *testing.T, l loader, n int) {
 	}
 }
 
-// What Redis refuses for good is not asked again for a lease.
+// Redis refuses every RELEASE permanently. Retries end within 10 seconds.
 func TestCleanupOfARefusedLeaseEnds(t *testing.T) {
 	for _, text := range []string{"NOPERM this user has no permissions", "ERR unknown command 'EVALSHA'"} {
 		inBubble(t, func(t *testing.T, r backend) {
@@ -139,7 +139,7 @@ func TestCleanupOfARefusedLeaseEnds(t *testing.T) {
 	}
 }
 
-// Leases that cannot be given back wait on a list, and not in a goroutine each.
+// Leases that cannot be released wait in a list. They do not need one goroutine each.
 func TestOutageLeavesFewGoroutines(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -155,7 +155,7 @@ func TestOutageLeavesFewGoroutines(t *testing.T) {
 		before = testkit.Scripts(rdb)
 		time.Sleep(30 * time.Second)
 		if n := testkit.Scripts(rdb) - before; n != 0 {
-			t.Errorf("%d scripts were sent after all leases were given back", n)
+			t.Errorf("%d scripts were sent after all leases were released", n)
 		}
 	})
 }
@@ -164,14 +164,14 @@ func TestOutageLeavesFewGoroutines(t *testing.T) {
 func TestUnsentAcquireNeedsNoCleanup(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, testkit.WithPolicy(fetchonce.FailClosed), func(opt *options) { opt.Lease = time.Minute })
-		for i := range 40 { // so that a Get asks for the lease at once
+		for i := range 40 { // so that a Get sends ACQUIRE without a lookup
 			_, _ = l.Get(t.Context(), "m"+strconv.Itoa(i), func(context.Context, string) (string, error) { return "v", nil })
 		}
 		r.Kill()
 		failAcquires(t, l, 20)
 		synctest.Wait()
 		if n := l.TakingBack(); n != 0 {
-			t.Errorf("%d leases are to be taken back, of none that was asked for", n)
+			t.Errorf("%d leases wait for their release, and no ACQUIRE was sent", n)
 		}
 	})
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A blackHole is a hook that swallows scripts: they are neither sent nor answered.
-type blackHole struct{ scripts atomic.Int32 } // that are still to be swallowed
+// A blackHole is a hook that drops scripts: they are neither sent nor answered.
+type blackHole struct{ scripts atomic.Int32 } // how many it still drops
 
 func (b *blackHole) DialHook(next redis.DialHook) redis.DialHook { return next }
 
@@ -34,7 +34,7 @@ func (b *blackHole) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 	return next
 }
 
-// One renewal that is never answered costs no lease, however long RedisTimeout is.
+// One renewal without a reply loses no lease, whatever RedisTimeout is.
 func TestOneLostRenewalCostsNoLease(t *testing.T) {
 	const lease = 3 * time.Second
 	for name, timeout := range map[string]time.Duration{"a third": lease / 3, "as long": lease, "longer": 10 * lease} {

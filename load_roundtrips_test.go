@@ -10,24 +10,24 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// What is counted here is what goes over the wire.
+// The test counts the commands and round trips of the connection.
 func TestEachOperationCostsItsRoundTrips(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l, wire := testkit.LoaderOf(t, rdb), redistest.WireOf(rdb)
 		testkit.WarmScripts(t, r, l)
 		fetch := func(context.Context, string) (string, error) { return "v", nil }
-		ask := func(key string) (commands []string, trips int) {
+		get := func(key string) (commands []string, trips int) {
 			wire.Reset()
 			if got, err := l.Get(t.Context(), key, fetch); got != "v" || err != nil {
 				t.Fatalf("Get = %q, %v", got, err)
 			}
 			return wire.Commands(), wire.RoundTrips()
 		}
-		if got, trips := ask("k"); !slices.Equal(got, []string{"GETRANGE", "EVALSHA", "EVALSHA"}) || trips != 3 {
+		if got, trips := get("k"); !slices.Equal(got, []string{"GETRANGE", "EVALSHA", "EVALSHA"}) || trips != 3 {
 			t.Errorf("a cold miss sends %v in %d round trips, want 3", got, trips)
 		}
-		if got, trips := ask("k"); !slices.Equal(got, []string{"GETRANGE"}) || trips != 1 {
+		if got, trips := get("k"); !slices.Equal(got, []string{"GETRANGE"}) || trips != 1 {
 			t.Errorf("a cold hit sends %v in %d round trips, want 1", got, trips)
 		}
 		wire.Reset()

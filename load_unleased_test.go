@@ -13,8 +13,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// Redis refuses connections, and one caller learns that only after another has begun
-// to fetch. It came before the fetch, so it takes what the fetch returns.
+// Redis refuses connections. One caller's lookup fails after another caller has started to fetch.
+// It came before that fetch, so it receives the fetched value.
 func TestSlowFailedLookupDoesNotFetchAgain(t *testing.T) {
 	calls := map[string]func(ctx context.Context, l loader, o *testkit.Origin) (string, error){
 		"Get": func(ctx context.Context, l loader, o *testkit.Origin) (string, error) {

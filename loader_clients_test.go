@@ -33,7 +33,7 @@ type (
 	}
 )
 
-// New and NewLocker refuse the same clients, in the same words, and start nothing.
+// New and NewLocker refuse the same clients with the same error, and start no goroutine.
 func TestNewRefusesClientsItCannotUse(t *testing.T) {
 	for name, refused := range map[string]struct {
 		rdb  func() redis.UniversalClient
@@ -58,7 +58,7 @@ func TestNewRefusesClientsItCannotUse(t *testing.T) {
 		"a wrapped one":              {func() redis.UniversalClient { return ofAny{ofAny{newCaching()}} }, "ClientSideCache"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { // which fails if a goroutine is left
+			synctest.Test(t, func(t *testing.T) { // fails if a goroutine is left
 				rdb := refused.rdb()
 				if rdb != nil && !strings.Contains(name, " nil") && name != "a wrapper of nothing" {
 					defer rdb.Close()
@@ -95,7 +95,7 @@ func newCaching() *redis.Client {
 	return redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", Protocol: 3, ClientSideCacheConfig: &redis.ClientSideCacheConfig{MaxEntries: 10}})
 }
 
-// Whatever wraps a client that is accepted is accepted.
+// A wrapper of an accepted client is accepted.
 func TestNewAcceptsWrappedClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -120,7 +120,7 @@ func TestNewAcceptsWrappedClients(t *testing.T) {
 	})
 }
 
-// A near cache must know which other Loaders have its client.
+// A near cache must know which other Loaders use its client, so it compares clients.
 func TestNearNeedsAClientThatCanBeCompared(t *testing.T) {
 	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
 	defer rdb.Close()
@@ -139,7 +139,7 @@ func TestNearNeedsAClientThatCanBeCompared(t *testing.T) {
 	}
 }
 
-// A bomb is a hook that panics, from the moment it is armed.
+// A bomb is a hook that panics in the methods that are set.
 type bomb struct{ dial, process, pipeline bool }
 
 var errBomb = errors.New("the hook's own fault")
@@ -169,7 +169,7 @@ func (b *bomb) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Process
 	}
 }
 
-// A panic of a client's method is an error of that call, on whatever goroutine.
+// A panic of a client's method is an error of the call, whichever goroutine ran it.
 func TestPanicsOfAClientAreErrors(t *testing.T) {
 	for name, armed := range map[string]bomb{
 		"a command and a pipeline": {process: true, pipeline: true}, "a connection": {dial: true},
@@ -192,7 +192,7 @@ func panicsAreErrors(t *testing.T, armed bomb) {
 		t.Fatal(err)
 	}
 	defer lk.Close()
-	l.Listen() // the mailbox connects, too
+	l.Listen() // the mailbox also connects
 	calls := map[string]func() error{
 		"Get": func() error {
 			_, err := l.Get(t.Context(), "k", func(context.Context, string) (string, error) { return "v", nil })
@@ -217,13 +217,13 @@ func panicsAreErrors(t *testing.T, armed bomb) {
 	for range 4 * len(calls) {
 		err := <-errs
 		if _, ok := errors.AsType[*fetchonce.Error](err); !ok || !armed.dial && !errors.Is(err, errBomb) {
-			t.Errorf("%v, want an *Error that has what the hook panicked with", err)
+			t.Errorf("%v, want an *Error that wraps the hook's panic", err)
 		}
 	}
-	time.Sleep(5 * time.Second) // near and wake try again
+	time.Sleep(5 * time.Second) // the near cache and the mailbox reconnect
 }
 
-// So is a panic of the function that lists a cluster's nodes.
+// A panic of the function that lists a cluster's nodes is an error.
 func TestPanicOfAClustersTopologyIsAnError(t *testing.T) {
 	rdb := redis.NewClusterClient(&redis.ClusterOptions{
 		Addrs:        []string{"127.0.0.1:1"},
@@ -233,6 +233,6 @@ func TestPanicOfAClustersTopologyIsAnError(t *testing.T) {
 	l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed), testkit.WithNear)
 	l.Listen()
 	if err := l.Set(t.Context(), "k", "v"); !errors.Is(err, errBomb) {
-		t.Errorf("Set = %v, want what the function panicked with", err)
+		t.Errorf("Set = %v, want an error that wraps the function's panic", err)
 	}
 }

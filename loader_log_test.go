@@ -20,7 +20,7 @@ const (
 	logRefused     = "redis refused a command; loading without a lease"
 )
 
-// The log says what Redis answered, and that it is unavailable only if there was no answer.
+// The log quotes an error that Redis replied. Only without a reply does it say "unavailable".
 func TestLogSaysWhatRedisAnswered(t *testing.T) {
 	for name, text := range map[string]string{
 		"NOPERM": "NOPERM this user has no permissions to run the 'evalsha' command", "OOM": "OOM command not allowed when used memory > 'maxmemory'.",
@@ -51,8 +51,8 @@ func TestLogSaysWhatRedisAnswered(t *testing.T) {
 	}
 }
 
-// So it does of a client that is given several addresses, which makes it a cluster's, of servers that are none.
-func TestSeveralAddressesThatAreNoCluster(t *testing.T) {
+// A client with several addresses is a cluster client. A server that is no cluster refuses it.
+func TestLogSaysThatAServerIsNoCluster(t *testing.T) {
 	r := redistest.TCPServer(t)
 	rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{r.Addr(), r.Addr()}})
 	defer rdb.Close()
@@ -67,7 +67,7 @@ func TestSeveralAddressesThatAreNoCluster(t *testing.T) {
 	}
 }
 
-// A miss at a replica waits for the end of a failover once, and no more while the server stays a replica.
+// The server replies READONLY for minutes. Only the first miss waits for a failover to end.
 func TestMissAtAReplicaWaitsForOneFailover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -82,7 +82,7 @@ func TestMissAtAReplicaWaitsForOneFailover(t *testing.T) {
 			return time.Since(start)
 		}
 		if took := miss("first"); took < time.Second/2 {
-			t.Errorf("the first miss took %v: it did not wait for a failover to end", took)
+			t.Errorf("the first miss took %v, want RedisTimeout", took)
 		}
 		for range 20 {
 			if took := miss("k"); took > 0 {
@@ -111,7 +111,7 @@ func TestLogQuotesNoArguments(t *testing.T) {
 	}
 }
 
-// A server that refuses PUBLISH is said so, once for each Loader, whatever could not be notified.
+// Each Loader logs once that the server refuses PUBLISH, whichever script it affects.
 func TestRefusedPublishIsLogged(t *testing.T) {
 	r := redistest.Server(t)
 	if err := r.Client().Do(t.Context(), "acl", "setuser", "quiet", "on", ">secret", "~*", "&*", "+@all", "-publish").Err(); err != nil {
@@ -125,7 +125,7 @@ func TestRefusedPublishIsLogged(t *testing.T) {
 			testkit.AwaitWaiters(t, r.Backend(), "k", 1)
 			c.Returns("v")
 			first.Want("v")
-			second.Want("v") // by its timer
+			second.Want("v") // by its recheck timer
 		},
 		"RELEASE": func(quiet, other loader, o *testkit.Origin) {
 			failure := errors.New("the origin fails")
@@ -195,7 +195,7 @@ func TestRefusedPublishOfALockIsLogged(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan error)
-	go func() { // ends when it has had the lock
+	go func() { // ends when b has held the lock
 		done <- b.Do(t.Context(), "n", func(context.Context) error { return nil })
 	}()
 	r.Backend().Until("the other waits", func() bool { return rdb.ZCard(t.Context(), "test:q:{n}").Val() == 1 })

@@ -28,7 +28,7 @@ func TestOneFetchForAllCallersInAllProcesses(t *testing.T) {
 			}
 		}
 		c := o.Next()
-		r.Settle() // in a bubble all of them wait by now
+		r.Settle() // in a bubble, all of them wait now
 		c.Returns("v")
 		for _, g := range all {
 			g.Want("v")
@@ -99,7 +99,7 @@ func TestLastCallerThatLeavesReleasesTheLease(t *testing.T) {
 		cancel()
 		g.WantErr(context.Canceled)
 		<-c.Ctx.Done()
-		o.Next().Returns("v") // the other process has the lease, of which an hour was left
+		o.Next().Returns("v") // the other process has the lease, which would have lasted a minute
 		if waited := time.Since(started); r.Fake() && waited != 0 {
 			t.Errorf("the lease was free after %v, want at once", waited)
 		}
@@ -111,7 +111,7 @@ func TestLastCallerThatLeavesReleasesTheLease(t *testing.T) {
 func TestNewCallerDoesNotJoinACancelledFetch(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
-		o.Ignore = true // so that the cancelled fetch is still there
+		o.Ignore = true // so that the cancelled fetch still runs
 		l := newLoader(t, r)
 		ctx, cancel := context.WithCancel(t.Context())
 		g := testkit.Get(t, ctx, l, "k", o)
@@ -119,15 +119,15 @@ func TestNewCallerDoesNotJoinACancelledFetch(t *testing.T) {
 		cancel()
 		g.WantErr(context.Canceled)
 
-		newcomer := testkit.Get(t, t.Context(), l, "k", o)
+		second := testkit.Get(t, t.Context(), l, "k", o)
 		c := o.Next()
 		if c.Ctx.Err() != nil {
-			t.Error("the newcomer inherited the cancellation")
+			t.Error("the new caller's fetch was cancelled")
 		}
 		old.Returns("old")
 		r.Settle()
 		c.Returns("new")
-		newcomer.Want("new")
+		second.Want("new")
 		testkit.Get(t, t.Context(), l, "k", o).Want("new")
 		o.Want(2)
 	})
@@ -180,7 +180,7 @@ func TestFailureIsSharedAndNotCached(t *testing.T) {
 		r.Settle()
 		c.Fails(boom)
 		if out := ours.Outcome(); out.Err != boom {
-			t.Errorf("the error came back as %v", out.Err)
+			t.Errorf("Get = %v, want the fetch's error", out.Err)
 		}
 		for _, g := range all {
 			out := g.Outcome()
@@ -219,11 +219,11 @@ func TestPanicOfAFetchReachesItsCallers(t *testing.T) {
 
 		p, ok := here.Outcome().Panicked.(*fetchonce.PanicError)
 		if !ok || p.Value != "oh no" || !strings.Contains(string(p.Stack), "TestPanicOfAFetchReachesItsCallers") {
-			t.Errorf("here: panic with %v, want a PanicError with the stack of the fetch", p)
+			t.Errorf("in the fetching process: panic with %v, want a PanicError with the stack of the fetch", p)
 		}
 		out := there.Outcome()
 		if _, ok := errors.AsType[*fetchonce.Error](out.Err); !ok || !strings.Contains(out.Err.Error(), "panicked: oh no") {
-			t.Errorf("there: %v, %v; want an *Error that says so", out.Err, out.Panicked)
+			t.Errorf("in the other process: %v, %v; want an *Error with the panic's value", out.Err, out.Panicked)
 		}
 		g := testkit.Get(t, t.Context(), other, "k", o)
 		o.Next().Returns("v")
@@ -232,7 +232,7 @@ func TestPanicOfAFetchReachesItsCallers(t *testing.T) {
 	})
 }
 
-func TestGoexitIsAnError(t *testing.T) {
+func TestGoexitOfAFetchIsAnError(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, other := newLoader(t, r), newLoader(t, r)
@@ -252,10 +252,9 @@ func TestGoexitIsAnError(t *testing.T) {
 	})
 }
 
-// Somebody deletes the key while its fetch is running. What that finds is older
-// than the Delete.
+// Another process deletes the key during its fetch. The fetched value may be older than the Delete.
 func TestDeleteDuringFetchDiscardsTheValue(t *testing.T) {
-	for name, ignores := range map[string]bool{"the fetch heeds its context": false, "the fetch goes on": true} {
+	for name, ignores := range map[string]bool{"the fetch obeys its context": false, "the fetch ignores its context": true} {
 		t.Run(name, func(t *testing.T) {
 			redistest.Each(t, func(t *testing.T, r backend) {
 				o := testkit.NewOrigin(t)
@@ -271,7 +270,7 @@ func TestDeleteDuringFetchDiscardsTheValue(t *testing.T) {
 					t.Errorf("the fetch was cancelled because of %v, want ErrLockLost", cause)
 				}
 				late := []*testkit.Getter{testkit.Get(t, t.Context(), holder, "k", o), testkit.Get(t, t.Context(), deleter, "k", o)}
-				c := o.Next() // somebody fetches again
+				c := o.Next() // the fetch of the late callers
 				old.Returns("old")
 				r.Settle()
 				c.Returns("new")
@@ -301,7 +300,7 @@ func TestDeleteDuringFillDiscardsTheValue(t *testing.T) {
 		r.Until("the second has joined", func() bool { return holder.Callers("k") == 2 })
 		gate.Shut()
 		old.Returns("old")
-		<-gate.Stopped // the FILL is on its way
+		<-gate.Stopped // the FILL is held back
 
 		if err := deleter.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
@@ -318,7 +317,7 @@ func TestDeleteDuringFillDiscardsTheValue(t *testing.T) {
 	})
 }
 
-func TestDeleteDuringRelease(t *testing.T) {
+func TestReleaseAfterADeleteKeepsTheNextLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		slow := r.Client()
@@ -329,7 +328,7 @@ func TestDeleteDuringRelease(t *testing.T) {
 		c := o.Next()
 		gate.Shut()
 		c.Fails(boom)
-		<-gate.Stopped // the RELEASE is on its way
+		<-gate.Stopped // the RELEASE is held back
 
 		if err := deleter.Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
@@ -339,15 +338,14 @@ func TestDeleteDuringRelease(t *testing.T) {
 		gate.Open()
 		early.WantErr(boom)
 		r.Settle()
-		next.Returns("new") // its lease was not released by the other
+		next.Returns("new") // its lease was not released by the earlier holder
 		late.Want("new")
 		testkit.WantKept(t, holder, "new")
 		o.Want(2)
 	})
 }
 
-// A Get that begins after a Delete in the same process does not join the load
-// that was running before.
+// A Get that begins after a Delete in the same process does not join a flight from before.
 func TestGetAfterDeleteDoesNotJoinTheEarlierFlight(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -367,7 +365,7 @@ func TestGetAfterDeleteDoesNotJoinTheEarlierFlight(t *testing.T) {
 	})
 }
 
-func TestSetDuringFetchWins(t *testing.T) {
+func TestSetDuringFetchDiscardsTheFetchedValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		l, setter := newLoader(t, r), newLoader(t, r)
@@ -386,7 +384,7 @@ func TestSetDuringFetchWins(t *testing.T) {
 	})
 }
 
-// The holder's process loses its network for longer than its lease.
+// The holder's process loses Redis for longer than its lease.
 func TestValueFetchedBeyondItsLeaseIsNotStored(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -409,10 +407,10 @@ func TestValueFetchedBeyondItsLeaseIsNotStored(t *testing.T) {
 		}
 		redistest.WireOf(paused).Resume()
 		old.Returns("old")
-		early.Want("old") // it was there before the fetch began
+		early.Want("old") // the caller came before the fetch
 		r.Settle()
 		if late.Returned() {
-			t.Error("the paused holder has ended the other's wait")
+			t.Error("the late FILL of the paused holder ended the other process's wait")
 		}
 		c.Returns("new")
 		late.Want("new")
@@ -435,19 +433,19 @@ func TestRecheckTimerCoversALostNotification(t *testing.T) {
 		fetched := time.Now()
 		waiter.Want("v")
 		if waited := time.Since(fetched); r.Fake() && (waited == 0 || waited > time.Second) {
-			t.Errorf("the waiter waited %v after a message that was lost, want up to a second", waited)
+			t.Errorf("the waiter waited %v after the lost notification, want up to a second", waited)
 		}
 		o.Want(1)
 	})
 }
 
-// The message brings the value: the waiter asks Redis nothing more.
+// The notification carries the value. The waiter sends no command after it.
 func TestNotificationCarriesTheValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		rdb := r.Client()
 		l := testkit.LoaderOf(t, rdb)
-		warm(t, r, l) // subscribed, and the scripts are known
+		warm(t, r, l) // subscribed, and Redis has the scripts
 		holder := testkit.Get(t, t.Context(), newLoader(t, r), "k", o)
 		c := o.Next()
 		redistest.WireOf(rdb).Reset()
@@ -468,7 +466,7 @@ func TestNotificationCarriesTheValue(t *testing.T) {
 	})
 }
 
-// warm has a loader load a key, and receive a notification from another.
+// warm returns when l has received a notification from another Loader.
 func warm(t *testing.T, r backend, l loader) {
 	t.Helper()
 	o := testkit.NewOrigin(t)
@@ -526,7 +524,7 @@ func TestNotFoundIsCached(t *testing.T) {
 		g := testkit.Get(t, t.Context(), l, "k", o)
 		o.Next().Fails(nothing)
 		if out := g.Outcome(); out.Err != nothing {
-			t.Errorf("the error came back as %v", out.Err)
+			t.Errorf("Get = %v, want the fetch's error", out.Err)
 		}
 		testkit.Get(t, t.Context(), other, "k", o).WantErr(fetchonce.ErrNotFound)
 		o.Want(1)
@@ -566,9 +564,9 @@ func TestErrorTTLSharesAFailureWithLaterCallers(t *testing.T) {
 func TestFetchTimeoutEndsTheFetch(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
-		o.Ignore = true // a fetch that hangs for ever
+		o.Ignore = true // the fetch hangs
 		opt := func(opt *options) {
-			opt.FetchTimeout = 2 * time.Second // a real server's client may be slow to be there
+			opt.FetchTimeout = 2 * time.Second // connecting to a real server may be slow
 			if r.Fake() {
 				opt.FetchTimeout = 300 * time.Millisecond
 			}
@@ -618,12 +616,12 @@ func TestMaxFetchesBoundsTheFetchesOfAProcess(t *testing.T) {
 		first := testkit.Get(t, t.Context(), l, "a", o)
 		c := o.Next()
 		second, third := testkit.Get(t, t.Context(), l, "b", o), testkit.Get(t, t.Context(), l, "c", o)
-		r.Until("all have looked", func() bool { return testkit.Gets(r) >= 3 })
+		r.Until("three lookups", func() bool { return testkit.Gets(r) >= 3 })
 		// A caller that waits for a permit holds no lease: another process can fetch, and
 		// the value that it stores ends the wait.
-		elsewhere := testkit.Get(t, t.Context(), other, "b", o)
+		remote := testkit.Get(t, t.Context(), other, "b", o)
 		o.Next().Returns("b")
-		elsewhere.Want("b")
+		remote.Want("b")
 		second.Want("b")
 		o.Want(2)
 		c.Returns("a")
@@ -633,7 +631,7 @@ func TestMaxFetchesBoundsTheFetchesOfAProcess(t *testing.T) {
 	})
 }
 
-// A fetch that Gets another key waits for a permit too. It yields its own.
+// A fetch that Gets another key yields its permit until that Get returns.
 func TestNestedGetsYieldTheirPermits(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 })
@@ -680,7 +678,7 @@ func TestLoadReportsTheSource(t *testing.T) {
 		var fences []int64
 		fetch := func(_ context.Context, f *fetchonce.Fetch[string]) (string, error) {
 			if r.Fake() {
-				time.Sleep(time.Millisecond) // a fence is a time: that of a bubble has to be moved
+				time.Sleep(time.Millisecond) // a fence is a time, which stands still in a bubble
 			}
 			fences = append(fences, f.Fence)
 			return "v of " + f.Key, nil
@@ -732,7 +730,7 @@ func TestFetchSetsTheTTL(t *testing.T) {
 func TestTTLHasJitter(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l, admin := newLoader(t, r, func(opt *options) { opt.TTL, opt.Jitter = time.Hour, 0.5 }), r.Client()
-		seen := map[time.Duration]bool{}
+		ttls := map[time.Duration]bool{}
 		for i := range 20 {
 			key := strings.Repeat("k", i+1)
 			if err := l.Set(t.Context(), key, "v"); err != nil {
@@ -742,10 +740,10 @@ func TestTTLHasJitter(t *testing.T) {
 			if left > time.Hour || left < 30*time.Minute-time.Minute {
 				t.Errorf("kept for %v, want half an hour to an hour", left)
 			}
-			seen[left.Round(time.Minute)] = true
+			ttls[left.Round(time.Minute)] = true
 		}
-		if len(seen) < 5 {
-			t.Errorf("20 values are kept for %d different times", len(seen))
+		if len(ttls) < 5 {
+			t.Errorf("20 values have %d different TTLs, want 5 at least", len(ttls))
 		}
 	})
 }
@@ -814,7 +812,7 @@ func TestEachCallerReceivesAClone(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				(*v)[0]++ // a race, if it were shared
+				(*v)[0]++ // a race if the value is shared
 				results <- v
 			}()
 		}
@@ -823,7 +821,7 @@ func TestEachCallerReceivesAClone(t *testing.T) {
 		close(answer)
 		for range 10 {
 			if v := <-results; (*v)[0] != 2 {
-				t.Errorf("a caller has %v, which another has changed", *v)
+				t.Errorf("a caller has %v, which another caller has changed", *v)
 			}
 		}
 		if r.Fake() && clones.Load() != 10 {
@@ -839,7 +837,7 @@ func TestReentrantGetIsRefused(t *testing.T) {
 			return l.Get(ctx, key, func(context.Context, string) (string, error) { return "inner", nil })
 		})
 		if e, ok := errors.AsType[*fetchonce.Error](err); !ok || !strings.Contains(e.Error(), "wait for itself") {
-			t.Errorf("Get = %v, want an *Error that says so", err)
+			t.Errorf("Get = %v, want an *Error that says that it would wait for itself", err)
 		}
 		got, err := l.Get(t.Context(), "k", func(ctx context.Context, key string) (string, error) {
 			return l.Get(ctx, "another key", func(context.Context, string) (string, error) { return "inner", nil })
@@ -871,11 +869,11 @@ func TestCloseEndsFetchesAndWaits(t *testing.T) {
 		for _, g := range all {
 			g.WantErr(fetchonce.ErrClosed)
 		}
-		o.Next().Returns("v") // the lease was given back
+		o.Next().Returns("v") // Close released the lease
 		waiter.Want("v")
 
 		if err := l.Close(); err != nil {
-			t.Error("closing again:", err)
+			t.Error("second Close:", err)
 		}
 		_, peekErr := l.Peek(t.Context(), "k")
 		_, getErr := l.Get(t.Context(), "k", o.Fetch)
@@ -887,7 +885,7 @@ func TestCloseEndsFetchesAndWaits(t *testing.T) {
 	})
 }
 
-func TestBadCallsAreRefusedBeforeAnythingIsSent(t *testing.T) {
+func TestInvalidCallsSendNoCommand(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l := testkit.LoaderOf(t, rdb)

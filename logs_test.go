@@ -16,7 +16,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A lines is a log, one JSON object per line.
+// A lines is a log of one JSON object per line.
 type lines struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -118,7 +118,7 @@ func TestLogSaysThatTheNearCacheIsUsedAgain(t *testing.T) {
 	})
 }
 
-// The holder dies: it neither renews its lease nor releases it.
+// The holder dies, and a waiter acquires the lease when it ends.
 func TestLogSaysThatALeaseWasTakenOver(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		var log lines

@@ -23,8 +23,8 @@ func withFailSafe(opt *options) {
 	opt.Near = fetchonce.Near{Entries: 100, FailSafe: time.Minute}
 }
 
-// nearly puts a key into the near cache.
-func nearly(t *testing.T, r backend, l loader, key string) {
+// keepNear puts a key into the near cache.
+func keepNear(t *testing.T, r backend, l loader, key string) {
 	t.Helper()
 	isNear := func() bool {
 		got, err := l.Peek(t.Context(), key)
@@ -36,13 +36,13 @@ func nearly(t *testing.T, r backend, l loader, key string) {
 	})
 }
 
-// Redis and the origin are both down. The entry was good a moment ago.
+// Redis and the origin are both down. The last near entry is returned until FailSafe ends.
 func TestFailSafeReturnsTheLastGoodEntryWhileRedisAndTheOriginAreDown(t *testing.T) {
 	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
 				l := newLoader(t, r, withFailSafe, func(opt *options) { opt.OnRedisDown = policy })
-				nearly(t, r, l, "k")
+				keepNear(t, r, l, "k")
 				r.Kill()
 				time.Sleep(10 * time.Second)
 				got, err := l.Load(t.Context(), "k", func(ctx context.Context, f *fetchonce.Fetch[string]) (string, error) { return broken(ctx, f.Key) })
@@ -65,11 +65,11 @@ func TestFailSafeReturnsTheLastGoodEntryWhileRedisAndTheOriginAreDown(t *testing
 	}
 }
 
-// A fetch that succeeds is better than the entry.
+// The value that a fetch returns is preferred to the near entry.
 func TestFailSafeDoesNotHideAFetchThatSucceeds(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, withFailSafe)
-		nearly(t, r, l, "k")
+		keepNear(t, r, l, "k")
 		r.Kill()
 		time.Sleep(10 * time.Second)
 		if v, err := l.Get(t.Context(), "k", func(context.Context, string) (string, error) { return "new", nil }); v != "new" || err != nil {
@@ -81,7 +81,7 @@ func TestFailSafeDoesNotHideAFetchThatSucceeds(t *testing.T) {
 	})
 }
 
-// This process changes the key. The entry is never returned again, whatever Redis answers.
+// After this process has changed the key, its near entry is never returned again.
 func TestFailSafeNeverReturnsAnEntryThatThisProcessHasDeleted(t *testing.T) {
 	for name, change := range map[string]func(ctx context.Context, l loader){
 		"Delete": func(ctx context.Context, l loader) { _ = l.Delete(ctx, "k") },
@@ -92,7 +92,7 @@ func TestFailSafeNeverReturnsAnEntryThatThisProcessHasDeleted(t *testing.T) {
 			t.Run(name+" "+when+" the outage", func(t *testing.T) {
 				inBubble(t, func(t *testing.T, r backend) {
 					l := newLoader(t, r, withFailSafe)
-					nearly(t, r, l, "k")
+					keepNear(t, r, l, "k")
 					if when == "before" {
 						change(t.Context(), l)
 					}
@@ -110,11 +110,11 @@ func TestFailSafeNeverReturnsAnEntryThatThisProcessHasDeleted(t *testing.T) {
 	}
 }
 
-// While only the origin is down, an entry that another process has deleted is gone.
+// Only the origin is down. An entry that another process has deleted is not returned.
 func TestFailSafeNeedsAnOutageOfRedis(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, withFailSafe)
-		nearly(t, r, l, "k")
+		keepNear(t, r, l, "k")
 		if err := newLoader(t, r).Delete(t.Context(), "k"); err != nil {
 			t.Fatal(err)
 		}
@@ -125,11 +125,11 @@ func TestFailSafeNeedsAnOutageOfRedis(t *testing.T) {
 	})
 }
 
-// The server deletes everything. That is a change which this process has received.
-func TestFailSafeDoesNotReturnWhatAFlushHasDeleted(t *testing.T) {
+// FLUSHALL deletes every key. The process receives that like any change.
+func TestFailSafeDoesNotReturnAFlushedEntry(t *testing.T) {
 	r := redistest.Server(t)
 	l := newLoader(t, r.Backend(), withFailSafe, func(opt *options) { opt.RedisTimeout = 5 * time.Second })
-	nearly(t, r.Backend(), l, "k")
+	keepNear(t, r.Backend(), l, "k")
 	if err := r.Client().FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -143,14 +143,14 @@ func TestFailSafeDoesNotReturnWhatAFlushHasDeleted(t *testing.T) {
 	}
 }
 
-// The origin is down for long, and stale values are read often.
+// The origin is down for minutes, and a stale value is read ten times a second.
 func TestStaleValuesAreReadFromTheNearCacheDuringABackoff(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		l := testkit.LoaderOf(t, rdb, func(opt *options) {
 			opt.TTL, opt.Jitter, opt.StaleIfError, opt.Near = 10*time.Second, fetchonce.Off, time.Hour, fetchonce.Near{Entries: 100}
 		})
-		nearly(t, r, l, "k")
+		keepNear(t, r, l, "k")
 		time.Sleep(11 * time.Second)
 		var fetches atomic.Int32
 		failing := func(context.Context, string) (string, error) { fetches.Add(1); return "", errOriginDown }

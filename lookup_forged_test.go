@@ -14,8 +14,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// Another client removes the end of a value, or copies one: it ends with its own TTL.
-func TestForgedValueEndsWithItsTTL(t *testing.T) {
+// Another client removes the TTL of a value in Redis. The value expires by the TTL in its envelope.
+func TestValueWithoutARedisTTLExpires(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
 		opt := aging(func(opt *options) { opt.NotFoundTTL = time.Minute })
@@ -24,7 +24,7 @@ func TestForgedValueEndsWithItsTTL(t *testing.T) {
 			"a large value": {Value: strings.Repeat("v", 100_000)},
 			"an absence":    {Err: fetchonce.ErrNotFound},
 		} {
-			for _, again := range []bool{false, true} { // by a loader that knows the server's clock, and by a new one
+			for _, again := range []bool{false, true} { // by a Loader that knows the server's clock, and by a new one
 				o := testkit.NewOrigin(t)
 				l := newLoader(t, r, opt)
 				g := testkit.Get(t, t.Context(), l, "k", o)
@@ -54,9 +54,8 @@ func TestForgedValueEndsWithItsTTL(t *testing.T) {
 	})
 }
 
-// The server decides whether a value should have ended: a process whose clock is wrong does
-// not fetch what is fresh.
-func TestWrongClockFetchesNothing(t *testing.T) {
+// A process's clock is two hours wrong. The server's clock decides that a value is still fresh.
+func TestWrongClockDoesNotFetchAFreshValue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		for _, size := range []int{1, 100_000} {
@@ -74,7 +73,7 @@ func TestWrongClockFetchesNothing(t *testing.T) {
 			}
 			o.Want(1)
 			if n := testkit.Scripts(rdb); n > 1 {
-				t.Errorf("%d scripts for 3 hits, want 1: it learns the server's clock", n)
+				t.Errorf("%d scripts for 3 hits, want 1, which reads the server's clock", n)
 			}
 			if err := l.Delete(t.Context(), "k"); err != nil {
 				t.Fatal(err)
@@ -96,7 +95,7 @@ func TestForgedFailureIsNotReturned(t *testing.T) {
 	})
 }
 
-func TestForeignDataDoesNotStopAnUpdate(t *testing.T) {
+func TestForeignMarkDoesNotStopAnUpdate(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		for _, policy := range []fetchonce.Policy{fetchonce.FailOpen, fetchonce.FailClosed} {
 			o := testkit.NewOrigin(t)
@@ -140,8 +139,8 @@ func publishForged(t *testing.T, r backend, kind byte, fence int64, body string)
 	synctest.Wait()
 }
 
-// Another client publishes a failure or a value with a fence that is not that of the lease. The
-// waiter still waits, and its next refresh is not delayed.
+// Another client publishes a failure or a value with a fence that is not the lease's. The waiter
+// still waits.
 func TestForgedFenceReachesNoWaiter(t *testing.T) {
 	for _, kind := range []byte{'E', 'V'} {
 		inBubble(t, func(t *testing.T, r backend) {

@@ -83,7 +83,7 @@ func TestSomeLookupsAreNeverSkipped(t *testing.T) {
 func TestStaleValuesAreFoundWithoutALookup(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		if !r.Fake() {
-			return // it is a matter of time
+			return // needs the bubble's clock
 		}
 		long := func(opt *options) { opt.TTL, opt.Jitter = time.Hour, fetchonce.Off }
 		revalidate := newLoader(t, r, long, func(opt *options) { opt.StaleWhileRevalidate = time.Hour })
@@ -114,7 +114,7 @@ func TestStaleValuesAreFoundWithoutALookup(t *testing.T) {
 			if fails {
 				o.Next().Fails(errors.New("it is down"))
 				g.Want("old")
-				time.Sleep(time.Minute) // the pause
+				time.Sleep(time.Minute) // the backoff
 			} else {
 				o.Next().Returns("new")
 				g.Want("new")
@@ -184,11 +184,11 @@ func TestDeleteDuringAcquireKeepsTheValueOutOfTheNearCache(t *testing.T) {
 		on := make(chan struct{})
 		codec.stop <- on
 		g := testkit.Get(t, t.Context(), l, "k", testkit.NewOrigin(t))
-		<-codec.at
+		<-codec.stopped
 		if err := errors.Join(other.Delete(t.Context(), "k"), other.Delete(t.Context(), next)); err != nil {
 			t.Fatal(err)
 		}
-		r.Until("the second change of the two is heard of, on the same node", func() bool {
+		r.Until("the second of the two changes, on the same node, is received", func() bool {
 			_, err := l.Peek(t.Context(), next)
 			return errors.Is(err, fetchonce.ErrNotFound)
 		})
@@ -212,7 +212,7 @@ func TestCallersOfAPredictedMissShareOneLoad(t *testing.T) {
 		o := testkit.NewOrigin(t)
 		callers := []*testkit.Getter{testkit.Get(t, t.Context(), l, "k", o)}
 		c := o.Next()
-		if n := asked(rdb); n != 0 {
+		if n := lookups(rdb); n != 0 {
 			t.Errorf("%d lookups before the load of a predicted miss", n)
 		}
 		for range 50 {

@@ -52,13 +52,13 @@ func TestChangeRemovesTheNearEntry(t *testing.T) {
 				if err := change(t, r, other, r.Client()); err != nil {
 					t.Fatal(err)
 				}
-				r.Until("the copy is gone", func() bool {
+				r.Until("the near entry is gone", func() bool {
 					got, err := l.Peek(t.Context(), "k")
 					return err != nil || got.Value == "new"
 				})
 				if what != "FLUSHALL" {
 					if got, from := testkit.Source(t, l, "other"); from != fetchonce.SourceNear {
-						t.Errorf("the copy of another key is gone: it came from %v as %q", from, got)
+						t.Errorf("the near entry of another key is gone: %q came from %v", got, from)
 					}
 				}
 			})
@@ -66,8 +66,7 @@ func TestChangeRemovesTheNearEntry(t *testing.T) {
 	}
 }
 
-// Keys whose names in Redis are not the keys themselves, because of their bytes or
-// of their length.
+// The names of these keys in Redis are not the keys themselves, because of their bytes or length.
 func TestWriteOfAnotherClientRemovesTheNearEntry(t *testing.T) {
 	r := redistest.Server(t)
 	l, other := nearPair(t, r.Backend())
@@ -75,7 +74,7 @@ func TestWriteOfAnotherClientRemovesTheNearEntry(t *testing.T) {
 		testkit.Set(t, other, key, "old")
 		testkit.WarmNear(t, r.Backend(), l, key, "old")
 		testkit.Set(t, other, key, "new")
-		r.Backend().Until("the copy is gone", func() bool {
+		r.Backend().Until("the near entry is gone", func() bool {
 			got, err := l.Peek(t.Context(), key)
 			return err == nil && got.Value == "new"
 		})
@@ -99,7 +98,7 @@ func wantSource(t *testing.T, l loader, value string, want fetchonce.Source) {
 	}
 }
 
-// What was changed here is seen here, at once.
+// A Get after a change in the same process never returns the old entry.
 func TestOwnChangeRemovesTheNearEntryAtOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -161,28 +160,28 @@ func TestLoadersPublishTheirChangesWithoutTracking(t *testing.T) {
 	})
 }
 
-// A change that is not announced is seen after Near.TTL.
+// The server sends no notification of a change. The entry is served until Near.TTL ends.
 func TestNearTTLEndsTheEntry(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, testkit.WithNear, func(opt *options) { opt.Near.TTL = 10 * time.Second })
 		other := newLoader(t, r)
 		testkit.Set(t, other, "k", "old")
 		testkit.WarmNear(t, r, l, "k", "old")
-		copied := time.Now()
+		kept := time.Now()
 		if err := r.Client().Del(t.Context(), "test:v:{k}").Err(); err != nil {
 			t.Fatal(err)
 		}
-		for time.Since(copied) < 9800*time.Millisecond {
+		for time.Since(kept) < 9800*time.Millisecond {
 			wantSource(t, l, "old", fetchonce.SourceNear)
 			time.Sleep(100 * time.Millisecond)
 		}
-		time.Sleep(time.Until(copied.Add(10 * time.Second)))
+		time.Sleep(time.Until(kept.Add(10 * time.Second)))
 		wantSource(t, l, "fetched", fetchonce.SourceFetch)
 	})
 }
 
-// A near entry is not used for longer than its value is fresh.
-func TestNearEntryIsFresh(t *testing.T) {
+// A near entry is served only while its value is fresh.
+func TestNearEntryIsServedOnlyWhileItIsFresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		for _, stale := range []time.Duration{0, time.Hour} {
 			l, other := nearPair(t, r, aging(func(opt *options) { opt.StaleIfError = stale }))
@@ -226,10 +225,10 @@ func TestNearEntryIsCloned(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		r.Until("there is a copy", func() bool {
+		r.Until("there is a near entry", func() bool {
 			got, err := l.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[[]int]) ([]int, error) { return []int{1}, nil })
 			if err != nil || got.Value[0] != 1 {
-				t.Fatalf("Load = %v, %v; somebody has changed the shared value", got, err)
+				t.Fatalf("Load = %v, %v; another caller has changed the shared value", got, err)
 			}
 			got.Value[0] = 2
 			return got.Source == fetchonce.SourceNear
@@ -237,14 +236,14 @@ func TestNearEntryIsCloned(t *testing.T) {
 		for range 3 {
 			got, err := l.Get(t.Context(), "k", func(context.Context, string) ([]int, error) { return nil, nil })
 			if err != nil || got[0] != 1 {
-				t.Fatalf("Get = %v, %v; somebody has changed the shared value", got, err)
+				t.Fatalf("Get = %v, %v; another caller has changed the shared value", got, err)
 			}
 			got[0] = 2
 		}
 	})
 }
 
-// A popular value is refreshed early also where every process has a near entry.
+// EarlyRefresh refreshes a value also if every Get finds a near entry.
 func TestEarlyRefreshOfANearEntry(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -259,7 +258,7 @@ func TestEarlyRefreshOfANearEntry(t *testing.T) {
 		started := time.Now()
 		for len(o.Began) == 0 {
 			if time.Since(started) > 19*time.Second {
-				t.Fatal("it was not refreshed early")
+				t.Fatal("the value was not refreshed early")
 			}
 			if got := result(t, l, o); got.Value != "old" || got.Source != fetchonce.SourceNear {
 				t.Errorf("got %+v", got)
@@ -274,7 +273,7 @@ func TestEarlyRefreshOfANearEntry(t *testing.T) {
 	})
 }
 
-// Keys are copied under the same names as they have in Redis, whatever they are.
+// A change removes the near entry of any key, also one whose name in Redis is encoded.
 func TestNearEntryOfAnyKey(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		l, other := nearPair(t, r)
@@ -282,7 +281,7 @@ func TestNearEntryOfAnyKey(t *testing.T) {
 			testkit.Set(t, other, key, "old")
 			testkit.WarmNear(t, r, l, key, "old")
 			testkit.Set(t, other, key, "new")
-			r.Until("the copy of "+key+" is gone", func() bool {
+			r.Until("the near entry of "+key+" is gone", func() bool {
 				got, err := l.Peek(t.Context(), key)
 				return err == nil && got.Value == "new"
 			})
@@ -338,7 +337,7 @@ func TestUserWithoutTrackingIsLoggedOnce(t *testing.T) {
 	for i := range 5 {
 		value := strconv.Itoa(i)
 		testkit.Set(t, other, "k", value)
-		r.Backend().Until("the change is seen", func() bool {
+		r.Backend().Until("the change is received", func() bool {
 			got, err := l.Peek(t.Context(), "k")
 			return err == nil && got.Value == value
 		})
@@ -352,7 +351,7 @@ func TestUserWithoutTrackingIsLoggedOnce(t *testing.T) {
 	}
 }
 
-// A user without the right to subscribe has no near entries, and everything else.
+// A Redis user without the right to subscribe has no near entries. Its Loader works.
 func TestUserThatCannotSubscribeHasNoNearEntries(t *testing.T) {
 	r := redistest.Server(t)
 	if err := r.Client().Do(t.Context(), "acl", "setuser", "untracked", "on", ">secret", "~*", "&*", "+@all", "-client|tracking", "-subscribe").Err(); err != nil {
@@ -363,7 +362,7 @@ func TestUserThatCannotSubscribeHasNoNearEntries(t *testing.T) {
 	l := testkit.LoaderOf(t, untracked, testkit.WithNear, func(opt *options) { opt.Logger = log.Logger() })
 	other := newLoader(t, r.Backend())
 	testkit.Set(t, l, "k", "old")
-	r.Backend().Until("the log is told", func() bool {
+	r.Backend().Until("the refusal is logged", func() bool {
 		wantSource(t, l, "old", fetchonce.SourceRedis)
 		return log.Count("near cache not used") > 0
 	})
@@ -384,7 +383,7 @@ func TestNearCacheOfARESP2Client(t *testing.T) {
 	})
 }
 
-// nearByTracking checks that the server announces a change that no Loader publishes.
+// nearByTracking checks that the server's notification of a plain DEL removes the near entry.
 func nearByTracking(t *testing.T, r backend, rdb redis.UniversalClient) {
 	t.Helper()
 	log := &testkit.Log{}
@@ -394,11 +393,11 @@ func nearByTracking(t *testing.T, r backend, rdb redis.UniversalClient) {
 	if err := r.Client().Del(t.Context(), "test:v:{k}").Err(); err != nil {
 		t.Fatal(err)
 	}
-	r.Until("the copy is gone", func() bool {
+	r.Until("the near entry is gone", func() bool {
 		_, err := l.Peek(t.Context(), "k")
 		return err == fetchonce.ErrNotFound
 	})
 	if n := log.Count("near cache"); n != 0 {
-		t.Errorf("the log says %d times that something is wrong with near copies", n)
+		t.Errorf("the log has %d lines about the near cache, want none", n)
 	}
 }

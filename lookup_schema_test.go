@@ -14,8 +14,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// Two builds run at once during a deployment. Their types have the same prefix and keys, and
-// a Schema each.
+// Two builds run at once during a deployment. They have the same prefix and keys, and different
+// types and Schemas.
 type (
 	customerOld struct {
 		Name string
@@ -49,7 +49,7 @@ func newBuild[V any](t *testing.T, r backend, schema string, v V, change ...func
 	return build[V]{t, l, v, new(atomic.Int64)}
 }
 
-// noLog fails the test if something is logged: another build's value is no event.
+// noLog fails the test if a record is logged: another build's value is no reason to log.
 type noLog struct{ t *testing.T }
 
 func (noLog) Enabled(context.Context, slog.Level) bool { return true }
@@ -60,7 +60,7 @@ func (l noLog) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// get is a Get of "k", whose fetch counts.
+// get is a Get of "k" whose fetches are counted.
 func (b build[V]) get() V {
 	b.t.Helper()
 	got, err := b.l.Get(b.t.Context(), "k", func(context.Context, string) (V, error) {
@@ -118,8 +118,8 @@ func TestChangeByOneBuildEndsTheValuesOfAll(t *testing.T) {
 	})
 }
 
-// Each build finds its own value for its whole TTL, whatever the other one stores meanwhile.
-func TestBuildsDoNotTakeTurnsOverwriting(t *testing.T) {
+// Each build finds its own value for its whole TTL, although the other build stores its own.
+func TestBuildsDoNotOverwriteEachOther(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		before := newBuild(t, r, "1", customerOld{"Ada", 36}, func(opt *fetchonce.Options[customerOld]) {
 			opt.TTL, opt.Jitter = 3*time.Second, fetchonce.Off
@@ -144,7 +144,7 @@ func TestBuildsDoNotTakeTurnsOverwriting(t *testing.T) {
 	})
 }
 
-// MaxBytes limits the value of a build, and not what the others store beside it.
+// MaxBytes of one build does not apply to the values of another build.
 func TestLargeValueOfOneBuildDoesNotHideTheOthers(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		small := newBuild(t, r, "1", "small", func(opt *fetchonce.Options[string]) { opt.MaxBytes = 1000 })
@@ -189,7 +189,7 @@ func TestDeleteByOneBuildDropsNearEntriesOfTheOther(t *testing.T) {
 	})
 }
 
-// A build that keeps nothing leaves the value of the other one.
+// A build whose fetch sets a TTL of -1 stores nothing and keeps the other build's value.
 func TestBuildThatKeepsNothingLeavesTheOthersValue(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		before := newBuild(t, r, "1", "old")

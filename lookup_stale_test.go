@@ -15,13 +15,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// inBubble runs a test about the passing of time.
+// inBubble runs a test with a Redis in memory on a fake clock.
 func inBubble(t *testing.T, test func(t *testing.T, r backend)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) { test(t, redistest.Bubble(t).Backend()) })
 }
 
-// aging has values that are fresh for a minute.
+// aging returns options with a TTL of one minute, which change may alter.
 func aging(change func(*options)) func(*options) {
 	return func(opt *options) {
 		opt.TTL, opt.Jitter = time.Minute, fetchonce.Off
@@ -29,7 +29,7 @@ func aging(change func(*options)) func(*options) {
 	}
 }
 
-// result is one Load that must return at once.
+// result returns the result of a Load and checks that it takes no time.
 func result(t *testing.T, l loader, o *testkit.Origin) fetchonce.Result[string] {
 	t.Helper()
 	started := time.Now()
@@ -40,7 +40,7 @@ func result(t *testing.T, l loader, o *testkit.Origin) fetchonce.Result[string] 
 		t.Fatal(err)
 	}
 	if waited := time.Since(started); waited > 0 {
-		t.Errorf("it waited %v", waited)
+		t.Errorf("Load took %v, want no time", waited)
 	}
 	return got
 }
@@ -73,7 +73,7 @@ func TestStaleValueIsServedDuringItsRefresh(t *testing.T) {
 		wantResult(t, result(t, b, o), "new", false)
 		o.Want(1)
 
-		time.Sleep(2*time.Minute + time.Second) // too old for anybody
+		time.Sleep(2*time.Minute + time.Second) // beyond StaleWhileRevalidate
 		g := testkit.Get(t, t.Context(), a, "k", o)
 		o.Next().Returns("newer")
 		g.Want("newer")
@@ -100,8 +100,8 @@ func TestRefreshOutlivesTheCallerThatStartedIt(t *testing.T) {
 	})
 }
 
-// An entry ends while it is refreshed. The next Get waits for that refresh, in
-// its process and in another.
+// A value expires while it is refreshed. The next Get waits for that refresh, in the same process
+// and in another.
 func TestGetWaitsForTheRefreshOfAValueThatEnded(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -134,7 +134,7 @@ func TestHungRefreshHoldsAKeyForTheFetchTimeout(t *testing.T) {
 		time.Sleep(29 * time.Second)
 		wantResult(t, result(t, l, o), "old", true)
 		o.Want(1)
-		time.Sleep(3 * time.Second) // the fetch is given up, and a pause is over
+		time.Sleep(3 * time.Second) // the fetch is abandoned, and the backoff has ended
 		wantResult(t, result(t, l, o), "old", true)
 		o.Next().Returns("new")
 		synctest.Wait()
@@ -155,12 +155,12 @@ func TestStaleValueIsServedWhenTheFetchFails(t *testing.T) {
 		time.Sleep(61 * time.Second)
 		fetches := 0
 		boom := errors.New("boom")
-		ask := func(l loader) {
+		load := func(l loader) {
 			t.Helper()
 			got, err := l.Load(t.Context(), "k", func(_ context.Context, f *fetchonce.Fetch[string]) (string, error) {
 				fetches++
 				if f.Old == nil || f.Old.Value != "old" || !f.Old.Stale {
-					t.Errorf("the fetch was given %+v as the old value", f.Old)
+					t.Errorf("Fetch.Old = %+v, want the stale value", f.Old)
 				}
 				return "", boom
 			})
@@ -170,16 +170,16 @@ func TestStaleValueIsServedWhenTheFetchFails(t *testing.T) {
 		}
 		for range 3600 {
 			for _, l := range processes {
-				ask(l)
+				load(l)
 			}
 			time.Sleep(time.Second)
 		}
 		if fetches < 60 || fetches > 200 {
-			t.Errorf("in an hour the origin was asked %d times by 10,800 Gets; want some two a minute", fetches)
+			t.Errorf("10,800 Gets in an hour made %d fetches; want about two a minute", fetches)
 		}
-		t.Logf("in an hour the origin was asked %d times", fetches)
+		t.Logf("%d fetches in an hour", fetches)
 
-		// It is up again: everyone has the new value after a pause.
+		// The origin is up again. All processes have the new value after the backoff.
 		o := testkit.NewOrigin(t)
 		var g *testkit.Getter
 		for o.Count() == 0 {
@@ -193,7 +193,7 @@ func TestStaleValueIsServedWhenTheFetchFails(t *testing.T) {
 	})
 }
 
-// That there is nothing any more is an answer, and no failure.
+// ErrNotFound is a result of the fetch and no failure, so the fallback value is not used.
 func TestNotFoundReplacesAStaleValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -208,7 +208,7 @@ func TestNotFoundReplacesAStaleValue(t *testing.T) {
 	})
 }
 
-// A process that keeps no old values is not paused by one that does.
+// A backoff does not apply to a process that serves no stale values.
 func TestBackoffIsForCallersWithAStaleValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -241,7 +241,7 @@ func TestSoftTimeoutServesTheStaleValue(t *testing.T) {
 			g.Want("old")
 		}
 		if waited := time.Since(started); waited != 100*time.Millisecond {
-			t.Errorf("they waited %v", waited)
+			t.Errorf("the callers waited %v, want SoftTimeout", waited)
 		}
 		if c.Ctx.Err() != nil {
 			t.Error("the fetch was cancelled:", context.Cause(c.Ctx))
@@ -254,15 +254,15 @@ func TestSoftTimeoutServesTheStaleValue(t *testing.T) {
 	})
 }
 
-// Past the point where both would refresh early, one does.
-func TestEarlyRefresh(t *testing.T) {
+// Two processes would both refresh the value early. One of them does.
+func TestOneProcessRefreshesEarly(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
 		opt := aging(func(opt *options) { opt.EarlyRefresh = 1000 })
 		a, b := newLoader(t, r, opt), newLoader(t, r, opt)
 		g := testkit.Get(t, t.Context(), a, "k", o)
 		c := o.Next()
-		time.Sleep(10 * time.Second) // what it costs
+		time.Sleep(10 * time.Second) // the cost of the fetch
 		c.Returns("old")
 		g.Want("old")
 		time.Sleep(30 * time.Second)
@@ -279,10 +279,9 @@ func TestEarlyRefresh(t *testing.T) {
 	})
 }
 
-// A popular key is refreshed early by one of its callers, before it ends for the others.
-// With n Gets in the time d that a fetch takes, and a beta of 1, a Get that
-// comes x before the end refreshes with the probability exp(-x/d). So the first
-// one does at x = d*(ln(n) + 0.58) on average: what is 0.58 is Euler's constant.
+// With EarlyRefresh 1, a Get that comes x before the value expires refreshes it with the
+// probability exp(-x/d), where d is the time that a fetch takes. With n Gets per d, the first
+// refresh comes at x = d*(ln(n) + 0.58) on average; 0.58 is Euler's constant.
 func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		const cost, every, rounds = time.Second, 25 * time.Millisecond, 50
@@ -296,7 +295,7 @@ func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
 		var lead time.Duration
 		for range rounds {
 			stored := time.Now()
-			time.Sleep(45 * time.Second) // so early no caller refreshes
+			time.Sleep(45 * time.Second) // no caller refreshes this early
 			for len(o.Began) == 0 {
 				wantResult(t, result(t, l, o), "v", false) // at once, and not ended
 				time.Sleep(every)
@@ -320,8 +319,7 @@ func TestEarlyRefreshFollowsTheFormula(t *testing.T) {
 	})
 }
 
-// Where a process does not want old values, it does not take those that another
-// keeps.
+// One process keeps stale values in Redis. To another without the option, they are misses.
 func TestStaleValueIsAMissWithoutTheOption(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -396,7 +394,7 @@ func TestCallerAndFetchDoNotShareTheStaleValue(t *testing.T) {
 	}
 }
 
-// A hangingStore ignores the contexts of its Lookups, which take as long as it says.
+// A hangingStore ignores the contexts of its Lookups.
 type hangingStore struct{ takes time.Duration }
 
 func (s hangingStore) Lookup(context.Context, string) (string, error) {

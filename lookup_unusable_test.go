@@ -18,8 +18,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// Whatever lies where our values and leases belong is replaced, or does no harm
-// for longer than a lease.
+// Foreign data at the key of a value or a lease is replaced, or delays a Get by one lease at most.
 //
 //test:long
 func TestHostileDataAtEveryKey(t *testing.T) {
@@ -40,9 +39,9 @@ func TestHostileDataAtEveryKey(t *testing.T) {
 			"a hash":           func(key string) { do("HSET", key, "o", "x", "f", "nonsense", "wnobody", "1") },
 			"a stream":         func(key string) { do("XADD", key, "*", "a", "b") },
 			"garbage":          func(key string) { put(key, []byte("garbage")) },
-			"the magic alone":  func(key string) { put(key, []byte("fo")) },
+			"the magic bytes":  func(key string) { put(key, []byte("fo")) },
 			"random bytes":     func(key string) { put(key, randomBytes(5000)) },
-			"much":             func(key string) { put(key, randomBytes(100_000)) },
+			"100 KB":           func(key string) { put(key, randomBytes(100_000)) },
 			"a rueidis marker": func(key string) { put(key, []byte("rueidisid:1")) },
 		}
 		for name, place := range hostile {
@@ -77,8 +76,7 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// Every damage to a stored value is a miss, whichever byte it befalls, and the
-// value of another key or of another codec too.
+// A stored value with any damaged byte is a miss. So is the value of another key or codec.
 func TestDamagedValueIsAMiss(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l, admin := testkit.NewLoader(t, r), r.Client()
@@ -92,7 +90,7 @@ func TestDamagedValueIsAMiss(t *testing.T) {
 		bad := [][]byte{good[:len(good)-1], append(slices.Clone(good), 0), good[:10]}
 		for i := range good {
 			if i >= 16 && i < 32 {
-				continue // the stamp: the server's, and no part of the value
+				continue // the stamp, which the server writes; the checksum does not cover it
 			}
 			b := slices.Clone(good)
 			b[i] ^= 0x40
@@ -123,8 +121,7 @@ func TestDamagedValueIsAMiss(t *testing.T) {
 	})
 }
 
-// Two processes see the same unusable value. One replaces it; the other, which
-// comes later, uses that.
+// Two processes look up the same unusable value. One replaces it, and the other uses the new one.
 func TestUnusableValueIsFetchedOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -143,8 +140,7 @@ func TestUnusableValueIsFetchedOnce(t *testing.T) {
 	})
 }
 
-// A msgpack value that declares four billion elements is refused before anything
-// is allocated for them.
+// A msgpack value that declares four billion elements is refused before memory is allocated.
 func TestHostileLengthIsAMiss(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -158,7 +154,7 @@ func TestHostileLengthIsAMiss(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer victim.Close()
-		// A well-made envelope around bytes of our choice, but for the codec.
+		// A correct envelope around hostile bytes, except for the codec's number.
 		if err := honest.Set(t.Context(), "k", []byte{0xdd, 0xff, 0xff, 0xff, 0xff}); err != nil {
 			t.Fatal(err)
 		}
@@ -172,15 +168,15 @@ func TestHostileLengthIsAMiss(t *testing.T) {
 	})
 }
 
-// A rawCodec's values are their own encoding.
+// A rawCodec stores a []byte as it is.
 type rawCodec struct{}
 
 func (rawCodec) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
 
 func (rawCodec) Unmarshal(data []byte, v any) error { *v.(*[]byte) = slices.Clone(data); return nil }
 
-// A codec that panics is no more than one that fails.
-func TestCodecMayPanic(t *testing.T) {
+// A codec that panics is treated like one that returns an error.
+func TestPanicOfACodecIsAnError(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l, err := fetchonce.New(r.Client(), options{Prefix: "test", Codec: panicCodec{}})
 		if err != nil {
@@ -203,7 +199,7 @@ func (panicCodec) Marshal(any) ([]byte, error) { panic("marshal") }
 
 func (panicCodec) Unmarshal(data []byte, v any) error { panic("unmarshal") }
 
-// forge makes an envelope claim another codec, with the checksum to match.
+// forge changes the codec of an envelope and corrects its checksum.
 func forge(b []byte, codec byte) {
 	b[3] = codec
 	sum := crcUpdate(0, b[:4])
@@ -211,9 +207,8 @@ func forge(b []byte, codec byte) {
 	binary.BigEndian.PutUint32(b[4:], crcUpdate(sum, b[32:]))
 }
 
-// A newer build's values, in an envelope of a version that this one does not know,
-// are a miss, and replaced once.
-func TestValueOfANewerVersion(t *testing.T) {
+// A value in an envelope of an unknown version is a miss and is replaced once.
+func TestValueOfANewerVersionIsAMiss(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l, other, admin := testkit.NewLoader(t, r), testkit.NewLoader(t, r), r.Client()
 		if err := l.Set(t.Context(), "k", "value"); err != nil {
@@ -241,8 +236,8 @@ func crcUpdate(sum uint32, b []byte) uint32 {
 	return crc32.Update(sum, crc32.MakeTable(crc32.Castagnoli), b)
 }
 
-// made returns how many bytes f allocates.
-func made(f func()) uint64 {
+// allocated returns how many bytes f allocates.
+func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	f()
@@ -250,8 +245,7 @@ func made(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// plant stores bytes of our choice where the value of a key belongs, as a codec with
-// this number would.
+// plant stores payload as the value of a key, as a codec with this number would.
 func plant(t *testing.T, r backend, key string, payload []byte, codec byte) {
 	t.Helper()
 	l, err := fetchonce.New(r.Client(), fetchonce.Options[[]byte]{Prefix: "test", Codec: rawCodec{}})
@@ -281,7 +275,7 @@ type wide struct {
 func TestDecodingIsBoundedByMemory(t *testing.T) {
 	const (
 		maxBytes = 256 << 10
-		most     = 32*maxBytes + 1<<20 + 8*maxBytes // the reads themselves, the fake server's too
+		most     = 32*maxBytes + 1<<20 + 8*maxBytes // and the reads, including the fake server's
 	)
 	for name, test := range map[string]struct {
 		codec   fetchonce.Codec
@@ -300,7 +294,7 @@ func TestDecodingIsBoundedByMemory(t *testing.T) {
 				}
 				defer l.Close()
 				var got *[]*[512]float64
-				took := made(func() {
+				took := allocated(func() {
 					got, err = l.Get(t.Context(), "k", func(context.Context, string) (*[]*[512]float64, error) { return nil, nil })
 				})
 				if err != nil || got != nil {
@@ -314,7 +308,7 @@ func TestDecodingIsBoundedByMemory(t *testing.T) {
 	}
 }
 
-// What the memory limit refuses on reading is refused on writing, and said.
+// A value that the memory limit would refuse on reading is not stored. Set returns the reason.
 func TestValueBeyondTheMemoryLimitIsNotStored(t *testing.T) {
 	for name, codec := range map[string]fetchonce.Codec{"msgpack": fetchonce.Msgpack, "JSON": fetchonce.JSON} {
 		t.Run(name, func(t *testing.T) {
@@ -328,7 +322,7 @@ func TestValueBeyondTheMemoryLimitIsNotStored(t *testing.T) {
 				err = l.Set(t.Context(), "k", large)
 				e, ok := errors.AsType[*fetchonce.Error](err)
 				if !ok || e.Op != "encode" || !strings.Contains(err.Error(), "memory") {
-					t.Errorf("Set = %v; want an *Error of encode that speaks of memory", err)
+					t.Errorf("Set = %v; want an *Error of encode that names memory", err)
 				}
 				fetches := 0
 				for range 2 {

@@ -11,7 +11,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A replyMeter notes how many bytes the replies of each pipeline have.
+// A replyMeter records how many bytes the replies of each pipeline have.
 type replyMeter struct {
 	mu        sync.Mutex
 	pipelines []int
@@ -36,8 +36,8 @@ func (m *replyMeter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.P
 	}
 }
 
-// A GetMany reads no more than 32 MiB at once, however many large values there are. Values
-// that are small are read in one round trip.
+// A GetMany reads at most 32 MiB at once, whatever the number of large values. Small values are
+// read in one round trip.
 //
 //test:long
 func TestGetManyBoundsWhatItReadsAtOnce(t *testing.T) {
@@ -82,7 +82,7 @@ func TestGetManyBoundsWhatItReadsAtOnce(t *testing.T) {
 	})
 }
 
-// A value that is larger than MaxBytes is a miss in a GetMany, too.
+// In a GetMany, a value that is larger than MaxBytes is a miss.
 //
 //test:long
 func TestGetManyOverTooLargeValues(t *testing.T) {

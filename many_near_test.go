@@ -15,7 +15,7 @@ import (
 // warmMany waits until the near cache has entries for keys that are in Redis.
 func warmMany(t *testing.T, r backend, l loader, keys []string) {
 	t.Helper()
-	r.Until("the process has copies", func() bool {
+	r.Until("the process has near entries", func() bool {
 		if _, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch); err != nil {
 			t.Fatal(err)
 		}
@@ -28,8 +28,8 @@ func warmMany(t *testing.T, r backend, l loader, keys []string) {
 	})
 }
 
-// asked returns how many values a client has asked for.
-func asked(rdb redis.UniversalClient) (n int) {
+// lookups returns how many keys a client has looked up in Redis.
+func lookups(rdb redis.UniversalClient) (n int) {
 	for _, name := range redistest.WireOf(rdb).Commands() {
 		if name == "GETRANGE" {
 			n++
@@ -38,11 +38,11 @@ func asked(rdb redis.UniversalClient) (n int) {
 	return n
 }
 
-// A batch takes near entries and asks Redis for the rest. A Delete of another process
+// A GetMany uses near entries and looks up the other keys in Redis. A Delete in another process
 // removes the entries of its keys, and no others.
 //
-// A busy machine may miss a heartbeat, and then no entry counts for a moment. So the
-// test repeats a round in which Redis was asked for more.
+// A busy machine may miss a heartbeat, and the near cache is then untrusted. So the test repeats
+// a round in which more keys were looked up.
 func TestGetManyUsesNearEntries(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -50,13 +50,13 @@ func TestGetManyUsesNearEntries(t *testing.T) {
 		keys := numbered(0, 50)
 		gone := keys[20:30]
 		wantMany(t, l, keys, &bulk{})
-		r.Until("a batch asks Redis for no near key", func() bool {
+		r.Until("a GetMany looks up no near key in Redis", func() bool {
 			warmMany(t, r, l, keys)
 			redistest.WireOf(rdb).Reset()
 			wantMany(t, l, keys, &bulk{})
-			return asked(rdb) == 0
+			return lookups(rdb) == 0
 		})
-		r.Until("a batch asks Redis for the deleted keys only", func() bool {
+		r.Until("a GetMany looks up only the deleted keys in Redis", func() bool {
 			warmMany(t, r, l, keys)
 			if err := other.Delete(t.Context(), gone...); err != nil {
 				t.Fatal(err)
@@ -70,9 +70,9 @@ func TestGetManyUsesNearEntries(t *testing.T) {
 			redistest.WireOf(rdb).Reset()
 			b := &bulk{}
 			wantMany(t, l, keys, b)
-			n := asked(rdb)
+			n := lookups(rdb)
 			if n < len(gone) {
-				t.Fatalf("Redis was asked for %d keys, want %d", n, len(gone))
+				t.Fatalf("%d keys were looked up in Redis, want %d", n, len(gone))
 			}
 			if _, fetched := b.counts(); len(fetched) != len(gone) {
 				t.Fatalf("%d keys were fetched, want %d", len(fetched), len(gone))
@@ -82,25 +82,25 @@ func TestGetManyUsesNearEntries(t *testing.T) {
 	})
 }
 
-// A slowCodec stops in the middle of decoding a value, when the test wants it.
+// A slowCodec stops while it decodes a value, when the test wants it.
 type slowCodec struct {
 	fetchonce.Codec
-	stop chan chan struct{} // holds what it then waits for
-	at   chan struct{}      // receives when it has stopped
+	stop    chan chan struct{} // a channel in it stops the next Unmarshal until that is closed
+	stopped chan struct{}      // receives when an Unmarshal has stopped
 }
 
 func (c slowCodec) Unmarshal(data []byte, v any) error {
 	select {
-	case on := <-c.stop:
-		c.at <- struct{}{}
-		<-on
+	case proceed := <-c.stop:
+		c.stopped <- struct{}{}
+		<-proceed
 	default:
 	}
 	return c.Codec.Unmarshal(data, v)
 }
 
-// A key is deleted after a batch has read it, and before the batch is done with it.
-// It does not come to be near.
+// A key is deleted after a GetMany has read it, and before the GetMany keeps it. No near entry
+// is made.
 func TestDeleteDuringGetManyPreventsTheNearEntry(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		codec := slowCodec{fetchonce.JSON, make(chan chan struct{}, 1), make(chan struct{})}
@@ -113,8 +113,8 @@ func TestDeleteDuringGetManyPreventsTheNearEntry(t *testing.T) {
 		}
 		testkit.WarmNear(t, r, l, next, "old")
 
-		on := make(chan struct{})
-		codec.stop <- on
+		proceed := make(chan struct{})
+		codec.stop <- proceed
 		done := make(chan map[string]string)
 		go func() {
 			got, err := l.GetMany(t.Context(), []string{"k"}, (&bulk{}).fetch)
@@ -123,17 +123,17 @@ func TestDeleteDuringGetManyPreventsTheNearEntry(t *testing.T) {
 			}
 			done <- got
 		}()
-		<-codec.at
+		<-codec.stopped
 		for _, key := range []string{"k", next} {
 			if err := other.Delete(t.Context(), key); err != nil {
 				t.Fatal(err)
 			}
 		}
-		r.Until("the second change of the two is heard of, on the same node", func() bool {
+		r.Until("the second of the two changes, on the same node, is received", func() bool {
 			_, err := l.Peek(t.Context(), next)
 			return errors.Is(err, fetchonce.ErrNotFound)
 		})
-		close(on)
+		close(proceed)
 		if got := <-done; got["k"] != "old" { // it began before the Delete
 			t.Errorf("GetMany = %v", got)
 		}

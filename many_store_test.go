@@ -11,11 +11,10 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
-// A batchStore has values and no way to create any. fails is asked before each
-// LookupMany.
+// A batchStore has rows and creates none.
 type batchStore struct {
 	rows    map[string]string
-	fails   func(keys []string) error
+	fails   func(keys []string) error // returns the error of a LookupMany
 	lookups int
 }
 
@@ -46,8 +45,8 @@ func (s *batchStore) LookupMany(_ context.Context, keys []string) (map[string]st
 	return found, err
 }
 
-// One key for which a Store's LookupMany fails fails alone, whether the Store
-// says which it is or not. A Store that cannot be reached is asked once.
+// A Store's LookupMany fails because of one key. Only that key fails, whether the Store's error
+// names it or not. If the Store is unreachable, GetMany calls it once.
 func TestOneBadKeyOfAStoreFailsAlone(t *testing.T) {
 	mine := errors.New("mine")
 	for name, test := range map[string]struct {
@@ -55,9 +54,9 @@ func TestOneBadKeyOfAStoreFailsAlone(t *testing.T) {
 		failed  int
 		lookups int // before the fetch and again under the lease
 	}{
-		"it says which":   {&fetchonce.ManyError{Errors: map[string]error{"bad": mine}}, 1, 1 + 1},
-		"it says that":    {mine, 1, 1 + 2 + 2 + 2 + 1},
-		"it is not there": {io.EOF, 6, 1},
+		"the error names the key":  {&fetchonce.ManyError{Errors: map[string]error{"bad": mine}}, 1, 1 + 1},
+		"the error names no key":   {mine, 1, 1 + 2 + 2 + 2 + 1},
+		"the Store is unreachable": {io.EOF, 6, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {

@@ -21,13 +21,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A bulk is an origin that is asked for many keys at once. It answers "v of" the
-// key, unless the test sets another answer.
+// A bulk is an origin for batch fetches. Its value for a key is "v of" and the key, unless the
+// test sets answer.
 type bulk struct {
 	mu      sync.Mutex
 	batches [][]string
 	fetched map[string]int
-	answer  func(ctx context.Context, keys []string) (map[string]string, error) // nil is the usual one
+	answer  func(ctx context.Context, keys []string) (map[string]string, error) // nil: valuesOf
 }
 
 func (b *bulk) fetch(ctx context.Context, keys []string) (map[string]string, error) {
@@ -83,7 +83,7 @@ func TestGetManyFetchesInOneBatch(t *testing.T) {
 		b := &bulk{}
 		l, other := newLoader(t, r), newLoader(t, r)
 		keys := numbered(0, 100)
-		wantMany(t, l, append(keys, keys...), b) // twice is once
+		wantMany(t, l, append(keys, keys...), b) // each key twice
 		if n, _ := b.counts(); n != 1 || len(b.batches[0]) != 100 {
 			t.Errorf("fetched in %d batches", n)
 		}
@@ -97,7 +97,7 @@ func TestGetManyFetchesInOneBatch(t *testing.T) {
 	})
 }
 
-// The hits cost one round trip, for each node.
+// Hits cost one round trip per node.
 func TestGetManyReadsInOneRoundTrip(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		b := &bulk{}
@@ -118,7 +118,7 @@ func TestGetManyReadsInOneRoundTrip(t *testing.T) {
 	})
 }
 
-// Fifty overlapping batches in four processes: each key is fetched once.
+// Fifty overlapping GetManys in four processes fetch each key once.
 func TestOverlappingBatchesFetchEachKeyOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		b := &bulk{answer: func(_ context.Context, keys []string) (map[string]string, error) {
@@ -177,7 +177,7 @@ func TestGetManyReturnsTheValuesBesideItsErrors(t *testing.T) {
 			t.Errorf("GetMany = %v, want an error that lists b and c", err)
 		}
 
-		// Nothing is remembered of a failure; a key that is missing is not found.
+		// A failure is not cached. A key that the result lacks is cached as not found.
 		b.answer = func(context.Context, []string) (map[string]string, error) {
 			return map[string]string{"b": "v of b"}, nil
 		}
@@ -209,7 +209,7 @@ func TestPanicOfABatchFetchReachesItsCallers(t *testing.T) {
 	})
 }
 
-// Callers leave a GetMany as they leave a Get.
+// A batch fetch is cancelled when no caller waits for any of its keys.
 func TestLastCallerThatLeavesCancelsTheBatchFetch(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		began, ended := make(chan struct{}), make(chan error, 1)
@@ -239,13 +239,13 @@ func TestLastCallerThatLeavesCancelsTheBatchFetch(t *testing.T) {
 		}
 		r.Settle()
 		if r.Fake() && len(ended) > 0 {
-			t.Error("the fetch was cancelled, though somebody waits for a key of it")
+			t.Error("the fetch was cancelled, although a caller waits for one of its keys")
 		}
-		wantMany(t, newLoader(t, r), numbered(0, 3), &bulk{}) // the others' leases are free
+		wantMany(t, newLoader(t, r), numbered(0, 3), &bulk{}) // the leases of the other keys are free
 		if !r.Fake() {
-			return // it may not have joined in time
+			return // the Get may have joined too late
 		}
-		if err := l.Delete(t.Context(), "key3"); err != nil { // its lease goes, and with it the last member
+		if err := l.Delete(t.Context(), "key3"); err != nil { // ends the last lease of the batch fetch
 			t.Fatal(err)
 		}
 		if cause := <-ended; !errors.Is(cause, fetchonce.ErrLockLost) {
@@ -255,8 +255,7 @@ func TestLastCallerThatLeavesCancelsTheBatchFetch(t *testing.T) {
 	})
 }
 
-// A batch and its process die. Whoever waited for many of its keys fetches them
-// together.
+// A process dies during a batch fetch. Another process fetches the keys in a few batch fetches.
 func TestGetManyTakesOverFromADeadProcess(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		began := make(chan struct{}, 1000)
@@ -279,7 +278,7 @@ func TestGetManyTakesOverFromADeadProcess(t *testing.T) {
 		_ = holder.Close()
 		redistest.WireOf(rdb).Up()
 		if r.Fake() {
-			time.Sleep(2 * time.Second) // until go-redis has found that its server is back
+			time.Sleep(2 * time.Second) // until go-redis has reconnected
 		}
 	})
 }
@@ -298,7 +297,7 @@ func TestGetManyOfTenThousandKeys(t *testing.T) {
 	})
 }
 
-// One node of a cluster is down: the other nodes' keys come back.
+// One node of a cluster is down. GetMany returns the keys of the other nodes.
 func TestGetManyReturnsTheKeysOfTheNodesThatAreUp(t *testing.T) {
 	c := redistest.Cluster(t)
 	l := testkit.LoaderOf(t, c.Client(), testkit.WithPolicy(fetchonce.FailClosed))
@@ -314,12 +313,12 @@ func TestGetManyReturnsTheKeysOfTheNodesThatAreUp(t *testing.T) {
 	}
 	for key := range many.Errors {
 		if _, ok := got[key]; ok {
-			t.Errorf("%s came back, and failed", key)
+			t.Errorf("%s has a value and an error", key)
 		}
 	}
 }
 
-// The same where some of the keys are near: no entry of the lost node's keys is used.
+// One node is down, and all keys have near entries. Those of the lost node are not used.
 func TestGetManyNearWithANodeDown(t *testing.T) {
 	c := redistest.Cluster(t)
 	l := testkit.LoaderOf(t, c.Client(), testkit.WithNear, testkit.WithPolicy(fetchonce.FailClosed))
@@ -327,7 +326,7 @@ func TestGetManyNearWithANodeDown(t *testing.T) {
 	wantMany(t, l, keys, &bulk{})
 	warmMany(t, c.Backend(), l, keys)
 	c.Nodes()[0].Kill()
-	c.Backend().Until("the loss is seen", func() bool {
+	c.Backend().Until("the loss is noticed", func() bool {
 		_, err := l.GetMany(t.Context(), keys, (&bulk{}).fetch)
 		return err != nil
 	})
@@ -370,7 +369,7 @@ func TestGetManyOfStaleValues(t *testing.T) {
 		boom := &bulk{answer: func(context.Context, []string) (map[string]string, error) { return nil, errors.New("boom") }}
 		time.Sleep(61 * time.Second) // refreshed in the background
 		wantMany(t, l, numbered(0, 3), boom)
-		time.Sleep(2 * time.Minute) // a fallback value in the place of an error
+		time.Sleep(2 * time.Minute) // the fallback value is returned instead of the error
 		wantMany(t, l, numbered(0, 3), boom)
 		if n, fetched := boom.counts(); n != 2 || fetched["key1"] != 2 {
 			t.Errorf("%d batches, fetched %v", n, fetched)
@@ -392,7 +391,7 @@ func TestGetManyOfStaleValues(t *testing.T) {
 	})
 }
 
-func TestGetManyMaxFetches(t *testing.T) {
+func TestGetManyTakesOnePermitOfMaxFetches(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r, func(opt *options) { opt.MaxFetches = 1 })
 		wantMany(t, l, numbered(0, 20), &bulk{}) // a batch fetch takes one permit
@@ -405,7 +404,7 @@ func TestGetManyMaxFetches(t *testing.T) {
 			defer close(done)
 			wantMany(t, l, numbered(20, 40), b)
 		}()
-		r.Until("the batch has looked", func() bool { return testkit.Gets(r) >= 41 })
+		r.Until("the GetMany has looked up its keys", func() bool { return testkit.Gets(r) >= 41 })
 		r.Settle()
 		if n, _ := b.counts(); n != 0 {
 			t.Error("two fetches at once")
@@ -451,8 +450,8 @@ func ExampleLoader_GetMany() {
 	// Output: 2 teapot <nil>
 }
 
-// A GetMany joins a load too late, and the Store panics in its second lookup: that
-// is a panic of the GetMany.
+// A GetMany is late for a flight, so it looks up the key again. The Store panics in that lookup,
+// and the GetMany panics.
 func TestPanicOfASecondStoreLookupReachesItsCaller(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -481,7 +480,7 @@ func TestPanicOfASecondStoreLookupReachesItsCaller(t *testing.T) {
 	})
 }
 
-// A panicky is a slowTable that may panic.
+// A panicky is a slowTable whose Lookup panics if panics is set.
 type panicky struct {
 	*slowTable
 	panics atomic.Bool
@@ -494,10 +493,10 @@ func (s *panicky) Lookup(ctx context.Context, key string) (string, error) {
 	return s.slowTable.Lookup(ctx, key)
 }
 
-// delays is a hook with which each round trip takes a while, and which can hold all.
+// delays is a hook that delays each round trip and can hold back scripts.
 type delays struct {
 	takes time.Duration
-	hold  func() bool // whether the next script is not answered any more
+	hold  func() bool // reports whether the next script receives no reply
 }
 
 func (delays) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -523,8 +522,8 @@ func (d delays) delay(ctx context.Context, cmd redis.Cmder) {
 	}
 }
 
-// 10,000 loads at once keep a Redis that answers 300 of them in 100 ms busy for longer
-// than RedisTimeout. None of them fails. If it hangs meanwhile, all end soon.
+// 10,000 loads at once keep Redis busy for longer than RedisTimeout: it answers 300 of them in
+// 100 ms. None fails. If Redis hangs meanwhile, all end within seconds.
 //
 //test:long
 func TestGetManyOfManyColdKeys(t *testing.T) {

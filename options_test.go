@@ -15,7 +15,7 @@ import (
 )
 
 func TestNewNamesTheOptionItCannotUse(t *testing.T) {
-	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // is never spoken to
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // receives no command
 	defer rdb.Close()
 	for field, opt := range map[string]options{
 		"Prefix":                      {},
@@ -46,9 +46,8 @@ func TestNewNamesTheOptionItCannotUse(t *testing.T) {
 	}
 }
 
-// FuzzDurations has options with any durations be refused, or be kept in Redis
-// for at least the millisecond that is its unit, and not beyond what a number of
-// nanoseconds can be. internal/protocol's fuzz test covers the rest.
+// FuzzDurations checks that options with any durations are refused, or give TTLs that Redis can
+// keep: a millisecond at least, and no overflow. The fuzz test of internal/protocol covers the rest.
 func FuzzDurations(f *testing.F) {
 	const ms, year = int64(time.Millisecond), int64(365 * 24 * time.Hour)
 	f.Add(int64(0), int64(0), int64(0), int64(0), int64(0), 0.0)

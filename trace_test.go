@@ -17,8 +17,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A told counts what a Trace reports.
-type told struct {
+// A traceRecorder records what a Trace reports.
+type traceRecorder struct {
 	t *testing.T
 
 	mu      sync.Mutex
@@ -33,19 +33,19 @@ type told struct {
 	unlocks []fetchonce.TraceUnlock
 }
 
-// hook returns a function of a Trace that passes on what it receives.
-func hook[E any](x *told, note func(e E)) func(context.Context, E) {
+// hook returns a Trace function that calls record under the lock.
+func hook[E any](x *traceRecorder, record func(e E)) func(context.Context, E) {
 	return func(ctx context.Context, e E) {
 		if ctx == nil {
-			x.t.Errorf("%+v was told without a context", e)
+			x.t.Errorf("%+v was reported with a nil context", e)
 		}
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		note(e)
+		record(e)
 	}
 }
 
-func (x *told) trace() *fetchonce.Trace {
+func (x *traceRecorder) trace() *fetchonce.Trace {
 	x.redis = make(map[string]int)
 	return &fetchonce.Trace{
 		Got:         hook(x, func(e fetchonce.TraceGet) { x.gets = append(x.gets, e) }),
@@ -61,10 +61,10 @@ func (x *told) trace() *fetchonce.Trace {
 }
 
 // with sets x as the Trace of a loader.
-func (x *told) with(opt *options) { opt.Trace = x.trace() }
+func (x *traceRecorder) with(opt *options) { opt.Trace = x.trace() }
 
 // kinds returns how many Gets of each kind there were.
-func (x *told) kinds() map[fetchonce.GetKind]int {
+func (x *traceRecorder) kinds() map[fetchonce.GetKind]int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	n := make(map[fetchonce.GetKind]int)
@@ -74,8 +74,8 @@ func (x *told) kinds() map[fetchonce.GetKind]int {
 	return n
 }
 
-// saved returns how many fetches were saved, as the Trace's documentation has it.
-func (x *told) saved() int {
+// saved returns how many fetches were saved, by the formula in the Trace's documentation.
+func (x *traceRecorder) saved() int {
 	n := x.kinds()
 	saved := n[fetchonce.GetMiss] + n[fetchonce.GetJoined]
 	for _, f := range x.fetches {
@@ -86,7 +86,7 @@ func (x *told) saved() int {
 	return saved
 }
 
-func (x *told) wantKinds(hits, misses, joined, failed int) {
+func (x *traceRecorder) wantKinds(hits, misses, joined, failed int) {
 	x.t.Helper()
 	n := x.kinds()
 	got := [4]int{n[fetchonce.GetHit], n[fetchonce.GetMiss], n[fetchonce.GetJoined], n[fetchonce.GetFailed]}
@@ -95,20 +95,18 @@ func (x *told) wantKinds(hits, misses, joined, failed int) {
 	}
 }
 
-// wantEach fails the test unless these are the events, in order. What it compares
-// is theirs but for durations of no interest and the texts of errors.
+// wantEach fails the test unless got and want are the same events in the same order.
 func wantEach[E any](t *testing.T, got []E, want ...E) {
 	t.Helper()
 	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) && len(got)+len(want) > 0 {
-		t.Errorf("it was told\n%+v, want\n%+v", got, want)
+		t.Errorf("the Trace reported\n%+v, want\n%+v", got, want)
 	}
 }
 
-// 50 callers in two processes ask for a key that is not there, and then for the
-// value that is.
+// 50 callers in two processes get a key that has no value. After that, one gets the value.
 func TestTraceOfAColdMiss(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, here, there := testkit.NewOrigin(t), &told{t: t}, &told{t: t}
+		o, here, there := testkit.NewOrigin(t), &traceRecorder{t: t}, &traceRecorder{t: t}
 		a, b := newLoader(t, r, here.with), newLoader(t, r, there.with)
 		var all []*testkit.Getter
 		for range 25 {
@@ -138,7 +136,7 @@ func TestTraceOfAColdMiss(t *testing.T) {
 		if len(here.stores) != 1 || here.stores[0].Bytes == 0 || here.stores[0].Superseded || here.stores[0].Err != nil {
 			t.Errorf("stored: %+v; want one value", here.stores)
 		}
-		for _, x := range []*told{here, there} {
+		for _, x := range []*traceRecorder{here, there} {
 			source := fetchonce.SourceFetch
 			if x == there {
 				source = fetchonce.SourcePeer
@@ -156,10 +154,10 @@ func TestTraceOfAColdMiss(t *testing.T) {
 	})
 }
 
-// That there is nothing is found out once, and is then a hit.
+// A fetch finds that the key does not exist. The next Get is a hit that says so.
 func TestTraceOfAnAbsence(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := testkit.NewOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
 		l := newLoader(t, r, x.with)
 		g := testkit.Get(t, t.Context(), l, "k", o)
 		o.Next().Fails(fetchonce.ErrNotFound)
@@ -177,7 +175,7 @@ func TestTraceOfAnAbsence(t *testing.T) {
 // logged, as no caller receives the error.
 func TestTraceOfARefresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x, log := testkit.NewOrigin(t), &told{t: t}, &testkit.Log{}
+		o, x, log := testkit.NewOrigin(t), &traceRecorder{t: t}, &testkit.Log{}
 		l := newLoader(t, r, x.with, aging(func(opt *options) {
 			opt.StaleWhileRevalidate, opt.Logger = time.Hour, log.Logger()
 		}))
@@ -190,7 +188,7 @@ func TestTraceOfARefresh(t *testing.T) {
 		boom := errors.New("boom")
 		o.Next().Fails(boom)
 		synctest.Wait()
-		wantResult(t, result(t, l, o), "old", true) // in the pause
+		wantResult(t, result(t, l, o), "old", true) // during the backoff
 		if n := log.Count("refresh failed"); n != 1 {
 			t.Errorf("the log says %d times that the refresh failed, want once", n)
 		}
@@ -205,7 +203,7 @@ func TestTraceOfARefresh(t *testing.T) {
 
 func TestTraceReportsThePanicOfARefresh(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x, log := testkit.NewOrigin(t), &told{t: t}, &testkit.Log{}
+		o, x, log := testkit.NewOrigin(t), &traceRecorder{t: t}, &testkit.Log{}
 		l := newLoader(t, r, x.with, aging(func(opt *options) {
 			opt.StaleWhileRevalidate, opt.Logger = time.Hour, log.Logger()
 		}))
@@ -226,31 +224,31 @@ func TestTraceReportsThePanicOfARefresh(t *testing.T) {
 	})
 }
 
-// A value that is of use only if the fetch fails: it fails.
+// The fetch fails, so Get returns the fallback value.
 func TestTraceOfAFallbackValue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := testkit.NewOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
 		l := newLoader(t, r, x.with, aging(func(opt *options) { opt.StaleIfError = time.Hour }))
 		testkit.Set(t, l, "k", "old")
 		time.Sleep(61 * time.Second)
 		g := testkit.Get(t, t.Context(), l, "k", o)
 		o.Next().Fails(errors.New("boom"))
 		g.Want("old")
-		testkit.Get(t, t.Context(), l, "k", o).Want("old") // in the pause
+		testkit.Get(t, t.Context(), l, "k", o).Want("old") // during the backoff
 		wantEach(t, x.gets,
 			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetMiss, Source: fetchonce.SourceRedis, Stale: true},
 			fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceRedis, Stale: true})
 	})
 }
 
-// A key is deleted during its fetch, which heeds its context, and is fetched
-// again. Then the same with a fetch that does not.
+// A key is deleted during its fetch. A fetch that obeys its context ends and is repeated; one
+// that ignores its context returns a value that is not stored.
 func TestTraceOfALostLease(t *testing.T) {
-	for _, heeds := range []bool{true, false} {
-		t.Run(fmt.Sprintf("heeds=%v", heeds), func(t *testing.T) {
+	for _, obeys := range []bool{true, false} {
+		t.Run(fmt.Sprintf("obeys=%v", obeys), func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
-				o, x := testkit.NewOrigin(t), &told{t: t}
-				o.Ignore = !heeds
+				o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
+				o.Ignore = !obeys
 				l, other := newLoader(t, r, x.with), newLoader(t, r)
 				g := testkit.Get(t, t.Context(), l, "k", o)
 				c := o.Next()
@@ -259,16 +257,16 @@ func TestTraceOfALostLease(t *testing.T) {
 					t.Fatal(err)
 				}
 				synctest.Wait()
-				if heeds {
+				if obeys {
 					c = o.Next()
 				}
 				c.Returns("v")
 				g.Want("v")
 				wantEach(t, x.leases, fetchonce.TraceLease{Key: "k", Held: time.Second})
-				if len(x.stores) != 1 || x.stores[0].Superseded == heeds {
-					t.Errorf("stored: %+v; want one, superseded: %v", x.stores, !heeds)
+				if len(x.stores) != 1 || x.stores[0].Superseded == obeys {
+					t.Errorf("stored: %+v; want one, superseded: %v", x.stores, !obeys)
 				}
-				if heeds {
+				if obeys {
 					wantEach(t, x.fetches,
 						fetchonce.TraceFetch{Key: "k", Keys: 1, Took: time.Second, Err: fetchonce.ErrLockLost},
 						fetchonce.TraceFetch{Key: "k", Keys: 1})
@@ -283,9 +281,9 @@ func TestTraceOfALostLease(t *testing.T) {
 
 // A fetch that ignores its context is reported when the load abandons it, and not again
 // when it returns.
-func TestTraceOfAFetchThatIsGivenUp(t *testing.T) {
+func TestTraceOfAnAbandonedFetch(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := testkit.NewOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
 		o.Ignore = true
 		l := newLoader(t, r, x.with)
 		g := testkit.Get(t, t.Context(), l, "k", o)
@@ -308,10 +306,10 @@ func TestTraceOfAFetchThatIsGivenUp(t *testing.T) {
 	})
 }
 
-// The process that is waited for dies.
+// The process that holds the lease dies while another waits for it.
 func TestTraceOfAWaitForADeadProcess(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := testkit.NewOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
 		rdb := r.Client()
 		dead, l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(fetchonce.FailClosed)), newLoader(t, r, x.with)
 		testkit.Get(t, t.Context(), dead, "k", o)
@@ -322,18 +320,17 @@ func TestTraceOfAWaitForADeadProcess(t *testing.T) {
 		o.Next().Returns("v")
 		g.Want("v")
 		if len(x.waits) != 1 || x.waits[0].Answered || x.waits[0].Took < time.Second || x.waits[0].Took > 6*time.Second {
-			t.Errorf("waits: %+v; want one, of a lease, that was not served", x.waits)
+			t.Errorf("waits: %+v; want one of 1 to 6 s that was not answered", x.waits)
 		}
 		wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1})
 	})
 }
 
-// Redis is down.
 func TestTraceWithoutRedis(t *testing.T) {
 	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r backend) {
-				o, x := testkit.NewOrigin(t), &told{t: t}
+				o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
 				l := newLoader(t, r, x.with, testkit.WithPolicy(policy))
 				r.Kill()
 				g := testkit.Get(t, t.Context(), l, "k", o)
@@ -347,7 +344,7 @@ func TestTraceWithoutRedis(t *testing.T) {
 					wantEach(t, x.fetches, fetchonce.TraceFetch{Key: "k", Keys: 1, Unleased: true})
 				}
 				if err := l.Set(t.Context(), "k", "v"); err == nil {
-					t.Error("Set without Redis is said to be done")
+					t.Error("Set without Redis = nil, want an error")
 				}
 				if want := map[string]int{"read": 1, "set": 1}; !maps.Equal(x.redis, want) {
 					t.Errorf("failed operations: %v; want %v", x.redis, want)
@@ -358,10 +355,10 @@ func TestTraceWithoutRedis(t *testing.T) {
 	}
 }
 
-// What was fetched cannot be stored: Redis dies meanwhile, or it is too large.
-func TestTraceOfWhatIsNotStored(t *testing.T) {
+// A fetched value is not stored because it is too large, and another because Redis is down.
+func TestTraceOfAValueThatIsNotStored(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := testkit.NewOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
 		l := newLoader(t, r, x.with, testkit.WithPolicy(fetchonce.FailOpen), func(opt *options) { opt.MaxBytes = 10 })
 		g := testkit.Get(t, t.Context(), l, "large", o)
 		o.Next().Returns(strings.Repeat("x", 100))
@@ -372,15 +369,15 @@ func TestTraceOfWhatIsNotStored(t *testing.T) {
 		c.Returns("v")
 		g.Want("v")
 		if len(x.stores) != 2 || x.stores[0].Err == nil || x.stores[1].Err == nil {
-			t.Errorf("stored: %+v; want two that were not", x.stores)
+			t.Errorf("stored: %+v; want two with errors", x.stores)
 		}
 	})
 }
 
-// One batch has keys of each kind.
-func TestTraceOfABatch(t *testing.T) {
+// One GetMany has a hit, a joined key, and three keys that are fetched.
+func TestTraceOfAGetMany(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		o, x := testkit.NewOrigin(t), &told{t: t}
+		o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
 		l := newLoader(t, r, x.with)
 		testkit.Set(t, l, "kept", "v")
 		single := testkit.Get(t, t.Context(), l, "joined", o)
@@ -406,11 +403,11 @@ func TestTraceOfABatch(t *testing.T) {
 			fetchonce.TraceFetch{Keys: 3, Took: time.Second},
 			fetchonce.TraceFetch{Key: "joined", Keys: 1, Took: 2 * time.Second})
 		if saved := x.saved(); saved != 1 {
-			t.Errorf("%d fetches were saved, want that of the key that was joined", saved)
+			t.Errorf("%d fetches were saved, want 1: the joined key's", saved)
 		}
 		for _, g := range x.gets {
 			if want := 2 * time.Second; g.Key != "kept" && g.Took != want {
-				t.Errorf("%s took %v, want %v: until all are there", g.Key, g.Took, want)
+				t.Errorf("%s took %v, want %v, until GetMany returned", g.Key, g.Took, want)
 			}
 			if isNone := errors.Is(g.Err, fetchonce.ErrNotFound); isNone != (g.Key == "none") {
 				t.Errorf("%s has the error %v", g.Key, g.Err)
@@ -419,20 +416,20 @@ func TestTraceOfABatch(t *testing.T) {
 	})
 }
 
-// A batch fetch that all callers have left, and one that panics.
-func TestTraceOfABatchThatFails(t *testing.T) {
+// The only caller of a batch fetch leaves it, and another batch fetch panics.
+func TestTraceOfAFailedBatchFetch(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		x := &told{t: t}
+		x := &traceRecorder{t: t}
 		l := newLoader(t, r, x.with)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		goOn := make(chan struct{})
+		proceed := make(chan struct{})
 		_, _ = l.GetMany(ctx, []string{"a", "b"}, func(context.Context, []string) (map[string]string, error) {
-			<-goOn
+			<-proceed
 			return nil, nil
 		})
 		synctest.Wait()
-		close(goOn)
+		close(proceed)
 		synctest.Wait()
 		wantEach(t, x.fetches, fetchonce.TraceFetch{Keys: 2, Took: time.Second, Err: context.Canceled})
 		x.wantKinds(0, 2, 0, 0)
@@ -452,10 +449,10 @@ func TestTraceOfABatchThatFails(t *testing.T) {
 	})
 }
 
-// A near entry is used, its value changes, others are made, and their server hangs.
+// A near entry is served until its value changes. Two others are dropped when Redis hangs.
 func TestTraceOfNearEntries(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		x := &told{t: t}
+		x := &traceRecorder{t: t}
 		l, other := newLoader(t, r, x.with, testkit.WithNear), newLoader(t, r)
 		testkit.Set(t, other, "k", "v")
 		testkit.WarmNear(t, r, l, "k", "v")
@@ -469,7 +466,7 @@ func TestTraceOfNearEntries(t *testing.T) {
 		hit := fetchonce.TraceGet{Key: "k", Kind: fetchonce.GetHit, Source: fetchonce.SourceNear}
 		wantEach(t, x.gets, hit, hit, hit)
 
-		testkit.Set(t, other, "never here", "v")
+		testkit.Set(t, other, "never kept here", "v")
 		testkit.Set(t, other, "k", "new")
 		r.Settle()
 		wantEach(t, x.drops, fetchonce.TraceNearDrop{Copies: 1})
@@ -488,10 +485,10 @@ func TestTraceOfNearEntries(t *testing.T) {
 
 func nothingFetched(context.Context, string) (string, error) { return "fetched", nil }
 
-// Two wait in the holder's process and one gives up; then somebody tries.
+// Three callers wait in one process, and one of them gives up. Later calls only try.
 func TestTraceOfALock(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		x := &told{t: t}
+		x := &traceRecorder{t: t}
 		lk := testkit.NewLocker(t, r, func(opt *lockOptions) { opt.Trace = x.trace() })
 		first := testkit.Taken(t, r, lk)
 		first.Release(nil)
@@ -534,7 +531,7 @@ func TestTraceOfALock(t *testing.T) {
 
 func TestTraceOfALostLock(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		x := &told{t: t}
+		x := &traceRecorder{t: t}
 		rdb := r.Client()
 		lk := testkit.LockerOf(t, rdb, func(opt *lockOptions) { opt.Trace, opt.Lease = x.trace(), 5*time.Second })
 		a := testkit.Taken(t, r, lk)
@@ -559,12 +556,12 @@ func TestTraceOfALostLock(t *testing.T) {
 	})
 }
 
-// Many callers in three processes, some of which leave, Get values that become stale, are
-// deleted, and cannot be fetched: every Get is reported once, with what it returned.
-func TestTraceTotals(t *testing.T) {
+// Values become stale, are deleted and fail to be fetched, and callers in three processes leave
+// early. Every Get is reported once, with what it returned.
+func TestTraceReportsEveryGetOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		var fetched, keys, gets, failed atomic.Int64
-		x := &told{t: t}
+		x := &traceRecorder{t: t}
 		trace := x.trace()
 		var all sync.WaitGroup
 		for p := range 3 {
@@ -622,28 +619,28 @@ func TestTraceTotals(t *testing.T) {
 		n := x.kinds()
 		t.Logf("%v, %d fetches of %d keys, %d saved", n, fetched.Load(), keys.Load(), x.saved())
 		if sum := n[fetchonce.GetHit] + n[fetchonce.GetMiss] + n[fetchonce.GetJoined] + n[fetchonce.GetFailed]; int64(sum) != gets.Load() || sum != len(x.gets) {
-			t.Errorf("%d Gets were told, as %v; there were %d", len(x.gets), n, gets.Load())
+			t.Errorf("%d Gets were reported, as %v; there were %d", len(x.gets), n, gets.Load())
 		}
-		var toldKeys, toldFailed int64
+		var reportedKeys, reportedFailed int64
 		for _, f := range x.fetches {
-			toldKeys += int64(f.Keys)
+			reportedKeys += int64(f.Keys)
 		}
 		for _, g := range x.gets {
 			if g.Err != nil {
-				toldFailed++
+				reportedFailed++
 			}
 		}
-		if int64(len(x.fetches)) != fetched.Load() || toldKeys != keys.Load() {
-			t.Errorf("%d fetches of %d keys were told; there were %d of %d", len(x.fetches), toldKeys, fetched.Load(), keys.Load())
+		if int64(len(x.fetches)) != fetched.Load() || reportedKeys != keys.Load() {
+			t.Errorf("%d fetches of %d keys were reported; there were %d of %d", len(x.fetches), reportedKeys, fetched.Load(), keys.Load())
 		}
-		if toldFailed != failed.Load() {
-			t.Errorf("%d failures were told; there were %d", toldFailed, failed.Load())
+		if reportedFailed != failed.Load() {
+			t.Errorf("%d failures were reported; there were %d", reportedFailed, failed.Load())
 		}
 	})
 }
 
-// Every function of a Trace panics: the loader works as if there were none.
-func TestPanicInATraceGoesNoFurther(t *testing.T) {
+// Every function of a Trace panics. The Loader works and logs the panics.
+func TestPanicInATraceIsLogged(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
 		o, log := testkit.NewOrigin(t), &testkit.Log{}
 		trace := &fetchonce.Trace{
@@ -680,7 +677,7 @@ func TestPanicInATraceGoesNoFurther(t *testing.T) {
 		testkit.Get(t, t.Context(), a, "k", o)
 		o.Next().Returns("unleased")
 		if log.Count("trace function panicked") == 0 {
-			t.Error("the log was not told")
+			t.Error("the log has no panic")
 		}
 	})
 }
@@ -688,7 +685,7 @@ func TestPanicInATraceGoesNoFurther(t *testing.T) {
 // A Trace is read when the Loader is made.
 func TestTraceIsReadOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, r backend) {
-		x := &told{t: t}
+		x := &traceRecorder{t: t}
 		trace := x.trace()
 		l := newLoader(t, r, func(opt *options) { opt.Trace = trace })
 		*trace = fetchonce.Trace{}
@@ -697,8 +694,7 @@ func TestTraceIsReadOnce(t *testing.T) {
 	})
 }
 
-// A Trace makes no allocation where there was none, nor one more where there were
-// some.
+// A Trace adds no allocation to a near hit or to a hit.
 func TestTraceDoesNotAllocate(t *testing.T) {
 	r := redistest.Server(t).Backend()
 	counting := &counted{}
@@ -707,7 +703,7 @@ func TestTraceDoesNotAllocate(t *testing.T) {
 	testkit.Set(t, plain, "k", "v")
 	testkit.WarmNear(t, r, plain, "k", "v")
 	testkit.WarmNear(t, r, traced, "k", "v")
-	// Under the race detector, pools forget now and then: so a number with a fraction.
+	// The race detector empties pools at random, so the limits are fractions.
 	const runs = 2000
 	allocs := func(l loader) float64 {
 		return testing.AllocsPerRun(1, func() {
@@ -723,19 +719,19 @@ func TestTraceDoesNotAllocate(t *testing.T) {
 	if with, without := allocs(farTraced), allocs(far); with > without+0.5 {
 		t.Errorf("a hit makes %v allocations with a Trace and %v without", with, without)
 	}
-	if told := counting.gets.Load() - before; told != 2*2*runs {
-		t.Errorf("%d Gets were told, want %d", told, 2*2*runs)
+	if n := counting.gets.Load() - before; n != 2*2*runs {
+		t.Errorf("%d Gets were reported, want %d", n, 2*2*runs)
 	}
 }
 
-// A counted is a Trace of the least: it counts Gets.
+// A counted makes the smallest Trace: it counts Gets.
 type counted struct{ gets atomic.Int64 }
 
 func (c *counted) with(opt *options) {
 	opt.Trace = &fetchonce.Trace{Got: func(context.Context, fetchonce.TraceGet) { c.gets.Add(1) }}
 }
 
-// BenchmarkTrace compares hits without a Trace and with one of the least.
+// BenchmarkTrace compares hits without a Trace and with the smallest.
 func BenchmarkTrace(b *testing.B) {
 	r := redistest.Server(b).Backend()
 	for _, place := range []string{"near", "redis"} {

@@ -12,7 +12,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// An update is one Update that has started. The test says what its write returns.
+// An update is one Update that has started. The test decides what its write returns.
 type update struct {
 	t       *testing.T
 	writing chan context.Context
@@ -87,7 +87,7 @@ func TestUpdateDeletesTheCachedValue(t *testing.T) {
 	})
 }
 
-// A fetch was running when Update began, another when it ended. Neither's value
+// One fetch runs when Update begins, another when it ends. Neither value
 // is stored, nor returned to a Get that begins after the Update.
 func TestUpdateDiscardsTheValuesOfRunningFetches(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
@@ -118,8 +118,8 @@ func TestUpdateDiscardsTheValuesOfRunningFetches(t *testing.T) {
 	})
 }
 
-// The writer dies after its write. A fetch that began before the write ends
-// long after the mark did.
+// The writer dies after its write. A fetch that began before the write returns after the mark has
+// ended, and its value is not stored.
 func TestMarkOfADeadWriterEnds(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -128,7 +128,7 @@ func TestMarkOfADeadWriterEnds(t *testing.T) {
 		u := startUpdate(t, writer).began()
 		reader := testkit.Get(t, t.Context(), l, "k", o)
 		c := o.Next()
-		redistest.WireOf(rdb).Down() // it is as good as dead
+		redistest.WireOf(rdb).Down() // as if the writer had died
 		r.Until("the mark has ended", func() bool { return admin.Exists(t.Context(), "test:u:{k}").Val() == 0 })
 		c.Returns("old")
 		reader.Want("old")
@@ -167,7 +167,7 @@ func TestUpdatesKeepTheirOwnMarks(t *testing.T) {
 	})
 }
 
-// The mark lasts as long as the write, also when Redis loses it.
+// The mark lasts as long as the write. If Redis loses it, the next renewal sets it again.
 func TestMarkLastsAsLongAsTheWrite(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -176,14 +176,14 @@ func TestMarkLastsAsLongAsTheWrite(t *testing.T) {
 		u := startUpdate(t, writer).began()
 		before := testkit.Scripts(rdb)
 		r.Until("it is renewed", func() bool { return testkit.Scripts(rdb) >= before+4 })
-		redistest.WireOf(rdb).Pause() // no renewal comes between
+		redistest.WireOf(rdb).Pause() // no renewal until the Set
 		admin.Del(t.Context(), "test:u:{k}")
 		if err := l.Set(t.Context(), "k", "old"); err != nil {
 			t.Fatal(err)
 		}
 		redistest.WireOf(rdb).Resume()
 		r.Until("the mark is set again", func() bool { return admin.Exists(t.Context(), "test:u:{k}").Val() == 1 })
-		wantNothingKept(t, l) // and what came between is gone
+		wantNothingKept(t, l) // the renewal deleted the value
 		g := testkit.Get(t, t.Context(), l, "k", o)
 		o.Next().Returns("between")
 		g.Want("between")
@@ -195,9 +195,8 @@ func TestMarkLastsAsLongAsTheWrite(t *testing.T) {
 	})
 }
 
-// Redis is away for longer than a lease, and the mark ends. When it is back, the
-// mark is set again, though the write has not returned, and what was stored
-// meanwhile is gone. So a writer that dies then leaves no earlier value either.
+// Redis is unreachable for longer than a lease, so the mark ends and a value is stored. The next
+// renewal sets the mark again and deletes that value, before the write returns.
 func TestMarkOutlastsAnOutage(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb, admin := r.Client(), r.Client()
@@ -220,9 +219,8 @@ func TestMarkOutlastsAnOutage(t *testing.T) {
 	})
 }
 
-// The write returns while a renewal of its mark is on its way. The mark is taken
-// off only when that has arrived: else it would be set again, and nothing stored
-// for a lease.
+// The write returns while a renewal of its mark is in flight. Update removes the mark only after
+// the renewal's reply: an earlier removal would be undone, and no value stored for a lease.
 func TestUnmarkComesAfterTheLastRenewal(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -246,7 +244,7 @@ func TestUnmarkComesAfterTheLastRenewal(t *testing.T) {
 	})
 }
 
-// A value that is Set while the key is written is kept no longer than the mark.
+// A value that Set stores during an Update is kept no longer than the mark.
 func TestValueSetDuringAnUpdateEndsWithTheMark(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l, other, admin := newLoader(t, r), newLoader(t, r), r.Client()
@@ -267,7 +265,7 @@ func TestValueSetDuringAnUpdateEndsWithTheMark(t *testing.T) {
 	})
 }
 
-func TestErrorOfTheWriteComesBackUnchanged(t *testing.T) {
+func TestErrorOfTheWriteIsReturnedUnchanged(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		l := newLoader(t, r)
 		boom := errors.New("boom")
@@ -278,7 +276,7 @@ func TestErrorOfTheWriteComesBackUnchanged(t *testing.T) {
 		if err := u.returns(boom); err != boom {
 			t.Errorf("Update = %v, want write's error", err)
 		}
-		wantNothingKept(t, l) // it may have been written all the same
+		wantNothingKept(t, l) // a failed write may have changed the database
 
 		panicked := make(chan any, 1)
 		go func() {
@@ -311,7 +309,7 @@ func TestUpdateWithoutRedis(t *testing.T) {
 			t.Errorf("write was called: %v", wrote)
 		}
 		r.Restart()
-		r.Until("Redis is found again", func() bool { return l.Set(t.Context(), "k", "old") == nil })
+		r.Until("Redis works again", func() bool { return l.Set(t.Context(), "k", "old") == nil })
 		if err := l.Update(t.Context(), "k", func(context.Context) error { return nil }); err != nil {
 			t.Error(err)
 		}
@@ -319,7 +317,7 @@ func TestUpdateWithoutRedis(t *testing.T) {
 	})
 }
 
-// That there is nothing is remembered, but not beyond a Set or an Update.
+// A cached absence ends with an Update.
 func TestAbsenceEndsWithAnUpdate(t *testing.T) {
 	storeForms(t, func(t *testing.T, r backend, s *table, with func(*options)) {
 		o := testkit.NewOrigin(t)

@@ -16,13 +16,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A query is an argument.
+// A query is the argument of a wrapped function.
 type query struct {
 	Shop int
 	tags []string
 }
 
-// A search counts how often it runs, and for what.
+// A search records the arguments of its runs.
 type search struct {
 	mu   sync.Mutex
 	runs []string
@@ -91,7 +91,7 @@ func TestWrapUsesTheKeysItIsGiven(t *testing.T) {
 	})
 }
 
-// Each kind of argument has a way of its own to its key, and they agree with Key.
+// Wrap makes the key of an argument as Key does, whatever its type.
 func TestKeysOfWrapAreThoseOfKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := testkit.LoaderOf(t, redistest.Bubble(t).Client())
@@ -136,7 +136,7 @@ func TestWrappedFunctionRunsOnce(t *testing.T) {
 	})
 }
 
-func TestErrorOfAWrappedFunctionComesBackUnchanged(t *testing.T) {
+func TestErrorOfAWrappedFunctionIsReturnedUnchanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failure := errors.New("no tea")
 		f := fetchonce.Wrap(testkit.LoaderOf(t, redistest.Bubble(t).Client()), nil,
@@ -147,7 +147,7 @@ func TestErrorOfAWrappedFunctionComesBackUnchanged(t *testing.T) {
 	})
 }
 
-// wantPanic checks that do panics with an *Error that says want.
+// wantPanic checks that do panics with an *Error whose text contains want.
 func wantPanic(t *testing.T, what, want string, do func()) {
 	t.Helper()
 	defer func() {
@@ -160,7 +160,7 @@ func wantPanic(t *testing.T, what, want string, do func()) {
 	do()
 }
 
-func TestWhatCannotBeWrappedIsRefusedAtOnce(t *testing.T) {
+func TestWrapPanicsForATypeThatHasNoKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		l, lk := testkit.LoaderOf(t, r.Client()), testkit.LockerOf(t, r.Client())
@@ -179,7 +179,7 @@ func TestWhatCannotBeWrappedIsRefusedAtOnce(t *testing.T) {
 
 func wrapped[A any](context.Context, A) (string, error) { return "", nil }
 
-// refuse checks that an A is refused, unless there is a function for its keys.
+// refuse checks that Wrap and Serialize panic for the type A, and work with a key function.
 func refuse[A any](t *testing.T, l loader, lk *fetchonce.Locker, want string) {
 	t.Helper()
 	what := fmt.Sprintf("%T", *new(A))
@@ -192,8 +192,8 @@ func refuse[A any](t *testing.T, l loader, lk *fetchonce.Locker, want string) {
 	}
 }
 
-// What is in an interface is not known before the call.
-func TestArgumentWithoutAKeyIsAnError(t *testing.T) {
+// The dynamic type in an interface is known only at the call, so Get returns the error.
+func TestArgumentThatHasNoKeyIsAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		run := func(context.Context, any) (string, error) {
@@ -221,7 +221,7 @@ func TestKeyPanicsWithoutAText(t *testing.T) {
 
 func TestKeysOfDifferentTypesOrValuesDiffer(t *testing.T) {
 	three, zero := 3, 0
-	seen := map[string]int{}
+	keys := map[string]int{}
 	for i, args := range [][]any{
 		{},
 		{nil},
@@ -259,10 +259,10 @@ func TestKeysOfDifferentTypesOrValuesDiffer(t *testing.T) {
 		{int64(time.Second)},
 	} {
 		key := fetchonce.Key(args...)
-		if other, ok := seen[key]; ok {
+		if other, ok := keys[key]; ok {
 			t.Errorf("lists %d and %d have the key %s", other, i, key)
 		}
-		seen[key] = i
+		keys[key] = i
 	}
 }
 
@@ -278,7 +278,7 @@ func (s *turnstile) pass(d time.Duration) {
 	s.now.Add(-1)
 }
 
-func TestSerializedFunctionRunsForOneAtATime(t *testing.T) {
+func TestSerializeRunsOneCallAtATime(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		var in turnstile
 		var callers sync.WaitGroup
@@ -303,8 +303,8 @@ func TestSerializedFunctionRunsForOneAtATime(t *testing.T) {
 	})
 }
 
-// In a bubble it is known that both run: all else waits.
-func TestSerializeLocksEachArgumentAlone(t *testing.T) {
+// Calls with different arguments run at once, and calls with equal ones do not.
+func TestSerializeHasOneLockPerArgument(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		var in turnstile
@@ -324,17 +324,17 @@ func TestSerializeLocksEachArgumentAlone(t *testing.T) {
 	})
 }
 
-func TestSerializedFunctionsErrorsAndResults(t *testing.T) {
+func TestSerializeReturnsResultAndErrorUnchanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		lk := testkit.LockerOf(t, r.Client())
 		failure := errors.New("no tea")
 		do := fetchonce.Serialize(lk, nil, func(context.Context, int) (string, error) { return "cold", failure })
 		if got, err := do(t.Context(), 1); got != "cold" || err != failure {
-			t.Errorf("%q, %v; want both as they were", got, err)
+			t.Errorf("%q, %v; want both unchanged", got, err)
 		}
 
-		// While somebody else has the lock: it is not run, and its place is given up.
+		// While the lock is held, the call waits until its context ends. The function does not run.
 		_, lease, err := lk.Acquire(t.Context(), fetchonce.Key(1))
 		if err != nil {
 			t.Fatal(err)
@@ -350,7 +350,7 @@ func TestSerializedFunctionsErrorsAndResults(t *testing.T) {
 	})
 }
 
-func TestSerializedFunctionThatLosesItsLock(t *testing.T) {
+func TestSerializeReturnsErrLockLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		var cause error
@@ -371,7 +371,7 @@ func TestSerializedFunctionThatLosesItsLock(t *testing.T) {
 	})
 }
 
-func TestSerializedFunctionThatPanicsGivesTheLockBack(t *testing.T) {
+func TestPanicOfASerializedFunctionReleasesTheLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bad := true
 		do := fetchonce.Serialize(testkit.LockerOf(t, redistest.Bubble(t).Client()), nil, func(context.Context, int) (string, error) {
