@@ -9,7 +9,7 @@ import (
 	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// A crew is the workers of a round, as the parent sees them.
+// A crew is the workers of a round, in the parent process.
 type crew struct {
 	workers []*harness.Worker
 	reports chan report // of all workers; closed when all have ended
@@ -39,7 +39,7 @@ func startCrew(ctx context.Context, jobs []job) (*crew, error) {
 	return c, nil
 }
 
-// start lets all workers begin at the same moment, and follows them.
+// start lets all workers begin at the same moment, and starts to read their reports.
 func (c *crew) start() {
 	for _, w := range c.workers {
 		w.Start()
@@ -54,12 +54,12 @@ func (c *crew) start() {
 	}()
 }
 
-// follow passes on a worker's reports until the worker ends.
+// follow sends a worker's reports to c.reports until the worker ends.
 func (c *crew) follow(w *harness.Worker) {
 	for {
 		var r report
 		if err := w.Receive(&r); err != nil {
-			break // the worker has ended, maybe within a line
+			break // the worker has ended
 		}
 		c.reports <- r
 	}

@@ -20,8 +20,8 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// before is without fetchonce: callers that all find no row all call the API, and every
-// insert but the first breaks the table's unique key.
+// before is without fetchonce. All callers that find no row call the API. Every insert but
+// the first breaks the table's unique key.
 type before struct {
 	db     *sql.DB
 	table  string
@@ -39,7 +39,7 @@ func (b before) fetchRemoteThing(ctx context.Context, name string) (Thing, error
 	return thing, insertThing(ctx, b.db, b.table, thing)
 }
 
-// after is with fetchonce: one caller in one process calls the API and inserts the row.
+// after is with fetchonce. One process calls the API and inserts the row, once for each name.
 // Every other caller, in every process, waits for that result.
 type after struct {
 	things *fetchonce.Loader[Thing]
@@ -50,7 +50,7 @@ func (a after) fetchRemoteThing(ctx context.Context, name string) (Thing, error)
 	return a.things.Get(ctx, name, a.remote.fetch)
 }
 
-// openThings makes the Loader, once in each process. Its Store is the table.
+// openThings makes the Loader. Each process does so once, at its start. The Store is the table.
 func openThings(rdb *redis.Client, prefix string, db *sql.DB, table oncesql.Options[Thing]) (*fetchonce.Loader[Thing], error) {
 	store, err := oncesql.New(db, table)
 	if err != nil {
@@ -59,9 +59,9 @@ func openThings(rdb *redis.Client, prefix string, db *sql.DB, table oncesql.Opti
 	return fetchonce.New(rdb, fetchonce.Options[Thing]{
 		Prefix: prefix,
 		Store:  store,
-		Lease:  2 * time.Second, // after a process is killed, its names wait this long
-		// This demonstration may run its servers and hundreds of callers on a small
-		// machine. A slow Redis there must not count as unavailable.
+		Lease:  2 * time.Second, // how long others wait for a process that was killed
+		// Here, servers and hundreds of callers may share a small machine. A slow Redis
+		// must not count as unavailable.
 		RedisTimeout: 5 * time.Second,
 	})
 }

@@ -21,22 +21,23 @@ import (
 //	go run ./examples/fetchthing -redis redis://localhost:6379 -dsn postgres://localhost/test
 //
 // Without -redis and -dsn, Redis is miniredis in this process and the database is a SQLite
-// file. The remote API is an HTTP server in this process. Workers are processes: this
-// program once more.
+// file. The remote API is an HTTP server in this process. Each worker is a process of its
+// own, which runs this program again.
 //
-// With -kill, the call of the killed worker counts, so its names may have two calls. The
-// other workers get the thing when the killed worker's lease ends, after two seconds.
+// With -kill, a name that the killed worker was fetching has two calls: that worker's, and
+// one more. The other workers get the thing when the killed worker's lease ends, after two
+// seconds.
 //
-// With -serve, an answer says where the thing came from and how long that took. The remote
-// API knows no names that begin with "missing".
+// With -serve, each response names the source of the thing and how long it took. Names that
+// begin with "missing" are not found.
 //
-// Keys ("fetchthing:<run>:…") and tables (things_<run>_…) are new in each run and are
-// deleted at its end, also after ^C. After SIGKILL, workers end and keys expire after five
-// minutes; a table and the directory of the SQLite file remain.
+// Keys ("fetchthing:<run>:…") and tables (things_<run>_…) are new in each run. The program
+// deletes them at its end, also after ^C. After SIGKILL, its workers end and its keys expire
+// within five minutes; a table and the directory of the SQLite file remain.
 //
-// The exit status is 1 if the last round fetched a name twice (-kill: by workers that
-// lived), has not one row for each name, or returned an error to a caller. So it is 1 for
-// -naive. It is 2 for wrong flags.
+// The exit status is 1 if, in the last round, a name was fetched twice (with -kill: by workers
+// that lived), a name has not one row, or a caller got an error. So -naive exits with 1. Wrong
+// flags exit with 2.
 func main() {
 	harness.Program[job]{Name: "fetchthing", Parse: parse, Work: work}.Main()
 }
@@ -52,12 +53,12 @@ type settings struct {
 func parse(args []string, help io.Writer) (run func(context.Context) error, err error) {
 	var set settings
 	f := harness.NewFlags("fetchthing", "/thing/{name}")
-	f.BoolVar(&set.naive, "naive", false, "show only the problem: the same load without fetchonce")
+	f.BoolVar(&set.naive, "naive", false, "show only the problem: the same callers without fetchonce")
 	f.BoolVar(&set.kill, "kill", false, "kill (SIGKILL) a worker in the middle of its fetch")
 	f.StringVar(&set.dsn, "dsn", "", "`URL` of a real PostgreSQL, as postgres://localhost/test (default: SQLite, a file)")
 	f.IntVar(&set.processes, "processes", 4, "worker processes")
 	f.IntVar(&set.callers, "callers", 50, "callers of each name in each process")
-	f.IntVar(&set.names, "names", 3, "names that callers ask for")
+	f.IntVar(&set.names, "names", 3, "names that the callers get")
 	f.DurationVar(&set.delay, "delay", 300*time.Millisecond, "time that the remote API takes")
 	if err := f.Parse(args, help); err != nil {
 		return nil, err
@@ -96,7 +97,7 @@ func (s settings) run(ctx context.Context) (err error) {
 	return s.runRounds(ctx, servers)
 }
 
-// runRounds runs the rounds, prints a table of all and judges the last.
+// runRounds runs the rounds, prints one table and returns an error if the last round failed.
 func (s settings) runRounds(ctx context.Context, servers *servers) error {
 	fmt.Printf("%d workers (processes), each with %d callers of each of %d names, all at once.\n", s.processes, s.callers, s.names)
 	fmt.Printf("The remote API takes %v. Redis is %s, the database is %s.\n\n", s.delay, servers.redis.Name, servers.database.name())
@@ -119,7 +120,7 @@ type kind string
 const (
 	naiveRound kind = "naive"     // before
 	onceRound  kind = "fetchonce" // after
-	killRound  kind = "kill"      // after, with a worker that is killed
+	killRound  kind = "kill"      // after, and one worker is killed
 )
 
 func (s settings) rounds() []kind {

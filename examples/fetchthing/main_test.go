@@ -20,8 +20,8 @@ import (
 
 func TestMain(m *testing.M) { programtest.Main(m, fetchthing.Main) }
 
-// onAllServers runs a test with the program's own servers, and with real ones. It
-// checks that both are as they were when the test has ended.
+// onAllServers runs a test with the program's own servers, and with real ones. Afterwards the
+// real servers must be empty.
 func onAllServers(t *testing.T, test func(t *testing.T, p programtest.Program)) {
 	t.Helper()
 	t.Run("embedded", func(t *testing.T) { test(t, programtest.New(t, "fetchthing")) })
@@ -51,7 +51,7 @@ func tables(t *testing.T, dsn string) (n int) {
 	return n
 }
 
-// A line is one of the table.
+// A line is one line of the table.
 type line struct {
 	round, name                  string
 	callers, calls, rows, errors int
@@ -79,27 +79,27 @@ func table(t *testing.T, stdout, round string) (lines []line) {
 
 func TestManyCallersMakeOneCallAndOneRow(t *testing.T) {
 	onAllServers(t, func(t *testing.T, p programtest.Program) {
-		stdout, _, status := p.Run(t)
-		if status != 0 {
-			t.Errorf("exit status %d, want 0", status)
+		out := p.Run(t)
+		if out.Status != 0 {
+			t.Errorf("exit status %d, want 0", out.Status)
 		}
-		for _, l := range table(t, stdout, "fetchonce") {
+		for _, l := range table(t, out.Stdout, "fetchonce") {
 			if want := (line{"fetchonce", l.name, 200, 1, 1, 0}); l != want {
 				t.Errorf("%+v, want %+v", l, want)
 			}
 		}
-		checkNaive(t, stdout)
+		checkNaive(t, out.Stdout)
 	})
 }
 
 func TestNaiveShowsTheProblem(t *testing.T) {
 	onAllServers(t, func(t *testing.T, p programtest.Program) {
-		stdout, _, status := p.Run(t, "-naive")
-		if status != 1 {
-			t.Errorf("exit status %d, want 1: names were fetched twice", status)
+		out := p.Run(t, "-naive")
+		if out.Status != 1 {
+			t.Errorf("exit status %d, want 1: names were fetched twice", out.Status)
 		}
-		checkNaive(t, stdout)
-		if strings.Contains(stdout, "\nfetchonce") {
+		checkNaive(t, out.Stdout)
+		if strings.Contains(out.Stdout, "\nfetchonce") {
 			t.Error("there is a round with fetchonce")
 		}
 	})
@@ -119,12 +119,12 @@ func checkNaive(t *testing.T, stdout string) {
 
 func TestKilledWorkerIsReplaced(t *testing.T) {
 	onAllServers(t, func(t *testing.T, p programtest.Program) {
-		stdout, _, status := p.Run(t, "-kill")
-		if status != 0 {
-			t.Errorf("exit status %d, want 0", status)
+		out := p.Run(t, "-kill")
+		if out.Status != 0 {
+			t.Errorf("exit status %d, want 0", out.Status)
 		}
-		lines := table(t, stdout, "kill")
-		// The first name is the one whose fetch is cut short.
+		lines := table(t, out.Stdout, "kill")
+		// The first name is the one whose worker is killed.
 		if want := (line{"kill", "thing-1", 150, 2, 1, 0}); lines[0] != want {
 			t.Errorf("%+v, want %+v", lines[0], want)
 		}
@@ -159,7 +159,7 @@ func TestWorkersEndWhenTheProgramIsKilled(t *testing.T) {
 	}
 }
 
-func TestServeSaysWhereAThingCameFrom(t *testing.T) {
+func TestServeNamesTheSourceOfAThing(t *testing.T) {
 	onAllServers(t, func(t *testing.T, p programtest.Program) {
 		process := p.Start(t, "-serve", ":0", "-delay", "1ms")
 		url := process.AwaitOutput(t, `http://127\.0\.0\.1:\d+/thing/`)

@@ -22,10 +22,10 @@ type Thing struct {
 
 // A remote is a client of the remote API.
 type remote struct {
-	url string // with the worker as its user
+	url string // its user name is the worker's
 }
 
-// fetch calls the API. It returns [fetchonce.ErrNotFound] for a name that the API lacks.
+// fetch calls the API. It returns [fetchonce.ErrNotFound] if the API has no such thing.
 func (r remote) fetch(ctx context.Context, name string) (Thing, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+"/thing/"+url.PathEscape(name), nil)
 	if err != nil {
@@ -53,8 +53,8 @@ type api struct {
 	server *http.Server
 	addr   string
 
-	// halfway, if set, is called when half of the delay of a call is over. If it
-	// returns true, the call gets no answer, as its worker is about to be killed.
+	// halfway, if set, is called after half of a call's delay. If it returns true, the call
+	// gets no response, because its worker is about to be killed.
 	halfway func(worker, name string) bool
 
 	mu    sync.Mutex
@@ -62,7 +62,7 @@ type api struct {
 	calls map[call]int
 }
 
-// A call is a worker and the name that it asked for.
+// A call is a worker and the name that it fetched.
 type call struct{ worker, name string }
 
 func startAPI(delay time.Duration, halfway func(worker, name string) bool) (*api, error) {

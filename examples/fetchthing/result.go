@@ -11,33 +11,33 @@ import (
 	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// errFailed says that the last round did not do what fetchonce promises.
+// errFailed says that the last round broke a promise of fetchonce.
 var errFailed = errors.New("a name was fetched twice, has not one row, or had errors")
 
-// A result is what a round added up to.
+// A result is the result of a round.
 type result struct {
 	kind   kind
 	names  []*tally
-	asked  int    // callers of each name that should get an answer
-	victim string // the name whose first fetch is cut short; "" for none
-	killed string // the worker that made that fetch
+	want   int    // callers of each name that should get a result
+	victim string // the name whose first worker is killed; "" for none
+	killed string // that worker
 }
 
-// A tally is what a round added up to for one name.
+// A tally is the result of a round for one name.
 type tally struct {
 	name   string
 	calls  int // remote calls
-	killed int // those of them that the killed worker made
+	killed int // how many of them the killed worker made
 	rows   int
 
-	waits   []time.Duration // of each caller that got an answer
+	waits   []time.Duration // of each caller that got a result
 	things  map[Thing]bool  // what callers got
 	errors  int
 	example string // of an error
 }
 
 func newResult(kind kind, set settings) *result {
-	r := &result{kind: kind, asked: set.processes * set.callers}
+	r := &result{kind: kind, want: set.processes * set.callers}
 	for i := range set.names {
 		r.names = append(r.names, &tally{name: fmt.Sprintf("thing-%d", i+1), things: map[Thing]bool{}})
 	}
@@ -65,7 +65,7 @@ func (t *tally) add(report report) {
 	t.example = report.Error
 }
 
-// answers returns how many callers have got an answer.
+// answers returns how many callers have got a result.
 func (r *result) answers() (n int) {
 	for _, t := range r.names {
 		n += len(t.waits)
@@ -113,7 +113,7 @@ func (r *result) printNotes(out io.Writer) {
 	}
 }
 
-// judge prints whether a round did what fetchonce promises. It returns errFailed if not.
+// judge prints whether the round kept the promises of fetchonce. It returns errFailed if not.
 func (r *result) judge(out io.Writer) error {
 	var failed error
 	for _, t := range r.names {
@@ -132,9 +132,9 @@ func (r *result) judge(out io.Writer) error {
 	return failed
 }
 
-// problems returns what fetchonce promises and the round did not do.
+// problems describes each broken promise.
 func (t *tally) problems(r *result) (problems []string) {
-	// Another worker repeats, once, what the killed worker was fetching.
+	// Another worker repeats the killed worker's call, once.
 	if most := 1 + min(t.killed, 1); t.calls < 1 || t.calls > most {
 		problems = append(problems, fmt.Sprintf("%d remote calls, want %d", t.calls, most))
 	}
@@ -147,8 +147,8 @@ func (t *tally) problems(r *result) (problems []string) {
 	if len(t.things) > 1 {
 		problems = append(problems, fmt.Sprintf("callers got %d different things", len(t.things)))
 	}
-	if len(t.waits) < r.asked {
-		problems = append(problems, fmt.Sprintf("%d callers got an answer, want %d", len(t.waits), r.asked))
+	if len(t.waits) < r.want {
+		problems = append(problems, fmt.Sprintf("%d callers got a result, want %d", len(t.waits), r.want))
 	}
 	if r.kind == killRound && r.killed == "" {
 		problems = append(problems, "no worker was killed")

@@ -11,7 +11,7 @@ import (
 	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// runRound lets a crew of workers ask for all names at once.
+// runRound starts workers whose callers all get all names at once.
 func runRound(ctx context.Context, set settings, servers *servers, kind kind) (res *result, err error) {
 	at, err := servers.newPlace(ctx, string(kind))
 	if err != nil {
@@ -21,7 +21,7 @@ func runRound(ctx context.Context, set settings, servers *servers, kind kind) (r
 
 	res = newResult(kind, set)
 	toKill := make(chan string, 1)
-	api, err := startAPI(set.delay, res.trap(toKill))
+	api, err := startAPI(set.delay, res.interceptVictim(toKill))
 	if err != nil {
 		return nil, err
 	}
@@ -38,17 +38,17 @@ func runRound(ctx context.Context, set settings, servers *servers, kind kind) (r
 		return nil, err
 	}
 	if kind == killRound {
-		res.asked -= set.callers // those of the killed worker
+		res.want -= set.callers // those of the killed worker
 	}
 	return res, res.count(ctx, servers.db, at.Table, api)
 }
 
-// trap returns the function that the API calls halfway through a call. The first call for
-// the victim sends its worker to toKill and gets no answer.
-func (r *result) trap(toKill chan<- string) func(worker, name string) bool {
-	var sprung atomic.Bool
+// interceptVictim returns the function that the API calls halfway through a call. The first
+// call for the victim sends its worker to toKill and gets no response.
+func (r *result) interceptVictim(toKill chan<- string) func(worker, name string) bool {
+	var done atomic.Bool
 	return func(worker, name string) bool {
-		if name != r.victim || sprung.Swap(true) {
+		if name != r.victim || done.Swap(true) {
 			return false
 		}
 		toKill <- worker
@@ -76,7 +76,7 @@ func (r *result) jobs(set settings, at place, api *api) []job {
 	return jobs
 }
 
-// gather starts the crew and adds up its reports until all workers have ended.
+// gather starts the crew and adds its reports to r until all workers have ended.
 func (r *result) gather(crew *crew, api *api, toKill <-chan string) {
 	began := time.Now()
 	progress := harness.NewProgress(os.Stderr)
@@ -95,7 +95,7 @@ func (r *result) gather(crew *crew, api *api, toKill <-chan string) {
 			crew.kill(r.killed)
 		case <-ticks.C:
 			progress.Show(fmt.Sprintf("%s: %d of %d callers answered, %d remote calls, %.1fs",
-				r.kind, r.answers(), r.asked*len(r.names), api.all(), time.Since(began).Seconds()))
+				r.kind, r.answers(), r.want*len(r.names), api.all(), time.Since(began).Seconds()))
 		}
 	}
 }

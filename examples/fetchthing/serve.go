@@ -42,7 +42,7 @@ func serve(ctx context.Context, set settings, servers *servers) (err error) {
 	return harness.Serve(ctx, listener, mux)
 }
 
-// A handler serves things. Load, unlike Get, says where a thing came from.
+// A handler serves things. It calls Load, which, unlike Get, returns the source of a thing.
 type handler struct {
 	things *fetchonce.Loader[Thing]
 	remote remote

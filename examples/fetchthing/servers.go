@@ -14,7 +14,7 @@ import (
 
 // servers are the Redis and the database of a run.
 type servers struct {
-	run      string // names this run
+	run      string // the name of this run
 	redis    *harness.Redis
 	database database
 	db       *sql.DB

@@ -8,18 +8,18 @@ import (
 	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// A job is what a worker process has to do.
+// A job tells a worker process what to do.
 type job struct {
 	Worker  string // its name
 	Place   place
 	Remote  string // URL of the API, for this worker
-	Naive   bool   // run fetchRemoteThing as it was before
+	Naive   bool   // use before.fetchRemoteThing
 	Names   []string
 	Callers int // of each name
 }
 
-// A report is a worker's message. The first says that the worker is ready; each other says
-// what one caller got.
+// A report is a worker's message. The first says that the worker is ready. Each other has the
+// result of one caller.
 type report struct {
 	Ready bool          `json:"ready,omitempty"`
 	Name  string        `json:"name,omitempty"`
@@ -74,7 +74,7 @@ func (j job) call(ctx context.Context, fetch fetchFunc) <-chan report {
 }
 
 func callOnce(ctx context.Context, fetch fetchFunc, name string) report {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute) // as a web request has a deadline
+	ctx, cancel := context.WithTimeout(ctx, time.Minute) // like a web request's deadline
 	defer cancel()
 	began := time.Now()
 	thing, err := fetch(ctx, name)

@@ -12,7 +12,7 @@ import (
 	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// A database is the client of the database that calculates.
+// A database is a client of the database, which makes the calculations.
 type database struct{ url string }
 
 func (d database) calculate(ctx context.Context, part string) (a answer, err error) {
@@ -26,12 +26,12 @@ func (d database) calculate(ctx context.Context, part string) (a answer, err err
 	}
 	defer func() { _ = reply.Body.Close() }()
 	if reply.StatusCode != http.StatusOK {
-		return a, fmt.Errorf("the database says %s", reply.Status)
+		return a, fmt.Errorf("the database answered %s", reply.Status)
 	}
 	return a, json.NewDecoder(reply.Body).Decode(&a)
 }
 
-// A meter stands for the database: it waits and counts.
+// A meter stands for the database. It waits instead of calculating, and counts.
 type meter struct {
 	delay  time.Duration
 	server *http.Server
@@ -69,7 +69,7 @@ func (m *meter) end() {
 	m.now--
 }
 
-// counts returns how many calculations there were, and how many at once.
+// counts returns how many calculations there were, and how many at most at once.
 func (m *meter) counts() (all, most int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -85,6 +85,6 @@ func (m *meter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case <-timer.C:
 	case <-r.Context().Done():
 	}
-	m.end() // before the answer, after which the next may begin
+	m.end() // before the response, after which the next calculation may begin
 	_ = json.NewEncoder(w).Encode(answer{Part: part, Value: 42 * len(part), AtOnce: now})
 }

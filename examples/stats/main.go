@@ -19,16 +19,16 @@ import (
 //	go run ./examples/stats -redis redis://localhost:6379
 //
 // In a round, several visitors open the page at the same moment. Without -redis, Redis is
-// miniredis in this process. The database is an HTTP server in this process: it waits and
-// counts what runs in it. Processes serve the view: this program once more.
+// miniredis in this process. The database is an HTTP server in this process, which waits and
+// counts calculations. Several processes serve the view; each runs this program again.
 //
 // With -serve, one address passes requests on to all processes in turn.
 //
-// Keys ("stats:<run>:…") are new in each run and are deleted at its end, also after ^C.
-// After SIGKILL, processes end and keys expire.
+// Keys ("stats:<run>:…") are new in each run. The program deletes them at its end, also after
+// ^C. After SIGKILL, its processes end and its keys expire.
 //
-// The exit status is 1 if two calculations of the last round ran at once, or a request got
-// no answer. So it is 1 for -naive. It is 2 for wrong flags.
+// The exit status is 1 if, in the last round, two calculations ran at once or a request
+// failed. So -naive exits with 1. Wrong flags exit with 2.
 func main() {
 	harness.Program[job]{Name: "stats", Parse: parse, Work: work}.Main()
 }
@@ -79,13 +79,13 @@ func (s settings) run(ctx context.Context) (err error) {
 	if s.serve != "" {
 		return serve(ctx, s, at, redis.Name)
 	}
-	fmt.Printf("%d visitors open the page at once, which asks %d processes for its %d parts.\n", s.pages, s.processes, len(parts))
+	fmt.Printf("%d visitors open the page at once. %d processes serve its %d parts.\n", s.pages, s.processes, len(parts))
 	fmt.Printf("A calculation takes %v. Redis is %s.\n\n", s.delay, redis.Name)
 	return s.runRounds(ctx, at)
 }
 
 // runRounds runs the view alone and then, unless -naive is set, with the middleware. It
-// prints a table of both and judges the last.
+// prints one table and returns an error if the last round failed.
 func (s settings) runRounds(ctx context.Context, at place) error {
 	rounds := []bool{false, true} // whether with the middleware
 	if s.naive {

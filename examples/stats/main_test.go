@@ -17,8 +17,8 @@ import (
 
 func TestMain(m *testing.M) { programtest.Main(m, stats.Main) }
 
-// onAllServers runs a test with the program's own Redis, and with a real one. It
-// checks that there is nothing in that when the test has ended.
+// onAllServers runs a test with the program's own Redis, and with a real one. Afterwards the
+// real one must be empty.
 func onAllServers(t *testing.T, test func(t *testing.T, p programtest.Program)) {
 	t.Helper()
 	t.Run("embedded", func(t *testing.T) { test(t, programtest.New(t, "stats")) })
@@ -49,10 +49,10 @@ func table(stdout string) map[string][4]int {
 
 func TestOneCalculationAtATime(t *testing.T) {
 	onAllServers(t, func(t *testing.T, p programtest.Program) {
-		stdout, stderr, status := p.Run(t, "-delay", "20ms")
-		lines := table(stdout)
-		if status != 0 || stderr != "" || lines["serialized"] != [4]int{16, 16, 16, 1} {
-			t.Errorf("exit status %d, %v; want 0, and 16 calculations one at a time", status, lines)
+		out := p.Run(t, "-delay", "20ms")
+		lines := table(out.Stdout)
+		if out.Status != 0 || out.Stderr != "" || lines["serialized"] != [4]int{16, 16, 16, 1} {
+			t.Errorf("exit status %d, %v; want 0, and 16 calculations one at a time", out.Status, lines)
 		}
 		checkNaive(t, lines)
 	})
@@ -66,11 +66,11 @@ func checkNaive(t *testing.T, lines map[string][4]int) {
 }
 
 func TestNaiveShowsTheProblem(t *testing.T) {
-	stdout, stderr, status := programtest.New(t, "stats").Run(t, "-naive", "-delay", "200ms")
-	if status != 1 || !strings.HasSuffix(stderr, "calculations ran at once\n") || len(table(stdout)) != 1 {
-		t.Errorf("exit status %d, %q; want 1, that several ran at once, and one line", status, stderr)
+	out := programtest.New(t, "stats").Run(t, "-naive", "-delay", "200ms")
+	if out.Status != 1 || !strings.HasSuffix(out.Stderr, "calculations ran at once\n") || len(table(out.Stdout)) != 1 {
+		t.Errorf("exit status %d, %q; want 1, that several ran at once, and one line", out.Status, out.Stderr)
 	}
-	checkNaive(t, table(stdout))
+	checkNaive(t, table(out.Stdout))
 }
 
 func TestInterruptedProgramCleansUp(t *testing.T) {

@@ -12,16 +12,16 @@ import (
 	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// A result is what a round added up to.
+// A result is the result of a round.
 type result struct {
 	name      string
 	requests  int
-	waits     []time.Duration // of those that were answered
-	failure   error           // of one that was not
-	all, most int             // calculations, and how many at once
+	waits     []time.Duration // of the requests that succeeded
+	failure   error           // of one that failed
+	all, most int             // calculations: in all, and at most at once
 }
 
-// runRound lets visitors open the page at once.
+// runRound lets several visitors open the page at once.
 func runRound(ctx context.Context, set settings, at place, locked bool) (_ *result, err error) {
 	c, err := startCrew(ctx, set, at, locked)
 	if err != nil {
@@ -37,7 +37,7 @@ func runRound(ctx context.Context, set settings, at place, locked bool) (_ *resu
 	return r, nil
 }
 
-// visit opens the page as many times at once.
+// visit opens the page several times at once. Each visitor requests all parts.
 func (r *result) visit(ctx context.Context, pages int, urls []string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -91,14 +91,13 @@ func printTable(out io.Writer, results []*result) {
 	table.Print(out)
 }
 
-// judge returns what is wrong with a round that was to run one calculation at a
-// time.
+// judge returns an error unless all requests succeeded and one calculation ran at a time.
 func (r *result) judge() error {
 	switch {
 	case r.most > 1:
 		return fmt.Errorf("%d calculations ran at once", r.most)
 	case r.failure != nil:
-		return fmt.Errorf("%d requests were not answered, as: %w", r.requests-len(r.waits), r.failure)
+		return fmt.Errorf("%d requests failed, one with: %w", r.requests-len(r.waits), r.failure)
 	}
 	return nil
 }

@@ -1,11 +1,11 @@
-// Stats shows a heavy view, api_stats_calculations, that several processes serve over
-// HTTP. A page of statistics asks for its four parts at once. Each part is a calculation,
-// and the database should run one at a time.
+// Stats shows a heavy view, api_stats_calculations, that several processes serve over HTTP. A
+// page of statistics requests its four parts at once. Each part is a calculation, and the
+// database should run only one at a time.
 //
 //	go run ./examples/stats         # needs nothing installed
 //	go run ./examples/stats -help
 //
-// The example is oneAtATime in this file. The other files run it and print what it did.
+// The example is oneAtATime in this file. The other files run it and print the result.
 package main
 
 import (
@@ -18,8 +18,8 @@ import (
 	"github.com/fetchonce/fetchonce/oncehttp"
 )
 
-// oneAtATime is the middleware: all processes together handle one request to the view at
-// a time, whatever its part.
+// oneAtATime is the middleware. All processes together handle one request at a time, for any
+// part of the page.
 func oneAtATime(view http.Handler, locker *fetchonce.Locker) http.Handler {
 	key := func(*http.Request) string { return "api_stats_calculations" }
 	return oncehttp.Serialize(locker, key)(view)
@@ -58,5 +58,5 @@ type answer struct {
 	Part    string `json:"part"`
 	Value   int    `json:"value"`
 	Process string `json:"process"`
-	AtOnce  int    `json:"at_once"` // calculations that ran when this one began, with it
+	AtOnce  int    `json:"at_once"` // how many calculations ran when this one began, including it
 }

@@ -11,13 +11,13 @@ import (
 	"github.com/fetchonce/fetchonce/examples/internal/harness"
 )
 
-// A place is what all processes share.
+// A place is the Redis and the keys that all processes share.
 type place struct {
 	Redis  string // URL
 	Prefix string // of keys
 }
 
-// A job is what a process has to do: serve the view.
+// A job tells a process how to serve the view.
 type job struct {
 	Process  string // its name
 	Place    place
@@ -53,7 +53,7 @@ func work(ctx context.Context, parent *harness.Parent, j job) (err error) {
 	return harness.Serve(ctx, listener, mux)
 }
 
-// A crew is the database and the processes that serve, as the parent sees them.
+// A crew is the database and the processes that serve, in the parent process.
 type crew struct {
 	meter   *meter
 	workers []*harness.Worker

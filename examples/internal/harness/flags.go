@@ -46,7 +46,7 @@ func (f *Flags) Parse(args []string, help io.Writer) error {
 		return fmt.Errorf("unexpected argument %q (see -help)", f.Arg(0))
 	}
 	if strings.HasPrefix(f.Serve, ":") {
-		f.Serve = "127.0.0.1" + f.Serve // an example opens no port to the network unless asked
+		f.Serve = "127.0.0.1" + f.Serve // an example opens a port to the network only for an explicit address
 	}
 	return f.check()
 }

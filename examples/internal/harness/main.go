@@ -1,5 +1,5 @@
-// Package harness is what the examples share: flags, a Redis, worker processes, tables.
-// It knows nothing of fetchonce, so readers of an example can skip it.
+// Package harness has what the examples share: flags, a Redis server, worker processes and
+// tables. It does not use fetchonce, so readers of an example can skip it.
 package harness
 
 import (
@@ -21,8 +21,8 @@ const Patience = 10 * time.Second
 type Program[J any] struct {
 	Name string
 
-	// Parse parses the flags and returns what they ask for. It writes the answer to
-	// -help to help.
+	// Parse parses the flags and returns the function that runs the program. For -help, it
+	// writes the usage to help.
 	Parse func(args []string, help io.Writer) (run func(context.Context) error, err error)
 
 	// Work does a worker's job. Its context ends when the parent ends or stops the

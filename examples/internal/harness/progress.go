@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A Progress is a line that shows how far a round is. On a terminal each line replaces the
-// one before; elsewhere there is one line per second.
+// A Progress is a line that shows how far a round is. On a terminal, each line replaces the
+// one before. Elsewhere, it prints at most one line per second.
 type Progress struct {
 	out      *os.File
 	terminal bool
@@ -23,8 +23,8 @@ func NewProgress(out *os.File) *Progress {
 // clearLine moves to the start of a terminal's line and clears it.
 const clearLine = "\r\033[K"
 
-// Show shows a line. Away from a terminal, it drops a line that comes less than a second
-// after the last.
+// Show shows a line. If the output is no terminal, it drops a line that comes less than a
+// second after the last.
 func (p *Progress) Show(line string) {
 	switch {
 	case p.terminal:

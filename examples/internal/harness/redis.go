@@ -14,7 +14,7 @@ import (
 
 // A Redis is the server of a run and a client of it.
 type Redis struct {
-	Name   string // for people
+	Name   string // for messages
 	URL    string
 	Client *redis.Client
 

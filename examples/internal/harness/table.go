@@ -11,7 +11,7 @@ import (
 // A Table collects rows of cells and prints them in columns.
 type Table struct {
 	rows  [][]string
-	right []bool // whether a column is of numbers
+	right []bool // whether a column is aligned to the right
 }
 
 // Add adds a row. The first is the header. Columns whose last cell is no string are

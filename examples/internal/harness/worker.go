@@ -25,7 +25,7 @@ type assignment struct {
 	Job  json.RawMessage
 }
 
-// A Worker is a process that this program started: this program once more, with a job.
+// A Worker is a process that this program started. It runs the same program with a job.
 type Worker struct {
 	Name string
 
@@ -34,9 +34,9 @@ type Worker struct {
 	messages *json.Decoder
 }
 
-// StartWorker starts a worker. The worker ends when its input does: when ctx ends, when
-// Stop is called or when this process dies. That lets it give its leases back; a worker
-// that takes longer than [Patience] is killed.
+// StartWorker starts a worker. The worker ends when its input does: when ctx ends, when Stop
+// is called or when this process dies. So it can release its leases. A worker that takes
+// longer than [Patience] to end is killed.
 func StartWorker(ctx context.Context, name string, job any) (*Worker, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -113,7 +113,7 @@ func (p *Parent) Started() <-chan struct{} { return p.started }
 
 // work is the main function of a worker. It returns the exit status.
 func (p Program[J]) work(text string) int {
-	signal.Ignore(os.Interrupt) // ^C reaches the parent too, which ends our input
+	signal.Ignore(os.Interrupt) // ^C also reaches the parent, which ends the worker's input
 	var a assignment
 	var job J
 	err := json.Unmarshal([]byte(text), &a)

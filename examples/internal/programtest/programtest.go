@@ -1,6 +1,6 @@
 //go:build unix
 
-// Package programtest runs an example as its user does: as a process with flags.
+// Package programtest runs an example as a user does: as a process with flags.
 package programtest
 
 import (
@@ -17,7 +17,7 @@ import (
 	"testing"
 )
 
-// beProgram is set in a process whose test binary is to run the program.
+// beProgram is the environment variable that makes the test binary run the program.
 const beProgram = "FETCHONCE_TEST_EXAMPLE"
 
 // Main is for TestMain. It runs the tests, or main in a process of a [Program].
@@ -42,16 +42,22 @@ func New(t *testing.T, name string, flags ...string) Program {
 	return Program{name: name, flags: flags, dir: t.TempDir()}
 }
 
+// Output is what a program printed, and its exit status.
+type Output struct {
+	Stdout, Stderr string
+	Status         int
+}
+
 // Run runs the program to its end. The program must leave no files.
-func (p Program) Run(t *testing.T, args ...string) (stdout, stderr string, status int) {
+func (p Program) Run(t *testing.T, args ...string) Output {
 	t.Helper()
-	var out, log bytes.Buffer
+	var stdout, stderr bytes.Buffer
 	cmd := p.command(t, args)
-	cmd.Stdout, cmd.Stderr = &out, &log
-	status = exitStatus(t, cmd.Run())
-	t.Logf("%s %q: status %d\n%s%s", p.name, args, status, &out, &log)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	status := exitStatus(t, cmd.Run())
+	t.Logf("%s %q: status %d\n%s%s", p.name, args, status, &stdout, &stderr)
 	p.checkFiles(t)
-	return out.String(), log.String(), status
+	return Output{stdout.String(), stderr.String(), status}
 }
 
 // CheckFlags tests that wrong flags end the program with status 2 and one line: the value
@@ -59,9 +65,9 @@ func (p Program) Run(t *testing.T, args ...string) (stdout, stderr string, statu
 func (p Program) CheckFlags(t *testing.T, want map[string]string) {
 	t.Helper()
 	for args, message := range want {
-		stdout, stderr, status := p.Run(t, strings.Fields(args)...)
-		if line := p.name + ": " + message + "\n"; stdout != "" || stderr != line || status != 2 {
-			t.Errorf("%s %s: %q, %q, status %d; want %q, status 2", p.name, args, stdout, stderr, status, line)
+		wrong := Output{Stderr: p.name + ": " + message + "\n", Status: 2}
+		if out := p.Run(t, strings.Fields(args)...); out != wrong {
+			t.Errorf("%s %s: %+v, want %+v", p.name, args, out, wrong)
 		}
 	}
 }
@@ -158,8 +164,8 @@ func (p *Process) Interrupt(t *testing.T) (stderr string, status int) {
 	return stderr, status
 }
 
-// Kill kills the program and waits for its end and that of its workers, which have its
-// stderr.
+// Kill kills the program and waits until it and its workers, which share its stderr, have
+// ended.
 func (p *Process) Kill(t *testing.T) {
 	t.Helper()
 	if err := p.cmd.Process.Kill(); err != nil {
@@ -184,7 +190,7 @@ func (p *Process) readAll(t *testing.T) string {
 	return string(text)
 }
 
-// Get gets url and decodes the answer's JSON into body, if it has any.
+// Get requests url and decodes the response into body if it is JSON.
 func Get(t *testing.T, url string, body any) (status int) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
