@@ -25,8 +25,8 @@ var Soaked = []Mutant{
 	{
 		Name:   "a load can be joined while it is stored, and its value is returned to those too",
 		File:   "fetch.go",
-		Old:    `r.flight.Close() filled, err := r.redis.Fill(`,
-		New:    "defer r.flight.Close()\n\tdefer r.flight.Advance()\n\tfilled, err := r.redis.Fill(",
+		Old:    `r.flight.Close() filled, err := r.l.redis.Fill(`,
+		New:    "defer r.flight.Close()\n\tdefer r.flight.Advance()\n\tfilled, err := r.l.redis.Fill(",
 		Faults: "delay",
 	},
 	{
