@@ -17,11 +17,14 @@ type caller[V any] struct {
 	ctx   context.Context
 	k     keyed
 	came  flight.Arrival // when the call began
-	fetch func(ctx context.Context, f *Fetch[V]) (V, error)
+	fetch fetchFunc[V]
 	seen  lookup[V]
 	trace miss
 	late  bool // it joined the flight after the cutoff: the outcome may be too old for it
 }
+
+// A fetchFunc is the fetch of a [Loader.Load]. Those of Get and GetMany are wrapped in one.
+type fetchFunc[V any] = func(ctx context.Context, f *Fetch[V]) (V, error)
 
 // maxRounds is how many loads a caller joins before it starts its own.
 const maxRounds = 3
@@ -134,7 +137,7 @@ func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool)
 
 // join joins the flight of the key, or starts it.
 func (c *caller[V]) join(batch *batchfetch.Load[V]) (flight.Ticket[*outcome[V]], error) {
-	return c.l.flights.Join(c.ctx, c.k.user, c.came, c.l.newLoad(c.k, c.seen, c.fetch, batch))
+	return c.l.flights.Join(c.ctx, c.k.user, c.came, c.newLoad(batch))
 }
 
 // wait joins the flight and waits for its outcome. A caller with a fallback value waits for at
@@ -209,7 +212,7 @@ func isFailure(err error) bool {
 // loadSkipped starts a load whose ACQUIRE is the caller's lookup. It is not done if the caller
 // needs another load.
 func (c *caller[V]) loadSkipped() (o *outcome[V], done bool) {
-	t, started := c.l.flights.Start(c.ctx, c.k.user, c.came, c.l.newLoad(c.k, c.seen, c.fetch, nil))
+	t, started := c.l.flights.Start(c.ctx, c.k.user, c.came, c.newLoad(nil))
 	if !started {
 		// The running load may wait for a notification that was lost. A lookup finds the value.
 		return c.lookupAgain()

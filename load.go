@@ -42,7 +42,7 @@ type load[V any] struct {
 	l      *Loader[V]
 	k      keyed
 	flight *flight.Flight[*outcome[V]]
-	fetch  func(ctx context.Context, f *Fetch[V]) (V, error)
+	fetch  fetchFunc[V]
 	batch  *batchfetch.Load[V] // fetches in place of fetch; nil except in a GetMany
 
 	background bool               // it refreshes a value, and no caller waited when it started
@@ -90,8 +90,10 @@ const (
 	maxReloads     = 3 // the next fetch continues when its lease is lost
 )
 
-// newLoad returns the function of a flight that loads a key after a lookup.
-func (l *Loader[V]) newLoad(k keyed, seen lookup[V], fetch func(ctx context.Context, f *Fetch[V]) (V, error), batch *batchfetch.Load[V]) func(context.Context, *flight.Flight[*outcome[V]]) (*outcome[V], error) {
+// newLoad returns the function of a flight that loads the caller's key, after its lookup. With
+// batch, the load is one of a GetMany.
+func (c *caller[V]) newLoad(batch *batchfetch.Load[V]) func(context.Context, *flight.Flight[*outcome[V]]) (*outcome[V], error) {
+	l, k, seen, fetch := c.l, c.k, c.seen, c.fetch // the load may outlive the caller
 	return func(ctx context.Context, f *flight.Flight[*outcome[V]]) (*outcome[V], error) {
 		r := &load[V]{l: l, k: k, flight: f, fetch: fetch, batch: batch, replaces: seen.replaces, background: seen.refreshes()}
 		r.acquire.skipped = seen.state == skipped
@@ -102,11 +104,11 @@ func (l *Loader[V]) newLoad(k keyed, seen lookup[V], fetch func(ctx context.Cont
 		defer batch.Decide()
 		batch.Begin(ctx)
 		defer batch.Pause()
+		first := r.registered
 		if seen.state == unavailable {
-			r.run(ctx, r.unleased)
-		} else {
-			r.run(ctx, r.registered)
+			first = r.unleased
 		}
+		r.run(ctx, first)
 		return &r.out, nil
 	}
 }
