@@ -177,15 +177,7 @@ func slack(r backend) time.Duration {
 
 func flushAll(t *testing.T, r backend) {
 	t.Helper()
-	rdb := testkit.Admin(r)
-	flush := func(ctx context.Context, rdb *redis.Client) error { return rdb.FlushAll(ctx).Err() }
-	var err error
-	if c, ok := rdb.(*redis.ClusterClient); ok {
-		err = c.ForEachMaster(t.Context(), flush)
-	} else {
-		err = flush(t.Context(), rdb.(*redis.Client))
-	}
-	if err != nil {
+	if err := testkit.FlushAll(t.Context(), testkit.Admin(r)); err != nil {
 		t.Fatal(err)
 	}
 }

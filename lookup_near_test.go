@@ -36,10 +36,7 @@ func TestChangeRemovesTheNearEntry(t *testing.T) {
 			return rdb.PExpire(t.Context(), name("k"), 30*time.Millisecond).Err()
 		},
 		"FLUSHALL": func(t *testing.T, _ backend, _ loader, rdb redis.UniversalClient) error {
-			if c, ok := rdb.(*redis.ClusterClient); ok {
-				return c.ForEachMaster(t.Context(), func(ctx context.Context, c *redis.Client) error { return c.FlushAll(ctx).Err() })
-			}
-			return rdb.FlushAll(t.Context()).Err()
+			return testkit.FlushAll(t.Context(), rdb)
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -296,14 +293,7 @@ func TestLostTrackingConnectionMakesTheNearCacheUntrusted(t *testing.T) {
 		for range 20 {
 			testkit.Set(t, other, "k", "old")
 			testkit.WarmNear(t, r, l, "k", "old")
-			kill := func(ctx context.Context, c *redis.Client) error {
-				return c.Do(ctx, "client", "kill", "type", "pubsub").Err()
-			}
-			if c, ok := rdb.(*redis.ClusterClient); ok {
-				if err := c.ForEachMaster(t.Context(), kill); err != nil {
-					t.Fatal(err)
-				}
-			} else if err := kill(t.Context(), rdb.(*redis.Client)); err != nil {
+			if err := testkit.KillClients(t.Context(), rdb, "pubsub"); err != nil {
 				t.Fatal(err)
 			}
 			testkit.Set(t, other, "k", "new")

@@ -29,7 +29,7 @@ const (
 	deployTTL       = 2 * time.Second
 )
 
-// The types of the two builds. Neither can be read as the other.
+// The types of the two builds. Neither can be decoded as the other.
 type (
 	oldRow struct {
 		Version int64
@@ -41,13 +41,13 @@ type (
 	}
 )
 
-// Four processes of an old build are replaced by a new one, one after the other, while all of
-// them read and change the same keys. They note what they do, with the time. No Get returns what
-// a Delete or Update had ended in any build, and each build fetches a key at most once in a TTL
-// if it does not change.
+// Four processes of an old build are replaced by a new build, one after the other, while all of them
+// read and change the same keys. They record what they do, with the time. No Get returns a version
+// that a Delete or Update in any build has replaced. Each build fetches an unchanged key at most once
+// per TTL.
 //
 //test:long
-func TestRollingRestart(t *testing.T) {
+func TestRollingRestartReturnsNoReplacedVersion(t *testing.T) {
 	server := redistest.Server(t)
 	var h deployHistory
 	running := make([]*deployWorker, deployProcesses)
@@ -55,7 +55,7 @@ func TestRollingRestart(t *testing.T) {
 		running[i] = startDeployWorker(t, server.URL(), "old")
 	}
 	for i := range running {
-		time.Sleep(time.Second) // how long the mixture of builds stays, not a wait
+		time.Sleep(time.Second) // for how long the builds are mixed
 		next := startDeployWorker(t, server.URL(), "new")
 		running[i].end()
 		h.add(t, running[i])
@@ -66,24 +66,25 @@ func TestRollingRestart(t *testing.T) {
 		w.end()
 		h.add(t, w)
 	}
-	for _, what := range append(h.stale(), h.repeated()...) {
-		t.Error(what)
+	for _, wrong := range append(h.stale(), h.repeated()...) {
+		t.Error(wrong)
 	}
-	t.Logf("%d Gets, %d Deletes and Updates, %d fetches of the old build, %d of the new one", h.gets, len(h.gone), len(h.fetched["old"]), len(h.fetched["new"]))
-	if h.gets < 1000 || len(h.gone) < 40 || len(h.fetched["old"]) < 40 || len(h.fetched["new"]) < 40 {
+	t.Logf("%d Gets, %d Deletes and Updates, %d fetches of the old build, %d of the new one", h.gets, len(h.changes), len(h.fetched["old"]), len(h.fetched["new"]))
+	if h.gets < 1000 || len(h.changes) < 40 || len(h.fetched["old"]) < 40 || len(h.fetched["new"]) < 40 {
 		t.Error("this run shows nothing: the processes did too little")
 	}
 }
 
-// A deployHistory is what all processes have noted. Times are in ns; the processes share a clock.
+// A deployHistory is what all processes have recorded. Times are in ns of the machine's clock, which
+// the processes share.
 type deployHistory struct {
-	seen    []seen
-	gone    []change
+	reads   []read
+	changes []change
 	fetched map[string][]change // by build
 	gets    int64
 }
 
-// A change is a Delete or Update that made a version, or a lease and a fetch that read one.
+// A change is a Delete or Update that made a version, or a lease and a fetch that read a version.
 type change struct{ key, version, began, ended int64 }
 
 func (h *deployHistory) add(t *testing.T, w *deployWorker) {
@@ -91,8 +92,8 @@ func (h *deployHistory) add(t *testing.T, w *deployWorker) {
 	if w.failed != "" {
 		t.Errorf("a process of the %s build: %s", w.build, w.failed)
 	}
-	h.seen = append(h.seen, w.seen...)
-	h.gone = append(h.gone, w.gone...)
+	h.reads = append(h.reads, w.reads...)
+	h.changes = append(h.changes, w.changes...)
 	if h.fetched == nil {
 		h.fetched = make(map[string][]change)
 	}
@@ -100,35 +101,35 @@ func (h *deployHistory) add(t *testing.T, w *deployWorker) {
 	h.gets += w.gets
 }
 
-// stale returns the Gets that began after a change had ended and returned an older version.
+// stale describes the Gets that began after a change had ended and returned an older version.
 func (h *deployHistory) stale() (wrong []string) {
-	slices.SortFunc(h.gone, func(a, b change) int { return cmp.Compare(b.version, a.version) })
-	for _, s := range h.seen {
-		first := int64(math.MaxInt64) // end of a later version's change
-		for _, g := range h.gone {
-			if g.version <= s.version {
+	slices.SortFunc(h.changes, func(a, b change) int { return cmp.Compare(b.version, a.version) })
+	for _, r := range h.reads {
+		replaced := int64(math.MaxInt64) // the end of the first later version's change
+		for _, c := range h.changes {
+			if c.version <= r.version {
 				break
 			}
-			if g.key == s.key {
-				first = min(first, g.ended)
+			if c.key == r.key {
+				replaced = min(replaced, c.ended)
 			}
 		}
-		if s.began > first {
-			wrong = append(wrong, fmt.Sprintf("version %d of key %d was returned by a Get that began %v after its end", s.version, s.key, time.Duration(s.began-first)))
+		if r.began > replaced {
+			wrong = append(wrong, fmt.Sprintf("a Get that began %v after version %d of key %d was replaced returned it", time.Duration(r.began-replaced), r.version, r.key))
 		}
 	}
 	return wrong
 }
 
-// repeated returns the fetches of a build that repeat one of its own: the key did not change
-// meanwhile, and its TTL had not ended. Half of the TTL is for clocks that are estimated.
+// repeated describes the fetches of a build that repeat an earlier one although the key did not
+// change and half of its TTL had not passed. The other half allows for estimated clocks.
 func (h *deployHistory) repeated() (wrong []string) {
 	for build, fetched := range h.fetched {
 		slices.SortFunc(fetched, func(a, b change) int { return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.began, b.began)) })
 		for i := 1; i < len(fetched); i++ {
 			one, next := fetched[i-1], fetched[i]
-			changed := slices.ContainsFunc(h.gone, func(g change) bool {
-				return g.key == one.key && g.began <= next.began && g.ended >= one.began
+			changed := slices.ContainsFunc(h.changes, func(c change) bool {
+				return c.key == one.key && c.began <= next.began && c.ended >= one.began
 			})
 			if one.key == next.key && !changed && time.Duration(next.began-one.began) < deployTTL/2 {
 				wrong = append(wrong, fmt.Sprintf("the %s build fetched key %d twice within %v", build, one.key, time.Duration(next.began-one.began)))
@@ -142,13 +143,13 @@ func (h *deployHistory) repeated() (wrong []string) {
 type deployWorker struct {
 	build string
 	in    io.Closer
-	done  chan struct{} // closed when all is read
+	done  chan struct{} // closed when all of its records are read
 
-	// Of what it noted; to be read after done.
-	seen          []seen
-	gone, fetched []change
-	gets          int64
-	failed        string
+	// Its records. They are complete after done.
+	reads            []read
+	changes, fetched []change
+	gets             int64
+	failed           string
 }
 
 func startDeployWorker(t *testing.T, address, build string) *deployWorker {
@@ -158,13 +159,13 @@ func startDeployWorker(t *testing.T, address, build string) *deployWorker {
 	w.in = in
 	lines := bufio.NewScanner(out)
 	if !lines.Scan() || lines.Text() != "ready" {
-		t.Errorf("a process of the %s build said %q, want ready", build, lines.Text())
+		t.Errorf("a process of the %s build printed %q, want ready", build, lines.Text())
 	}
 	go w.listen(lines) // ends with the process
 	return w
 }
 
-// end has the process end, and returns when it has.
+// end makes the process end and waits for its end.
 func (w *deployWorker) end() {
 	_ = w.in.Close()
 	<-w.done
@@ -182,10 +183,10 @@ func (w *deployWorker) listen(lines *bufio.Scanner) {
 			}
 		}
 		switch word {
-		case "seen":
-			w.seen = append(w.seen, seen{key: n[0], version: n[1], began: n[2]})
-		case "gone":
-			w.gone = append(w.gone, change{n[0], n[1], n[2], n[3]})
+		case "got":
+			w.reads = append(w.reads, read{key: n[0], version: n[1], began: n[2]})
+		case "changed":
+			w.changes = append(w.changes, change{n[0], n[1], n[2], n[3]})
 		case "fetched":
 			w.fetched = append(w.fetched, change{n[0], n[1], n[2], n[3]})
 		case "end":
@@ -195,11 +196,11 @@ func (w *deployWorker) listen(lines *bufio.Scanner) {
 		}
 	}
 	if !ended && w.failed == "" {
-		w.failed = "it did not come to its end"
+		w.failed = "the process ended without its last line"
 	}
 }
 
-// deployWork is what a process does until standard input ends.
+// deployWork is the work of a process, until standard input ends.
 func deployWork(address string) error {
 	if os.Getenv("FETCHONCE_DEPLOY_BUILD") == "old" {
 		return deploy(address, "1", func(version int64) oldRow { return oldRow{version, "old"} }, func(r oldRow) int64 { return r.Version })
@@ -253,7 +254,7 @@ func deploy[V any](address, schema string, row func(int64) V, version func(V) in
 	return nil
 }
 
-func (d *deployed[V]) goesOn() bool {
+func (d *deployed[V]) running() bool {
 	select {
 	case <-d.over:
 		return false
@@ -262,10 +263,11 @@ func (d *deployed[V]) goesOn() bool {
 	}
 }
 
-// read Gets keys. Of Gets of a key that return the same version, the last to begin says all.
+// read Gets keys. It records only the last of several Gets in a row that return the same version of
+// a key: the others began earlier and prove less.
 func (d *deployed[V]) read() (gets int64) {
-	var last [deployKeys]seen
-	for ; d.goesOn(); gets++ {
+	var last [deployKeys]read
+	for ; d.running(); gets++ {
 		k := rand.N(int64(deployKeys))
 		began := time.Now().UnixNano()
 		got, err := d.l.Load(context.Background(), strconv.FormatInt(k, 10), d.fetch)
@@ -274,28 +276,28 @@ func (d *deployed[V]) read() (gets int64) {
 			return gets
 		}
 		if version := d.version(got.Value); last[k].began == 0 || last[k].version != version {
-			d.tell(last[k])
-			last[k] = seen{key: k, version: version}
+			d.record(last[k])
+			last[k] = read{key: k, version: version}
 		}
 		last[k].began = began
 		if gets%20 == 0 {
-			time.Sleep(time.Millisecond) // the others run, too
+			time.Sleep(time.Millisecond) // lets other goroutines run
 		}
 	}
-	for _, s := range last {
-		d.tell(s)
+	for _, r := range last {
+		d.record(r)
 	}
 	return gets
 }
 
-func (d *deployed[V]) tell(s seen) {
-	if s.began != 0 {
-		d.note.line("seen", s.key, s.version, s.began)
+func (d *deployed[V]) record(r read) {
+	if r.began != 0 {
+		d.note.line("got", r.key, r.version, r.began)
 	}
 }
 
-// fetch reads the source. It notes when the lease began, by the server's clock: a change may end
-// the lease before this process knows that it has one.
+// fetch reads the source. It records when the lease began by the server's clock, which the fence
+// gives: a change may end the lease before this process knows that it has one.
 func (d *deployed[V]) fetch(ctx context.Context, f *fetchonce.Fetch[V]) (v V, err error) {
 	version, err := d.rdb.Get(ctx, "source:"+f.Key).Int64()
 	if err != nil && err != redis.Nil {
@@ -308,7 +310,7 @@ func (d *deployed[V]) fetch(ctx context.Context, f *fetchonce.Fetch[V]) (v V, er
 // change changes the source of keys, and deletes their values.
 func (d *deployed[V]) change() {
 	ctx := context.Background()
-	for d.goesOn() {
+	for d.running() {
 		time.Sleep(20*time.Millisecond + rand.N(200*time.Millisecond))
 		k := rand.N(int64(deployKeys - 1)) // the last key never changes
 		key := strconv.FormatInt(k, 10)
@@ -327,25 +329,25 @@ func (d *deployed[V]) change() {
 			d.note.line("change", err)
 			return
 		}
-		d.note.line("gone", k, version, began, time.Now().UnixNano())
+		d.note.line("changed", k, version, began, time.Now().UnixNano())
 	}
 }
 
-// The judge of the rolling restart can tell right from wrong.
-func TestRollingRestartIsJudged(t *testing.T) {
+// The judge finds replaced versions and repeated fetches, and nothing else.
+func TestRollingRestartJudgeFindsFaults(t *testing.T) {
 	const s = int64(time.Second)
 	for name, c := range map[string]struct {
 		h     deployHistory
 		wrong int
 	}{
-		"the new version after a Delete": {deployHistory{seen: []seen{{key: 1, version: 5, began: 3 * s}}, gone: []change{{1, 5, 1 * s, 2 * s}}}, 0},
-		"the old version during it":      {deployHistory{seen: []seen{{key: 1, version: 4, began: 2 * s}}, gone: []change{{1, 5, 1 * s, 2 * s}}}, 0},
-		"the old version after it":       {deployHistory{seen: []seen{{key: 1, version: 4, began: 3 * s}}, gone: []change{{1, 5, 1 * s, 2 * s}}}, 1},
-		"another key's version":          {deployHistory{seen: []seen{{key: 2, version: 4, began: 3 * s}}, gone: []change{{1, 5, 1 * s, 2 * s}}}, 0},
+		"the new version after a Delete": {deployHistory{reads: []read{{key: 1, version: 5, began: 3 * s}}, changes: []change{{1, 5, 1 * s, 2 * s}}}, 0},
+		"the old version during it":      {deployHistory{reads: []read{{key: 1, version: 4, began: 2 * s}}, changes: []change{{1, 5, 1 * s, 2 * s}}}, 0},
+		"the old version after it":       {deployHistory{reads: []read{{key: 1, version: 4, began: 3 * s}}, changes: []change{{1, 5, 1 * s, 2 * s}}}, 1},
+		"another key's version":          {deployHistory{reads: []read{{key: 2, version: 4, began: 3 * s}}, changes: []change{{1, 5, 1 * s, 2 * s}}}, 0},
 		"a fetch of each build":          {deployHistory{fetched: map[string][]change{"old": {{1, 5, 1, 2}}, "new": {{1, 5, 2, 3}}}}, 0},
 		"two of one build":               {deployHistory{fetched: map[string][]change{"old": {{1, 5, 1, 2}, {1, 5, 3, 4}}}}, 1},
-		"two, and a Delete between":      {deployHistory{fetched: map[string][]change{"old": {{1, 5, 1, 2}, {1, 5, 9, 10}}}, gone: []change{{1, 6, 3, 4}}}, 0},
-		"two, and another key's Delete":  {deployHistory{fetched: map[string][]change{"old": {{1, 5, 1, 2}, {1, 5, 9, 10}}}, gone: []change{{2, 6, 3, 4}}}, 1},
+		"two, and a Delete between":      {deployHistory{fetched: map[string][]change{"old": {{1, 5, 1, 2}, {1, 5, 9, 10}}}, changes: []change{{1, 6, 3, 4}}}, 0},
+		"two, and another key's Delete":  {deployHistory{fetched: map[string][]change{"old": {{1, 5, 1, 2}, {1, 5, 9, 10}}}, changes: []change{{2, 6, 3, 4}}}, 1},
 		"two, after the TTL":             {deployHistory{fetched: map[string][]change{"old": {{1, 5, 1, 2}, {1, 5, 2 * s, 3 * s}}}}, 0},
 	} {
 		if wrong := append(c.h.stale(), c.h.repeated()...); len(wrong) != c.wrong {

@@ -15,15 +15,15 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A master dies before it replicates a lease. Its holder loses the lease, another process
-// takes over, and the value that the first one fetches is not stored.
+// A master dies before it has replicated a lease. The holder loses the lease, and another process
+// fetches. The value that the holder fetches is not stored.
 func TestLeaseIsLostInAFailover(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
 	rdb, holders := c.Client(follow), c.Client(follow)
 	holder := testkit.LoaderOf(t, holders, testkit.ShortLease(r))
 	other := testkit.LoaderOf(t, rdb, testkit.ShortLease(r))
-	testkit.Set(t, other, "k", "stored") // both have been there
+	testkit.Set(t, other, "k", "stored") // both clients connect to the node
 	testkit.WantKept(t, holder, "stored")
 	master := nodeOf(t, rdb, c.Nodes(), "k")
 	replica := joinReplica(t, c, master)
@@ -32,21 +32,21 @@ func TestLeaseIsLostInAFailover(t *testing.T) {
 	}
 
 	r.Until("the Delete has reached the replica", func() bool {
-		return infoField(tell(t, replica, "info", "replication"), "slave_repl_offset") ==
-			infoField(tell(t, master, "info", "replication"), "master_repl_offset")
+		return infoField(command(t, replica, "info", "replication"), "slave_repl_offset") ==
+			infoField(command(t, master, "info", "replication"), "master_repl_offset")
 	})
-	tell(t, replica, "config", "set", "masterauth", "wrong") // when it connects again
+	command(t, replica, "config", "set", "masterauth", "wrong") // so that it cannot reconnect
 	if err := replica.Client().ClientKillByFilter(t.Context(), "type", "master").Err(); err != nil {
 		t.Fatal(err)
 	}
-	r.Until("the replica hears nothing any more", func() bool {
-		return strings.Contains(tell(t, replica, "info", "replication"), "master_link_status:down")
+	r.Until("the replica is disconnected", func() bool {
+		return strings.Contains(command(t, replica, "info", "replication"), "master_link_status:down")
 	})
 	wantTakenOver(t, holder, other, func() {
 		master.Kill()
-		tell(t, replica, "cluster", "failover", "takeover")
-		r.Until("it takes a change", func() bool {
-			rdb.ReloadState(t.Context()) // go-redis itself would do that after ten seconds
+		command(t, replica, "cluster", "failover", "takeover")
+		r.Until("the new master accepts a SET", func() bool {
+			rdb.ReloadState(t.Context()) // go-redis would do so after ten seconds
 			holders.ReloadState(t.Context())
 			return rdb.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil &&
 				holders.Set(t.Context(), "test:x:{k}", "x", time.Minute).Err() == nil
@@ -54,7 +54,7 @@ func TestLeaseIsLostInAFailover(t *testing.T) {
 	})
 }
 
-// infoField returns a field of what INFO says, or "".
+// infoField returns a field of a reply to INFO, or "".
 func infoField(info, name string) string {
 	for line := range strings.Lines(info) {
 		if value, ok := strings.CutPrefix(line, name+":"); ok {
@@ -64,41 +64,33 @@ func infoField(info, name string) string {
 	return ""
 }
 
-// The slot of a key moves to another node, with all that is in it, while a process
-// fetches the key and another waits. What is fetched is stored there once the move
-// is over: until then some of the key's names are here and some there. One fetch is
-// enough for both.
+// The slot of a key moves to another node while a process fetches the key and another waits. FILL
+// fails until the move has ended, and is repeated. Both processes receive the value of one fetch.
 func TestValueIsStoredAfterItsSlotMoved(t *testing.T) {
-	c := redistest.Cluster(t)
-	r := c.Backend()
-	nodes := c.Nodes()
-	rdb := c.Client(follow)
-	holder, other := testkit.LoaderOf(t, rdb), testkit.LoaderOf(t, c.Client(follow))
-	from := nodeOf(t, rdb, nodes, "k")
-	to := nodes[0]
-	if to == from {
-		to = nodes[1]
-	}
+	h := newHalfMoved(t)
+	rdb := h.masters.Client(follow)
+	holder, other := testkit.LoaderOf(t, rdb), testkit.LoaderOf(t, h.masters.Client(follow))
 	o := testkit.NewOrigin(t)
 	here := testkit.Get(t, t.Context(), holder, "k", o)
 	fetch := o.Next()
 	there := testkit.Get(t, t.Context(), other, "k", o)
-	r.Until("the other waits in Redis", func() bool { return rdb.HLen(t.Context(), "test:m:{k}").Val() > 2 })
+	h.r.Until("the other waits in Redis", func() bool { return rdb.HLen(t.Context(), "test:m:{k}").Val() > 2 })
 
 	sent := testkit.Scripts(rdb)
-	move(t, "k", from, to, nodes, func() {
-		fetch.Returns("v")
-		r.Until("FILL is sent to both nodes, and again", func() bool { return testkit.Scripts(rdb) >= sent+3 })
-	})
+	h.begin("k")
+	h.moveAll()
+	fetch.Returns("v")
+	h.r.Until("FILL is sent to both nodes, and again", func() bool { return testkit.Scripts(rdb) >= sent+3 })
+	h.finish()
 	here.Want("v")
 	there.Want("v")
 	testkit.WantKept(t, holder, "v")
 	o.Want(1)
 }
 
-// All connections of the pool are used up by others, for ever. A Get waits no longer
-// for one than RedisTimeout: then it fetches by itself, or returns an error, as its
-// policy says. When a connection is free again, all is well.
+// The program uses all connections of the pool for other things. A Get waits for a connection for
+// RedisTimeout. Then it fetches without a lease or returns an error, as its policy says. When a
+// connection is free again, Redis is used again.
 func TestUsedUpPoolFollowsThePolicy(t *testing.T) {
 	for name, policy := range map[string]fetchonce.Policy{"FailOpen": fetchonce.FailOpen, "FailClosed": fetchonce.FailClosed} {
 		t.Run(name, func(t *testing.T) {
@@ -109,7 +101,7 @@ func TestUsedUpPoolFollowsThePolicy(t *testing.T) {
 			other := testkit.NewLoader(t, r)
 			conn := rdb.Conn()
 			defer conn.Close()
-			if err := conn.Set(t.Context(), "test:x:{x}", "x", time.Minute).Err(); err != nil { // it has the only one
+			if err := conn.Set(t.Context(), "test:x:{x}", "x", time.Minute).Err(); err != nil { // takes the only connection
 				t.Fatal(err)
 			}
 
@@ -126,7 +118,7 @@ func TestUsedUpPoolFollowsThePolicy(t *testing.T) {
 				}
 			}
 			if err := l.Delete(t.Context(), "k"); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("Delete = %v, want that its time was over", err)
+				t.Errorf("Delete = %v, want os.ErrDeadlineExceeded", err)
 			}
 
 			if err := conn.Close(); err != nil {

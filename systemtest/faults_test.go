@@ -15,7 +15,7 @@ import (
 // grace is what a caller may wait beyond its own deadline.
 const grace = 250 * time.Millisecond
 
-// wantInTime has a Get, whatever it comes to, return soon after its deadline.
+// wantInTime checks that a Get returns soon after its deadline at the latest.
 func wantInTime(t *testing.T, r backend, l loader, o *testkit.Origin) testkit.Outcome {
 	t.Helper()
 	const limit = 500 * time.Millisecond
@@ -47,7 +47,7 @@ func TestRedisKilledDuringFetch(t *testing.T) {
 			testkit.WantRedisDown(t, there.Outcome())
 		}
 		c.Returns("v")
-		here.Want("v") // nothing fetched is lost
+		here.Want("v") // the fetched value reaches its caller
 		late := testkit.Get(t, t.Context(), holder, "k", o)
 		if policy == fetchonce.FailOpen {
 			o.Next().Returns("unleased")
@@ -61,12 +61,11 @@ func TestRedisKilledDuringFetch(t *testing.T) {
 	})
 }
 
-// wantWorking has both loaders share a key, once they have found that Redis is
-// back.
+// wantWorking waits until both Loaders use Redis again, and checks that they share a fetch.
 func wantWorking(t *testing.T, r backend, a, b loader) {
 	t.Helper()
 	for _, l := range []loader{a, b} {
-		r.Until("Redis is found again", func() bool { return l.Set(t.Context(), "back", "v") == nil })
+		r.Until("Redis is used again", func() bool { return l.Set(t.Context(), "back", "v") == nil })
 	}
 	o := testkit.NewOrigin(t)
 	g := testkit.Get(t, t.Context(), a, "again", o)
@@ -79,7 +78,7 @@ func wantWorking(t *testing.T, r backend, a, b loader) {
 	o.Want(1)
 }
 
-// Redis is killed and comes back empty, while a process fetches.
+// Redis restarts empty during a fetch. The value of that fetch is not stored.
 func TestRedisRestartedEmptyDuringFetch(t *testing.T) {
 	testkit.Policies(t, func(t *testing.T, r backend, policy fetchonce.Policy) {
 		o := testkit.NewOrigin(t)
@@ -89,7 +88,7 @@ func TestRedisRestartedEmptyDuringFetch(t *testing.T) {
 		old := o.Next()
 		r.Kill()
 		r.Restart()
-		r.Until("Redis is found again", func() bool { return other.Set(t.Context(), "back", "v") == nil })
+		r.Until("Redis is used again", func() bool { return other.Set(t.Context(), "back", "v") == nil })
 
 		there := testkit.Get(t, t.Context(), other, "k", o) // no process has the lease
 		c := o.Next()
@@ -132,7 +131,7 @@ func TestHungRedisFollowsThePolicy(t *testing.T) {
 	})
 }
 
-// A Get whose ACQUIRE was sent, but never answered, leaves no lease.
+// An ACQUIRE is executed and its reply is lost. The lease is released.
 func TestUnansweredAcquireIsReleased(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)
@@ -144,12 +143,12 @@ func TestUnansweredAcquireIsReleased(t *testing.T) {
 		o.Next().Returns("unleased")
 		g.Want("unleased")
 		other := testkit.Get(t, t.Context(), testkit.NewLoader(t, r), "k", o)
-		o.Next().Returns("v") // a minute of lease is no obstacle
+		o.Next().Returns("v") // although the lease would last a minute
 		other.Want("v")
 	})
 }
 
-// The reply to each script is lost once: it is sent again, and means the same.
+// Each script loses its reply once, is sent again, and takes effect once.
 func TestCommandsWithLostRepliesAreSentAgain(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		rdb := r.Client()
@@ -177,8 +176,8 @@ func TestCommandsWithLostRepliesAreSentAgain(t *testing.T) {
 	})
 }
 
-// What Redis says for a while is waited for.
-func TestPassingErrorsOfRedisAreRetried(t *testing.T) {
+// Temporary errors such as LOADING are retried within RedisTimeout.
+func TestTemporaryErrorsOfRedisAreRetried(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		for _, text := range []string{"LOADING Redis is loading the dataset in memory", "TRYAGAIN Multiple keys request during rehashing of slot"} {
 			rdb := r.Client()
@@ -192,9 +191,9 @@ func TestPassingErrorsOfRedisAreRetried(t *testing.T) {
 	})
 }
 
-// What Redis says for good is the policy's: a caller always gets a value that was
+// A permanent error to ACQUIRE is handled by the policy. A caller always receives a value that was
 // fetched.
-func TestLastingErrorsOfRedisFollowThePolicy(t *testing.T) {
+func TestPermanentErrorsOfRedisFollowThePolicy(t *testing.T) {
 	testkit.Policies(t, func(t *testing.T, r backend, policy fetchonce.Policy) {
 		rdb := r.Client()
 		l := testkit.LoaderOf(t, rdb, testkit.WithPolicy(policy))
@@ -223,7 +222,7 @@ func TestLastingErrorsOfRedisFollowThePolicy(t *testing.T) {
 	})
 }
 
-// The caller leaves while the ACQUIRE is on its way. No Release overtakes it.
+// The caller leaves while its ACQUIRE is held back. The lease is released after the ACQUIRE.
 func TestAcquireOfACallerThatLeftIsReleased(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		testkit.WarmScripts(t, r, testkit.NewLoader(t, r))
@@ -235,14 +234,14 @@ func TestAcquireOfACallerThatLeftIsReleased(t *testing.T) {
 		<-stopped
 		cancel()
 		g.WantErr(context.Canceled)
-		r.Settle() // whatever is done about that before the ACQUIRE is answered
+		r.Settle() // a RELEASE that was sent now would arrive first
 		close(free)
 		began := time.Now()
 		g = testkit.Get(t, t.Context(), testkit.NewLoader(t, r), "k", o)
 		o.Next().Returns("v")
 		g.Want("v")
 		if took := time.Since(began); took > 2*time.Second {
-			t.Errorf("a lease that nobody held was there for %v", took)
+			t.Errorf("a lease without a holder lasted %v", took)
 		}
 		o.Want(1)
 	})

@@ -9,9 +9,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A full Redis refuses new locks. Locks that are held are renewed, given back, and
-// handed to the process that waits.
-func TestFullRedisCostsNoLock(t *testing.T) {
+// A full Redis refuses new locks. Held locks are renewed, released and handed off to waiters.
+func TestFullRedisLosesNoHeldLock(t *testing.T) {
 	r := redistest.Server(t, "--maxmemory-policy", "noeviction").Backend()
 	admin := r.Plain()
 	lk, other := testkit.NewLocker(t, r, testkit.ShortLockLease(r)), testkit.NewLocker(t, r, testkit.ShortLockLease(r))
@@ -24,7 +23,7 @@ func TestFullRedisCostsNoLock(t *testing.T) {
 			state = now
 			renewals++
 		}
-		return renewals > 6 || holder.Ctx.Err() != nil // a lease is three renewals long
+		return renewals > 6 || holder.Ctx.Err() != nil // two leases
 	})
 	if holder.Ctx.Err() != nil {
 		t.Error("the lock was lost in a full Redis")
@@ -42,8 +41,8 @@ func TestFullRedisCostsNoLock(t *testing.T) {
 	}
 }
 
-// A full Redis does not store what was fetched. The callers in all processes get it.
-func TestFullRedisCostsNoFetch(t *testing.T) {
+// A full Redis does not store the fetched value. All callers in all processes receive it.
+func TestFullRedisLosesNoFetchedValue(t *testing.T) {
 	r := redistest.Server(t, "--maxmemory-policy", "noeviction").Backend()
 	admin := r.Plain()
 	holder, other := testkit.NewLoader(t, r), testkit.NewLoader(t, r)

@@ -13,7 +13,7 @@ type (
 	lockOptions = testkit.LockOptions
 )
 
-// fetchMany is the fetch of a GetMany that expects no result of it.
+// fetchMany returns "fetched" for every key.
 func fetchMany(_ context.Context, keys []string) (map[string]string, error) {
 	values := make(map[string]string)
 	for _, key := range keys {

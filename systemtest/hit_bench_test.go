@@ -36,32 +36,32 @@ func newRecord(i int) record {
 	}
 }
 
-// A contender does one operation, the nth of a goroutine's, in its way.
+// A contender is one way to do an operation. n counts the operations of a goroutine.
 type contender struct {
 	name string
 	do   func(ctx context.Context, goroutine, n int) error
 }
 
-// turnTime is how long a contender is measured before the next one.
-const turnTime = 40 * time.Millisecond
+// roundTime is how long a contender is measured in one round.
+const roundTime = 40 * time.Millisecond
 
-// contest measures contenders alternately, so that other load of the machine affects all of
-// them. Each iteration of b measures every contender once. Of each
-// contender it reports the medians of its time for one operation, of the ratio of
-// that to the first contender's in the same round, and of its allocations.
+// contest measures contenders alternately, so that other load of the machine affects all of them.
+// Each iteration of b is a round that measures every contender once. It reports three medians for
+// each contender: the time per operation, the ratio of that time to the first contender's in the
+// same round, and the allocations per operation.
 func contest(b *testing.B, goroutines int, contenders ...contender) {
 	b.Helper()
 	times := make([][]float64, len(contenders))
 	ratios := make([][]float64, len(contenders))
 	allocs := make([][]float64, len(contenders))
 	for _, c := range contenders {
-		turn(b, goroutines, c) // warms up
+		measure(b, goroutines, c) // warms up
 	}
 	for round := 0; b.Loop(); round++ {
 		took := make([]float64, len(contenders))
 		for i := range contenders {
 			i = (i + round) % len(contenders)
-			perOp, mallocs := turn(b, goroutines, contenders[i])
+			perOp, mallocs := measure(b, goroutines, contenders[i])
 			took[i] = perOp
 			allocs[i] = append(allocs[i], mallocs)
 		}
@@ -75,7 +75,7 @@ func contest(b *testing.B, goroutines int, contenders ...contender) {
 		b.ReportMetric(median(ratios[i]), c.name+"-x")
 		b.ReportMetric(median(allocs[i]), c.name+"-allocs")
 	}
-	b.ReportMetric(0, "ns/op") // that of a round means nothing
+	b.ReportMetric(0, "ns/op") // hides the time of a round
 }
 
 func median(x []float64) float64 {
@@ -83,9 +83,9 @@ func median(x []float64) float64 {
 	return x[len(x)/2]
 }
 
-// turn returns the wall time in ns, and the allocations, that one operation costs
-// when so many goroutines do them.
-func turn(b *testing.B, goroutines int, c contender) (perOp, mallocs float64) {
+// measure returns the wall time in ns and the allocations per operation, while goroutines do
+// operations for roundTime.
+func measure(b *testing.B, goroutines int, c contender) (perOp, mallocs float64) {
 	b.Helper()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -94,12 +94,12 @@ func turn(b *testing.B, goroutines int, c contender) (perOp, mallocs float64) {
 		ops   atomic.Int64
 		over  atomic.Bool
 	)
-	timer := time.AfterFunc(turnTime, func() { over.Store(true) })
+	timer := time.AfterFunc(roundTime, func() { over.Store(true) })
 	defer timer.Stop()
 	start := time.Now()
 	for g := range goroutines {
 		group.Go(func() {
-			ctx, cancel := context.WithCancel(b.Context()) // a caller's own, as that of an HTTP request
+			ctx, cancel := context.WithCancel(b.Context()) // one per caller, like an HTTP request's
 			defer cancel()
 			n := 0
 			for ; !over.Load(); n++ {
@@ -117,7 +117,7 @@ func turn(b *testing.B, goroutines int, c contender) (perOp, mallocs float64) {
 	return float64(took) / float64(ops.Load()), float64(after.Mallocs-before.Mallocs) / float64(ops.Load())
 }
 
-// benchClient returns a client as users have it, without the counting of our tests.
+// benchClient returns a client with the defaults of go-redis and without a Wire.
 func benchClient(b *testing.B, s *redistest.Process) *redis.Client {
 	b.Helper()
 	rdb := redis.NewClient(&redis.Options{Addr: s.Addr()})
@@ -135,8 +135,8 @@ func benchLoader(b *testing.B, rdb redis.UniversalClient) *fetchonce.Loader[reco
 	return l
 }
 
-// hits returns the ways to read a value that is in Redis: bare GET and decode,
-// the same through go-redis' AutoPipeline, and ours.
+// hits returns three ways to read a value from Redis: GET and decode, the same through go-redis'
+// AutoPipeline, and Loader.Get.
 func hits(b *testing.B) []contender {
 	b.Helper()
 	s := redistest.TCPServer(b)
@@ -181,9 +181,9 @@ func hits(b *testing.B) []contender {
 	}
 }
 
-// BenchmarkRemoteHit compares Get of a value that is in Redis with what one would do
-// without us: bare is go-redis' GET and msgpack, auto the same through its
-// AutoPipeline. Run it with -benchtime=20x, for twenty rounds.
+// BenchmarkRemoteHit compares Get of a value that is in Redis with code without fetchonce: bare is
+// go-redis' GET and msgpack, auto the same through AutoPipeline. Run it with -benchtime=20x for
+// twenty rounds.
 func BenchmarkRemoteHit(b *testing.B) {
 	all := hits(b)
 	for _, goroutines := range []int{1, 8, 16, 64, 256} {
@@ -191,9 +191,8 @@ func BenchmarkRemoteHit(b *testing.B) {
 	}
 }
 
-// BenchmarkRemoteHitPaused has 16 callers that pause for 2 ms before each Get, and
-// reports how long a Get then takes: what shares round trips by waiting for more
-// callers is found out here, and not where callers return at once.
+// BenchmarkRemoteHitPaused reports the durations of Gets by 16 callers that pause for 2 ms before
+// each. It shows the cost of waiting for more callers in order to share a round trip.
 func BenchmarkRemoteHitPaused(b *testing.B) {
 	for _, c := range hits(b) {
 		b.Run(c.name, func(b *testing.B) {
@@ -228,8 +227,8 @@ func BenchmarkRemoteHitPaused(b *testing.B) {
 	}
 }
 
-// BenchmarkMiss compares Get of a key that is not there, with a fetch that costs
-// nothing, with a bare GET and SET: that is without a lock, and two round trips.
+// BenchmarkMiss compares a Get that misses, whose fetch takes no time, with a bare GET and SET,
+// which takes two round trips and has no lock.
 func BenchmarkMiss(b *testing.B) {
 	s := redistest.TCPServer(b)
 	rdb, l := benchClient(b, s), benchLoader(b, benchClient(b, s))
@@ -255,8 +254,8 @@ func BenchmarkMiss(b *testing.B) {
 	}
 }
 
-// BenchmarkLock compares Do of an uncontended name with the least that
-// a lock in Redis can do: SET NX PX, and a script that deletes what it has set.
+// BenchmarkLock compares Do of an uncontended name with the simplest lock in Redis: SET NX PX, and
+// a script that deletes the key.
 func BenchmarkLock(b *testing.B) {
 	s := redistest.TCPServer(b)
 	rdb := benchClient(b, s)

@@ -14,30 +14,29 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// BenchmarkOneNodeHangs measures the keys of two healthy masters, first with the
-// third well, then with it stopped while 20 callers use its keys. Each iteration is
-// one such pair. The figures are medians of the ratio, hung to well: of Gets and of
-// locks for each second, and of their 99th percentiles.
+// BenchmarkOneNodeHangs measures calls for keys of two healthy masters, first while the third runs
+// and then while it is stopped and 20 callers use its keys. Each iteration is one such pair. The
+// figures are medians of ratios, hung to running: of calls per second and of their p99.
 func BenchmarkOneNodeHangs(b *testing.B) {
 	c := redistest.Cluster(b)
 	nodes := c.Nodes()
 	rdb := c.Client()
-	ill := nodes[1]
-	theirs := keysOf(b, rdb, nodes, 20, func(n *redistest.Process) bool { return n == ill })
-	ours := keysOf(b, rdb, nodes, 40, func(n *redistest.Process) bool { return n != ill })
+	stopped := nodes[1]
+	onStopped := keysOf(b, rdb, nodes, 20, func(n *redistest.Process) bool { return n == stopped })
+	onOthers := keysOf(b, rdb, nodes, 40, func(n *redistest.Process) bool { return n != stopped })
 	for name, op := range map[string]func(context.Context, string) error{
-		"get": getHit(b, rdb, slices.Concat(theirs, ours)), "lock": lockOnce(b, rdb),
+		"get": getHit(b, rdb, slices.Concat(onStopped, onOthers)), "lock": lockOnce(b, rdb),
 	} {
 		b.Run(name, func(b *testing.B) {
 			var rates, tails []float64
-			useFor(b.Context(), time.Second, ours, op) // opens connections
+			useFor(b.Context(), time.Second, onOthers, op) // opens connections
 			for b.Loop() {
-				well := useFor(b.Context(), time.Second, ours, op)
-				hung := whileItHangs(b.Context(), ill, theirs, op, func() usage {
-					return useFor(b.Context(), time.Second, ours, op)
+				running := useFor(b.Context(), time.Second, onOthers, op)
+				hung := whileItHangs(b.Context(), stopped, onStopped, op, func() usage {
+					return useFor(b.Context(), time.Second, onOthers, op)
 				})
-				rates = append(rates, float64(hung.done)/float64(well.done))
-				tails = append(tails, float64(hung.p99)/float64(well.p99))
+				rates = append(rates, float64(hung.done)/float64(running.done))
+				tails = append(tails, float64(hung.p99)/float64(running.p99))
 			}
 			b.ReportMetric(median(rates), "rate-ratio")
 			b.ReportMetric(median(tails), "p99-ratio")
@@ -76,11 +75,11 @@ func lockOnce(b *testing.B, rdb redis.UniversalClient) func(context.Context, str
 	}
 }
 
-// whileItHangs measures while a node is stopped and a caller for each key of it waits.
-func whileItHangs(ctx context.Context, ill *redistest.Process, keys []string, op func(context.Context, string) error, measure func() usage) usage {
+// whileItHangs measures while a node is stopped and one caller for each of its keys waits.
+func whileItHangs(ctx context.Context, stopped *redistest.Process, keys []string, op func(context.Context, string) error, measure func() usage) usage {
 	ctx, stop := context.WithCancel(ctx)
 	var callers sync.WaitGroup
-	ill.Pause()
+	stopped.Pause()
 	for _, key := range keys {
 		callers.Go(func() {
 			for ctx.Err() == nil {
@@ -88,21 +87,21 @@ func whileItHangs(ctx context.Context, ill *redistest.Process, keys []string, op
 			}
 		})
 	}
-	useFor(ctx, time.Second, keys[:1], op) // by then all that the node can occupy is occupied
+	useFor(ctx, time.Second, keys[:1], op) // until the callers of the stopped node hold all that they can hold
 	got := measure()
 	stop()
-	ill.Resume()
+	stopped.Resume()
 	callers.Wait()
 	return got
 }
 
-// A usage is what the callers of some keys got done.
+// A usage is the number of successful calls and the p99 of their durations.
 type usage struct {
 	done int64
 	p99  time.Duration
 }
 
-// useFor has a caller for each key for a while.
+// useFor runs one caller for each key for a duration.
 func useFor(ctx context.Context, d time.Duration, keys []string, op func(context.Context, string) error) usage {
 	var done atomic.Int64
 	var callers sync.WaitGroup

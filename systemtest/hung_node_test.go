@@ -15,13 +15,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// withinSeconds is a RedisTimeout that a healthy node keeps on a busy machine, and
-// that ends while a test runs.
+// withinSeconds sets a RedisTimeout that is long enough for a healthy node on a busy machine, and
+// short enough for a test.
 func withinSeconds(opt *options) {
 	opt.RedisTimeout, opt.OnRedisDown = 5*time.Second, fetchonce.FailClosed
 }
 
-// patient has a client wait longer for a node that hangs than RedisTimeout.
+// patient makes a client wait for a hung node for longer than RedisTimeout.
 func patient(opt *redis.ClusterOptions) { opt.ReadTimeout = time.Minute }
 
 // keysOf returns n keys of the nodes for which ok holds.
@@ -43,43 +43,42 @@ func each(t *testing.T, what string, keys []string, do func(key string) error) {
 	for _, key := range keys {
 		all.Go(func() {
 			if err := do(key); err != nil {
-				t.Errorf("%s of %s, which a healthy node has: %v", what, key, err)
+				t.Errorf("%s of %s, a key of a healthy node: %v", what, key, err)
 			}
 		})
 	}
 	all.Wait()
 }
 
-// One of three masters hangs. While many callers ask for its keys and locks, nothing
-// fails that the others have.
+// One of three masters hangs, and many callers use its keys and locks. No call for a key of the
+// other masters fails.
 //
 //test:long
 func TestHungNodeDoesNotDelayKeysOfOtherNodes(t *testing.T) {
 	for name, client := range map[string]func(*redistest.Masters) *redis.ClusterClient{
-		"our options":        func(c *redistest.Masters) *redis.ClusterClient { return c.Client(patient) },
+		"test options":       func(c *redistest.Masters) *redis.ClusterClient { return c.Client(patient) },
 		"go-redis' defaults": func(c *redistest.Masters) *redis.ClusterClient { return c.Plain(patient) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := redistest.Cluster(t)
 			nodes := c.Nodes()
 			rdb := client(c)
-			ill := nodes[1]
-			is := func(n *redistest.Process) bool { return n == ill }
-			isNot := func(n *redistest.Process) bool { return n != ill }
-			theirs, ours := keysOf(t, rdb, nodes, 30, is), keysOf(t, rdb, nodes, 40, isNot)
+			hung := nodes[1]
+			onHung := keysOf(t, rdb, nodes, 30, func(n *redistest.Process) bool { return n == hung })
+			onOthers := keysOf(t, rdb, nodes, 40, func(n *redistest.Process) bool { return n != hung })
 			l, lk := testkit.LoaderOf(t, rdb, withinSeconds), testkit.LockerOf(t, rdb, testkit.PatientLocker)
 			fetch := func(context.Context, string) (string, error) { return "fetched", nil }
-			for _, key := range append(theirs, ours...) {
+			for _, key := range append(onHung, onOthers...) {
 				testkit.Set(t, l, key, "v")
 			}
 
-			ill.Pause()
+			hung.Pause()
 			ctx, cancel := context.WithCancel(t.Context())
 			var all sync.WaitGroup
 			defer all.Wait()
-			defer ill.Resume()
+			defer hung.Resume()
 			defer cancel()
-			for _, key := range theirs {
+			for _, key := range onHung {
 				all.Go(func() {
 					for ctx.Err() == nil {
 						_, _ = l.Get(ctx, key, fetch)
@@ -91,15 +90,15 @@ func TestHungNodeDoesNotDelayKeysOfOtherNodes(t *testing.T) {
 					}
 				})
 			}
-			ended := time.Now().Add(6 * time.Second) // so long that all which the ill node can occupy is occupied
+			ended := time.Now().Add(6 * time.Second) // until the callers of the hung node hold all that they can hold
 			for round := 0; round < 3 || time.Now().Before(ended); round++ {
-				healthy(t, l, lk, ours)
+				healthy(t, l, lk, onOthers)
 			}
 		})
 	}
 }
 
-// healthy uses keys and locks of healthy nodes in every way.
+// healthy calls every method with keys of healthy nodes.
 func healthy(t *testing.T, l loader, lk *fetchonce.Locker, keys []string) {
 	t.Helper()
 	fetch := func(context.Context, string) (string, error) { return "v", nil }
@@ -116,18 +115,18 @@ func healthy(t *testing.T, l loader, lk *fetchonce.Locker, keys []string) {
 		return lk.Do(t.Context(), key, func(context.Context) error { return nil })
 	})
 	if _, err := l.GetMany(t.Context(), keys, fetchMany); err != nil {
-		t.Errorf("GetMany of keys that healthy nodes have: %v", err)
+		t.Errorf("GetMany of keys of healthy nodes: %v", err)
 	}
 }
 
-// A process that starts while a node hangs finds out which nodes there are.
+// A process that starts while a node hangs loads the topology from the other nodes.
 func TestNewProcessFindsTheNodesWhileOneHangs(t *testing.T) {
 	c := redistest.Cluster(t)
 	nodes := c.Nodes()
 	ours := keysOf(t, c.Client(), nodes, 10, func(n *redistest.Process) bool { return n != nodes[0] })
 	nodes[0].Pause()
 	defer nodes[0].Resume()
-	for range 5 { // go-redis asks them in a random order
+	for range 5 { // go-redis tries nodes in a random order
 		healthy(t, testkit.LoaderOf(t, c.Plain(), func(opt *options) { opt.RedisTimeout = 20 * time.Second }), testkit.LockerOf(t, c.Plain(), testkit.PatientLocker), ours)
 	}
 }
@@ -142,6 +141,6 @@ func TestDeadMasterIsReplacedByItsReplica(t *testing.T) {
 	master := nodeOf(t, rdb, c.Nodes(), "k")
 	replica := joinReplica(t, c, master)
 	master.Kill()
-	tell(t, replica, "cluster", "failover", "takeover")
-	r.Until("the replica that was promoted is asked", func() bool { return l.Set(t.Context(), "k", "new") == nil })
+	command(t, replica, "cluster", "failover", "takeover")
+	r.Until("commands reach the promoted replica", func() bool { return l.Set(t.Context(), "k", "new") == nil })
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// TestMain lets this binary be one of the processes of a test. The tests are run
-// with no more rights in Redis than docs/redis.acl gives.
+// TestMain runs a worker process if the environment asks for one. Else it runs the tests with only
+// the rights of docs/redis.acl in Redis.
 func TestMain(m *testing.M) {
 	for name, work := range map[string]func(address string) error{"FETCHONCE_TEST_WORKER": work, "FETCHONCE_SOAK_WORKER": soakWork, "FETCHONCE_DEPLOY_WORKER": deployWork} {
 		if address := os.Getenv(name); address != "" {
@@ -40,13 +40,12 @@ func TestMain(m *testing.M) {
 
 const workerLease = time.Second
 
-// inFetch is what a worker does in its fetch, before it asks for the value.
+// inFetch is called in a worker's fetch, before the fetch reads its value.
 var inFetch = func(context.Context) {}
 
-// work Gets "k" once, and says what happens: "fetching" with the fence, when its
-// fetch begins, and then "ended" with the cause if that context ends, and "got"
-// with the value. The fetch, which does not heed its context, takes its value
-// from standard input.
+// work Gets "k" once and prints what happens: "fetching" and the fence when its fetch begins,
+// "ended" and the cause if the fetch's context has ended, and "got" and the value. The fetch
+// ignores its context and reads its value from standard input.
 func work(url string) error {
 	opt, err := redis.ParseURL(url)
 	if err != nil {
@@ -70,11 +69,11 @@ func work(url string) error {
 		return value, err
 	})
 	fmt.Println("got", got.Value, got.Source, err)
-	_, _ = io.Copy(io.Discard, os.Stdin) // end when the test says so
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the test closes it
 	return nil
 }
 
-// A worker is another process.
+// A worker is a process that runs work.
 type worker struct {
 	t     *testing.T
 	cmd   *exec.Cmd
@@ -121,18 +120,18 @@ func (w *worker) signal(s syscall.Signal) {
 	}
 }
 
-// says returns what comes after a word at the beginning of the next line.
-func (w *worker) says(word string) string {
+// await reads the next line, which must begin with word, and returns the rest.
+func (w *worker) await(word string) string {
 	w.t.Helper()
 	select {
 	case line := <-w.lines:
 		rest, ok := strings.CutPrefix(line, word+" ")
 		if !ok {
-			w.t.Fatalf("the worker said %q, want %q", line, word)
+			w.t.Fatalf("the worker printed %q, want %q", line, word)
 		}
 		return rest
 	case <-time.After(time.Minute):
-		w.t.Fatalf("the worker did not say %q", word)
+		w.t.Fatalf("the worker did not print %q", word)
 		return ""
 	}
 }
@@ -144,12 +143,11 @@ func (w *worker) returns(value string) {
 	}
 }
 
-// A process is killed in the middle of its fetch. One waiter takes over, and the others wait
-// for that one.
+// A process is killed during its fetch. One waiter fetches, and the others wait for that fetch.
 func TestWaiterTakesOverFromAKilledHolder(t *testing.T) {
 	server := redistest.Server(t)
 	holder := startWorker(t, server)
-	holder.says("fetching")
+	holder.await("fetching")
 	o := testkit.NewOrigin(t)
 	r := server.Backend()
 	a, b := testkit.NewLoader(t, r), testkit.NewLoader(t, r)
@@ -171,20 +169,20 @@ func TestWaiterTakesOverFromAKilledHolder(t *testing.T) {
 func TestHolderStoppedBeyondItsLeaseStoresNothing(t *testing.T) {
 	server := redistest.Server(t)
 	holder := startWorker(t, server)
-	first := holder.says("fetching")
+	first := holder.await("fetching")
 	holder.signal(redistest.SignalStop)
 
 	second := startWorker(t, server)
-	fence := second.says("fetching") // the lease has ended
-	if fence <= first {              // as many digits
+	fence := second.await("fetching") // the lease has ended
+	if fence <= first {               // fences have the same number of digits
 		t.Errorf("fences %v and %v do not rise", first, fence)
 	}
 	holder.returns("old")
 	holder.signal(redistest.SignalContinue)
-	if cause := holder.says("ended"); cause != fetchonce.ErrLockLost.Error() {
+	if cause := holder.await("ended"); cause != fetchonce.ErrLockLost.Error() {
 		t.Errorf("its context ended because of %v", cause)
 	}
-	if got := holder.says("got"); got != "old fetch <nil>" { // it was there before the fetch began
+	if got := holder.await("got"); got != "old fetch <nil>" { // the caller came before the fetch
 		t.Errorf("the stopped process got %q", got)
 	}
 
@@ -192,7 +190,7 @@ func TestHolderStoppedBeyondItsLeaseStoresNothing(t *testing.T) {
 	testkit.AwaitWaiters(t, server.Backend(), "k", 1)
 	second.returns("new")
 	for _, w := range []*worker{second, third} {
-		if got := w.says("got"); !strings.HasPrefix(got, "new ") {
+		if got := w.await("got"); !strings.HasPrefix(got, "new ") {
 			t.Errorf("a process got %q, want new", got)
 		}
 	}

@@ -14,15 +14,15 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// One after another, of 4 processes with 8 goroutines each, and everybody as
-// often as everybody else. BenchmarkHandOver does it 10^5 times.
+// 4 processes with 8 goroutines each acquire one lock 10,000 times. One at a time holds it, and all
+// hold it about as often. BenchmarkHandOff does so 10^5 times.
 func TestLockHasOneHolderInAllProcesses(t *testing.T) {
 	srv := redistest.Server(t)
 	c := startLockCrew(t, 4, lockJob{URL: srv.URL(), Goroutines: 8, Total: 10_000})
 	h := c.measure()
 	t.Log(h)
 	if h.fairness < 0.9 {
-		t.Errorf("the least favoured goroutine had %.2f of the turns of the most favoured", h.fairness)
+		t.Errorf("one goroutine held the lock %.2f times as often as another", h.fairness)
 	}
 	if h.p99 > 10*h.mean {
 		t.Errorf("p99 of the waits is %v, the mean %v", h.p99, h.mean)
@@ -43,12 +43,12 @@ func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("not reached within 20s: %s", what)
 		}
 	}
 }
 
-// Any member may be killed, in any state: the others continue.
+// The holder is killed. The next in the queue acquires the lock when its lease ends.
 func TestKilledHolderBlocksForItsLease(t *testing.T) {
 	const lease = time.Second
 	srv := redistest.Server(t)
@@ -65,21 +65,21 @@ func TestKilledHolderBlocksForItsLease(t *testing.T) {
 	killed := time.Now()
 	c.members[0].signal(syscall.SIGKILL)
 	_ = c.members[0].cmd.Wait()
-	c.board.inside.Store(0) // it is not in there any more
-	until(t, "the next one has the lock", func() bool { return c.board.done.Load() > 1 })
+	c.board.inside.Store(0) // instead of the killed holder
+	until(t, "the next process has the lock", func() bool { return c.board.done.Load() > 1 })
 	took := time.Since(killed)
-	t.Logf("the next one had it after %v", took)
+	t.Logf("the next process had the lock after %v", took)
 	if took > lease+250*time.Millisecond {
-		t.Errorf("the next one had the lock %v after the holder was killed", took)
+		t.Errorf("the next process had the lock %v after the holder was killed", took)
 	}
 	c.finish(c.members[1:]...)
 	if n := c.board.overlaps.Load() + c.board.backward.Load(); n > 0 {
-		t.Errorf("%d times somebody was not alone, or had a lower fence", n)
+		t.Errorf("%d times there were two holders or a lower fence", n)
 	}
 }
 
-// A process that was stopped beyond its lease learns of it before it does
-// anything else, and its release ends no other lease.
+// A process is stopped for longer than its lease. When it continues, its context has ended. Its
+// Release does not end the next holder's lease.
 func TestStoppedHolderLosesItsLock(t *testing.T) {
 	const lease = 500 * time.Millisecond
 	srv := redistest.Server(t)
@@ -90,15 +90,15 @@ func TestStoppedHolderLosesItsLock(t *testing.T) {
 	c.job.Total = 1
 	c.job.Hold = time.Second
 	next := c.start(1)
-	until(t, "the next one has the lock", func() bool { return c.board.inside.Load() != 0 })
+	until(t, "the next process has the lock", func() bool { return c.board.inside.Load() != 0 })
 	c.members[0].signal(syscall.SIGCONT)
-	until(t, "the stopped one has come back", func() bool { return c.board.resumed.Load() != 0 })
+	until(t, "the stopped process continues", func() bool { return c.board.resumed.Load() != 0 })
 	if c.board.resumed.Load() != 1 {
-		t.Error("the context of the stopped one had not ended when it came back")
+		t.Error("the context of the stopped process had not ended when the process continued")
 	}
-	c.finish(c.members[0], next) // the next one's release succeeds: it still had the lock
+	c.finish(c.members[0], next) // the next process's Release succeeds
 	if n := c.board.overlaps.Load() + c.board.backward.Load(); n > 0 {
-		t.Errorf("%d times somebody was not alone, or had a lower fence", n)
+		t.Errorf("%d times there were two holders or a lower fence", n)
 	}
 }
 
@@ -127,15 +127,15 @@ func TestKilledWaitersDoNotBlockTheQueue(t *testing.T) {
 	}
 	until(t, "the first has left", func() bool { return c.board.inside.Load() == 0 })
 	freed := time.Now()
-	until(t, "all have had the lock", func() bool { return c.board.done.Load() == 51 })
+	until(t, "all have held the lock", func() bool { return c.board.done.Load() == 51 })
 	took := time.Since(freed)
-	t.Logf("all had it after %v", took)
+	t.Logf("all had held the lock after %v", took)
 	if took > lease+time.Second {
-		t.Errorf("the last one had the lock after %v", took)
+		t.Errorf("the last process had the lock after %v", took)
 	}
 	c.finish(append(alive, c.members[0])...)
 
-	// The processes in the order in which they came, and in each its goroutines.
+	// The processes, in the order in which they first held the lock.
 	var order []uint64
 	for i := range c.board.order.Load() {
 		if member := c.board.trail[i].Load() / 1000; !slices.Contains(order, member) {
@@ -147,13 +147,13 @@ func TestKilledWaitersDoNotBlockTheQueue(t *testing.T) {
 		t.Errorf("the processes had the lock in the order %v, want %v", order, want)
 	}
 	if n := c.board.overlaps.Load() + c.board.backward.Load(); n > 0 {
-		t.Errorf("%d times somebody was not alone, or had a lower fence", n)
+		t.Errorf("%d times there were two holders or a lower fence", n)
 	}
 }
 
-// The measure: 10^5 acquisitions by 4 processes x 8 goroutines; and by
-// 4 x 1, where no process has anybody to hand the lock on to by itself.
-func BenchmarkHandOver(b *testing.B) {
+// BenchmarkHandOff measures 10^5 acquisitions by 4 processes with 8 goroutines each, and by 4
+// processes with one goroutine each, where no local hand-off is possible.
+func BenchmarkHandOff(b *testing.B) {
 	srv := redistest.Server(b)
 	for _, goroutines := range []int{8, 1} {
 		b.Run(fmt.Sprintf("4x%d", goroutines), func(b *testing.B) {
@@ -161,7 +161,7 @@ func BenchmarkHandOver(b *testing.B) {
 				c := startLockCrew(b, 4, lockJob{URL: srv.URL(), Goroutines: goroutines, Total: 100_000})
 				h := c.measure()
 				b.Log(h)
-				b.ReportMetric(h.perSecond, "handovers/s")
+				b.ReportMetric(h.perSecond, "handoffs/s")
 				b.ReportMetric(h.fairness, "min/max")
 				b.ReportMetric(float64(h.p50.Microseconds()), "p50-µs")
 				b.ReportMetric(float64(h.p99.Microseconds()), "p99-µs")

@@ -27,9 +27,8 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
-// A lockCrew is some processes, of this very test binary, that share a lock and
-// a page of memory. What they do under the lock they do on that page, so it is
-// the machine that says whether they were alone, not Redis.
+// A lockCrew is several processes of this test binary that share a lock and a page of memory. Under
+// the lock they write to that page, so the page shows whether two held the lock at once.
 type lockCrew struct {
 	t       testing.TB
 	job     lockJob
@@ -43,12 +42,12 @@ type lockJob struct {
 	Board      string
 	Member     int // from 0
 	Goroutines int
-	Total      int           // the crew stops after so many acquisitions in all; 0: when the test stops it
+	Total      int           // acquisitions after which the crew stops; 0: the test stops it
 	Lease      time.Duration // 0: the default
 	Slots      int
-	Hold       time.Duration // 0: no longer than it takes to read the board
-	Once       bool          // each goroutine has the lock once
-	Stop       bool          // the first to have the lock stops its process as by SIGSTOP
+	Hold       time.Duration // 0: release at once
+	Once       bool          // each goroutine acquires the lock once
+	Stop       bool          // the holder stops its process as by SIGSTOP
 }
 
 // A board is the page of memory. All its words are used atomically.
@@ -56,13 +55,13 @@ type board struct {
 	started, stopped atomic.Uint64
 	inside           atomic.Uint64 // the only holder: member * 1000 + goroutine + 1
 	overlaps         atomic.Uint64
-	fence            atomic.Uint64 // the highest seen
+	fence            atomic.Uint64 // of the last holder
 	backward         atomic.Uint64 // fences that were not higher
 	done             atomic.Uint64 // acquisitions
 	order            atomic.Uint64
-	holder           atomic.Uint64      // of the member that stops
-	resumed          atomic.Uint64      // 1: the stopped one found its context ended, first of all; 2: it did not
-	counts           [128]atomic.Uint64 // by goroutine of all members
+	holder           atomic.Uint64      // the holder that stops
+	resumed          atomic.Uint64      // after the stop, the holder found its context: 1: ended; 2: not ended
+	counts           [128]atomic.Uint64 // acquisitions of each goroutine of all members
 	trail            [128]atomic.Uint64 // the holders, in order
 }
 
@@ -85,21 +84,21 @@ func openBoard(t testing.TB, path string) *board {
 	return (*board)(unsafe.Pointer(&page[0]))
 }
 
-// enter and exit are what is done under the lock.
-func (b *board) enter(who uint64, fence int64) {
-	if !b.inside.CompareAndSwap(0, who) {
+// enter records a new holder, and exit its end.
+func (b *board) enter(holder uint64, fence int64) {
+	if !b.inside.CompareAndSwap(0, holder) {
 		b.overlaps.Add(1)
 	}
 	if last := b.fence.Swap(uint64(fence)); last >= uint64(fence) {
 		b.backward.Add(1)
 	}
 	if place := b.order.Add(1) - 1; place < uint64(len(b.trail)) {
-		b.trail[place].Store(who)
+		b.trail[place].Store(holder)
 	}
 }
 
-func (b *board) exit(who uint64) {
-	if !b.inside.CompareAndSwap(who, 0) {
+func (b *board) exit(holder uint64) {
+	if !b.inside.CompareAndSwap(holder, 0) {
 		b.overlaps.Add(1)
 	}
 }
@@ -115,7 +114,7 @@ type lockReport struct {
 	Errors []string
 }
 
-// startLockCrew starts processes that do a job once the test starts it.
+// startLockCrew starts processes, which begin their job when the test sets board.started.
 func startLockCrew(t testing.TB, members int, job lockJob) *lockCrew {
 	t.Helper()
 	job.Board = filepath.Join(t.TempDir(), "board")
@@ -153,12 +152,12 @@ func (c *lockCrew) start(i int) *lockMember {
 	m.out.Buffer(nil, 64<<20)
 	c.members = append(c.members, m)
 	c.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	m.hear(c.t, "ready")
+	m.await(c.t, "ready")
 	return m
 }
 
-// hear waits for a line that begins with a word and returns the rest of it.
-func (m *lockMember) hear(t testing.TB, word string) string {
+// await waits for a line that begins with word and returns the rest of it.
+func (m *lockMember) await(t testing.TB, word string) string {
 	t.Helper()
 	for m.out.Scan() {
 		var rest string
@@ -167,7 +166,7 @@ func (m *lockMember) hear(t testing.TB, word string) string {
 			return rest
 		}
 	}
-	t.Fatalf("a member of the crew ended without saying %q", word)
+	t.Fatalf("a member of the crew ended without printing %q", word)
 	return ""
 }
 
@@ -182,7 +181,7 @@ func (c *lockCrew) finish(members ...*lockMember) []lockReport {
 	var reports []lockReport
 	for _, m := range members {
 		var r lockReport
-		if err := json.Unmarshal([]byte(m.hear(c.t, "report")), &r); err != nil {
+		if err := json.Unmarshal([]byte(m.await(c.t, "report")), &r); err != nil {
 			c.t.Fatal(err)
 		}
 		for _, e := range r.Errors {
@@ -193,7 +192,7 @@ func (c *lockCrew) finish(members ...*lockMember) []lockReport {
 	return reports
 }
 
-// TestLockWorker is a member of a crew.
+// TestLockWorker runs a member of a crew.
 func TestLockWorker(t *testing.T) {
 	text := os.Getenv("FETCHONCE_LOCK_WORKER")
 	if text == "" {
@@ -245,17 +244,17 @@ func TestLockWorker(t *testing.T) {
 }
 
 func (job lockJob) work(lk *fetchonce.Locker, b *board, g int) (waits []int32, err error) {
-	who := uint64(job.Member*1000 + g + 1)
+	holder := uint64(job.Member*1000 + g + 1)
 	count := &b.counts[job.Member*job.Goroutines+g]
 	for b.stopped.Load() == 0 && (job.Total == 0 || b.done.Load() < uint64(job.Total)) {
-		asked := time.Now()
+		began := time.Now()
 		ctx, ls, err := lk.Acquire(context.Background(), "the lock")
 		if err != nil {
 			return waits, err
 		}
-		waits = append(waits, int32(time.Since(asked).Microseconds()))
+		waits = append(waits, int32(time.Since(began).Microseconds()))
 		if job.Stop {
-			b.holder.Store(who)
+			b.holder.Store(holder)
 			stopHere()
 			if ctx.Err() != nil && errors.Is(context.Cause(ctx), fetchonce.ErrLockLost) {
 				b.resumed.Store(1)
@@ -263,11 +262,11 @@ func (job lockJob) work(lk *fetchonce.Locker, b *board, g int) (waits []int32, e
 				b.resumed.Store(2)
 			}
 			if err := ls.Release(); !errors.Is(err, fetchonce.ErrLockLost) {
-				return waits, fmt.Errorf("the release of the stopped: %w", err)
+				return waits, fmt.Errorf("Release after the stop: %w", err)
 			}
 			break
 		}
-		b.enter(who, ls.Fence())
+		b.enter(holder, ls.Fence())
 		count.Add(1)
 		b.done.Add(1)
 		if job.Hold > 0 {
@@ -276,7 +275,7 @@ func (job lockJob) work(lk *fetchonce.Locker, b *board, g int) (waits []int32, e
 			case <-ctx.Done():
 			}
 		}
-		b.exit(who)
+		b.exit(holder)
 		if err := ls.Release(); err != nil {
 			return waits, err
 		}
@@ -287,15 +286,16 @@ func (job lockJob) work(lk *fetchonce.Locker, b *board, g int) (waits []int32, e
 	return waits, nil
 }
 
-// handOvers runs a crew of 4 x 8 on one lock, and returns what it measures.
-type handOvers struct {
+// handOffs are the measurements of a crew.
+type handOffs struct {
 	took               time.Duration
 	perSecond          float64
 	fairness           float64 // fewest over most acquisitions of a goroutine
 	p50, p99, mean, mx time.Duration
 }
 
-func (c *lockCrew) measure() (h handOvers) {
+// measure starts the crew, waits for its end and returns the measurements.
+func (c *lockCrew) measure() (h handOffs) {
 	c.t.Helper()
 	began := time.Now()
 	c.board.started.Store(1)
@@ -320,7 +320,7 @@ func (c *lockCrew) measure() (h handOvers) {
 	}
 	h.mean, h.p50, h.p99, h.mx = sum/time.Duration(len(waits)), at(0.5), at(0.99), at(1)
 	if n := c.board.overlaps.Load(); n > 0 {
-		c.t.Errorf("%d times somebody was not alone under the lock", n)
+		c.t.Errorf("%d times there were two holders", n)
 	}
 	if n := c.board.backward.Load(); n > 0 {
 		c.t.Errorf("%d fences were not higher than the one before", n)
@@ -328,12 +328,12 @@ func (c *lockCrew) measure() (h handOvers) {
 	return h
 }
 
-func (h handOvers) String() string {
+func (h handOffs) String() string {
 	return fmt.Sprintf("%.0f acquisitions/s, min/max %.3f, wait mean %v p50 %v p99 %v max %v", h.perSecond, h.fairness, h.mean, h.p50, h.p99, h.mx)
 }
 
-// stopHere stops this process, at this very line: a signal that is sent to a whole
-// process may reach it a little later, in another thread.
+// stopHere stops this process at this line. A signal to the whole process may arrive later, in
+// another thread.
 func stopHere() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

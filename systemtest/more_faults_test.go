@@ -14,8 +14,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// Redis is slow, and there is one fetch, however long it takes: the lease outlasts its
-// renewals, and the waiter is notified.
+// Redis is slow, and a fetch lasts for three leases. The lease is renewed, and the value is fetched
+// once.
 func TestSlowRedisCostsNoSecondFetch(t *testing.T) {
 	for _, delay := range []time.Duration{50 * time.Millisecond, 150 * time.Millisecond} {
 		t.Run(delay.String(), func(t *testing.T) {
@@ -44,8 +44,8 @@ func TestSlowRedisCostsNoSecondFetch(t *testing.T) {
 	}
 }
 
-// A lease is evicted, as a server does that is out of memory. Its holder learns of
-// it, another process takes over, and what the first one finds is not stored.
+// A server that is out of memory evicts a lease. The holder loses it, and another process fetches.
+// The holder's value is not stored.
 func TestEvictedLeaseIsLost(t *testing.T) {
 	r := redistest.Server(t, "--maxmemory-policy", "allkeys-lru").Backend()
 	admin := r.Plain()
@@ -53,16 +53,16 @@ func TestEvictedLeaseIsLost(t *testing.T) {
 	wantTakenOver(t, holder, other, func() {
 		setMaxMemory(t, admin, "1")
 		r.Until("the lease is evicted", func() bool {
-			admin.Set(t.Context(), "test:x:{x}", "x", time.Minute) // a write evicts; itself it fails
+			admin.Set(t.Context(), "test:x:{x}", "x", time.Minute) // evicts keys, and fails
 			return admin.Exists(t.Context(), "test:m:{k}").Val() == 0
 		})
 		setMaxMemory(t, admin, "0")
 	})
 }
 
-// wantTakenOver checks what happens when a lease is lost in Redis while its holder
-// fetches: the holder learns of it, the other one fetches anew, and what the first
-// fetch finds is given to its caller and not stored.
+// wantTakenOver calls lose, which ends a lease in Redis during the holder's fetch. It checks that
+// the fetch's context ends, that the other process fetches, and that the holder's value reaches its
+// caller and is not stored.
 func wantTakenOver(t *testing.T, holder, other loader, lose func()) {
 	t.Helper()
 	o := testkit.NewOrigin(t)
@@ -91,9 +91,9 @@ func setMaxMemory(t *testing.T, admin redis.UniversalClient, bytes string) {
 	}
 }
 
-// The server's clock jumps forward while a process fetches: to the server the lease
-// has ended. Another process takes over, and what the first one finds is not stored.
-func TestServersClockJumpsForward(t *testing.T) {
+// The server's clock jumps forward during a fetch, so the lease ends. Another process fetches. The
+// holder's value is not stored.
+func TestClockThatJumpsForwardEndsTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		holder, other := testkit.NewLoader(t, r.Backend()), testkit.NewLoader(t, r.Backend())
@@ -101,10 +101,9 @@ func TestServersClockJumpsForward(t *testing.T) {
 	})
 }
 
-// The server's clock steps back by an hour while a process fetches and another waits.
-// The end of a lease is a time of that clock, so the lease would last an hour longer:
-// until it is renewed, for its length. No other process fetches.
-func TestServersClockStepsBack(t *testing.T) {
+// The server's clock steps back by an hour during a fetch, so the lease would last an hour longer.
+// The next renewal sets its end again. No other process fetches.
+func TestClockThatStepsBackDoesNotLengthenTheLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		holder, other, admin := testkit.NewLoader(t, r, testkit.ShortLease(r)), testkit.NewLoader(t, r, testkit.ShortLease(r)), r.Client()
 		o := testkit.NewOrigin(t)
@@ -112,7 +111,7 @@ func TestServersClockStepsBack(t *testing.T) {
 		c := o.Next()
 		there := testkit.Get(t, t.Context(), other, "k", o)
 		testkit.AwaitWaiters(t, r, "k", 1)
-		admin.PExpire(t.Context(), "test:m:{k}", time.Hour) // no server lets its clock be set
+		admin.PExpire(t.Context(), "test:m:{k}", time.Hour) // instead of the clock, the TTL changes
 		r.Until("the lease is renewed for its length", func() bool {
 			left := admin.PTTL(t.Context(), "test:m:{k}").Val()
 			return left > 0 && left <= testkit.LeaseLength(r)
@@ -128,8 +127,8 @@ func TestServersClockStepsBack(t *testing.T) {
 	})
 }
 
-// An old and a new build run at once, with values of two shapes and a Schema each. They share
-// the lease of a key and not its value: each fetches it once, one after the other.
+// An old and a new build run at once, with different types and Schemas. They share the lease of a
+// key and not its value, so each fetches once, one after the other.
 func TestSchemaSeparatesTwoBuilds(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		schema := func(name string) func(*options) { return func(opt *options) { opt.Schema = name } }

@@ -16,59 +16,83 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A halfMoved is a cluster in which the slot of a key is on its way to another node,
-// until finish is called: names that exist stay where they are, and what is made anew is
-// made on the other node.
-type halfMoved struct {
+// A slotMove is a slot that moves to another node, until finish is called. Meanwhile, keys that
+// exist stay on their node until move is called for them, and new keys are made on the other node.
+type slotMove struct {
 	t        *testing.T
-	masters  *redistest.Masters
-	r        backend
-	rdb      *redis.ClusterClient
 	all      []*redistest.Process
 	from, to *redistest.Process
 	slot     int
 }
 
-// redirected has a client follow redirections as often as go-redis does by default.
+// beginMove begins to move the slot of a key.
+func beginMove(t *testing.T, key string, from, to *redistest.Process, all []*redistest.Process) *slotMove {
+	t.Helper()
+	rdb := from.Client()
+	defer rdb.Close()
+	m := &slotMove{t: t, all: all, from: from, to: to, slot: int(rdb.ClusterKeySlot(t.Context(), key).Val())}
+	command(t, to, "cluster", "setslot", m.slot, "importing", command(t, from, "cluster", "myid"))
+	command(t, from, "cluster", "setslot", m.slot, "migrating", command(t, to, "cluster", "myid"))
+	return m
+}
+
+// move moves keys by their names in Redis.
+func (m *slotMove) move(names ...string) {
+	m.t.Helper()
+	host, port, _ := net.SplitHostPort(m.to.Addr())
+	for _, name := range names {
+		command(m.t, m.from, "migrate", host, port, name, 0, 10000)
+	}
+}
+
+// moveAll moves all keys of the slot.
+func (m *slotMove) moveAll() {
+	m.t.Helper()
+	rdb := m.from.Client()
+	defer rdb.Close()
+	m.move(rdb.ClusterGetKeysInSlot(m.t.Context(), m.slot, 100).Val()...)
+}
+
+// finish moves all keys and ends the move.
+func (m *slotMove) finish() {
+	m.t.Helper()
+	m.moveAll()
+	id := command(m.t, m.to, "cluster", "myid")
+	for _, node := range append([]*redistest.Process{m.to, m.from}, m.all...) {
+		command(m.t, node, "cluster", "setslot", m.slot, "node", id)
+	}
+}
+
+// A halfMoved is a cluster with a slot that moves.
+type halfMoved struct {
+	*slotMove // nil until begin is called
+
+	t       *testing.T
+	masters *redistest.Masters
+	r       backend
+	rdb     *redis.ClusterClient
+}
+
+// redirected makes a client follow as many redirections as go-redis does by default.
 func redirected(opt *redis.ClusterOptions) { opt.MaxRedirects = 3 }
 
-// newHalfMoved returns a cluster, and the client with which the test reads it.
+// newHalfMoved returns a cluster and a client for the test.
 func newHalfMoved(t *testing.T) *halfMoved {
 	t.Helper()
 	c := redistest.Cluster(t)
-	return &halfMoved{t: t, masters: c, r: c.Backend(), rdb: c.Client(redirected), all: c.Nodes()}
+	return &halfMoved{t: t, masters: c, r: c.Backend(), rdb: c.Client(redirected)}
 }
 
-// begin begins to move the slot of a key, and moves those of its names.
+// begin begins to move the slot of a key to another master, and moves the given names.
 func (h *halfMoved) begin(key string, names ...string) {
 	h.t.Helper()
-	h.from, h.to = nodeOf(h.t, h.rdb, h.all, key), h.all[0]
-	if h.to == h.from {
-		h.to = h.all[1]
+	nodes := h.masters.Nodes()
+	from, to := nodeOf(h.t, h.rdb, nodes, key), nodes[0]
+	if to == from {
+		to = nodes[1]
 	}
-	h.slot = int(h.rdb.ClusterKeySlot(h.t.Context(), key).Val())
-	tell(h.t, h.to, "cluster", "setslot", h.slot, "importing", tell(h.t, h.from, "cluster", "myid"))
-	tell(h.t, h.from, "cluster", "setslot", h.slot, "migrating", tell(h.t, h.to, "cluster", "myid"))
+	h.slotMove = beginMove(h.t, key, from, to, nodes)
 	h.move(names...)
-}
-
-func (h *halfMoved) move(names ...string) {
-	h.t.Helper()
-	host, port, _ := net.SplitHostPort(h.to.Addr())
-	for _, name := range names {
-		tell(h.t, h.from, "migrate", host, port, name, 0, 10000)
-	}
-}
-
-// finish moves the rest.
-func (h *halfMoved) finish() {
-	h.t.Helper()
-	rdb := h.from.Client()
-	defer rdb.Close()
-	h.move(rdb.ClusterGetKeysInSlot(h.t.Context(), h.slot, 100).Val()...)
-	for _, node := range append([]*redistest.Process{h.to, h.from}, h.all...) {
-		tell(h.t, node, "cluster", "setslot", h.slot, "node", tell(h.t, h.to, "cluster", "myid"))
-	}
 }
 
 func (h *halfMoved) locker() *fetchonce.Locker {
@@ -76,8 +100,8 @@ func (h *halfMoved) locker() *fetchonce.Locker {
 	return testkit.LockerOf(h.t, h.masters.Client(redirected), testkit.ShortLockLease(h.r))
 }
 
-// A slot is half moved for longer than a lease: an uncontended lock is not lost, wherever its
-// keys are, and is released and taken again.
+// A slot is half moved for longer than a lease. An uncontended lock is renewed, released and
+// acquired again, on whichever node its keys are.
 func TestHalfMovedSlotCostsNoLock(t *testing.T) {
 	h := newHalfMoved(t)
 	lk := h.locker()
@@ -90,7 +114,7 @@ func TestHalfMovedSlotCostsNoLock(t *testing.T) {
 				state = now
 				renewals++
 			}
-			return renewals > 6 || holder.Ctx.Err() != nil // a lease is three renewals long
+			return renewals > 6 || holder.Ctx.Err() != nil // two leases
 		})
 		if holder.Ctx.Err() != nil {
 			t.Error("the lock was lost in a half moved slot")
@@ -106,8 +130,8 @@ func TestHalfMovedSlotCostsNoLock(t *testing.T) {
 	}
 }
 
-// A queue cannot be read while a slot is half moved. Its lock still has one holder at a
-// time, and each process holds it.
+// A queue cannot be read while a slot is half moved. The lock still has one holder at a time, and
+// each process acquires it.
 func TestQueueOfAHalfMovedSlotHasOneHolder(t *testing.T) {
 	for name, names := range map[string][]string{"the lock is moved": {"test:l:{it}"}, "the queue is moved": {"test:q:{it}", "test:w:{it}"}} {
 		t.Run(name, func(t *testing.T) {
@@ -155,8 +179,8 @@ func TestQueueOfAHalfMovedSlotHasOneHolder(t *testing.T) {
 	}
 }
 
-// A Delete and an Update in a half moved slot do what they promise.
-func TestDeleteAndUpdateInAHalfMovedSlot(t *testing.T) {
+// A Delete or Update in a half moved slot deletes the value and ends the lease.
+func TestDeleteAndUpdateInAHalfMovedSlotDiscardTheValue(t *testing.T) {
 	changes := map[string]func(t *testing.T, l loader) error{
 		"Delete": func(t *testing.T, l loader) error { return l.Delete(t.Context(), "k") },
 		"Update": func(t *testing.T, l loader) error {
@@ -188,7 +212,7 @@ func TestDeleteAndUpdateInAHalfMovedSlot(t *testing.T) {
 				old.Returns("old")
 				early.Want("old")
 				if h.rdb.Exists(t.Context(), "test:v:{k}").Val() != 0 {
-					t.Errorf("what was fetched before the %s is stored", name)
+					t.Errorf("a value that was fetched before the %s is stored", name)
 				}
 				h.finish()
 				late := testkit.Get(t, t.Context(), other, "k", o)
@@ -200,8 +224,8 @@ func TestDeleteAndUpdateInAHalfMovedSlot(t *testing.T) {
 	}
 }
 
-// A fetch ends while its slot is half moved: what it found is not stored, and the
-// callers in all processes get it.
+// A fetch returns while its slot is half moved. The value is not stored. All callers in all
+// processes receive it.
 func TestValueFetchedInAHalfMovedSlotIsNotStored(t *testing.T) {
 	h := newHalfMoved(t)
 	slow := func(opt *options) { opt.RedisTimeout = time.Second }
@@ -211,7 +235,7 @@ func TestValueFetchedInAHalfMovedSlotIsNotStored(t *testing.T) {
 	c := o.Next()
 	there := testkit.Get(t, t.Context(), other, "k", o)
 	testkit.AwaitWaiters(t, h.r, "k", 1)
-	h.begin("k") // the lease alone is there
+	h.begin("k") // Redis has only the lease
 	c.Returns("v")
 	here.Want("v")
 	there.Want("v")

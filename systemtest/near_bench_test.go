@@ -13,7 +13,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// nearKeys are what the benchmark reads: all of them are near.
+// nearKeys returns the keys that the benchmark reads, which all have near entries.
 func nearKeys() []string {
 	keys := make([]string, 1024)
 	for i := range keys {
@@ -22,8 +22,8 @@ func nearKeys() []string {
 	return keys
 }
 
-// BenchmarkNearHit compares a near hit with a bare read of the map of entries. Its budget is
-// no allocation, and twice the time.
+// BenchmarkNearHit compares a near hit with a read of a bare otter cache. Its budget is no
+// allocation and twice the time.
 func BenchmarkNearHit(b *testing.B) {
 	keys := nearKeys()
 	rdb := redistest.Server(b).Client()
@@ -40,7 +40,7 @@ func BenchmarkNearHit(b *testing.B) {
 		for deadline := time.Now().Add(10 * time.Second); ; {
 			got, err := l.Load(ctx, key, func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "value", nil })
 			if err != nil || time.Now().After(deadline) {
-				b.Fatal("no copy", err)
+				b.Fatal("no near entry", err)
 			}
 			if got.Source == fetchonce.SourceNear {
 				break

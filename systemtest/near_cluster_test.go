@@ -1,11 +1,9 @@
 package systemtest_test
 
 import (
-	"net"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -14,11 +12,11 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// follow has a client of a cluster go where its nodes send it.
+// follow makes a cluster client follow redirections.
 func follow(opt *redis.ClusterOptions) { opt.MaxRedirects = 8 }
 
-// tell sends a node a command.
-func tell(t *testing.T, node *redistest.Process, args ...any) string {
+// command sends a command to a node and returns the reply.
+func command(t *testing.T, node *redistest.Process, args ...any) string {
 	t.Helper()
 	rdb := node.Client()
 	defer rdb.Close()
@@ -29,7 +27,7 @@ func tell(t *testing.T, node *redistest.Process, args ...any) string {
 	return got
 }
 
-// nodeOf returns which of the nodes has a key.
+// nodeOf returns the node that has a key.
 func nodeOf(t testing.TB, rdb *redis.ClusterClient, nodes []*redistest.Process, key string) *redistest.Process {
 	t.Helper()
 	master, err := rdb.MasterForKey(t.Context(), "test:v:{"+key+"}")
@@ -41,76 +39,52 @@ func nodeOf(t testing.TB, rdb *redis.ClusterClient, nodes []*redistest.Process, 
 			return node
 		}
 	}
-	t.Fatal("no node has it")
+	t.Fatalf("no node has the key %q", key)
 	return nil
 }
 
-// move gives a key's slot, with all that is in it, to another node. What is to happen
-// meanwhile does when all names are there and the slot is not.
-func move(t *testing.T, key string, from, to *redistest.Process, all []*redistest.Process, meanwhile ...func()) {
-	t.Helper()
-	rdb := from.Client()
-	defer rdb.Close()
-	slot := int(rdb.ClusterKeySlot(t.Context(), key).Val())
-	target, source := tell(t, to, "cluster", "myid"), tell(t, from, "cluster", "myid")
-	tell(t, to, "cluster", "setslot", slot, "importing", source)
-	tell(t, from, "cluster", "setslot", slot, "migrating", target)
-	for _, name := range rdb.ClusterGetKeysInSlot(t.Context(), slot, 100).Val() {
-		host, port, _ := net.SplitHostPort(to.Addr())
-		if err := rdb.Migrate(t.Context(), host, port, name, 0, 10*time.Second).Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, do := range meanwhile {
-		do()
-	}
-	for _, node := range append([]*redistest.Process{to, from}, all...) {
-		tell(t, node, "cluster", "setslot", slot, "node", target)
-	}
-}
-
-// joinReplica adds a node as a replica of a master. It returns when the replica has all data
-// of the master, and the voting masters know it.
+// joinReplica adds a node as a replica of a master. It returns when the replica has all data of
+// the master, and all masters know the replica.
 func joinReplica(t *testing.T, c *redistest.Masters, master *redistest.Process) *redistest.Process {
 	t.Helper()
 	replica := c.Join()
-	tell(t, master, "config", "set", "repl-diskless-sync-delay", "0")
-	id := tell(t, master, "cluster", "myid")
-	tell(t, replica, "cluster", "replicate", id)
-	c.Backend().Until("the replica has all, and is known", func() bool {
+	command(t, master, "config", "set", "repl-diskless-sync-delay", "0")
+	id := command(t, master, "cluster", "myid")
+	command(t, replica, "cluster", "replicate", id)
+	c.Backend().Until("the replica is known and connected", func() bool {
 		for _, node := range c.Nodes() {
-			if !strings.Contains(tell(t, node, "cluster", "nodes"), "slave "+id) {
+			if !strings.Contains(command(t, node, "cluster", "nodes"), "slave "+id) {
 				return false
 			}
 		}
-		return strings.Contains(tell(t, replica, "info", "replication"), "master_link_status:up")
+		return strings.Contains(command(t, replica, "info", "replication"), "master_link_status:up")
 	})
 	return replica
 }
 
-// A slot moves to a new node, which this process does not track yet. The process keeps no
-// near entries of that node's keys until it does.
+// A slot moves to a new node, and the process cannot subscribe there. It keeps no near entries of
+// that node's keys until it can.
 func TestNearCacheKeepsNoEntryOfAnUntrackedNode(t *testing.T) {
 	c := redistest.Cluster(t)
 	nodes := c.Nodes()
 	for _, node := range nodes {
-		tell(t, node, "acl", "setuser", "listener", "on", ">secret", "~*", "&*", "+@all")
+		command(t, node, "acl", "setuser", "tracker", "on", ">secret", "~*", "&*", "+@all")
 	}
-	rdb := c.Client(follow, func(opt *redis.ClusterOptions) { opt.Username, opt.Password = "listener", "secret" })
+	rdb := c.Client(follow, func(opt *redis.ClusterOptions) { opt.Username, opt.Password = "tracker", "secret" })
 	l, other := testkit.LoaderOf(t, rdb, testkit.WithNear), testkit.LoaderOf(t, c.Client(follow))
 	r := c.Backend()
 	testkit.Set(t, other, "k", "old")
 	testkit.WarmNear(t, r, l, "k", "old")
 
 	joined := c.Join()
-	tell(t, joined, "acl", "setuser", "listener", "on", ">secret", "~*", "&*", "+@all", "-subscribe") // no client can subscribe there
-	move(t, "k", nodeOf(t, rdb, nodes, "k"), joined, nodes)
+	command(t, joined, "acl", "setuser", "tracker", "on", ">secret", "~*", "&*", "+@all", "-subscribe")
+	beginMove(t, "k", nodeOf(t, rdb, nodes, "k"), joined, nodes).finish()
 	for i := range 10 {
 		value := "new " + strconv.Itoa(i)
 		testkit.Set(t, other, "k", value)
 		for range 2 {
 			if got, from := testkit.Source(t, l, "k"); got != value || from == fetchonce.SourceNear {
-				t.Fatalf("got %q from %v, want %q from the node that nobody listens to", got, from, value)
+				t.Fatalf("got %q from %v, want %q from the node without a subscription", got, from, value)
 			}
 			if got, err := l.GetMany(t.Context(), []string{"k"}, fetchMany); err != nil || got["k"] != value {
 				t.Fatalf("GetMany = %v, %v; want %q", got, err, value)
@@ -118,10 +92,10 @@ func TestNearCacheKeepsNoEntryOfAnUntrackedNode(t *testing.T) {
 		}
 	}
 
-	tell(t, joined, "acl", "setuser", "listener", "+subscribe")
+	command(t, joined, "acl", "setuser", "tracker", "+subscribe")
 	testkit.WarmNear(t, r, l, "k", "new 9")
 	testkit.Set(t, other, "k", "newer")
-	r.Until("the copy is gone", func() bool {
+	r.Until("the near entry is gone", func() bool {
 		got, err := l.Peek(t.Context(), "k")
 		return err == nil && got.Value == "newer"
 	})
@@ -132,15 +106,15 @@ func TestNearCacheKeepsNoEntryOfAnUntrackedNode(t *testing.T) {
 func TestNearCacheFollowsAPromotedReplica(t *testing.T) {
 	for name, promote := range map[string]func(t *testing.T, master, replica *redistest.Process){
 		"planned": func(t *testing.T, master, replica *redistest.Process) {
-			tell(t, replica, "cluster", "failover")
+			command(t, replica, "cluster", "failover")
 		},
 		"after a crash": func(t *testing.T, master, replica *redistest.Process) {
 			master.Kill()
-			tell(t, replica, "cluster", "failover", "takeover")
+			command(t, replica, "cluster", "failover", "takeover")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel() // most of it is waiting
+			t.Parallel() // it mostly waits
 			c := redistest.Cluster(t)
 			rdb := c.Client(follow)
 			writer := c.Client(follow)
@@ -152,17 +126,17 @@ func TestNearCacheFollowsAPromotedReplica(t *testing.T) {
 			testkit.WarmNear(t, r, l, "k", "old")
 
 			promote(t, master, replica)
-			r.Until("it is promoted", func() bool {
-				return strings.HasPrefix(tell(t, replica, "info", "replication"), "# Replication\r\nrole:master")
+			r.Until("the replica is promoted", func() bool {
+				return strings.HasPrefix(command(t, replica, "info", "replication"), "# Replication\r\nrole:master")
 			})
-			r.Until("it takes a change", func() bool {
-				writer.ReloadState(t.Context()) // go-redis itself would do that after ten seconds
+			r.Until("the new master accepts a Set", func() bool {
+				writer.ReloadState(t.Context()) // go-redis would do so after ten seconds
 				return other.Set(t.Context(), "k", "new 0") == nil
 			})
 			for i := range 5 {
 				value := "new " + strconv.Itoa(i)
 				testkit.Set(t, other, "k", value)
-				r.Until(value+" is seen", func() bool {
+				r.Until("Peek returns "+value, func() bool {
 					got, err := l.Peek(t.Context(), "k")
 					return err == nil && got.Value == value
 				})

@@ -25,28 +25,28 @@ import (
 // has the sizes of docs/scale.md. The defaults take seconds without -race.
 var (
 	manyCallers = flag.Int("callers", 20_000, "callers at once of one key")
-	manyCycles  = flag.Int("cycles", 1000, "locks taken and given back; a tenth of that, Loaders made and closed")
+	manyCycles  = flag.Int("cycles", 1000, "locks acquired and released; a tenth of that, Loaders made and closed")
 )
 
-// Very many callers of one process ask for one key at once: there is one fetch,
-// and each of them costs its goroutine and little more.
-func TestManyCallersOfOneKey(t *testing.T) {
-	const most = 8 << 10 // a frame more on the way of a Get doubles the stack of each, to more than this
+// 20,000 callers in one process wait for one key. The value is fetched once, and each caller costs
+// little more memory than its goroutine.
+func TestManyCallersOfOneKeyCostLittleMemory(t *testing.T) {
+	const most = 8 << 10 // one more frame in Get may double every stack to more than this
 	l := testkit.NewLoader(t, redistest.Server(t).Backend(), func(opt *options) { opt.RedisTimeout = time.Minute })
 	o := testkit.NewOrigin(t)
 	var running sync.WaitGroup
-	ask := func() {
+	get := func() {
 		running.Go(func() {
 			if v, err := l.Get(t.Context(), "k", o.Fetch); v != "v" || err != nil {
 				t.Errorf("Get = %q, %v", v, err)
 			}
 		})
 	}
-	ask() // what is made once is not theirs
+	get() // allocates what is made once
 	c := o.Next()
 	before, others := inUse(), waiting()
 	for range *manyCallers {
-		ask()
+		get()
 	}
 	for waiting() < others+*manyCallers {
 		time.Sleep(time.Millisecond)
@@ -64,7 +64,7 @@ func TestManyCallersOfOneKey(t *testing.T) {
 // inUse returns the bytes of the heap that are in use, and of the stacks.
 func inUse() uint64 {
 	runtime.GC()
-	runtime.GC() // the first one may have started before, and leaves what pools hold
+	runtime.GC() // the first GC leaves what pools hold
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc + m.StackInuse
@@ -82,12 +82,12 @@ func raceDetector() bool {
 	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
-// Locks are taken and given back, Loaders are made, used and closed, all over one
-// client on which others live: no goroutine stays, no connection, no subscription.
+// Locks are acquired and released, and Loaders are made, used and closed, over one client that a
+// Loader and a Locker keep using. No goroutine, connection or subscription is left.
 func TestCyclesOfUseLeaveNothing(t *testing.T) {
 	server := redistest.Server(t)
 	rdb := server.Client()
-	lives := testkit.LoaderOf(t, rdb)
+	lasting := testkit.LoaderOf(t, rdb)
 	locks, err := fetchonce.NewLocker(rdb, fetchonce.LockOptions{Prefix: "test", RedisTimeout: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func TestCyclesOfUseLeaveNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := lives.Get(t.Context(), "k", func(context.Context, string) (string, error) { return "v", nil }); err != nil {
+	if _, err := lasting.Get(t.Context(), "k", func(context.Context, string) (string, error) { return "v", nil }); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 10 {
@@ -123,8 +123,8 @@ func TestCyclesOfUseLeaveNothing(t *testing.T) {
 	}
 	r := server.Backend()
 	r.Until("no goroutine is left behind", func() bool { return runtime.NumGoroutine() <= goroutines })
-	// The client's pool may have grown by a few, for concurrent commands. A connection for
-	// each Loader would be many more.
+	// The client's pool may have grown by a few connections for concurrent commands. One for each
+	// Loader would be many more.
 	const pooled = 8
 	r.Until("no connection is left behind", func() bool { return len(clientList(t, server)) <= connections+pooled })
 	r.Until("no subscription is left behind", func() bool {
@@ -148,9 +148,8 @@ func clientList(t *testing.T, server *redistest.Process) []string {
 	return strings.Split(strings.TrimSpace(list), "\n")
 }
 
-// A waiter waits for its notification: in ten minutes a process with a hundred callers sends a
-// recheck about once a second, and nothing else.
-func TestWaitersAreIdle(t *testing.T) {
+// A process with a hundred waiting callers sends about one recheck per second, and nothing else.
+func TestWaitersSendOnlyRechecks(t *testing.T) {
 	for name, wait := range map[string]func(t *testing.T, r backend) (waiting *redis.Client, end func()){
 		"for a value": func(t *testing.T, r backend) (*redis.Client, func()) {
 			long := func(opt *options) { opt.FetchTimeout = fetchonce.Off }

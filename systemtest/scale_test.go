@@ -10,8 +10,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// A node of a cluster sends what is published there to every other node. So nothing is
-// published without a waiter. docs/scale.md relies on this.
+// A node of a cluster forwards each PUBLISH to every other node. So scripts publish only for a
+// waiter. docs/scale.md relies on this.
 func TestOnlyAWaiterCostsMessagesBetweenNodes(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := c.Backend()
@@ -21,7 +21,7 @@ func TestOnlyAWaiterCostsMessagesBetweenNodes(t *testing.T) {
 	sent := func() int {
 		all := 0
 		for _, node := range nodes {
-			for line := range strings.Lines(tell(t, node, "cluster", "info")) {
+			for line := range strings.Lines(command(t, node, "cluster", "info")) {
 				if n, ok := strings.CutPrefix(line, "cluster_stats_messages_publish_sent:"); ok {
 					n, err := strconv.Atoi(strings.TrimSpace(n))
 					if err != nil {
@@ -49,13 +49,13 @@ func TestOnlyAWaiterCostsMessagesBetweenNodes(t *testing.T) {
 		}
 	}
 
-	costs("a miss for which nobody waits", 0, func() {
+	costs("a miss without a waiter", 0, func() {
 		g := testkit.Get(t, t.Context(), l, "alone", o)
 		o.Next().Returns("v")
 		g.Want("v")
 	})
 	costs("a hit", 0, func() { testkit.Get(t, t.Context(), other, "alone", o).Want("v") })
-	costs("a miss for which another process waits", len(nodes)-1, func() {
+	costs("a miss with a waiter in another process", len(nodes)-1, func() {
 		g := testkit.Get(t, t.Context(), l, "both", o)
 		call := o.Next()
 		waits := testkit.Get(t, t.Context(), other, "both", o)
@@ -65,5 +65,5 @@ func TestOnlyAWaiterCostsMessagesBetweenNodes(t *testing.T) {
 		waits.Want("v")
 	})
 	testkit.WarmNear(t, r, near, "both", "v")
-	costs("a change of which another process has a copy", 0, func() { testkit.Set(t, l, "both", "new") })
+	costs("a change of a key that has a near entry", 0, func() { testkit.Set(t, l, "both", "new") })
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
-// spinVariable is the environment variable that has a worker spin in its fetch until
-// the file of that name begins with something.
+// spinVariable is the environment variable that makes a worker spin in its fetch. It names a file;
+// the worker spins until the first word of the file is not 0.
 const spinVariable = "FETCHONCE_TEST_SPIN"
 
 func init() {
@@ -40,8 +40,8 @@ func init() {
 	}
 }
 
-// spin spins until the first word says that it is enough. It calls nothing, not even
-// what the race detector would have it call, so no other goroutine gets to run.
+// spin runs until the first word is not 0. It calls no function, and the race detector inserts no
+// calls, so no other goroutine runs.
 //
 //go:norace
 //go:noinline
@@ -51,8 +51,7 @@ func spin(page *[2]uint32) {
 	}
 }
 
-// mapPage returns the first words of a file, as other processes have them in their
-// memory.
+// mapPage maps the first words of a file, which other processes map too.
 func mapPage(path string) (*[2]uint32, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -66,12 +65,12 @@ func mapPage(path string) (*[2]uint32, error) {
 	if err != nil {
 		return nil, err
 	}
-	return (*[2]uint32)(unsafe.Pointer(&page[0])), nil // for as long as the process lives
+	return (*[2]uint32)(unsafe.Pointer(&page[0])), nil // until the process ends
 }
 
-// A process has one core, and its fetch never yields it, so no renewal runs. Another process
-// takes over. When the fetch checks its context, before any other goroutine could run, it has
-// ended. The value is not stored.
+// A process has one core, and its fetch never yields it, so no renewal runs and the lease ends.
+// The context of the fetch has ended when the fetch checks it, although no other goroutine has run.
+// The value is not stored.
 func TestStarvedRenewalLosesTheLease(t *testing.T) {
 	server := redistest.Server(t)
 	path := filepath.Join(t.TempDir(), "page")
@@ -80,21 +79,21 @@ func TestStarvedRenewalLosesTheLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	holder := startWorker(t, server, spinVariable+"="+path, "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1")
-	holder.says("fetching")
+	holder.await("fetching")
 	second := startWorker(t, server)
-	second.says("fetching") // the lease has ended
+	second.await("fetching") // the lease has ended
 	atomic.StoreUint32(&page[0], 1)
-	if got := holder.says("starved"); got != "true" {
+	if got := holder.await("starved"); got != "true" {
 		t.Error("its context had not ended")
 	}
 	holder.returns("old")
-	holder.says("ended")
-	if got := holder.says("got"); !strings.HasPrefix(got, "old ") {
+	holder.await("ended")
+	if got := holder.await("got"); !strings.HasPrefix(got, "old ") {
 		t.Errorf("the starved process got %q", got)
 	}
 	second.returns("new")
-	if got := second.says("got"); !strings.HasPrefix(got, "new ") {
-		t.Errorf("the other got %q", got)
+	if got := second.await("got"); !strings.HasPrefix(got, "new ") {
+		t.Errorf("the other process got %q", got)
 	}
 	testkit.WantKept(t, testkit.NewLoader(t, server.Backend()), "new")
 }

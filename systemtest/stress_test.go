@@ -12,25 +12,22 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/fetchonce/fetchonce/internal/redistest"
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
 var stressFor = flag.Duration("stress", 600*time.Millisecond, "how long each stress test runs")
 
-// A truth is an origin whose values are versions, which only rise.
+// A truth is an origin whose values are version numbers, which only rise.
 type truth struct {
-	version  atomic.Int64 // what a fetch would find now
-	deleted  atomic.Int64 // the newest version of which a Delete has returned
+	version  atomic.Int64 // the current version
+	deleted  atomic.Int64 // the newest version whose Delete has returned
 	fetching atomic.Int64 // fetches that run
 }
 
 var errOrigin = errors.New("the origin fails")
 
-// fetch returns the version there was when it began, some time later: as old as
-// it may be.
+// fetch reads the version, waits, and returns it: the oldest value that it may return.
 func (o *truth) fetch(ctx context.Context, longest time.Duration, fails bool) (string, error) {
 	v := o.version.Load()
 	select {
@@ -44,13 +41,13 @@ func (o *truth) fetch(ctx context.Context, longest time.Duration, fails bool) (s
 	return strconv.FormatInt(v, 10), nil
 }
 
-// A stress is several processes that ask for the same few keys all the time.
+// A stress is several processes that get the same few keys all the time.
 type stress struct {
 	*testing.T
 	loaders []loader
 	truths  map[string]*truth
 	keys    []string
-	ctx     context.Context // ends when it is over
+	ctx     context.Context // ends when the test does
 	running sync.WaitGroup
 
 	gets, fetches, deletes atomic.Int64
@@ -71,7 +68,7 @@ func newStress(t *testing.T, r backend, change ...func(*options)) *stress {
 	return s
 }
 
-// callers starts 25 callers of each process. They call get again and again.
+// callers starts 25 callers in each process, which call get repeatedly.
 func (s *stress) callers(get func(l loader, key string, o *truth)) {
 	for _, l := range s.loaders {
 		for range 25 {
@@ -86,7 +83,7 @@ func (s *stress) callers(get func(l loader, key string, o *truth)) {
 	}
 }
 
-// every calls do about so often.
+// every calls do repeatedly, with about this pause between calls.
 func (s *stress) every(pause time.Duration, do func()) {
 	s.running.Go(func() {
 		for s.ctx.Err() == nil {
@@ -96,13 +93,13 @@ func (s *stress) every(pause time.Duration, do func()) {
 	})
 }
 
-// write makes a new version, and deletes the one that is kept.
+// write makes a new version and deletes the stored one.
 func (s *stress) write() {
 	key := s.keys[rand.N(len(s.keys))]
 	o, l := s.truths[key], s.loaders[rand.N(len(s.loaders))]
 	v := o.version.Add(1)
 	if l.Delete(s.Context(), key) != nil {
-		return // nothing is known
+		return // the Delete may have had no effect
 	}
 	s.deletes.Add(1)
 	for {
@@ -124,12 +121,12 @@ func (s *stress) end() {
 	select {
 	case <-ended:
 	case <-time.After(*stressFor + 20*time.Second):
-		s.Fatal("somebody waits for ever")
+		s.Fatal("a caller never returned")
 	}
 	s.Logf("%d Gets, %d fetches, %d Deletes", s.gets.Load(), s.fetches.Load(), s.deletes.Load())
 }
 
-// Values come and go by themselves: never two fetches of a key at once.
+// Values expire all the time. A key never has two fetches at once.
 func TestOneFetchAtATimeUnderStress(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		s := newStress(t, r, func(opt *options) { opt.TTL, opt.Jitter = 10*time.Millisecond, 0.5 })
@@ -148,13 +145,13 @@ func TestOneFetchAtATimeUnderStress(t *testing.T) {
 		})
 		s.end()
 		if s.fetches.Load() < 10 {
-			t.Error("there was no stress")
+			t.Error("too few calls: the test shows nothing")
 		}
 	})
 }
 
-// Whatever happens, a Get that began after a Delete had returned does not return
-// what was before it.
+// Callers leave, fetches fail and connections are killed. A Get that began after a Delete had
+// returned never returns an older value.
 func TestNoStaleValueUnderStress(t *testing.T) {
 	redistest.EachReal(t, func(t *testing.T, r backend) {
 		s := newStress(t, r)
@@ -181,25 +178,13 @@ func TestNoStaleValueUnderStress(t *testing.T) {
 			}
 		})
 		s.every(15*time.Millisecond, s.write)
-		s.every(200*time.Millisecond, func() { killClients(t, admin) })
+		s.every(200*time.Millisecond, func() {
+			_ = testkit.KillClients(t.Context(), admin, []string{"normal", "pubsub"}[rand.N(2)])
+		})
 		s.end()
 		if s.deletes.Load() < 3 || s.gets.Load() < 200 {
-			t.Error("there was no stress")
+			t.Error("too few calls: the test shows nothing")
 		}
 		testkit.WantNoKeyForEver(t, r)
 	})
-}
-
-// killClients ends the connections of all clients, or those that subscribe.
-func killClients(t *testing.T, admin redis.UniversalClient) {
-	t.Helper()
-	kind := []string{"normal", "pubsub"}[rand.N(2)]
-	kill := func(ctx context.Context, c *redis.Client) error {
-		return c.Do(ctx, "client", "kill", "type", kind).Err()
-	}
-	if cluster, ok := admin.(*redis.ClusterClient); ok {
-		_ = cluster.ForEachMaster(t.Context(), kill)
-		return
-	}
-	_ = kill(t.Context(), admin.(*redis.Client))
 }

@@ -40,7 +40,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-// sign returns a certificate and its key. The first one is the authority's own.
+// sign returns a certificate and its key. The first certificate is the authority's own.
 func (a *authority) sign(c *x509.Certificate) tls.Certificate {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -48,7 +48,7 @@ func (a *authority) sign(c *x509.Certificate) tls.Certificate {
 		a.t.Fatal(err)
 	}
 	c.SerialNumber = big.NewInt(time.Now().UnixNano())
-	c.Subject = pkix.Name{CommonName: "fetchonce test " + c.SerialNumber.String()} // else it seems to have signed itself
+	c.Subject = pkix.Name{CommonName: "fetchonce test " + c.SerialNumber.String()} // a certificate whose issuer has its own name counts as self-signed
 	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	parent, signer := a.cert, a.key
 	if parent == nil {
@@ -81,7 +81,7 @@ func (a *authority) write(kind string, der []byte) string {
 	return name
 }
 
-// tlsServer starts a server that also listens with TLS, and returns that address.
+// tlsServer starts a server that also listens with TLS, and returns the TLS address.
 func (a *authority) tlsServer(t *testing.T, authClients string) (server *redistest.Process, addr string) {
 	t.Helper()
 	free, err := net.Listen("tcp", "127.0.0.1:0")
@@ -102,7 +102,7 @@ func (a *authority) tlsServer(t *testing.T, authClients string) (server *rediste
 		"--tls-key-file", a.write("PRIVATE KEY", key)), addr
 }
 
-// tlsClient returns a client such as a user makes it.
+// tlsClient returns a client with a TLS configuration, as a user makes it.
 func tlsClient(t *testing.T, server *redistest.Process, addr string, config *tls.Config) *redis.Client {
 	t.Helper()
 	opt, err := redis.ParseURL(server.URL())
@@ -115,8 +115,7 @@ func tlsClient(t *testing.T, server *redistest.Process, addr string, config *tls
 	return rdb
 }
 
-// The client's TLS options hold for every connection: for commands, for notifications and for
-// tracking.
+// Connections for commands, for notifications and for tracking all use the client's TLS options.
 func TestEveryConnectionUsesTLS(t *testing.T) {
 	ours, others := newAuthority(t), newAuthority(t)
 	certified := []tls.Certificate{ours.sign(&x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})}
@@ -129,11 +128,11 @@ func TestEveryConnectionUsesTLS(t *testing.T) {
 			"another authority":      {RootCAs: others.pool()},
 			"the system's authority": {},
 		}},
-		{"the client has one too", "yes", certified, map[string]*tls.Config{
-			"no certificate":                {RootCAs: ours.pool()},
-			"one of another authority's":    {RootCAs: ours.pool(), Certificates: []tls.Certificate{others.sign(&x509.Certificate{})}},
-			"a server of another's":         {RootCAs: others.pool(), Certificates: certified},
-			"none, and another authority's": {RootCAs: others.pool()},
+		{"the client has one", "yes", certified, map[string]*tls.Config{
+			"no certificate":                  {RootCAs: ours.pool()},
+			"another authority's certificate": {RootCAs: ours.pool(), Certificates: []tls.Certificate{others.sign(&x509.Certificate{})}},
+			"another server authority":        {RootCAs: others.pool(), Certificates: certified},
+			"neither":                         {RootCAs: others.pool()},
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -153,16 +152,16 @@ func TestEveryConnectionUsesTLS(t *testing.T) {
 			here.Want("v")
 			there.Want("v")
 			o.Want(1)
-			r.Until("there is a near copy", func() bool {
-				seen, err := waiter.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "lost", nil })
-				return err == nil && seen.Source == fetchonce.SourceNear
+			r.Until("there is a near entry", func() bool {
+				got, err := waiter.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "lost", nil })
+				return err == nil && got.Source == fetchonce.SourceNear
 			})
 			if err := holder.Set(t.Context(), "k", "new"); err != nil {
 				t.Fatal(err)
 			}
-			r.Until("the change is heard of", func() bool {
-				seen, err := waiter.Peek(t.Context(), "k")
-				return err == nil && seen.Value == "new"
+			r.Until("the change is received", func() bool {
+				got, err := waiter.Peek(t.Context(), "k")
+				return err == nil && got.Value == "new"
 			})
 			wantConnections(t, server, addr)
 
@@ -178,11 +177,11 @@ func TestEveryConnectionUsesTLS(t *testing.T) {
 	}
 }
 
-// wantConnections has all connections of the limited user be to addr, those that
-// listen too.
+// wantConnections checks that all connections of the user "app" are to addr, and that two of them
+// subscribe to notifications and two track keys.
 func wantConnections(t *testing.T, server *redistest.Process, addr string) {
 	t.Helper()
-	messages, tracking := 0, 0
+	subscribed, tracking := 0, 0
 	for line := range strings.Lines(server.Client().ClientList(t.Context()).Val()) {
 		line = strings.TrimSpace(line) + " " // so that each field ends with a space
 		if !strings.Contains(line, " user=app ") {
@@ -195,10 +194,10 @@ func wantConnections(t *testing.T, server *redistest.Process, addr string) {
 		case strings.Contains(line, " redir=0 "):
 			tracking++
 		case strings.Contains(line, " sub=1 "):
-			messages++
+			subscribed++
 		}
 	}
-	if messages != 2 || tracking != 2 {
-		t.Errorf("%d connections listen to messages and %d to changes, want 2 and 2", messages, tracking)
+	if subscribed != 2 || tracking != 2 {
+		t.Errorf("%d connections are subscribed and %d track keys, want 2 and 2", subscribed, tracking)
 	}
 }

@@ -50,25 +50,38 @@ func Scripts(rdb redis.UniversalClient) int {
 	return n
 }
 
+// OnMasters calls do with a client of each master of a cluster, or with the only server's.
+func OnMasters(ctx context.Context, rdb redis.UniversalClient, do func(ctx context.Context, node *redis.Client) error) error {
+	if cluster, ok := rdb.(*redis.ClusterClient); ok {
+		return cluster.ForEachMaster(ctx, do)
+	}
+	return do(ctx, rdb.(*redis.Client))
+}
+
+// KillClients closes the server's connections of a type: "normal" or "pubsub".
+func KillClients(ctx context.Context, rdb redis.UniversalClient, kind string) error {
+	return OnMasters(ctx, rdb, func(ctx context.Context, node *redis.Client) error {
+		return node.Do(ctx, "client", "kill", "type", kind).Err()
+	})
+}
+
+// FlushAll deletes all keys.
+func FlushAll(ctx context.Context, rdb redis.UniversalClient) error {
+	return OnMasters(ctx, rdb, func(ctx context.Context, node *redis.Client) error { return node.FlushAll(ctx).Err() })
+}
+
 // Keys returns all keys in Redis.
 func Keys(t *testing.T, r Backend) []string {
 	t.Helper()
 	var mu sync.Mutex
 	var all []string
-	list := func(ctx context.Context, c redis.Cmdable) error {
-		found, err := c.Keys(ctx, "*").Result()
+	err := OnMasters(t.Context(), r.Client(), func(ctx context.Context, node *redis.Client) error {
+		found, err := node.Keys(ctx, "*").Result()
 		mu.Lock()
 		defer mu.Unlock()
 		all = append(all, found...)
 		return err
-	}
-	rdb := r.Client()
-	var err error
-	if cluster, ok := rdb.(*redis.ClusterClient); ok {
-		err = cluster.ForEachMaster(t.Context(), func(ctx context.Context, c *redis.Client) error { return list(ctx, c) })
-	} else {
-		err = list(t.Context(), rdb)
-	}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,12 +109,12 @@ func Gets(r Backend) int {
 	return strings.Count(strings.Join(r.Wire().Commands(), " "), "GETRANGE")
 }
 
-// WantNoKeyForEver fails the test if a key in Redis has no end.
+// WantNoKeyForEver fails the test if a key in Redis has no TTL.
 func WantNoKeyForEver(t *testing.T, r Backend) {
 	t.Helper()
 	for _, key := range Keys(t, r) {
 		if left := r.Client().PTTL(t.Context(), key).Val(); left < 0 {
-			t.Errorf("%q has no end (%v)", key, left)
+			t.Errorf("%q has no TTL (PTTL %v)", key, left)
 		}
 	}
 }
