@@ -11,16 +11,16 @@ import (
 // readAhead is how much of a body is read before the request waits for the lock.
 const readAhead = 64 << 10
 
-// A body is a request's body of which the beginning was read before the request waited
-// for the lock. So a client that sends a small body slowly does not hold the lock. And
-// once a body was read to its end, net/http notices over HTTP/1 that the client leaves.
+// A body is the body of a request. Its beginning is read before the request waits for the
+// lock, so a client that sends a small body slowly does not hold the lock. After the whole
+// body was read, net/http notices over HTTP/1 that the client leaves.
 type body struct {
 	ahead bytes.Reader
 	rest  io.ReadCloser
-	err   error // what reading ahead ended with; nil if there is a rest
+	err   error // that ended reading ahead; nil if there is a rest
 
 	deadline *http.ResponseController // nil without a limit
-	left     time.Duration            // that Reads of the rest may take
+	left     time.Duration            // for Reads of the rest
 }
 
 // newBody reads the beginning of the body of r. It returns nil if r has no body.
@@ -32,7 +32,7 @@ func newBody(r *http.Request) *body {
 	var ahead bytes.Buffer
 	n, err := io.Copy(&ahead, io.LimitReader(r.Body, readAhead))
 	b.ahead.Reset(ahead.Bytes())
-	b.err = err // also a MaxBytesError, which the handler answers
+	b.err = err // for example a MaxBytesError: the handler receives it
 	if err == nil && n < readAhead {
 		b.err = io.EOF
 	}
@@ -63,7 +63,8 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	n, err := b.rest.Read(p)
 	b.left -= time.Since(began)
-	// A deadline that passes between two Reads would end the body of an HTTP/2 request.
+	// Without this, a deadline that passes between two Reads would end the body of an
+	// HTTP/2 request.
 	_ = b.deadline.SetReadDeadline(time.Time{})
 	return n, err
 }

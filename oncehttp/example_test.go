@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Two handlers that are mounted with [http.StripPrefix] are given the same path.
+// Two handlers that are mounted with [http.StripPrefix] receive the same path.
 // A name function that reads RequestURI tells their requests apart:
 //
 //	mux.Handle("/a/", http.StripPrefix("/a", oncehttp.Serialize(locker, unstripped)(stats)))

@@ -1,5 +1,5 @@
-// Package oncehttp puts locks around HTTP handlers: of the requests of one name,
-// one is handled at a time, in all processes that share a Redis.
+// Package oncehttp puts locks around HTTP handlers: one request of each name is handled at
+// a time, in all processes that share a Redis.
 package oncehttp
 
 import (
@@ -17,52 +17,49 @@ import (
 	"github.com/fetchonce/fetchonce/internal/keytext"
 )
 
-// Serialize returns a middleware under which one request of each name is handled
-// at a time. The others wait in a queue, as [fetchonce.Locker] says.
+// Serialize returns a middleware that handles one request of each name at a time. The other
+// requests wait in the queue of the [fetchonce.Locker].
 //
-// Without a name function, the name is the method and the path of the request,
-// as "GET /stats": not its query or its host. HEAD has the name of GET. A name function
-// may return any text, of any length; an empty one is a name like the others.
+// If name is nil, the name of a request is its method and path, for example "GET /stats",
+// without query and host. HEAD has the name of GET. A name function may return any text of
+// any length. An empty text is a name, too.
 //
-// The path is the one that the middleware is given. Inside [http.StripPrefix] it
-// lacks the prefix, so handlers that are mounted under several prefixes share a
-// name, also with those of other services under the same Prefix of the Locker.
-// Where they must not, put Serialize around StripPrefix, or name requests by
-// their RequestURI, which StripPrefix leaves alone; see the example.
+// Inside [http.StripPrefix] the path lacks the prefix. So handlers under several prefixes
+// share a name, even in several services if their Lockers have the same Prefix. To give
+// them different names, put Serialize around StripPrefix, or name requests by their
+// RequestURI, which StripPrefix does not change; see the example.
 //
-// The handler receives the ResponseWriter unchanged, so that it can still be flushed or
-// hijacked, and the request with another context and body. The context also ends when
-// the lock is lost, with the [context.Cause] [fetchonce.ErrLockLost]. The handler must
-// stop then, and answer as it sees fit. When the handler returns or panics, the lock is
-// released; the panic continues.
+// The handler receives the ResponseWriter unchanged, so it can flush or hijack it. The
+// request has another context and body. When the lock is lost, the context ends with the
+// [context.Cause] [fetchonce.ErrLockLost]; the handler must then stop, and decides what to
+// answer. When the handler returns or panics, the lock is released. A panic continues.
 //
 // # Requests that are not handled
 //
-// A request that gets no lock is answered with 503 (Service Unavailable) and a
-// Retry-After of a few seconds, because
+// The answer to a request that gets no lock is 503 (Service Unavailable) with a Retry-After
+// of 1 to 3 seconds. There are four reasons:
 //
-//   - Redis does not answer: the server's ErrorLog receives the cause, once a
-//     second at most;
-//   - it waited for [MaxWait], or more than [MaxWaiters] requests wait;
-//   - its context ended, most often as its client left. It leaves the queue at
-//     once. A server that shuts down and ends the contexts of its requests
-//     has clients that still read the answer;
-//   - the Locker was closed.
+//   - Redis does not answer. The server's ErrorLog receives the cause, at most once a
+//     second.
+//   - The request waited for [MaxWait], or [MaxWaiters] requests already wait.
+//   - The request's context ended, usually because its client left. The request leaves
+//     the queue at once.
+//   - The Locker was closed.
 //
 // # Slow clients
 //
-// The first 64 KiB of a body are read before the request waits for the lock, so a
-// client that sends a small body slowly does not hold the lock. The handler reads the
-// rest while it holds the lock, and waits for it as long as [BodyTimeout] allows. Over
-// HTTP/1, net/http does not notice that a client has left until the body was read: a
-// request with a larger body stays in the queue.
+// Serialize reads the first 64 KiB of a body before the request waits for the lock, so a
+// client that sends a small body slowly does not hold the lock. The handler reads the rest
+// while it holds the lock, and [BodyTimeout] limits that. Over HTTP/1, net/http notices
+// that a client has left only after the body was read. So a request with a larger body
+// stays in the queue.
 //
-// A client that does not read its answer holds the lock while the handler waits in
-// Write. Serialize does not limit that: set [http.Server.WriteTimeout]. A handler that
-// must not hold the lock longer than a known time needs LockOptions.MaxHold: when it
-// has passed, the handler's context ends, and others get the lock a Lease later at most.
+// If a client does not read its answer, the handler waits in Write and holds the lock.
+// Serialize does not limit that: set [http.Server.WriteTimeout]. To limit the whole hold,
+// set LockOptions.MaxHold. When it passes, the handler's context ends, and other requests
+// get the lock at most one Lease later.
 //
-// Serialize panics if lk is nil, and the middleware if the handler is.
+// Serialize panics if lk is nil. The middleware panics if the handler is nil.
 func Serialize(lk *fetchonce.Locker, name func(*http.Request) string, opts ...Option) func(http.Handler) http.Handler {
 	if lk == nil {
 		panic("oncehttp: the Locker is nil")
@@ -79,7 +76,7 @@ func Serialize(lk *fetchonce.Locker, name func(*http.Request) string, opts ...Op
 	}
 }
 
-// longestName is how long a method and a path may be to stand for themselves.
+// longestName is the longest method and path that are a name as they are.
 const longestName = 200
 
 func methodAndPath(r *http.Request) string {
@@ -89,7 +86,7 @@ func methodAndPath(r *http.Request) string {
 	}
 	name := method + " " + r.URL.Path
 	if len(name) > longestName {
-		return fetchonce.Key(name) // is shorter, and begins with a quote, which no method does
+		return fetchonce.Key(name) // shorter; it begins with a quote, and no method does
 	}
 	return name
 }
@@ -121,17 +118,17 @@ func (s *serialized) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.next.ServeHTTP(w, locked)
 	})
 	if handled {
-		return // an error says that the lock was lost, which the handler knows
+		return // an error can only be a lost lock, which ended the handler's context
 	}
 	if r.Context().Err() == nil && !errors.Is(err, fetchonce.ErrLocked) {
 		s.log(r, err)
 	}
-	// At random, so that clients that were refused at once do not return at once.
+	// At random, so clients that were refused together do not return together.
 	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(mostRetryAfter)))
 	http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
 }
 
-// lock calls handle while it holds the lock. If it does not call it, it returns why.
+// lock calls handle while it holds the lock. If it cannot, it returns the reason.
 func (s *serialized) lock(ctx context.Context, name string, handle func(ctx context.Context)) error {
 	if !s.waiters.enter(name) {
 		return fetchonce.ErrLocked
@@ -150,7 +147,7 @@ func (s *serialized) lock(ctx context.Context, name string, handle func(ctx cont
 	}
 	return do(ctx, name, func(ctx context.Context) error {
 		if !stop() {
-			return fetchonce.ErrLocked // its context ends at this moment
+			return fetchonce.ErrLocked // MaxWait has just passed
 		}
 		leave()
 		handle(ctx)
@@ -160,8 +157,8 @@ func (s *serialized) lock(ctx context.Context, name string, handle func(ctx cont
 
 const mostRetryAfter = 3 // seconds
 
-// log writes to the server's log why a request was refused. The answer does not say it:
-// the error has addresses in it.
+// log writes to the server's log why a request was refused. The answer does not contain the
+// error, because that contains addresses.
 func (s *serialized) log(r *http.Request, err error) {
 	server, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
 	now, logged := time.Now().UnixNano(), s.logged.Load()

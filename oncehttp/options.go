@@ -10,7 +10,7 @@ import (
 type Option func(*options)
 
 type options struct {
-	maxWait     time.Duration // negative: as long as the request's context lasts
+	maxWait     time.Duration // negative: until the request's context ends
 	maxWaiters  int           // 0: any number
 	bodyTimeout time.Duration // 0: no limit
 }
@@ -25,10 +25,10 @@ func optionsOf(opts []Option) options {
 	return o
 }
 
-// MaxWait is the longest that a request waits for the lock. Then the answer is 503
-// (Service Unavailable) with a Retry-After. With 0 a request does not wait at all. The
-// body is read before that time begins. MaxWait panics if d is negative. Without it, a
-// request waits until its context ends, or for LockOptions.MaxWait of the Locker.
+// MaxWait limits how long a request waits for the lock. When it passes, the answer is 503
+// (Service Unavailable) with a Retry-After. With 0, a request does not wait. Reading the
+// body does not count. Without MaxWait, a request waits until its context ends, or for
+// LockOptions.MaxWait of the Locker. MaxWait panics if d is negative.
 func MaxWait(d time.Duration) Option {
 	if d < 0 {
 		panic("oncehttp: MaxWait is negative")
@@ -36,11 +36,11 @@ func MaxWait(d time.Duration) Option {
 	return func(o *options) { o.maxWait = d }
 }
 
-// MaxWaiters is how many requests of one name wait for the lock in this process. The
-// answer to a request beyond them is 503 (Service Unavailable) with a Retry-After, at
-// once. A request counts until its handler is called, also while the lock is free.
-// MaxWaiters panics if n is less than 1; [MaxWait] with 0 lets no request wait.
-// Without it, any number waits.
+// MaxWaiters limits how many requests of one name wait for the lock in this process. A
+// further request is answered at once with 503 (Service Unavailable) and a Retry-After. A
+// request counts until its handler is called, even if the lock is free. Without MaxWaiters
+// there is no limit. MaxWaiters panics if n is less than 1; to let no request wait, use
+// [MaxWait] with 0.
 func MaxWaiters(n int) Option {
 	if n < 1 {
 		panic("oncehttp: MaxWaiters is less than 1")
@@ -48,15 +48,15 @@ func MaxWaiters(n int) Option {
 	return func(o *options) { o.maxWaiters = n }
 }
 
-// BodyTimeout is how long, in total, the handler may wait for the request's body while
-// it holds the lock. Then a Read of the body fails with [os.ErrDeadlineExceeded]. The
-// first 64 KiB of a body are read before the request waits for the lock, and do not
-// count. Defaults to 30 seconds; [fetchonce.Off] is no limit. BodyTimeout panics if d
+// BodyTimeout limits how long the handler waits in total for the request's body while it
+// holds the lock. After that, a Read of the body fails with [os.ErrDeadlineExceeded]. The
+// first 64 KiB of a body are read before the request waits for the lock, and do not count.
+// Defaults to 30 seconds; with [fetchonce.Off] there is no limit. BodyTimeout panics if d
 // is 0, or negative and not Off.
 //
-// The limit needs a ResponseWriter that [http.ResponseController] can set a read
-// deadline on, as those of [http.Server] can. It is not set if [http.Server.ReadTimeout]
-// is, which is a limit already.
+// BodyTimeout sets read deadlines through [http.ResponseController]. It has no effect if
+// the ResponseWriter does not support them; that of [http.Server] does. It also has no
+// effect if [http.Server.ReadTimeout] is set, which is a limit already.
 func BodyTimeout(d time.Duration) Option {
 	if d <= 0 && d != fetchonce.Off {
 		panic("oncehttp: BodyTimeout is neither positive nor Off")

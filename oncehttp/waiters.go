@@ -7,11 +7,11 @@ type waiters struct {
 	limit int // 0 for none
 
 	mu    sync.Mutex
-	names map[string]int // only of names for which requests wait
+	names map[string]int // requests that wait, by name
 }
 
-// enter counts a request, unless as many as may wait already do. The caller calls leave
-// when enter returned true and the request does not wait any more.
+// enter counts a request and returns true, or returns false if the limit is reached. After
+// true, the caller calls leave when the request no longer waits.
 func (w *waiters) enter(name string) bool {
 	if w.limit == 0 {
 		return true

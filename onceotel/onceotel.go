@@ -6,7 +6,7 @@
 // The instruments and their attributes are below. Durations are in seconds.
 //
 //	fetchonce.gets                 counter    Gets, Loads and keys of a GetMany: kind, source, stale, outcome
-//	fetchonce.get.duration         histogram  Gets that were no hits: kind, outcome
+//	fetchonce.get.duration         histogram  Gets other than hits: kind, outcome
 //	fetchonce.fetch.duration       histogram  fetches: background, unleased, outcome
 //	fetchonce.fetch.keys           counter    fetched keys: background
 //	fetchonce.wait.duration        histogram  waits for another process: answered
@@ -21,13 +21,13 @@
 // Attributes are named fetchonce.kind, fetchonce.source and so on, after the fields of
 // the [fetchonce.Trace] events. fetchonce.outcome is ok, not_found, superseded or error.
 // With an error, error.type is fetch_timeout, lock_lost, locked, closed, canceled,
-// timeout, panic, fetchonce (an [*fetchonce.Error] of another cause) or _OTHER. No
-// attribute contains a key, a lock name or the text of an error.
+// timeout, panic, fetchonce (any other [*fetchonce.Error]) or _OTHER. No attribute
+// contains a key, a lock name or the text of an error.
 //
-// Fetches saved, as [fetchonce.Trace] defines them, are fetchonce.gets of the kinds miss
-// and joined minus fetchonce.fetch.keys with background=false.
+// The number of saved fetches is fetchonce.gets of the kinds miss and joined, minus
+// fetchonce.fetch.keys with background=false; see [fetchonce.Trace].
 //
-// The package makes no spans. A fetch's context carries the values of one caller's
+// The package creates no spans. The context of a fetch has the values of one caller's
 // context, so a span that the fetch starts is a child of that caller's span.
 package onceotel
 
@@ -45,7 +45,7 @@ import (
 // scope is the name of the meter.
 const scope = "github.com/fetchonce/fetchonce/onceotel"
 
-// An Option changes what [Trace] makes.
+// An Option configures [Trace].
 type Option func(*config)
 
 type config struct {
@@ -53,22 +53,21 @@ type config struct {
 	attributes []attribute.KeyValue
 }
 
-// WithMeterProvider has the meter come from p. The default is the global provider,
+// WithMeterProvider sets the provider of the meter. Defaults to the global provider,
 // [otel.GetMeterProvider].
 func WithMeterProvider(p metric.MeterProvider) Option {
 	return func(c *config) { c.provider = p }
 }
 
-// WithAttributes adds attributes to all that is measured, such as the name of the
-// Loader or Locker for which the Trace is. Give each a Trace of its own to tell
-// them apart.
+// WithAttributes adds attributes to all measurements, such as the name of the Loader or
+// Locker. To distinguish several of them, give each a Trace of its own.
 func WithAttributes(attributes ...attribute.KeyValue) Option {
 	return func(c *config) { c.attributes = append(c.attributes, attributes...) }
 }
 
-// Trace returns a Trace for [fetchonce.Options] or [fetchonce.LockOptions], which
-// may be used for several. The error is one of the meter's, which will not have an
-// instrument.
+// Trace returns a Trace for [fetchonce.Options] or [fetchonce.LockOptions]. Several Loaders
+// and Lockers may share it. The error is that of the meter if it cannot create an
+// instrument, or says that the provider is nil.
 func Trace(opts ...Option) (*fetchonce.Trace, error) {
 	c := config{provider: otel.GetMeterProvider()}
 	for _, option := range opts {
@@ -113,9 +112,9 @@ const (
 
 func (m *maker) got() func(context.Context, fetchonce.TraceGet) {
 	gets := m.counter("fetchonce.gets", "{get}", "Gets, Loads and keys of a GetMany.")
-	took := m.histogram("fetchonce.get.duration", "s", "Duration of Gets that were no hits.", seconds)
+	took := m.histogram("fetchonce.get.duration", "s", "Duration of Gets other than hits.", seconds)
 
-	// Hits are frequent: what is said of them is made before.
+	// Hits are frequent, so their attributes are made once.
 	hits := make(map[hit][]metric.AddOption)
 	for _, s := range []fetchonce.Source{fetchonce.SourceNear, fetchonce.SourceRedis, fetchonce.SourceStore} {
 		for _, old := range []bool{false, true} {
@@ -128,8 +127,8 @@ func (m *maker) got() func(context.Context, fetchonce.TraceGet) {
 	}
 	return func(ctx context.Context, g fetchonce.TraceGet) {
 		if g.Kind == fetchonce.GetHit {
-			if said, ok := hits[hit{g.Source, g.Stale, g.Err != nil}]; ok {
-				gets.Add(ctx, 1, said...)
+			if attributes, ok := hits[hit{g.Source, g.Stale, g.Err != nil}]; ok {
+				gets.Add(ctx, 1, attributes...)
 				return
 			}
 		}
@@ -169,18 +168,18 @@ func (m *maker) waited() func(context.Context, fetchonce.TraceWait) {
 func (m *maker) stored() func(context.Context, fetchonce.TraceStore) {
 	size := m.histogram("fetchonce.fill.size", "By", "Encoded size of fetched values written to Redis.", bytes)
 	return func(ctx context.Context, s fetchonce.TraceStore) {
-		said := with(s.Err)
+		attributes := with(s.Err)
 		if s.Superseded {
-			said = []attribute.KeyValue{outcome.String("superseded")}
+			attributes = []attribute.KeyValue{outcome.String("superseded")}
 		}
-		size.Record(ctx, float64(s.Bytes), m.of(said...))
+		size.Record(ctx, float64(s.Bytes), m.of(attributes...))
 	}
 }
 
 func (m *maker) leaseLost() func(context.Context, fetchonce.TraceLease) {
 	lost := m.counter("fetchonce.lease.lost", "{lease}", "Leases lost during a fetch.")
-	said := []metric.AddOption{m.of()}
-	return func(ctx context.Context, _ fetchonce.TraceLease) { lost.Add(ctx, 1, said...) }
+	none := []metric.AddOption{m.of()}
+	return func(ctx context.Context, _ fetchonce.TraceLease) { lost.Add(ctx, 1, none...) }
 }
 
 func (m *maker) redisFailed() func(context.Context, fetchonce.TraceRedisError) {
@@ -219,7 +218,7 @@ func (m *maker) unlocked() func(context.Context, fetchonce.TraceUnlock) {
 	}
 }
 
-// with adds to attributes what came of it.
+// with adds the outcome and, for an error, its type.
 func with(err error, attributes ...attribute.KeyValue) []attribute.KeyValue {
 	switch {
 	case err == nil:
@@ -230,7 +229,7 @@ func with(err error, attributes ...attribute.KeyValue) []attribute.KeyValue {
 	return append(attributes, outcome.String("error"), errorType.String(typeOf(err)))
 }
 
-// typeOf says what an error is, in one of a few words.
+// typeOf returns the error.type of an error.
 func typeOf(err error) string {
 	if _, ok := errors.AsType[*fetchonce.PanicError](err); ok {
 		return "panic"
@@ -263,8 +262,8 @@ type maker struct {
 	errs       []error
 }
 
-// The bounds of histograms: those that OpenTelemetry advises for HTTP, and some
-// below and above.
+// The bounds of histograms. Those of seconds are the bounds that OpenTelemetry recommends for
+// HTTP, with some below and above.
 var (
 	seconds = []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60}
 	bytes   = []float64{64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20}
@@ -282,7 +281,7 @@ func (m *maker) histogram(name, unit, what string, bounds []float64) metric.Floa
 	return h
 }
 
-// of returns the attributes of a measurement, with those of the user.
+// of returns the attributes of a measurement, together with those of the user.
 func (m *maker) of(attributes ...attribute.KeyValue) metric.MeasurementOption {
 	all := make([]attribute.KeyValue, 0, len(m.attributes)+len(attributes))
 	return metric.WithAttributeSet(attribute.NewSet(append(append(all, m.attributes...), attributes...)...))

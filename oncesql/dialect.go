@@ -16,24 +16,24 @@ type Dialect int
 
 // The dialects. The zero Dialect is none of them.
 const (
-	// Postgres is PostgreSQL, 9.5 or later, at any level of isolation.
+	// Postgres is PostgreSQL 9.5 or later, at any isolation level.
 	Postgres Dialect = iota + 1
 
-	// MySQL is MariaDB, 10.2 or later, and MySQL, 5.7 or later, with tables of
-	// InnoDB, at any level of isolation but READ UNCOMMITTED, at which a lookup
-	// returns rows that may be rolled back. The driver's errors should have the
-	// server's number, as those of github.com/go-sql-driver/mysql have in their
-	// field Number: it tells which insert may be repeated. Keys should stand in
-	// a column of text or bytes: in one of numbers, MySQL takes "1 apple" for 1.
+	// MySQL is MySQL 5.7 or later, or MariaDB 10.2 or later, with InnoDB tables. Do not
+	// use the isolation level READ UNCOMMITTED: a lookup would return rows that may be
+	// rolled back. The driver's errors must have the server's error number, like the
+	// field Number of github.com/go-sql-driver/mysql: it decides which inserts are
+	// repeated. The key column must hold text or bytes: in a column of numbers, MySQL
+	// compares "1 apple" and 1 as equal.
 	MySQL
 
-	// SQLite is SQLite, 3.35 or later. Its connections should have a
-	// busy_timeout. Without one, a statement that meets another writer is repeated
-	// for about a second, and then fails with SQLITE_BUSY.
+	// SQLite is SQLite 3.35 or later. Set a busy_timeout on its connections. Without one,
+	// a statement that meets another writer is repeated for about a second, and then
+	// fails with SQLITE_BUSY.
 	SQLite
 )
 
-// String returns the name of d as it stands in this package.
+// String returns the name of d in this package.
 func (d Dialect) String() string {
 	switch d {
 	case Postgres:
@@ -60,26 +60,24 @@ func (d Dialect) dialect() (dialect, bool) {
 	}
 }
 
-// A dialect is all in which databases differ for us: how they write a
-// statement, and how they say that two writers met.
+// A dialect has the differences between databases: the syntax of statements, and the errors
+// of concurrent writers.
 type dialect struct {
-	quoteMark string // stands around a name, and twice inside it
-	maxName   int    // of nameLen; 0: no limit
+	quoteMark string // encloses a name, and is doubled inside it
+	maxName   int    // the most that nameLen may return; 0 for no limit
 	nameLen   func(name string) int
-	nameUnit  string // of maxName, and what becomes of a longer name
+	nameUnit  string // the unit of maxName, for an error
 	sameName  func(a, b string) bool
 	parameter func(i int) string // the i-th, from 1
-	many      int                // parameters of one statement at most
+	many      int                // the most parameters of one statement
 
-	// onConflict says that an insert can name the key, pass over a row that has
-	// it, and return the columns of what it inserted. Where it cannot, it is a
-	// plain insert, which fails if there is a row.
+	// onConflict says that the database has ON CONFLICT DO NOTHING RETURNING. Without it,
+	// an insert fails if the key has a row.
 	onConflict bool
-	// prepared says that statements are prepared once by us, on each connection
-	// that comes to run them.
+	// prepared says that this package prepares statements, once for each connection.
 	prepared bool
 
-	keyType    string // with all that makes it a unique key
+	keyType    string // with its constraints
 	textType   string
 	binaryType string
 	jsonCast   string // after a parameter that is a JSON text
@@ -87,12 +85,12 @@ type dialect struct {
 	// inspect describes the column of keys.
 	inspect func(ctx context.Context, db *sql.DB, d dialect, table, key string) (keyColumn, error)
 
-	// again reports whether err, of an insert, may be due to another's row that was
-	// in the way, and is gone: the insert is repeated at once if it turns out that
-	// the key has no row. It is besides what passes.
+	// again reports whether an insert that failed with err is repeated at once if the key
+	// has no row: another row may have been in the way and may be deleted since. Errors
+	// for which passes is true are repeated anyway.
 	again func(err error) bool
-	// tableRaced reports whether err, of a create table, may be due to another
-	// creator of the same table. err may be nil.
+	// tableRaced reports whether the err of a CREATE TABLE may be due to another process
+	// that created the same table. err may be nil.
 	tableRaced func(err error) bool
 }
 
@@ -106,31 +104,30 @@ var postgres = dialect{
 	many:      65535, // a uint16 counts them on the wire
 
 	onConflict: true,
-	// pgx prepares by itself, once for each connection and statement, prepares
-	// again when a table has changed, and leaves it to its user's settings where
-	// a pooler hands each transaction another connection. A [sql.Stmt] would do
-	// neither of the last two: it would break behind PgBouncer before 1.21, and
-	// fail for ever on a connection that saw a column change its type.
+	// pgx prepares each statement once for each connection, and again if a table has
+	// changed. Its settings turn that off behind a pooler that changes the connection for
+	// each transaction. A [sql.Stmt] can do neither: it would break behind PgBouncer
+	// before 1.21, and fail for ever on a connection on which a column changed its type.
 
-	// Keys are not words of a language. And an index in the order of one is
-	// broken by an update of the C library that changes that order.
+	// Keys are not words of a language, and an update of the C library may change the
+	// order of a language and so break its indexes.
 	keyType:    `text COLLATE "C" PRIMARY KEY`,
 	textType:   "text NOT NULL",
 	binaryType: "bytea NOT NULL",
-	// A bytea would take the text for its own notation and lose backslashes.
-	// There is no cast from json to bytea, so with this it is an error. The other
-	// types get the text as it is, jsonb what it makes of it.
+	// A bytea column would parse the text as its own notation and lose backslashes.
+	// PostgreSQL cannot cast json to bytea, so this cast makes it an error. Text columns
+	// receive the text unchanged, and jsonb columns convert it.
 	jsonCast: "::json",
 
-	// Not unique_violation: ON CONFLICT passes over that of the key, so it is of
-	// another column. The key may have a row all the same, if ours would equal it
-	// there: see TestCreatorsOfEqualRowsMeetInAnotherColumn.
+	// Not unique_violation: ON CONFLICT handles that of the key, so it concerns another
+	// column. The key may still have a row, if another creator inserted an equal one: see
+	// TestCreatorsOfEqualRowsMeetInAnotherColumn.
 	again:   func(error) bool { return false },
 	inspect: inspectPostgres,
 	tableRaced: func(err error) bool {
 		switch sqlState(err) {
-		// IF NOT EXISTS looks first and inserts in the catalogs then, where two
-		// may meet: unique_violation, duplicate_table, duplicate_object (its type).
+		// IF NOT EXISTS checks first and then inserts into the catalogs, where two
+		// may collide: unique_violation, duplicate_table, duplicate_object (its type).
 		case "23505", "42P07", "42710":
 			return true
 		}
@@ -138,67 +135,61 @@ var postgres = dialect{
 	},
 }
 
-// mysql is also MariaDB. It has statements that both know: MariaDB's RETURNING
-// would save a round trip for each value that is created, which is little beside
-// the fetch that it comes after.
+// mysql is for MySQL and MariaDB, and uses only statements of both. MariaDB's RETURNING would
+// save a round trip for each created value, which is little after a fetch.
 var mysql = dialect{
-	quoteMark: "`", // double quotes are for texts, unless sql_mode has ANSI_QUOTES
+	quoteMark: "`", // without ANSI_QUOTES in sql_mode, double quotes enclose strings
 	maxName:   64,
 	nameUnit:  "characters",
 	nameLen:   utf8.RuneCountInString,
 	sameName:  strings.EqualFold,
 	parameter: func(int) string { return "?" },
-	// The protocol has 65,535, but a list of many values is not looked up in the
-	// index any more: MariaDB 10.11 reads the whole table for 32,766 of them
-	// (optimizer_max_sel_arg_weight), MySQL from some 36,000 on
+	// The protocol allows 65,535. But for long lists the optimizer does not use the index:
+	// MariaDB 10.11 reads the whole table for 32,766 values
+	// (optimizer_max_sel_arg_weight), MySQL for some 36,000
 	// (range_optimizer_max_mem_size).
 	many: 10_000,
 
-	// The insert is a plain one, and all that can be wrong with it is an error.
+	// A plain insert reports every problem as an error.
 	//
-	// INSERT IGNORE would also ignore a value that does not fit its column. ON
-	// DUPLICATE KEY UPDATE of the key to itself would also pass over a row that is
-	// in the way in another unique column, and nobody would hear of it; and it is
-	// an update, with its triggers, its privilege, and an exclusive lock where a
-	// plain insert takes a shared one.
+	// INSERT IGNORE would also ignore a value that does not fit its column. ON DUPLICATE
+	// KEY UPDATE of the key to itself would also hide a conflict in another unique column.
+	// And it is an update: it needs that privilege, fires triggers, and takes an exclusive
+	// lock instead of a shared one.
 	onConflict: false,
-	// Else the driver prepares, executes and closes for each call: two round
-	// trips in the place of one (50 and 25 µs on a socket).
+	// Otherwise the driver prepares, executes and closes a statement for each call: two
+	// round trips instead of one (50 and 25 µs on a Unix socket).
 	prepared: true,
 
-	// Bytes, as there is no collation for text that MySQL and MariaDB both know
-	// and that tells "a" from "a ": utf8mb4_bin pads the shorter with blanks. And
-	// no more bytes than an index of InnoDB takes.
+	// Bytes, because no collation of both MySQL and MariaDB distinguishes "a" from "a ":
+	// utf8mb4_bin pads the shorter with blanks. 3072 bytes is the limit of an InnoDB index.
 	keyType:    "varbinary(3072) NOT NULL PRIMARY KEY",
 	textType:   "longtext CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL",
 	binaryType: "longblob NOT NULL",
 
-	// Duplicate entry: it does not say reliably in which index. If the key has no
-	// row, either the row was deleted since, or another's is in the way in another
-	// column. That row will still be there when the insert has been repeated often
-	// enough.
+	// 1062 is a duplicate entry, and does not reliably name the index. If the key has no
+	// row, either its row was deleted since, or a row conflicts in another column. Such a
+	// row is still there after all repetitions.
 	//
-	// A deadlock, which passes, is no accident here: of three who insert a key, two
-	// wait with a shared lock for the first, and if that one rolls back, each waits
-	// for the other.
+	// Deadlocks are common here: if three transactions insert a key, two wait for the
+	// first, each with a shared lock. If the first rolls back, the two wait for each other.
 	again:      func(err error) bool { return errorNumber(err) == 1062 },
 	inspect:    inspectMySQL,
 	tableRaced: func(error) bool { return false },
 }
 
-// sqlite needs no answer to races: a statement that writes has the whole
-// database to itself from its beginning.
+// sqlite needs no handling of races: a statement that writes locks the whole database from its
+// beginning.
 var sqlite = dialect{
-	// Not the usual double quotes: SQLite takes "nosuch" for a string if there is
-	// no column of that name, and a Lookup by a misspelt Key would find nothing
-	// or everything.
+	// Not double quotes: SQLite reads "nosuch" as a string if no column has that name, so
+	// a Lookup with a misspelt Key would find no row or every row.
 	quoteMark: "`",
 	sameName:  strings.EqualFold,
 	parameter: func(int) string { return "?" },
-	many:      32766, // SQLITE_MAX_VARIABLE_NUMBER, unless it was built with another
+	many:      32766, // the default of SQLITE_MAX_VARIABLE_NUMBER
 
 	onConflict: true,
-	prepared:   true, // else parsed for each call, which takes as long as a lookup
+	prepared:   true, // parsing takes as long as a lookup
 
 	keyType:    "text NOT NULL PRIMARY KEY", // a primary key may be NULL in SQLite
 	textType:   "text NOT NULL",
@@ -209,8 +200,7 @@ var sqlite = dialect{
 	tableRaced: func(error) bool { return false },
 }
 
-// sqlState returns the SQLSTATE in err, or "". The drivers pgx and lib/pq have
-// errors with this method.
+// sqlState returns the SQLSTATE in err, or "". Errors of pgx and lib/pq have the method.
 func sqlState(err error) string {
 	e, ok := errors.AsType[interface {
 		error
@@ -222,15 +212,14 @@ func sqlState(err error) string {
 	return e.SQLState()
 }
 
-// errorNumber returns the number that a MySQL server gave to err, or 0. Drivers
-// have no method for it. It is the field Number of an error of
-// github.com/go-sql-driver/mysql, and Code of github.com/go-mysql-org's. The
-// text of an error is no help: a driver or a wrapper may word it in its own way.
+// errorNumber returns the number that a MySQL server gave to err, or 0. Drivers have no method
+// for it: it is the field Number of an error of github.com/go-sql-driver/mysql, or Code of one
+// of github.com/go-mysql-org. Texts of errors differ between drivers, so they are not used.
 func errorNumber(err error) uint16 { return uint16(numberIn(err, reflect.Uint16, "Number", "Code")) } //nolint:gosec // it is one
 
-// sqliteCode returns the primary result code that SQLite gave to err, or 0. It is
-// the result of the method Code of modernc.org/sqlite's errors, and the field Code
-// of github.com/mattn/go-sqlite3's.
+// sqliteCode returns the primary result code that SQLite gave to err, or 0. It is the result of
+// the method Code of an error of modernc.org/sqlite, or the field Code of one of
+// github.com/mattn/go-sqlite3.
 func sqliteCode(err error) int {
 	e, ok := errors.AsType[interface {
 		error
@@ -242,8 +231,8 @@ func sqliteCode(err error) int {
 	return int(numberIn(err, reflect.Int, "Code") & 0xff)
 }
 
-// numberIn returns what the first error in the tree of err has in an exported field
-// of that kind and one of these names, or 0.
+// numberIn searches the tree of err for an exported field of that kind with one of the names. It
+// returns the first value, or 0.
 func numberIn(err error, kind reflect.Kind, names ...string) int64 {
 	if err == nil {
 		return 0
@@ -286,7 +275,7 @@ func (d dialect) quoteAll(names []string) string {
 	return strings.Join(quoted, ", ")
 }
 
-// quoteTable quotes the two sides of a dot each for itself.
+// quoteTable quotes a table, or a schema and a table separated by a dot.
 func (d dialect) quoteTable(table string) string {
 	schema, name, ok := strings.Cut(table, ".")
 	if !ok {
@@ -313,9 +302,9 @@ func (d dialect) lookupMany(table, key string, columns []string, n int) string {
 		" WHERE " + d.quote(key) + " IN (" + in.String() + ")"
 }
 
-// insert returns the statement that inserts a row unless its key is there. Only
-// a conflict of the key is passed over, and that only where the statement can
-// say so. cast stands after each parameter but the key's.
+// insert returns the statement that inserts a row. With onConflict, it does nothing if the key has
+// a row; a conflict in another column is an error. cast follows each parameter except that of
+// the key.
 func (d dialect) insert(table, key string, columns []string, cast string) string {
 	var parameters strings.Builder
 	parameters.WriteString(d.parameter(1))
@@ -331,9 +320,9 @@ func (d dialect) insert(table, key string, columns []string, cast string) string
 	return insert
 }
 
-// indexes returns the statement that lists the indexes of a table in MySQL: a
-// row for each column of each, beginning with table, non_unique, key_name,
-// seq_in_index and column_name.
+// indexes returns the statement that lists the indexes of a table in MySQL. It returns a row for
+// each column of each index, which begins with table, non_unique, key_name, seq_in_index and
+// column_name.
 func (d dialect) indexes(table string) string {
 	return "SHOW INDEX FROM " + d.quoteTable(table)
 }

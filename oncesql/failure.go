@@ -13,18 +13,17 @@ import (
 	"time"
 )
 
-// attempts bounds how often a statement is sent, also by Create when it finds
-// nothing after an insert. With the pauses between them that takes a second.
+// attempts limits how often a statement is sent, and how often Create inserts a row that it
+// does not find then. With the pauses this takes about a second.
 const attempts = 10
 
-// The pause before a statement is repeated doubles from one to the other.
+// The pause before a repetition doubles from firstPause to longestPause.
 const (
 	firstPause   = 5 * time.Millisecond
 	longestPause = 250 * time.Millisecond
 )
 
-// repeat calls do again, after a pause, as long as its error passes: see passes.
-// It returns the last error.
+// repeat calls do again after a pause while its error may pass. It returns the last error.
 func repeat(ctx context.Context, do func() error) error {
 	err := do()
 	for attempt := 1; attempt < attempts && passes(err) && pause(ctx, attempt); attempt++ {
@@ -33,8 +32,7 @@ func repeat(ctx context.Context, do func() error) error {
 	return err
 }
 
-// pause waits before an attempt that is not the first. It reports whether ctx
-// allows the attempt.
+// pause waits before the next attempt. It returns false if ctx has ended.
 func pause(ctx context.Context, attempt int) bool {
 	length := min(firstPause<<(attempt-1), longestPause)
 	timer := time.NewTimer(length/2 + rand.N(length/2))
@@ -47,10 +45,10 @@ func pause(ctx context.Context, attempt int) bool {
 	}
 }
 
-// passes reports whether the same statement may succeed if it is sent again: the
-// connection was lost, another transaction was in the way, or the statement's plan
-// belongs to a table that has changed. All statements of a Store are safe to
-// repeat. err may be nil.
+// passes reports whether the error of a statement may pass, so that it succeeds if it is sent
+// again: the connection was lost, another transaction was in the way, or the table has
+// changed since the statement was planned. All statements of a Store are safe to repeat.
+// err may be nil.
 func passes(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
@@ -81,12 +79,11 @@ var passingCodes = []int{
 	6, // SQLITE_LOCKED: another connection with the same cache writes
 }
 
-// lostNumbers are the errors with which MySQL and MariaDB end a connection:
-// shutdown, killed, and idle for too long.
+// lostNumbers are the errors with which MySQL and MariaDB end a connection: shutdown,
+// killed, and idle for too long.
 var lostNumbers = []uint16{1053, 1927, 4031}
 
-// isLost reports whether err says that there is no connection to the server any
-// more, or that none could be made.
+// isLost reports whether err says that the connection was lost or could not be made.
 func isLost(err error) bool {
 	for _, lost := range []error{driver.ErrBadConn, sql.ErrConnDone, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed} {
 		if errors.Is(err, lost) {
@@ -101,9 +98,8 @@ func isLost(err error) bool {
 		slices.Contains(lostNumbers, errorNumber(err)) || isInvalidConn(err)
 }
 
-// isInvalidConn reports whether err is ErrInvalidConn of
-// github.com/go-sql-driver/mysql, which says that a statement's connection was lost.
-// It has neither a number nor a type of its own.
+// isInvalidConn reports whether err is ErrInvalidConn of github.com/go-sql-driver/mysql: the
+// statement's connection was lost. The error has neither a number nor a type of its own.
 func isInvalidConn(err error) bool {
 	for ; err != nil; err = errors.Unwrap(err) {
 		if err.Error() == "invalid connection" {
@@ -113,9 +109,8 @@ func isInvalidConn(err error) bool {
 	return false
 }
 
-// isCommon reports whether err is about all keys alike: it passes, or has a
-// SQLSTATE of a class that is not about data. What has no SQLSTATE may be about
-// one key.
+// isCommon reports whether err concerns all keys: it may pass, or its SQLSTATE is of a class
+// that does not concern data. An error without a SQLSTATE may concern one key.
 func isCommon(err error) bool {
 	if passes(err) {
 		return true

@@ -13,27 +13,27 @@ import (
 	"github.com/fetchonce/fetchonce/internal/bisect"
 )
 
-// manyBytes bounds the keys of one statement, as servers bound what they take
-// at once: MySQL 5.7 takes 4 MiB, unless it is told otherwise.
+// manyBytes limits the keys of one statement. Servers limit the size of a statement: by
+// default, MySQL 5.7 accepts 4 MiB.
 const manyBytes = 2 << 20
 
-// LookupMany returns the values of the keys that have a row, by the key as it was given. A
-// key without a row is not in the map, and is no error. A row for which Scan returns
-// [fetchonce.ErrNotFound] counts as absent.
+// LookupMany returns the values of the keys that have a row. The keys of the map are those
+// that the caller gave. A key without a row is not in the map, and is no error. The same
+// holds for a row for which Scan returns [fetchonce.ErrNotFound].
 //
-// A key that the database refuses, or a row that cannot be read, fails alone. The error is
+// If the database refuses a key, or a row cannot be read, only that key fails. The error is
 // then a [*fetchonce.ManyError] with the error of each failed key, as [Store.Lookup]
-// returns it, and the map has the other values. When the connection is lost, the
-// remaining keys have that error. When ctx ends, the error is its own, without a map.
+// returns it, and the map has the other values. If the connection is lost, all remaining
+// keys have that error. If ctx ends, LookupMany returns ctx.Err() and no map.
 //
-// LookupMany makes one query for up to 65,535 keys in PostgreSQL, 32,766 in SQLite and
-// 10,000 in MySQL, which scans the whole table for many more. Several queries are not one
-// transaction. After a query that fails for one of its keys, halves of them are queried
-// until the key is found. When many keys fail, the rest fails with the last error.
+// LookupMany sends one query for up to 65,535 keys in PostgreSQL, 32,766 in SQLite and
+// 10,000 in MySQL, which would scan the whole table for longer lists. Several queries are
+// not one transaction. If a query fails because of one key, LookupMany queries halves of
+// the keys until it finds that key. If many keys fail, the rest fail with the last error.
 //
-// If the column compares several of the keys as equal, as [Options.FoldKeys] allows, each
-// receives the value if they differ only in case or in trailing blanks. Otherwise one of
-// them may receive it.
+// With [Options.FoldKeys], the column may compare several of the keys as equal. Keys that
+// differ only in case or in trailing blanks all receive the value. Of other such keys,
+// perhaps only one does.
 func (s *Store[V]) LookupMany(ctx context.Context, keys []string) (map[string]V, error) {
 	l := many[V]{Store: s, found: make(map[string]V, len(keys)), errs: make(map[string]error)}
 	if len(keys) == 0 {
@@ -77,8 +77,8 @@ func distinct(keys []string) []string {
 	return each
 }
 
-// chunks yields keys in parts of at most n of them and manyBytes, or of one that
-// is longer.
+// chunks yields the keys in parts of at most n keys and manyBytes. A longer key is a part
+// of its own.
 func chunks(keys []string, n int) iter.Seq[[]string] {
 	return func(yield func([]string) bool) {
 		from, bytes := 0, 0
@@ -97,15 +97,15 @@ func chunks(keys []string, n int) iter.Seq[[]string] {
 	}
 }
 
-// many is one LookupMany.
+// A many is one call of LookupMany.
 type many[V any] struct {
 	*Store[V]
 	found map[string]V
 	errs  map[string]error // of rows that cannot be read
 }
 
-// lookup looks up keys in one query, except for those that the database writes
-// in another way. An error is one of the query.
+// lookup looks up keys in one query, and again one by one those whose row may have another
+// spelling. The error is that of the query.
 func (l *many[V]) lookup(ctx context.Context, keys []string) error {
 	var found rowsFound
 	err := repeat(ctx, func() (err error) {
@@ -115,10 +115,9 @@ func (l *many[V]) lookup(ctx context.Context, keys []string) error {
 	if err != nil {
 		return err
 	}
-	// With others, there are rows whose keys were not asked for in these letters:
-	// the column ignores case, or is of type uuid and writes its own way, or char and
-	// pads. Only the database knows which of ours it took for theirs. So it is with a
-	// key that the column may take for one which has a row.
+	// Others have keys in a spelling that was not requested: the column ignores case,
+	// formats a uuid, or pads a char. Only the database knows to which requested key such
+	// a row belongs. The same holds for a key that may equal another key with a row.
 	folded := make(map[string]bool)
 	for _, key := range keys {
 		if found.of[key] {
@@ -142,8 +141,7 @@ func (l *many[V]) lookup(ctx context.Context, keys []string) error {
 	return nil
 }
 
-// fold returns what the usual collations leave of a key: not its case, and no
-// blanks at its end.
+// fold returns a key as the usual collations compare it: without case and trailing blanks.
 func fold(key string) string { return strings.ToLower(strings.TrimRight(key, " ")) }
 
 // rowsFound says which rows one query returned.
@@ -183,7 +181,7 @@ func (l *many[V]) query(ctx context.Context, keys []string) (rowsFound, error) {
 	return found, errors.Join(rows.Err(), rows.Close())
 }
 
-// note notes the value, or the error, of key.
+// note records the value or the error of key.
 func (l *many[V]) note(key string, rows *sql.Rows) {
 	v, err := l.value(key, rows)
 	switch {
@@ -194,9 +192,9 @@ func (l *many[V]) note(key string, rows *sql.Rows) {
 	}
 }
 
-// arguments returns keys, and the last of them again until their number is a
-// power of two, or as many as there may be. Whoever remembers statements, such
-// as pgx, then has to remember some twenty of ours, and not thousands.
+// arguments returns the keys, with the last one repeated until their number is a power of
+// two or the limit of the dialect. So a driver that keeps statements, such as pgx, keeps
+// some twenty of them, not thousands.
 func (l *many[V]) arguments(keys []string) []any {
 	size := 1
 	for size < len(keys) {

@@ -1,17 +1,17 @@
 // Package oncesql keeps a Loader's values in a table of a SQL database.
 //
 // A [Store] is a [fetchonce.Store] over [database/sql]. The unique key of the table makes
-// it safe, even if the lease in Redis is lost: when many processes create a key at once,
-// one row is kept, and all of them receive its value.
+// it safe, even if the lease in Redis is lost: if many processes create a key at once, the
+// table keeps one row, and all processes receive its value.
 //
-// A value is one encoded column, for which [Store.CreateTable] makes the table, or several
-// columns of a table of your own. Import the database's driver yourself; this package
-// needs none.
+// A value is either one encoded column in a table that [Store.CreateTable] creates, or
+// several columns of a table of your own. Import the database's driver yourself: this
+// package imports none.
 //
 // Errors of the database and its driver are returned unchanged. A statement is repeated
-// for about a second when its error passes: a lost connection, a deadlock or lock timeout,
-// a serialization failure, the plan of a table that has changed, or a locked SQLite file.
-// It is not repeated once ctx has ended.
+// for about a second if its error may pass: a lost connection, a deadlock, a lock timeout,
+// a serialization failure, an outdated plan, or a locked SQLite file. It is not repeated
+// after ctx has ended.
 package oncesql
 
 import (
@@ -24,43 +24,42 @@ import (
 	"github.com/fetchonce/fetchonce/internal/keytext"
 )
 
-// A Store keeps values in a table, one row for each key. [New] makes it. It is safe for
+// A Store keeps values in a table, one row for each key. [New] returns one. It is safe for
 // concurrent use, also by many processes.
 //
-// The key of each row is compared with the requested key. If they differ although the
-// column compares them as equal, as "A" and "a" under a collation that ignores case, the
-// result is an error, unless [Options.FoldKeys] is set. The table of [Store.CreateTable]
-// distinguishes all keys, including the empty one.
+// A Store compares the key of each row with the requested key. A column may compare two
+// keys as equal, for example "A" and "a" under a collation that ignores case. If the keys
+// differ, the Store returns an error, unless [Options.FoldKeys] is set. The table of
+// [Store.CreateTable] distinguishes all keys, including the empty one.
 //
 // The database refuses a key that the column cannot hold, with its own error. PostgreSQL
-// has no keys with a NUL byte or invalid UTF-8. MySQL and SQLite have both in the table of
-// CreateTable, unless the encoding of the SQLite file is UTF-16.
+// refuses a NUL byte and invalid UTF-8. In the table of CreateTable, MySQL and SQLite
+// accept both, unless the SQLite file is encoded in UTF-16.
 //
-// Make a Store once, not for each request. In MySQL and SQLite it prepares its statements
-// when they are first used, and the connections of db keep them until db is closed.
+// Create a Store once, not for each request. In MySQL and SQLite it prepares each
+// statement at its first use, and the connections of db keep it until db is closed.
 type Store[V any] struct {
 	db      *sql.DB
 	dialect dialect
 
-	// How a value becomes what stands in the columns, and back.
+	// They convert a value to its columns, and back.
 	write func(key string, v V) ([]any, error)
 	read  func(key string, scan func(dest ...any) error) (V, error)
 
 	// Statements.
-	lookup     statement             // of the key: the key as it is in the row, and the columns
-	lookupMany func(keys int) string // of so many keys: each key that has a row, and its columns
-	insert     statement             // of the key and the columns; see insertRow
-	create     string                // of the table; empty if the columns are the caller's
+	lookup     statement             // returns the row of a key: its own key and the columns
+	lookupMany func(keys int) string // returns the rows of a number of keys
+	insert     statement             // takes a key and the columns; see insertRow
+	create     string                // creates the table; empty for a table of the user's own
 
-	columns int   // how many a value has
-	fold    bool  // keys that the column takes for equal are one key
-	guard   guard // against a table that is not fit
+	columns int   // of one value
+	fold    bool  // keys that the column compares as equal are one key
+	guard   guard // refuses an unsuitable table
 }
 
-// New returns a Store in a table of db. The error names the option that cannot be used, or the
-// path of what [fetchonce.Msgpack] or [fetchonce.JSON] cannot encode of a V.
-// New does not query the database: the first Lookup, LookupMany or Create checks the
-// table.
+// New returns a Store in a table of db. The error names the invalid option, or the path of
+// the part of V that [fetchonce.Msgpack] or [fetchonce.JSON] cannot encode. New does not
+// query the database: the first Lookup, LookupMany or Create checks the table.
 //
 // The Store does not close db.
 func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
@@ -92,7 +91,7 @@ func New[V any](db *sql.DB, opt Options[V]) (*Store[V], error) {
 	return s, nil
 }
 
-// prepare words the statements. cast stands after each parameter but the key's.
+// prepare builds the statements. cast follows each parameter except that of the key.
 func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
 	d := s.dialect
 	s.columns = len(columns)
@@ -103,9 +102,9 @@ func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
 }
 
 // Lookup returns the value in the row of key, or [fetchonce.ErrNotFound] if there is no
-// row. Errors of the driver and of Scan are returned unchanged. An error of this package
-// names the key: the encoded value is NULL or cannot be decoded, the row is of another
-// key, or the key has several rows because the column is not unique.
+// row. Errors of the driver and of Scan are returned unchanged. This package returns an
+// error if the encoded value is NULL or cannot be decoded, if the row has another key, or
+// if the key has several rows because the column is not unique.
 func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
 	var r row[V]
 	if err := s.guard.checkKey(ctx, key); err != nil {
@@ -121,19 +120,19 @@ func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
 	return r.value, cmp.Or(err, r.err)
 }
 
-// Create inserts v for key, unless key has a row, and returns the value of the row that is
-// kept. That value is always read from the database, so all creators of a key receive the
-// same, as the columns and the codec represent it: a time may have whole microseconds.
-// Changes by a trigger after the insert are seen in MySQL only.
+// Create inserts v for key, unless key has a row, and returns the value of the row of key.
+// That value is always read from the database, so all callers receive the same one. The
+// columns and the codec may change it: a time may have whole microseconds. Only in MySQL
+// does the value include changes that a trigger makes after the insert.
 //
-// A creator that meets an uncommitted row waits for its commit. If the insert fails for
-// any reason and key has a row then, Create returns the value of that row. Otherwise the
-// error is the driver's. A row that violates another unique constraint is such an error.
+// Create waits for the commit of another transaction that has inserted key. If the insert
+// fails for any reason and key has a row after that, Create returns the value of that row.
+// Otherwise it returns the driver's error, for example that of another unique constraint.
 //
-// A value that the codec does not read back is refused before the insert.
+// Create refuses a value that the codec cannot read back.
 //
-// After an error, the row may exist: the answer may have been lost. Creating it again is
-// safe.
+// After an error the row may exist, because the answer may have been lost. It is safe to
+// call Create again.
 func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 	var zero V
 	values, err := s.write(key, v)
@@ -149,20 +148,19 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 		if inserted.found {
 			return inserted.value, inserted.err
 		}
-		// Another has the key, and has committed: the insert waited for that. Or
-		// the insert failed, and we look before we say so: there are as many ways
-		// to fail for a row that is there as there are databases and drivers, down
-		// to our own row whose answer was lost.
+		// Either another transaction has inserted the key and the insert waited for
+		// its commit, or the insert failed. A lookup decides: databases and drivers
+		// report an existing row in many ways, and the answer to our own insert may
+		// be lost.
 		//
-		// This statement is a transaction of its own, so it sees the row, at READ
-		// COMMITTED and at REPEATABLE READ, as each begins with a new snapshot. In
-		// one statement with the insert, or in one transaction at REPEATABLE READ,
-		// it would not: it would see what was there before the wait.
+		// The lookup is a transaction of its own, with a new snapshot, so it sees the
+		// row at READ COMMITTED and at REPEATABLE READ. In the statement of the
+		// insert, or in one transaction at REPEATABLE READ, it would see the state
+		// from before the wait.
 		//
-		// It is tempting to have one statement that always returns a row, by
-		// ON CONFLICT DO UPDATE of a column to itself. But that is a write: it
-		// waits for everyone who holds the row, leaves a dead row behind, and
-		// fires the triggers of an update.
+		// ON CONFLICT DO UPDATE of a column to itself would return the row in one
+		// statement. But it is a write: it waits for every transaction that has
+		// locked the row, leaves a dead row behind, and fires update triggers.
 		kept, lookupErr := s.row(ctx, &s.lookup, key, key)
 		switch {
 		case kept.found:
@@ -173,8 +171,8 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 		case lookupErr != nil:
 			return zero, lookupErr
 		}
-		// The row was deleted after our insert met it, or an error passes. More than
-		// one deletion is rare, and more than a few mean that rows are hidden from us.
+		// The row was deleted after the insert met it, or an error may pass. Several
+		// deletions in a row are rare; many mean that lookups cannot see the row.
 		wait := passes(insertErr) || passes(lookupErr)
 		if attempt == attempts || wait && !pause(ctx, attempt) {
 			return zero, cmp.Or(insertErr, lookupErr, fmt.Errorf("oncesql: create %s: no row was there after an insert, %d times", keytext.Quote(key), attempts))
@@ -182,8 +180,8 @@ func (s *Store[V]) Create(ctx context.Context, key string, v V) (V, error) {
 	}
 }
 
-// insertRow inserts a row unless its key has one, and returns the inserted row. MySQL
-// returns no row from an insert: the lookup in Create finds it.
+// insertRow inserts a row unless its key has one, and returns the inserted row. In MySQL it
+// returns none: the lookup in Create finds the row.
 func (s *Store[V]) insertRow(ctx context.Context, key string, args []any) (row[V], error) {
 	if s.dialect.onConflict {
 		return s.row(ctx, &s.insert, key, args...)
@@ -191,15 +189,15 @@ func (s *Store[V]) insertRow(ctx context.Context, key string, args []any) (row[V
 	return row[V]{}, s.insert.exec(ctx, args...)
 }
 
-// CreateTable makes the table of a Store whose value is one encoded column. An existing
-// table of that name is left unchanged. Many processes may call it at once. A schema must
-// exist. The error is the driver's, or says that Columns are set.
+// CreateTable creates the table of a Store whose value is one encoded column. It does not
+// change an existing table of that name. The schema must exist. Many processes may call
+// CreateTable at once. The error is the driver's, or says that Columns are set.
 //
-// Keys are compared byte by byte. The column is of type text, in MySQL varbinary(3072).
-// PostgreSQL indexes keys of at most about 2,700 bytes.
+// The key column compares keys byte by byte. It has the type text, in MySQL
+// varbinary(3072). PostgreSQL indexes keys of at most about 2,700 bytes.
 //
-// With [fetchonce.JSON] the value is of type text, in MySQL longtext, which the JSON
-// functions of the database can read. With another codec it is bytea in PostgreSQL,
+// With [fetchonce.JSON] the value column has the type text, in MySQL longtext, and the JSON
+// functions of the database can read it. With another codec it is bytea in PostgreSQL,
 // longblob in MySQL and blob in SQLite.
 func (s *Store[V]) CreateTable(ctx context.Context) error {
 	if s.create == "" {
@@ -226,7 +224,7 @@ func (s *Store[V]) row(ctx context.Context, st *statement, key string, args ...a
 	if err != nil {
 		return none, err
 	}
-	// For the ways out in error, and for a Scan that panics.
+	// For returns with an error, and for a Scan that panics.
 	defer func() { _ = rows.Close() }()
 
 	if !rows.Next() {
@@ -237,8 +235,8 @@ func (s *Store[V]) row(ctx context.Context, st *statement, key string, args ...a
 	if rows.Next() {
 		return row[V]{found: true, err: severalRows(key)}, nil
 	}
-	// An insert counts only now. Its row may come before its end, and the end
-	// may be a failed commit (SQLITE_BUSY, a deferred constraint).
+	// Only now is an insert done. Its row may arrive before its commit fails
+	// (SQLITE_BUSY, a deferred constraint).
 	if err := cmp.Or(rows.Err(), rows.Close()); err != nil {
 		return none, err
 	}
@@ -267,7 +265,7 @@ func (s *Store[V]) value(key string, rows *sql.Rows) (V, error) {
 	})
 }
 
-// keyAlone returns destinations for a row of which only the key is read.
+// keyAlone returns destinations that read only the key of a row.
 func (s *Store[V]) keyAlone(key *string) []any {
 	dest := make([]any, 1+s.columns)
 	dest[0] = key
@@ -277,9 +275,9 @@ func (s *Store[V]) keyAlone(key *string) []any {
 	return dest
 }
 
-// otherKey does not quote the key of the row, which may be another user's.
+// otherKey does not quote the row's key, which may belong to another user.
 func otherKey(key string) error {
-	return fmt.Errorf("oncesql: the row for %s has another key, which the column takes for equal; see Options.FoldKeys", keytext.Quote(key))
+	return fmt.Errorf("oncesql: the row for %s has another key, which the column compares as equal; see Options.FoldKeys", keytext.Quote(key))
 }
 
 func severalRows(key string) error {

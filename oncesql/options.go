@@ -14,27 +14,26 @@ import (
 	"github.com/fetchonce/fetchonce/internal/shape"
 )
 
-// Options configure a [Store]: the table, and the form of a value as one encoded column,
-// Value, or as several, Columns.
+// Options configure a [Store]: the table, and how it holds a value. A value is one encoded
+// column, Value, or several columns, Columns.
 //
-// Names are quoted and used literally. [New] refuses a name that the database would fold
-// or cut. So case matters in PostgreSQL: a table made without quotes has a name in lower
-// case.
+// Names are quoted, so their case matters in PostgreSQL: a table that was created without
+// quotes has a name in lower case. [New] refuses a name that the database would cut.
 type Options[V any] struct {
 	// Dialect is the kind of the database. Required.
 	Dialect Dialect
 
-	// Table is the name of the table. A dot separates a schema, in MySQL and SQLite another
-	// database, from the table: "billing.things". A name that contains a dot cannot be
-	// given. Required.
+	// Table is the name of the table, or of a schema and a table, separated by a dot:
+	// "billing.things". In MySQL and SQLite the schema is another database. The name itself
+	// cannot contain a dot. Required.
 	Table string
 
-	// Key is the name of the column of keys. It must have a unique index of its own, as a
-	// primary key has, and distinguish all keys, unless FoldKeys is set. The Store refuses
-	// another table before a fetch. Defaults to "key".
+	// Key is the name of the key column. The column must have a unique index of its own, for
+	// example as the primary key. It must distinguish all keys, unless FoldKeys is set. The
+	// Store checks this before a fetch. Defaults to "key".
 	Key string
 
-	// FoldKeys makes keys that the column compares as equal one key: "A" and "a" under a
+	// FoldKeys treats keys that the column compares as equal as one key: "A" and "a" under a
 	// collation that ignores case, "007" and "7" in a column of numbers, or two forms of a
 	// uuid. Without it, a row whose key differs from the requested key is an error. Defaults
 	// to false.
@@ -43,31 +42,28 @@ type Options[V any] struct {
 	// Value is the name of the column of encoded values. Defaults to "value".
 	Value string
 
-	// Codec encodes the column Value. The column of [fetchonce.JSON] must hold text: text,
-	// varchar, json or jsonb. Another codec writes a []byte, so the column should hold any
-	// bytes. A [fetchonce.KeyCodec] receives the key too, and cannot be used with FoldKeys.
-	// Defaults to [fetchonce.JSON].
+	// Codec encodes the column Value. For [fetchonce.JSON] the column must hold text: text,
+	// varchar, json or jsonb. Any other codec writes a []byte, so the column must hold bytes.
+	// A [fetchonce.KeyCodec] cannot be used with FoldKeys. Defaults to [fetchonce.JSON].
 	Codec fetchonce.Codec
 
 	// Columns are the names of the columns of a value, in the order of Values and Scan. They
-	// replace Value and Codec. The table may have more columns, if an insert does not need
-	// them.
+	// replace Value and Codec. The table may have other columns that an insert may omit.
 	Columns []string
 
-	// Values returns what to write in Columns for v: one value for each, of a type that
+	// Values returns the column values of v: one for each of Columns, of a type that
 	// database/sql accepts.
 	Values func(v V) []any
 
 	// Scan returns the value of a row. key is the requested key; with FoldKeys, the row's key
 	// may differ. Scan calls scan like [database/sql.Rows.Scan], with one destination for
-	// each of Columns. [Store.Lookup] and [Store.Create] return its error unchanged. A row
-	// for which it returns [fetchonce.ErrNotFound] is absent for Lookup, but has the key, so
-	// Create returns that error too.
+	// each of Columns. [Store.Lookup] and [Store.Create] return its error unchanged. If Scan
+	// returns [fetchonce.ErrNotFound], the key has no value for Lookup. It still has a row,
+	// so Create returns that error.
 	Scan func(key string, scan func(dest ...any) error) (V, error)
 }
 
-// check sets the defaults of opt, and returns an error that names the first
-// field that cannot be used.
+// check sets the defaults of opt, and returns an error that names the first invalid field.
 func (opt *Options[V]) check() (dialect, error) {
 	d, ok := opt.Dialect.dialect()
 	if !ok {
@@ -178,11 +174,12 @@ func (d dialect) checkName(field, name string) error {
 // An encoding is how a value stands in one column.
 type encoding[V any] struct {
 	codec  fetchonce.Codec
-	text   bool // what codec makes is text, and is sent as such
-	unsure bool // codec may refuse to read what it wrote for a V
+	text   bool // the codec writes text, which is sent as a string
+	unsure bool // the codec may refuse to read what it wrote
 }
 
-// encodingOf returns the encoding of a codec, or says what of a V it cannot encode.
+// encodingOf returns the encoding of a codec. The error names the parts of V that it cannot
+// encode.
 func encodingOf[V any](codec fetchonce.Codec) (encoding[V], error) {
 	rules := shape.Other
 	switch codec {
@@ -218,7 +215,7 @@ func (e encoding[V]) write(key string, v V) ([]any, error) {
 	return []any{data}, nil
 }
 
-// marshal calls the codec, with the key if it takes one.
+// marshal calls the codec. A KeyCodec receives the key.
 func (e encoding[V]) marshal(key string, v V) ([]byte, error) {
 	if c, ok := e.codec.(fetchonce.KeyCodec); ok {
 		return c.MarshalKey(key, v)
@@ -226,7 +223,7 @@ func (e encoding[V]) marshal(key string, v V) ([]byte, error) {
 	return e.codec.Marshal(v)
 }
 
-// unmarshal calls the codec, with the key if it takes one.
+// unmarshal calls the codec. A KeyCodec receives the key.
 func (e encoding[V]) unmarshal(key string, data []byte, v *V) error {
 	if c, ok := e.codec.(fetchonce.KeyCodec); ok {
 		return c.UnmarshalKey(key, data, v)
@@ -242,8 +239,7 @@ func (e encoding[V]) read(key string, scan func(dest ...any) error) (V, error) {
 	if err := scan(&data); err != nil {
 		return zero, err
 	}
-	// Not a key without a value: the row has the key, so that Create could never
-	// put a value there.
+	// Not ErrNotFound: the row has the key, so Create could not add a value.
 	if !data.Valid {
 		return zero, fmt.Errorf("oncesql: the value of %s is NULL", keytext.Quote(key))
 	}
@@ -253,7 +249,7 @@ func (e encoding[V]) read(key string, scan func(dest ...any) error) (V, error) {
 	return v, nil
 }
 
-// columnValues returns values if there are as many as columns.
+// columnValues returns values if their number is that of the columns.
 func columnValues(values []any, columns int, key string) ([]any, error) {
 	if len(values) != columns {
 		return nil, fmt.Errorf("oncesql: create %s: Values returned %d values for %d Columns", keytext.Quote(key), len(values), columns)

@@ -6,16 +6,16 @@ import (
 	"sync/atomic"
 )
 
-// A statement is sent over and over.
+// A statement is sent many times.
 type statement struct {
 	db   *sql.DB
 	text string
 
-	// prepared says that we prepare it, which is done once, by the first who runs
-	// it: a [sql.Stmt] prepares itself on each further connection that it comes
-	// to. Otherwise that is up to the driver. See dialect.prepared.
+	// prepared says that this package prepares the statement, at its first use. A
+	// [sql.Stmt] then prepares itself on each further connection. Otherwise the driver
+	// decides; see dialect.prepared.
 	prepared bool
-	stmt     atomic.Pointer[sql.Stmt] // nil until then; closed with db
+	stmt     atomic.Pointer[sql.Stmt] // nil until it is prepared; closed with db
 }
 
 func (st *statement) query(ctx context.Context, args ...any) (*sql.Rows, error) {
@@ -42,19 +42,19 @@ func (st *statement) exec(ctx context.Context, args ...any) error {
 	return err
 }
 
-// prepare returns the prepared statement. One that could not be prepared, as the
-// table is not there yet, is tried again by the next caller.
+// prepare returns the prepared statement. If it fails, for example because the table does
+// not exist yet, the next caller tries again.
 func (st *statement) prepare(ctx context.Context) (*sql.Stmt, error) {
 	if stmt := st.stmt.Load(); stmt != nil {
 		return stmt, nil
 	}
-	// Not under a lock, which would have callers wait on another's context.
+	// Not under a lock: callers would wait for another caller's context.
 	stmt, err := st.db.PrepareContext(ctx, st.text)
 	if err != nil {
 		return nil, err
 	}
 	if !st.stmt.CompareAndSwap(nil, stmt) {
-		_ = stmt.Close() // another was quicker
+		_ = stmt.Close() // another caller was faster
 	}
 	return st.stmt.Load(), nil
 }

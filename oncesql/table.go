@@ -11,40 +11,40 @@ import (
 	"unicode/utf8"
 )
 
-// checkEvery is for how long the check of a table holds: an index may be dropped.
+// checkEvery is how often the table is checked: an index may be dropped.
 const checkEvery = 10 * time.Second
 
-// A guard checks, before anything is looked up or inserted, that the table gives
-// each key one row of its own. So a Loader does not fetch what cannot be kept.
+// A guard checks that the table has one row for each key, before any lookup or insert. So a
+// Loader fetches no value that cannot be kept.
 type guard struct {
 	db      *sql.DB
 	dialect dialect
 	table   string
 	key     string // the name of the column
-	fold    bool   // keys that the column takes for equal are one key
+	fold    bool   // keys that the column compares as equal are one key
 
 	passed atomic.Pointer[checked]
 }
 
-// checked is what the last check found.
+// A checked is the result of the last check.
 type checked struct {
 	at      time.Time
-	longest int64 // key that the column holds; 0 if any
-	inBytes bool  // longest is a number of bytes, and not of characters
+	longest int64 // the length of the longest key; 0 for no limit
+	inBytes bool  // longest counts bytes, not characters
 }
 
 // A keyColumn describes the column of keys.
 type keyColumn struct {
 	exists  bool
 	kind    string // its type
-	unique  bool   // it has a unique index of its own, for all rows and the whole column
-	folds   bool   // it takes keys for equal that differ
+	unique  bool   // it has a unique index of its own, over all rows and the whole column
+	folds   bool   // it may compare different keys as equal
 	longest int64
 	inBytes bool
 }
 
-// check returns an error if keys could share a row, or a key get several. It asks
-// the database if no caller has done so in the last ten seconds.
+// check returns an error if two keys could share a row, or a key could have several. It
+// queries the database at most once in ten seconds.
 func (g *guard) check(ctx context.Context) (*checked, error) {
 	last := g.passed.Load()
 	if last != nil && time.Since(last.at) < checkEvery {
@@ -78,18 +78,18 @@ func (g *guard) check(ctx context.Context) (*checked, error) {
 	return found, nil
 }
 
-// judge returns what is wrong with the column.
+// judge returns an error if the column is unsuitable.
 func (g *guard) judge(c keyColumn) error {
 	switch {
 	case !c.unique:
 		return fmt.Errorf("oncesql: table %q: the column %q has no unique index of its own, so a key could get several rows", g.table, g.key)
 	case c.folds && !g.fold:
-		return fmt.Errorf("oncesql: table %q: the column %q, of type %s, takes keys for equal that differ; see Options.FoldKeys", g.table, g.key, c.kind)
+		return fmt.Errorf("oncesql: table %q: the column %q, of type %s, compares different keys as equal; see Options.FoldKeys", g.table, g.key, c.kind)
 	}
 	return nil
 }
 
-// fits returns an error if the column would cut key, or refuse it.
+// fits returns an error if the column would cut or refuse key.
 func (c *checked) fits(key string) error {
 	length := int64(len(key))
 	if c.longest == 0 || length <= c.longest {
@@ -103,7 +103,7 @@ func (c *checked) fits(key string) error {
 	return fmt.Errorf("oncesql: a key of length %d is longer than its column, %d", length, c.longest)
 }
 
-// checkKey is check, and fits for one key.
+// checkKey checks the table and one key.
 func (g *guard) checkKey(ctx context.Context, key string) error {
 	c, err := g.check(ctx)
 	if err != nil {
@@ -112,7 +112,7 @@ func (g *guard) checkKey(ctx context.Context, key string) error {
 	return c.fits(key)
 }
 
-// literal quotes a text as a constant.
+// literal quotes a text as an SQL string.
 func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // checkMark begins each statement of a check.
@@ -150,7 +150,7 @@ func noRow(err error) error {
 	return err
 }
 
-// inspectMySQL is inspectPostgres. It also refuses a session that would cut values
+// inspectMySQL describes the column of keys. It also refuses a session that would cut values
 // or keep no row.
 func inspectMySQL(ctx context.Context, db *sql.DB, d dialect, table, key string) (c keyColumn, err error) {
 	schema, name, ok := strings.Cut(table, ".")
@@ -167,7 +167,7 @@ func inspectMySQL(ctx context.Context, db *sql.DB, d dialect, table, key string)
 	err = db.QueryRowContext(ctx, checkMark+"SELECT DATA_TYPE, CHARACTER_MAXIMUM_LENGTH, CHARACTER_OCTET_LENGTH, COLLATION_NAME, @@sql_mode, @@autocommit FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = COALESCE(?, DATABASE()) AND TABLE_NAME = ? AND COLUMN_NAME = ?",
 		inSchema, name, key).Scan(&c.kind, &chars, &octets, &collation, &mode, &commits)
 	switch {
-	case errors.Is(err, sql.ErrNoRows): // nothing to judge but the indexes
+	case errors.Is(err, sql.ErrNoRows): // only the indexes can be checked
 		c.exists = true
 		c.unique, err = mysqlUnique(ctx, db, d, table, key)
 		return c, err
@@ -193,8 +193,7 @@ func inspectMySQL(ctx context.Context, db *sql.DB, d dialect, table, key string)
 	return c, err
 }
 
-// mysqlUnique reports whether there is a unique index of the key alone, and of
-// all of it.
+// mysqlUnique reports whether there is a unique index over the whole key column alone.
 func mysqlUnique(ctx context.Context, db *sql.DB, d dialect, table, key string) (bool, error) {
 	rows, err := db.QueryContext(ctx, d.indexes(table))
 	if err != nil {
@@ -212,9 +211,9 @@ func mysqlUnique(ctx context.Context, db *sql.DB, d dialect, table, key string) 
 		notUnique bool
 		index     string
 		column    sql.NullString // NULL for an expression
-		part      sql.NullInt64  // of the column, if not all of it
+		part      sql.NullInt64  // the length of an indexed prefix
 		dest      = make([]any, len(columns))
-		candidate = make(map[string]bool) // the indexes, and whether it is one as we want it
+		candidate = make(map[string]bool) // the indexes, and whether each is suitable
 	)
 	for i := range dest {
 		dest[i] = skipped{}
@@ -235,7 +234,7 @@ func mysqlUnique(ctx context.Context, db *sql.DB, d dialect, table, key string) 
 	return false, rows.Err()
 }
 
-// inspectSQLite is inspectPostgres.
+// inspectSQLite describes the column of keys.
 func inspectSQLite(ctx context.Context, db *sql.DB, _ dialect, table, key string) (c keyColumn, err error) {
 	schema, name, ok := strings.Cut(table, ".")
 	in := ", " + literal(schema)
@@ -258,8 +257,8 @@ func inspectSQLite(ctx context.Context, db *sql.DB, _ dialect, table, key string
 	return c, nil
 }
 
-// isNumeric reports whether a column of SQLite that is declared as kind makes
-// numbers of texts: see "Determination Of Column Affinity" in its manual.
+// isNumeric reports whether an SQLite column of a declared type converts texts to numbers:
+// see "Determination Of Column Affinity" in the SQLite manual.
 func isNumeric(kind string) bool {
 	kind = strings.ToUpper(kind)
 	has := func(part string) bool { return strings.Contains(kind, part) }

@@ -1,7 +1,7 @@
-// Package backoff remembers for which keys a failed refresh is not repeated yet.
+// Package backoff remembers the keys whose failed refresh must not be repeated yet.
 //
-// While an origin is down, callers receive a stale value, and not each of them may ask
-// the origin again. The longer the value has been stale, the longer is the backoff. So it
+// While an origin is down, callers receive a stale value, and only a few of them may fetch.
+// The backoff of a key is a quarter of the time for which its value has been stale. So it
 // grows without a counter, and all processes agree on it.
 package backoff
 
@@ -14,16 +14,16 @@ import (
 const (
 	shortest = time.Second
 	longest  = 30 * time.Second
-	share    = 4 // a backoff is this part of the time for which the value has been stale
+	share    = 4 // a backoff is a quarter of the time for which the value has been stale
 
-	// Longest is more than each result of After.
+	// Longest is an upper bound of the results of After.
 	Longest = longest * 5 / 4
 
-	maxKeys = 10_000 // Redis knows of the backoff, too: to forget one costs a command
+	maxKeys = 10_000 // Redis also stores the backoff: to forget one costs a command
 )
 
-// After returns the backoff after a failed refresh of a value that has been stale for a
-// while, with jitter.
+// After returns the backoff after a failed refresh, with jitter. stale is how long the value has
+// been stale.
 func After(stale time.Duration) time.Duration {
 	d := min(max(stale/share, shortest), longest)
 	return d*3/4 + rand.N(d/2)

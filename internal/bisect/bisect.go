@@ -1,17 +1,17 @@
-// Package bisect finds the keys for which a call about many keys fails. It is
-// used for lookups of many keys, where one key or row must not fail the others.
+// Package bisect finds the keys for which a call with many keys fails. Lookups of many keys use it,
+// so one key or row does not fail the others.
 package bisect
 
-// mostExcess is how many more calls may fail than succeed. It lets some sixteen
-// bad keys be found, and bounds the calls to a server that refuses them all.
+// mostExcess is how many more calls may fail than succeed. It allows finding about sixteen bad
+// keys, and limits the calls to a server that refuses all of them.
 const mostExcess = 32
 
 // Keys calls do for all parts, and for halves of each part that fails, until a
 // failed part is a single key. It returns the error of each key that failed.
 //
-// common reports whether an error is not about a key, such as a lost connection.
-// After such an error, and after too many failures, Keys makes no further call:
-// every key that is left has the last error.
+// common reports whether an error concerns all keys, such as a lost connection. After such an
+// error, or after too many failures, Keys makes no further call: all remaining keys have the
+// last error.
 func Keys(parts [][]string, do func(keys []string) error, common func(err error) bool) map[string]error {
 	errs := make(map[string]error)
 	excess := 0

@@ -6,13 +6,12 @@
 //	   │               │ fails  │ is answered
 //	   └──Suspect──► probe ─────┘
 //
-// Only a probe closes a breaker. The first one is sent as soon as the breaker opens, so a node
-// that failed for a moment is used again after one round trip. There is one probe at a time.
-// Callers never probe, so none of them waits for a node that is down, and those that arrive
-// when it is back find the breaker closed.
+// Only an answered probe closes a breaker. The first probe is sent as soon as the breaker opens,
+// so a node that failed for a moment is used again after one round trip. There is one probe at a
+// time. Callers never probe, so no caller waits for a node that is down.
 //
-// The term is from M. Nygard, "Release It!", chapter "Stability Patterns". Its half-open
-// state, in which callers probe, is not used.
+// The term is from M. Nygard, "Release It!", chapter "Stability Patterns". This breaker has no
+// half-open state, in which callers would probe.
 //
 // The package knows nothing of Redis. internal/batch has a Breaker for each node.
 package breaker
@@ -30,7 +29,7 @@ import (
 
 // An OpenError is the error of a call that an open breaker refuses. Nothing was sent.
 type OpenError struct {
-	Cause error // of the last probe's failure, or of the failure that opened the breaker
+	Cause error // the error of the last probe, or the one that opened the breaker
 }
 
 func (e *OpenError) Error() string { return "circuit breaker open: " + e.Cause.Error() }
@@ -56,17 +55,17 @@ const maxStuck = 4
 
 // A Probe says how to probe.
 type Probe struct {
-	Key     string        // that the failed call was about
+	Key     string        // the key of the failed call
 	Every   time.Duration // from the end of one probe to the next, with a jitter of a quarter
-	Timeout time.Duration // of each
+	Timeout time.Duration // of each probe
 }
 
-// A Breaker guards one node. It is made by [New], and must be stopped.
+// A Breaker guards one node. [New] returns one. It must be stopped.
 type Breaker struct {
 	ask    func(ctx context.Context, key string) error
 	closed func()
-	open   atomic.Pointer[OpenError] // nil while it is closed
-	stuck  chan struct{}             // has room for maxStuck
+	open   atomic.Pointer[OpenError] // nil while the breaker is closed
+	stuck  chan struct{}             // one element for each running probe
 
 	mu      sync.Mutex
 	probing bool
@@ -75,12 +74,12 @@ type Breaker struct {
 }
 
 // New returns a closed breaker. ask returns nil if the node serves a key. The breaker calls
-// closed each time that it has closed.
+// closed each time it closes.
 func New(ask func(ctx context.Context, key string) error, closed func()) *Breaker {
 	return &Breaker{ask: ask, closed: closed, stuck: make(chan struct{}, maxStuck), stopped: make(chan struct{})}
 }
 
-// Err returns an [*OpenError] while the breaker is open, else nil.
+// Err returns an [*OpenError] while the breaker is open, and nil otherwise.
 func (b *Breaker) Err() error {
 	if e := b.open.Load(); e != nil {
 		return e
@@ -88,11 +87,12 @@ func (b *Breaker) Err() error {
 	return nil
 }
 
-// Trip opens the breaker because a call has failed. A breaker that is open keeps its cause.
+// Trip opens the breaker after a failed call. An open breaker keeps its cause.
 func (b *Breaker) Trip(cause error, p Probe) { b.start(&OpenError{cause}, p) }
 
-// Suspect sends a probe, and opens the breaker if that fails. After a probe that was answered it
-// sends none for the time between two probes: callers may often leave a node that is well.
+// Suspect sends a probe, and opens the breaker if that fails. It sends none if a probe was
+// answered less than p.Every ago, because callers with short deadlines may often leave a healthy
+// node.
 func (b *Breaker) Suspect(p Probe) { b.start(nil, p) }
 
 func (b *Breaker) start(e *OpenError, p Probe) {
@@ -162,7 +162,7 @@ func (b *Breaker) close() {
 	}
 }
 
-// probe sends one probe. An answer that comes after the timeout does not count.
+// probe sends one probe. An answer that arrives after the timeout does not count.
 func (b *Breaker) probe(p Probe) error {
 	ctx, cancel := context.WithTimeout(context.Background(), p.Timeout)
 	defer cancel()

@@ -1,17 +1,17 @@
-// Package budget bounds the memory that decoding a value makes.
+// Package budget limits the memory that decoding a value allocates.
 //
-// A byte of msgpack or JSON may become any number of bytes in memory: an empty map is a
-// whole struct behind a pointer, an empty array an array of a thousand numbers. A
-// [Budget] walks over data before it is decoded, beside the Go type that it is decoded
-// into, and adds up what the decoder allocates: elements of slices while they grow,
-// maps, targets of pointers, strings. Data that needs more than the limit is refused.
+// A byte of msgpack or JSON may become any number of bytes in memory. For example, an
+// empty map may become a whole struct behind a pointer. A [Budget] walks over the data and
+// the Go type together, before the data is decoded. It sums what the decoder allocates:
+// slices while they grow, maps, targets of pointers, strings. It refuses data that needs
+// more than the limit.
 //
-// The sum is an estimate from above, of all that is allocated, the freed included. A type
-// that decodes itself counts as one value, and as the bytes of that. Small data
-// is not walked over: when even the worst byte of the type, times its length, is
-// within the limit.
+// The sum is an upper bound of all allocations, including those that are freed. A type
+// that decodes itself counts as one value of its encoded size. The Budget skips the walk
+// if the data is so short that even the most expensive byte of the type, times the length,
+// is within the limit.
 //
-// The package is used by the loader, for the codecs Msgpack and JSON.
+// The loader uses the package for the codecs Msgpack and JSON.
 package budget
 
 import (
@@ -21,7 +21,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/prescan"
 )
 
-// An Error says why data is refused. Its text quotes none of it.
+// An Error says why data is refused. Its text does not quote the data.
 type Error string
 
 // Error returns the text.
@@ -30,28 +30,29 @@ func (e Error) Error() string { return string(e) }
 // ErrMemory says that a value takes more memory than its limit allows.
 const ErrMemory Error = "the value takes more memory than Options.MaxBytes allows: more than 32 times MaxBytes and 1 MiB"
 
-// PerByte and Extra are the memory that a value may take: PerByte for each byte of the
-// largest value that is read, and Extra.
+// A value may take PerByte bytes of memory for each byte of the largest encoded value, plus
+// Extra.
 const (
 	PerByte = 32
 	Extra   = 1 << 20
 )
 
-// A Budget bounds the values of one type. It may be nil, and then bounds nothing.
+// A Budget limits the values of one type. A nil Budget has no limit.
 type Budget struct {
 	shapes *shapes
 	root   *shape
 	limit  int64
-	worst  int64 // that one byte of data may cost
+	worst  int64 // the most that one byte of data costs
 }
 
-// New returns the budget for values of type t, encoded in at most maxBytes of JSON or
-// else msgpack.
+// New returns the Budget for values of type t that are encoded in at most maxBytes of JSON or
+// msgpack.
 func New(t reflect.Type, isJSON bool, maxBytes int) *Budget {
 	s := newShapes(isJSON)
 	b := &Budget{shapes: s, root: s.of(t), limit: int64(maxBytes)*PerByte + Extra}
 	s.price()
-	// A byte is at most one value: an element, the first of a map, and behind pointers.
+	// A byte is at most one value: an element of a slice, the first one of a map, and the
+	// target of pointers.
 	b.worst = s.wild.per + s.wild.alloc + s.wild.group + s.wild.pair + mapHeader + 2*wordsOfAny
 	if isJSON {
 		b.worst += mismatch
@@ -59,8 +60,8 @@ func New(t reflect.Type, isJSON bool, maxBytes int) *Budget {
 	return b
 }
 
-// Check returns [ErrMemory] if decoding data takes more memory than the budget has.
-// What is wrong with data otherwise is for the decoder to say.
+// Check returns [ErrMemory] if decoding data may take more memory than the limit. It reports
+// no other problems: the decoder does.
 func (b *Budget) Check(data []byte) error {
 	if b == nil || int64(len(data)) <= b.limit/b.worst {
 		return nil
@@ -77,7 +78,7 @@ func (b *Budget) Check(data []byte) error {
 		root := b.root
 		for w.off < len(data) && !w.over() {
 			(&msgpackWalk{w}).value(root)
-			root = w.wild // it belongs to a type that reads several values
+			root = w.wild // a type that decodes itself may read several values
 		}
 	}
 	if w.over() {
@@ -86,20 +87,20 @@ func (b *Budget) Check(data []byte) error {
 	return nil
 }
 
-// A walk is one way over data.
+// A walk is one walk over data.
 type walk struct {
 	data   []byte
 	off    int
 	spent  int64
 	limit  int64
-	growth int64 // how often the places of a large map are made
+	growth int64 // how often the slots of a large map are allocated
 	wild   *shape
 }
 
 func (w *walk) over() bool { return w.spent > w.limit }
 
-// target spends what a value that is not nil needs for itself, and returns the shape
-// behind pointers.
+// target counts the memory of a non-nil value itself, and returns the shape behind its
+// pointers.
 func (w *walk) target(sh *shape) *shape {
 	if sh == nil {
 		return nil
@@ -114,7 +115,7 @@ func (w *walk) target(sh *shape) *shape {
 	return sh
 }
 
-// text spends what a string or bytes need.
+// text counts the memory of a string or bytes.
 func (w *walk) text(sh *shape, n int) {
 	if sh == nil {
 		return
@@ -128,17 +129,17 @@ func (w *walk) text(sh *shape, n int) {
 	}
 }
 
-// number spends what a number needs.
+// number counts the memory of a number.
 func (w *walk) number(sh *shape) {
 	if sh.boxes() {
 		w.spent += wordsOfAny
 	}
 }
 
-// boxes reports whether a value may be put into an interface.
+// boxes reports whether a value may be stored in an interface.
 func (sh *shape) boxes() bool { return sh != nil && (sh.kind == anything || sh.kind == wild) }
 
-// array returns the shape of the element at i, and spends what it needs.
+// array counts the memory of the element at i, and returns its shape.
 func (w *walk) array(sh *shape, i int) *shape {
 	if sh == nil {
 		return nil
@@ -163,18 +164,18 @@ func (w *walk) array(sh *shape, i int) *shape {
 	return nil
 }
 
-// pairOf spends what pair i of a map needs.
+// pairOf counts the memory of pair i of a map.
 func (w *walk) pairOf(sh *shape, i int) {
 	w.spent += sh.pair
 	switch {
 	case i == 0:
 		w.spent += sh.group
-	case i >= 8: //nolint:mnd // a group has eight places, of which at least 3.5 are in use
+	case i >= 8: //nolint:mnd // a group has eight slots, and at least 3.5 are in use
 		w.spent += w.growth * sh.group * 2 / 7
 	}
 }
 
-// isMap reports whether the shape may be a map, and spends its header.
+// isMap reports whether the shape may be a map, and counts the memory of its header.
 func (w *walk) isMap(sh *shape) bool {
 	if sh == nil || sh.kind != dict && !sh.boxes() {
 		return false

@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// A jsonWalk walks over valid JSON. It recurses as deep as the data goes, which
-// encoding/json bounds.
+// A jsonWalk walks over valid JSON. It recurses as deep as the data nests; encoding/json
+// limits that.
 type jsonWalk struct{ *walk }
 
-// value walks over one value that is decoded into sh; nil is skipped by the decoder.
+// value walks over one value that is decoded into sh. If sh is nil, the decoder skips it.
 func (w *jsonWalk) value(sh *shape) {
 	w.space()
 	if w.over() {
@@ -32,11 +32,11 @@ func (w *jsonWalk) value(sh *shape) {
 	w.some(first, sh)
 }
 
-// mismatch is what encoding/json allocates for a value that does not fit: the first
-// such error is returned at the end, the others are dropped.
+// mismatch is what encoding/json allocates for the error of a value of a wrong type. It makes
+// one for each such value, and returns the first.
 const mismatch = 128
 
-// fits reports whether a value that begins so can be decoded into sh.
+// fits reports whether a value with this first byte can be decoded into sh.
 func fits(first byte, sh *shape) bool {
 	if sh == nil || sh.boxes() {
 		return true
@@ -80,7 +80,7 @@ func (w *jsonWalk) list(sh *shape) {
 	}
 }
 
-// element is the shape of an element: no struct is decoded from an array.
+// element returns the shape of an element. JSON decodes no struct from an array.
 func (w *jsonWalk) element(sh *shape, i int) *shape {
 	if sh != nil && sh.kind == structure {
 		return nil
@@ -102,7 +102,7 @@ func (w *jsonWalk) object(sh *shape) {
 			w.pairOf(sh, i)
 			w.text(sh.key, len(name))
 			if sh.key.kind == number {
-				w.spent += mismatch // it may be none
+				w.spent += mismatch // it may not be a number
 			}
 			w.value(sh.elem)
 		case sh != nil && sh.kind == structure:
@@ -113,7 +113,7 @@ func (w *jsonWalk) object(sh *shape) {
 	}
 }
 
-// more moves on to the next part of an object or array, or behind its end.
+// more moves to the next part of an object or array, or past its end.
 func (w *jsonWalk) more(end byte) bool {
 	w.space()
 	switch w.data[w.off] {
@@ -126,8 +126,8 @@ func (w *jsonWalk) more(end byte) bool {
 	return true
 }
 
-// field returns the shape of the field that has a name: JSON folds names. A name
-// that has to be decoded first may be that of any field.
+// field returns the shape of the field with a name, whose case JSON ignores. An escaped or
+// non-ASCII name may be that of any field.
 func (w *jsonWalk) field(sh *shape, name []byte) *shape {
 	for _, c := range name {
 		if c == '\\' || c >= 0x80 { //nolint:mnd // ASCII ends there
@@ -137,7 +137,7 @@ func (w *jsonWalk) field(sh *shape, name []byte) *shape {
 	return sh.fields[strings.ToLower(string(name))]
 }
 
-// str returns the text of a string, as it stands there, and moves on behind it.
+// str returns the text of a string without unescaping it, and moves past it.
 func (w *jsonWalk) str() []byte {
 	from := w.off + 1
 	for w.off = from; w.data[w.off] != '"'; w.off++ {

@@ -2,11 +2,11 @@ package budget
 
 import "github.com/fetchonce/fetchonce/internal/prescan"
 
-// A msgpackWalk walks over msgpack that was checked. It recurses as deep as the data goes,
-// which [prescan.MaxDepth] bounds.
+// A msgpackWalk walks over checked msgpack. It recurses as deep as the data nests;
+// [prescan.MaxDepth] limits that.
 type msgpackWalk struct{ *walk }
 
-// value walks over one value that is decoded into sh; nil is skipped by the decoder.
+// value walks over one value that is decoded into sh. If sh is nil, the decoder skips it.
 func (w *msgpackWalk) value(sh *shape) {
 	from := w.off
 	t := prescan.Next(w.data, w.off)
@@ -54,7 +54,7 @@ func (w *msgpackWalk) dict(sh *shape, n int) {
 	}
 }
 
-// name reads a field's name. What is no text names no field.
+// name reads the name of a field. A value that is not a string names no field.
 func (w *msgpackWalk) name() []byte {
 	t := prescan.Next(w.data, w.off)
 	if t.Kind != prescan.Blob {
@@ -65,7 +65,7 @@ func (w *msgpackWalk) name() []byte {
 	return w.data[t.Begin:w.off]
 }
 
-// skip walks over the rest of a value whose token was read.
+// skip walks over the rest of a value after its token.
 func (w *msgpackWalk) skip(t prescan.Token) {
 	values := t.Len
 	switch t.Kind {

@@ -11,44 +11,44 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// A shape is what a codec makes for one value of a Go type.
+// A shape says what a codec allocates for a value of a Go type.
 type shape struct {
 	kind  kind
 	size  int64 // of a value of the type
-	alloc int64 // what is allocated for the value itself: a pointer's target, embedded pointers
+	alloc int64 // allocated for the value itself: a pointer's target, embedded pointers
 	elem  *shape
 	key   *shape
 
 	per   int64 // for each element of a slice
-	group int64 // for eight places of a map
-	pair  int64 // for each pair of a map, besides its place
+	group int64 // for eight slots of a map
+	pair  int64 // for each pair of a map, besides its slots
 
 	fields map[string]*shape // of a struct, by name
-	list   []*shape          // in their order; nil if a name alone does not say which it is
+	list   []*shape          // in order; nil if the position does not identify a field
 }
 
 type kind byte
 
 const (
-	number kind = iota // for this and a boolean nothing is allocated
+	number kind = iota // allocates nothing, like a boolean
 	boolean
 	text
 	opaque    // decodes itself
-	pointer   // alloc is that of its target, and elem its shape
+	pointer   // alloc is that of its target, and elem the shape of the target
 	slice     // of elem
 	array     // of elem, without an allocation
 	dict      // a map of key and elem
 	structure // of fields
 	anything  // an empty interface
-	wild      // not known: the most that any part of the type may cost
+	wild      // unknown: costs as much as the most expensive part of the type
 )
 
-// shapes makes shapes, one for each type.
+// shapes has the shape of each type.
 type shapes struct {
 	json bool
 	tag  string
 	all  map[reflect.Type]*shape
-	wild *shape // for what cannot be told; its costs are known when all shapes are
+	wild *shape // of unknown values; price sets its costs
 }
 
 func newShapes(json bool) *shapes {
@@ -97,8 +97,8 @@ func (s *shapes) of(t reflect.Type) *shape {
 	return made
 }
 
-// addFields adds the fields of t, and those of the structs that are embedded in it. outer has the
-// types that t is embedded in.
+// addFields adds the fields of t and of the structs that it embeds. outer has the types that t is
+// embedded in.
 func (s *shapes) addFields(to *shape, t reflect.Type, outer map[reflect.Type]bool) {
 	simple := len(outer) == 1
 	for field := range t.Fields() {
@@ -127,7 +127,7 @@ func (s *shapes) addFields(to *shape, t reflect.Type, outer map[reflect.Type]boo
 	}
 }
 
-// addField adds a field. Two of one name may be either.
+// addField adds a field. If two fields have the same name, their shape is unknown.
 func (s *shapes) addField(to *shape, name string, field *shape) {
 	if s.json {
 		name = strings.ToLower(name)
@@ -155,7 +155,7 @@ func (s *shapes) namesOf(field reflect.StructField) ([]string, bool) {
 	return names, true
 }
 
-// custom are the interfaces by which a type decodes itself.
+// The interfaces by which a type decodes itself.
 var (
 	customJSON    = []reflect.Type{reflect.TypeFor[json.Unmarshaler](), reflect.TypeFor[encoding.TextUnmarshaler]()}
 	customMsgpack = []reflect.Type{
@@ -177,20 +177,20 @@ func (s *shapes) decodesItself(t reflect.Type) bool {
 	})
 }
 
-// allocated returns an upper bound of what the allocator takes for n bytes. Its size
-// classes are multiples of 8, and at most a quarter above n beyond 32 bytes.
+// allocated returns an upper bound of what the allocator uses for n bytes. Its size classes are
+// multiples of 8, and above 32 bytes at most a quarter larger than n.
 func allocated(n int64) int64 { return (n + n/4 + 15) &^ 15 }
 
-// Of maps of Go: a place holds a key or value of up to inMap bytes, a larger one is
-// allocated by itself.
+// A slot of a Go map holds a key or value of up to inMap bytes. A larger one is allocated by
+// itself.
 const (
 	inMap     = 128
 	mapHeader = 48
 )
 
-// price sets what the parts of each shape cost, and what a wild one does at most.
+// price sets what the parts of each shape cost, and the most for the unknown shape.
 func (s *shapes) price() {
-	growth := int64(2) // msgpack makes the elements twice
+	growth := int64(2) // msgpack allocates the elements twice
 	if s.json {
 		growth = 5 // append, from nothing to many
 	}
@@ -217,18 +217,18 @@ func (s *shapes) price() {
 const wordsOfAny = 16
 
 func (sh *shape) priceMap(key, value int64) {
-	place := func(n int64) int64 {
+	slot := func(n int64) int64 {
 		if n > inMap {
 			sh.pair += allocated(n)
 			return 8
 		}
 		return n
 	}
-	sh.group = 8*(place(key)+place(value)) + 8
-	sh.pair += allocated(key) + allocated(value) // each is made by itself first
+	sh.group = 8*(slot(key)+slot(value)) + 8
+	sh.pair += allocated(key) + allocated(value) // each is decoded by itself first
 }
 
-// chain returns what is allocated for one value of the shape before any of its parts.
+// chain returns what a value of the shape allocates, without its parts.
 func (sh *shape) chain() (n int64) {
 	for range 100 { // a pointer type may point to itself
 		n += sh.alloc

@@ -1,7 +1,7 @@
-// Package cleanup undoes in the background what an operation without an answer may have left
-// in Redis: a lease, a write mark, or a place in a queue.
+// Package cleanup undoes operations that Redis did not answer. Such an operation may have left
+// a lease, a write mark, or a place in a queue.
 //
-// A [List] has one goroutine for all its tasks, and none while it is empty. Its use:
+// A [List] runs its tasks in the background. It has one goroutine, and none while it is empty:
 //
 //	list := &cleanup.List{IsFinal: protocol.IsFinal}
 //	list.Add(cleanup.Task{
@@ -11,13 +11,13 @@
 //	})
 //	list.Close(opt.RedisTimeout) // tries each task once more, within that time
 //
-// The caller adds no task for a request that was never sent: see protocol.NotSent.
+// A caller adds no task for a request that was never sent: see protocol.NotSent.
 //
-// The list runs up to groupSize tasks at once, so that they share round trips. A pause
-// follows each group. A task that fails runs again after a pause of its own, which doubles.
-// If no task of a group succeeds, Redis is probably unavailable: the pause between groups
-// doubles, too. So an outage costs few requests, and its end starts no stampede. A task ends
-// when it succeeds, when its error is final, or when what it undoes has expired.
+// The list runs up to groupSize tasks at once, so they share round trips. A pause follows each
+// group. A failed task runs again after its own pause, which doubles with each failure. If no
+// task of a group succeeds, Redis is probably unavailable, and the pause between groups
+// doubles. So an outage costs few requests, and its end causes no stampede. A task ends when it
+// succeeds, when its error is final, or when the result of its operation has expired.
 //
 // The package knows nothing of Redis, locks or loads.
 package cleanup
@@ -49,8 +49,8 @@ type Task struct {
 	// Lasts is how long the result of the operation lasts in Redis, from the Add.
 	Lasts time.Duration
 
-	// Again, if it is not 0, makes the list call Undo once more that long after it has
-	// succeeded: the request that it undoes may arrive in between.
+	// Again, if it is not 0, is how long after a success the list calls Undo once more: the
+	// undone request may arrive in between.
 	Again time.Duration
 
 	expires time.Time
@@ -59,7 +59,7 @@ type Task struct {
 	retry   time.Duration // the next pause
 }
 
-// A List has the tasks that are not done. It must be closed, and not be copied.
+// A List has the tasks that are not done. It must be closed, and must not be copied.
 type List struct {
 	// IsFinal reports whether a task that failed with this error can never succeed. It may be
 	// nil. It is set before the first Add.
@@ -73,7 +73,7 @@ type List struct {
 	changed chan struct{}      // with a buffer of one: a task was added, or the list was closed
 	done    chan struct{}      // closed when the goroutine ends
 	ctx     context.Context    // of the tasks
-	cancel  context.CancelFunc // ends it
+	cancel  context.CancelFunc // of ctx
 }
 
 // Add puts a task on the list. It runs at once, unless many others are due. On a closed list,
@@ -99,14 +99,14 @@ func (l *List) Add(t Task) {
 	go l.run() // ends when the list is empty, or soon after Close
 }
 
-// Len returns how many tasks are on the list, without those that are running.
+// Len returns the number of tasks on the list, without running ones.
 func (l *List) Len() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.tasks)
 }
 
-// Close runs each task once more, and returns when all have returned or the time is over.
+// Close runs each task once more. It returns when all have returned or the time has passed.
 func (l *List) Close(within time.Duration) {
 	l.mu.Lock()
 	l.closed = true

@@ -1,14 +1,13 @@
-// Package errtext says what may leave the process of an error: in a message to
-// other processes, or in the log.
+// Package errtext returns the part of an error that may leave the process, in a message to
+// other processes or in the log.
 //
-// Errors of databases and parsers quote what they were given: a duplicate row's
-// values, the text that is no number, the URL of a request. [Kind] is what is left of
-// an error without any text of its own: its Go type, and the number or SQLSTATE that a
-// database gave it. [Public] is the text of an error in which such errors are
-// replaced by their kinds.
+// Errors of databases and parsers quote data: the values of a duplicate row, a text that is
+// not a number, the URL of a request. [Kind] returns only the Go type of an error and the
+// number or SQLSTATE that a database gave it. [Public] returns the text of an error, with
+// such errors replaced by their kinds.
 //
-// Neither guards a text that the caller's own code has made: what a fetch puts into
-// its error with fmt.Errorf is shared as it is.
+// Neither changes text of the caller's own code: the text that a fetch adds with fmt.Errorf
+// is shared as it is.
 package errtext
 
 import (
@@ -28,8 +27,8 @@ var fixed = []error{
 	context.Canceled, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
 }
 
-// Kind returns a short text that quotes nothing: the text of a well-known error, or
-// the type of the error that err wraps last, with its SQLSTATE or number.
+// Kind returns a short text without data: the text of a well-known error, or the type of the
+// innermost error that err wraps, with its SQLSTATE or number.
 func Kind(err error) string {
 	for _, f := range fixed {
 		if errors.Is(err, f) {
@@ -50,7 +49,8 @@ func Kind(err error) string {
 	return kind
 }
 
-// Public returns the text of err with the kinds of the errors in it that quote data.
+// Public returns the text of err. It replaces the texts of wrapped errors that quote data by
+// their kinds.
 func Public(err error) string {
 	text := err.Error()
 	each(err, func(e error) {
@@ -63,7 +63,7 @@ func Public(err error) string {
 	return text
 }
 
-// OfPanic returns what may be logged of a panic's value in code that is no fetch.
+// OfPanic returns a text without data for the value of a panic outside a fetch.
 func OfPanic(value any) string {
 	switch v := value.(type) {
 	case runtime.Error:
@@ -90,16 +90,16 @@ func each(err error, f func(error)) {
 	}
 }
 
-// parsers are the packages whose errors quote what they could not read.
+// parsers are the packages whose errors quote their input.
 var parsers = []string{"encoding", "net/url", "strconv", "time"}
 
-// drivers are the beginnings of the packages of database drivers.
+// drivers are the prefixes of the package paths of database drivers.
 var drivers = []string{
 	"github.com/go-sql-driver/", "github.com/jackc/", "github.com/lib/pq", "github.com/mattn/go-sqlite3",
 	"github.com/go-mysql-org/", "github.com/microsoft/go-mssqldb", "modernc.org/sqlite",
 }
 
-// quotes reports whether errors of e's type quote data.
+// quotes reports whether errors of the type of e quote data.
 func quotes(e error) bool {
 	if codeOf(e) != "" {
 		return true
@@ -110,7 +110,7 @@ func quotes(e error) bool {
 		slices.ContainsFunc(drivers, func(driver string) bool { return strings.HasPrefix(path, driver) })
 }
 
-// isPlain reports whether e is of a type that says nothing about it.
+// isPlain reports whether the type of e says nothing about the error.
 func isPlain(e error) bool {
 	path := packageOf(e)
 	return path == "errors" || path == "fmt"

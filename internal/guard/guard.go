@@ -37,7 +37,7 @@ func (e *PanicError) Error() string {
 	return fmt.Sprintf("the Redis client panicked: %v\n\n%s", e.Value, e.Stack)
 }
 
-// Unwrap returns Value if that is an error, else nil.
+// Unwrap returns Value if it is an error, and nil otherwise.
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	return err

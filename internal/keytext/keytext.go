@@ -1,13 +1,13 @@
-// Package keytext writes values as a text that says their types and what they
-// are, for keys: what differs has different texts, in every process.
+// Package keytext writes Go values as texts, for use as keys. Different types or values have
+// different texts, and a text is the same in every process.
 //
-// It knows Go's values, and nothing of Redis. It is used by fetchonce.Key.
+// The package knows nothing of Redis. fetchonce.Key uses it.
 //
 // # The text
 //
-// The arguments, with commas between them. A string, an int and a bool are as in
-// a program. All else begins with its type; inside a value no type is repeated
-// that the type before it implies:
+// Commas separate the arguments. A string, an int and a bool look as in a program. Any
+// other value begins with its type. Inside a value, a type is omitted if the outer type
+// implies it:
 //
 //	"teapot"   42   true   nil
 //	int64(42)   float64(-0)   time.Time(2026-11-24T18:00:00Z)
@@ -15,10 +15,9 @@
 //	example.com/shop.Query(Shop:7,Tags:["hot","black"],Limit:nil)
 //	[]any(["a",int64(1),nil])   map[string]int(["a":1,"b":2])   *int(&3)
 //
-// It is made of ASCII that can be seen, and spaces. It has braces only where a
-// string has: they mean something to Redis, and would be escaped once more. It
-// does not depend on the version of Go: not on which letters that knows, nor on
-// what is in a [time.Time].
+// The text consists of printable ASCII. It has braces only where a string has them, because
+// braces have a meaning in Redis keys and would be escaped. It does not depend on the
+// version of Go: neither on its Unicode tables nor on the fields of a [time.Time].
 package keytext
 
 import (
@@ -41,12 +40,11 @@ const (
 	// Longest is the length of the longest text.
 	Longest = 200
 
-	mostDepth = 100      // of values in values
-	mostBytes = 16 << 20 // of a text before it is cut
+	mostDepth = 100      // the deepest nesting of values
+	mostBytes = 16 << 20 // the longest text before it is cut
 )
 
-// Of returns the text of its arguments. The error says which of them has no
-// text, and why.
+// Of returns the text of its arguments. The error says which argument has no text, and why.
 func Of(args ...any) (string, error) {
 	var space [128]byte
 	b := space[:0]
@@ -71,8 +69,8 @@ func OfString(s string) string {
 // OfInt returns the text of one int.
 func OfInt(n int) string { return strconv.Itoa(n) }
 
-// cut returns a text as a string. One that is too long keeps its head, and ends
-// with a hash of the whole. It has a length that no other text has.
+// cut returns a text as a string. A text of Longest bytes or more is cut to Longest, and ends
+// with a hash of the whole text. Shorter texts are below Longest, so no other text is equal.
 func cut(b []byte) string {
 	if len(b) < Longest {
 		return string(b)
@@ -122,10 +120,10 @@ var (
 	errLarge = errors.New("its text is longer than 16 MiB")
 )
 
-// within says where in a value there is something without a text.
+// within adds to an error the place in a value that has no text.
 func within(place string, err error) error {
 	if errors.Is(err, errDeep) || errors.Is(err, errLarge) {
-		return err // it is the whole that is
+		return err // it concerns the whole value
 	}
 	return fmt.Errorf("%s: %w", place, err)
 }
@@ -175,8 +173,8 @@ func appendValue(b []byte, v reflect.Value, d *description, depth int) ([]byte, 
 	return nil, fmt.Errorf("a %v has no text", v.Type()) // describe has seen it before
 }
 
-// appendFloat appends a number that reads back as the same one. There is one
-// NaN, whatever its bits.
+// appendFloat appends the shortest text that reads back as the same number. All NaNs have the
+// same text.
 func appendFloat(b []byte, f float64, bits int) []byte {
 	if math.IsNaN(f) {
 		return append(b, "NaN"...)
@@ -206,7 +204,7 @@ func appendList(b []byte, v reflect.Value, depth int) ([]byte, error) {
 	return append(b, ']'), nil
 }
 
-// appendBytes appends bytes that people can read as text, and others as a number.
+// appendBytes appends printable bytes as a string, and others in hexadecimal.
 func appendBytes(b, data []byte) []byte {
 	if bytes.ContainsFunc(data, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return hex.AppendEncode(append(b, "0x"...), data)
@@ -235,7 +233,7 @@ func appendMap(b []byte, v reflect.Value, depth int) ([]byte, error) {
 		}
 		entries = append(entries, entry)
 	}
-	// An entry that is the beginning of another would be no trouble either.
+	// No matter if one entry is a prefix of another: the order is the same in every process.
 	slices.SortFunc(entries, bytes.Compare)
 	b = append(b, '[')
 	b = append(b, bytes.Join(entries, []byte{','})...)
@@ -257,7 +255,7 @@ func appendStruct(b []byte, v reflect.Value, depth int) ([]byte, error) {
 		first = false
 		f := v.Field(i)
 		if !field.IsExported() {
-			// Else its methods, and those of what is in it, could not be called.
+			// Without this, methods of the field and its parts could not be called.
 			f = reflect.NewAt(f.Type(), f.Addr().UnsafePointer()).Elem()
 		}
 		b = append(appendEscaped(b, field.Name), ':')
@@ -269,8 +267,7 @@ func appendStruct(b []byte, v reflect.Value, depth int) ([]byte, error) {
 	return append(b, ')'), nil
 }
 
-// addressable returns v, or a copy of it that has an address: its fields have
-// one then, too.
+// addressable returns v, or an addressable copy of it, so its fields are addressable, too.
 func addressable(v reflect.Value) reflect.Value {
 	if v.CanAddr() || v.Kind() != reflect.Struct && v.Kind() != reflect.Array {
 		return v
@@ -280,12 +277,11 @@ func addressable(v reflect.Value) reflect.Value {
 	return c
 }
 
-// A special is how values of a type are written whose fields are nobody's
-// business, or differ where the value does not. Its fields' text would also
-// change with the version of Go.
+// A special writes values of a type without their fields. The fields of such a type are
+// private to its package, may differ for equal values, and may change with the version of Go.
 //
-// These are few on purpose. A method such as MarshalText is not asked: it may
-// leave things out, as that of a secret does.
+// There are few specials on purpose. A method such as MarshalText is not called, because it
+// may leave parts out, for example those of a secret.
 type special func(b []byte, v reflect.Value) []byte
 
 var specials = []struct {
@@ -304,9 +300,8 @@ var specials = []struct {
 	}},
 }
 
-// appendTime appends the instant, and the location if it is not UTC: what a
-// function makes of a time may depend on it. The reading of a monotonic clock is
-// left out.
+// appendTime appends the instant, and the location if it is not UTC, because the result of a
+// function may depend on the location. It omits the monotonic clock.
 func appendTime(b []byte, t time.Time) []byte {
 	b = t.UTC().AppendFormat(b, time.RFC3339Nano)
 	if t.Location() == time.UTC {
@@ -322,8 +317,8 @@ func appendQuoted(b []byte, s string) []byte {
 	return append(appendEscaped(append(b, '"'), s), '"')
 }
 
-// appendEscaped appends s as it is in the quotes of a program. strconv's way to
-// quote would depend on the version of Unicode, but for ASCII.
+// appendEscaped appends s as it looks inside the quotes of a Go string. strconv.Quote depends on
+// the version of Unicode for anything but ASCII.
 func appendEscaped(b []byte, s string) []byte {
 	for len(s) > 0 {
 		i := 0

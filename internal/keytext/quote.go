@@ -9,8 +9,8 @@ import (
 // mostQuoted is how many bytes of a key Quote quotes.
 const mostQuoted = 200
 
-// Quote returns a key as an error's text quotes it: at most its first 200 bytes, and
-// the length of a key that is longer. A key of a megabyte makes no text of four.
+// Quote returns a key as the text of an error quotes it: at most its first 200 bytes, and the
+// length of a longer key.
 func Quote(key string) string {
 	if len(key) <= mostQuoted {
 		return strconv.Quote(key)

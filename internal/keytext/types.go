@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// A description is what is known of a type.
+// A description says how values of a type are written.
 type description struct {
 	text    string
 	bare    bool    // its values need no type before them
@@ -18,8 +18,8 @@ type description struct {
 
 var descriptions sync.Map // of reflect.Type: *description
 
-// Check returns why no value of a type has a text, if that is so. Of what is in
-// an interface it knows nothing.
+// Check returns an error if no value of a type has a text. It does not know the values of
+// interfaces.
 func Check(t reflect.Type) error { return describe(t).err }
 
 func describe(t reflect.Type) *description {
@@ -33,7 +33,7 @@ func describe(t reflect.Type) *description {
 	}
 	if t.Kind() == reflect.Struct {
 		for _, s := range specials {
-			if t.ConvertibleTo(s.t) { // it is that type, or made of it
+			if t.ConvertibleTo(s.t) { // it is that type, or defined by it
 				d.special = func(b []byte, v reflect.Value) []byte { return s.append(b, v.Convert(s.t)) }
 			}
 		}
@@ -45,8 +45,8 @@ func describe(t reflect.Type) *description {
 	return d
 }
 
-// check looks for what has no text in a type, and in the types it is made of
-// that are not in seen.
+// check returns an error if t, or a type that it consists of, has no text. It skips the types in
+// seen.
 func check(t reflect.Type, seen map[reflect.Type]bool) error {
 	if seen[t] {
 		return nil
@@ -54,7 +54,7 @@ func check(t reflect.Type, seen map[reflect.Type]bool) error {
 	seen[t] = true
 	switch t.Kind() {
 	case reflect.Func, reflect.Chan, reflect.UnsafePointer:
-		return fmt.Errorf("a %v has no text: nothing but its address tells two of them apart", t)
+		return fmt.Errorf("a %v has no text: two of them differ only in their addresses", t)
 	case reflect.Interface:
 		if t.Name() == "" && t.NumMethod() > 0 {
 			return fmt.Errorf("a %v has no text: an interface with methods needs a name", t)
@@ -87,8 +87,8 @@ func check(t reflect.Type, seen map[reflect.Type]bool) error {
 	return nil
 }
 
-// appendType appends the name of a type, or how it is made. A name has its
-// package's path before it: reflect's own String has only its last element.
+// appendType appends the name of a type, or the structure of a type without a name. Names have
+// the full path of their package; reflect's String has only the last element.
 func appendType(b []byte, t reflect.Type) []byte {
 	if t.Name() != "" {
 		return appendName(b, t)
@@ -132,8 +132,8 @@ func appendName(b []byte, t reflect.Type) []byte {
 	if t.PkgPath() != "" {
 		b = append(appendEscaped(b, t.PkgPath()), '.')
 	}
-	// The arguments of a generic type may be types without a name, which are
-	// written in a way that is not ours: in quotes it cannot be taken for it.
+	// The arguments of a generic type may be types without a name, in the notation of
+	// reflect. Quotes distinguish it from the notation of this package.
 	if strings.ContainsAny(t.Name(), `" (){}`) {
 		return appendQuoted(b, t.Name())
 	}

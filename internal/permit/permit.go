@@ -1,4 +1,4 @@
-// Package permit limits how many fetches of a Loader run at once, to MaxFetches.
+// Package permit limits how many fetches of a Loader run at once (Options.MaxFetches).
 //
 // A fetch holds its permit until its function returns. A fetch that ignores its context
 // keeps the permit after its callers have left and its lease has ended.
@@ -17,16 +17,16 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Permits is the permits of one Loader.
+// Permits are the permits of one Loader.
 type Permits struct {
 	free    *semaphore.Weighted
 	timeout time.Duration // FetchTimeout; 0 for none
-	began   time.Time     // freed counts from here
+	began   time.Time     // freed is relative to it
 	freed   atomic.Int64  // when a permit was last released
 }
 
-// New returns n permits. With a timeout that is not 0, Acquire fails when no permit is
-// released for so long.
+// New returns n permits. If the timeout is not 0, Acquire fails when no permit is released for
+// that long.
 func New(n int, timeout time.Duration) *Permits {
 	return &Permits{free: semaphore.NewWeighted(int64(n)), timeout: timeout, began: time.Now()}
 }
@@ -37,9 +37,10 @@ const recheck = time.Second
 // ErrNone says that no permit was released for the timeout.
 var ErrNone = errors.New("every MaxFetches permit is held by a fetch that ignores its context")
 
-// Acquire waits for a permit. It calls again once a second, and returns no permit and
-// no error when again returns true. Its error is the cause of ctx, or ErrNone when
-// no permit is released for FetchTimeout: then no fetch that holds one heeds its context.
+// Acquire waits for a permit. It calls again once a second. When again returns true, it
+// returns neither a permit nor an error. Its error is the cause of ctx, or ErrNone when no
+// permit is released for the timeout: then every permit is held by a fetch that ignores its
+// context.
 func (p *Permits) Acquire(ctx context.Context, again func() bool) (*Permit, error) {
 	if p.free.TryAcquire(1) {
 		return p.granted(), nil
@@ -78,8 +79,8 @@ func (p *Permits) granted() *Permit {
 	return &Permit{permits: p, released: released, end: release, held: true}
 }
 
-// isStuck reports that no permit was released for FetchTimeout, while a load has
-// waited since began.
+// isStuck reports whether no permit was released for the timeout, and a load has waited since
+// began for that long.
 func (p *Permits) isStuck(began time.Time) bool {
 	idle := min(time.Since(began), time.Since(p.began)-time.Duration(p.freed.Load()))
 	return p.timeout > 0 && idle >= p.timeout
@@ -98,20 +99,21 @@ type Permit struct {
 
 	mu   sync.Mutex
 	gets int  // Gets of the fetch that wait
-	held bool // it counts
-	over bool // it was released
+	held bool // it counts towards the limit
+	over bool // Release was called
 }
 
-// of is the key of a context's value: the Permit of the fetch of an owner.
+// of is the key of a context value: the Permit of an owner's fetch.
 type of struct{ owner any }
 
-// Context returns the context of a fetch that holds the permit. The owner is that of Yield.
+// Context returns a context for a fetch that holds the permit. Yield finds the permit in it by the
+// owner.
 func (p *Permit) Context(ctx context.Context, owner any) context.Context {
 	return context.WithValue(ctx, of{owner}, p)
 }
 
-// Yield yields the permit of the owner's fetch that calls with ctx, if one does. The
-// caller calls reacquire when its Get has ended.
+// Yield yields the permit of the fetch to which ctx belongs, if it is one of the owner. The caller
+// calls reacquire when its Get has ended.
 func Yield(ctx context.Context, owner any) (reacquire func()) {
 	p, ok := ctx.Value(of{owner}).(*Permit)
 	if !ok {
@@ -121,7 +123,7 @@ func Yield(ctx context.Context, owner any) (reacquire func()) {
 	return func() { p.reacquire(ctx) }
 }
 
-// yield lets another fetch have the permit while a Get of this one waits.
+// yield gives the permit to other fetches while a Get of this fetch waits.
 func (p *Permit) yield() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -129,8 +131,8 @@ func (p *Permit) yield() {
 	p.free()
 }
 
-// reacquire waits for a permit again once no Get waits. If ctx ends first, the fetch
-// continues, and a goroutine waits for the permit in its place: until then one
+// reacquire waits for a permit when no Get of the fetch waits any more. If ctx ends first, the
+// fetch continues, and a goroutine waits for the permit instead. Until it has the permit, one
 // fetch more than MaxFetches runs.
 func (p *Permit) reacquire(ctx context.Context) {
 	switch {
@@ -146,7 +148,7 @@ func (p *Permit) reacquire(ctx context.Context) {
 	}
 }
 
-// keep holds what was acquired, unless the fetch does not need it any more.
+// keep keeps the acquired permit, or releases it if the fetch no longer needs it.
 func (p *Permit) keep() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,7 +159,7 @@ func (p *Permit) keep() {
 	p.held = true
 }
 
-// getEnded notes the end of a Get, and reports whether the fetch needs its permit again.
+// getEnded counts the end of a Get, and reports whether the fetch needs its permit again.
 func (p *Permit) getEnded() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,7 +179,7 @@ func (p *Permit) Release() {
 	p.free()
 }
 
-// free lets another fetch have the permit. The caller holds p.mu.
+// free gives the permit to other fetches. The caller holds p.mu.
 func (p *Permit) free() {
 	if p.held {
 		p.held = false

@@ -1,25 +1,24 @@
-// Package prescan looks over msgpack that may be hostile before it is decoded.
+// Package prescan checks msgpack that may be hostile before it is decoded.
 //
-// The decoder, github.com/vmihailenco/msgpack/v5, believes what it reads. It
-// allocates by declared lengths and recurses as deep as the data goes: [Check]
-// bounds both. And where it expects a map but finds an extension, it takes the
-// payload of that for the map: a [Reader] keeps it out of payloads.
+// The decoder, github.com/vmihailenco/msgpack/v5, trusts its input. It allocates the
+// declared lengths and recurses as deep as the data nests. [Check] bounds both. If the
+// decoder finds an extension instead of a map, it decodes the extension's payload as the
+// map. A [Reader] refuses that.
 //
-// The package knows the format and nothing of Go types: what an element of one
-// byte becomes in memory is up to the type it is decoded into. It is used by
-// the codec Msgpack.
+// The package knows the format, and no Go types. So it cannot tell how much memory an
+// element takes: internal/budget does. The codec Msgpack uses both.
 package prescan
 
 import "encoding/binary"
 
-// MaxDepth is how many arrays and maps may stand in one another. A level takes
-// less than 1 KiB of the decoder's stack, of which Go allows 1 GB.
+// MaxDepth is how deep arrays and maps may nest. A level takes less than 1 KiB of the
+// decoder's stack, and Go limits a stack to 1 GB.
 const MaxDepth = 1000
 
-// commonDepth is how many levels Check remembers without an allocation.
+// commonDepth is how many levels Check handles without an allocation.
 const commonDepth = 64
 
-// An Error says what is wrong with data. Its text quotes none of it.
+// An Error says why data is refused. Its text does not quote the data.
 type Error string
 
 // Error returns the text.
@@ -29,28 +28,28 @@ const (
 	// ErrShort says that data is shorter than it declares.
 	ErrShort Error = "msgpack: data is shorter than it declares"
 
-	// ErrTrailing says that data goes on after what was decoded.
+	// ErrTrailing says that data continues after the decoded value.
 	ErrTrailing Error = "msgpack: data goes on after the value"
 
-	// ErrDepth says that more than [MaxDepth] arrays and maps stand in one another.
+	// ErrDepth says that arrays and maps nest deeper than [MaxDepth].
 	ErrDepth Error = "msgpack: nested deeper than 1000"
 
 	// ErrReserved says that the byte 0xc1 stands where a value should begin.
 	ErrReserved Error = "msgpack: 0xc1 is not a value"
 
-	// ErrInterned says that data has interned strings, an extension that is the
-	// msgpack library's own. Its decoder reads their payload byte by byte, just
-	// as it reads that of an extension which it mistakes for a map.
+	// ErrInterned says that data has interned strings, an extension of the msgpack
+	// library. Its decoder reads their payload with ReadByte, which a [Reader] cannot
+	// distinguish from an extension that is decoded as a map.
 	ErrInterned Error = "msgpack: interned strings are not supported"
 
-	// ErrNoPayload says that data has an extension without a payload: the
-	// decoder could take the value behind it for one.
+	// ErrNoPayload says that data has an extension without a payload: the decoder could
+	// read the next value as the payload.
 	ErrNoPayload Error = "msgpack: extension without a payload"
 )
 
-// The first byte of a value says what follows it: so many bytes, up to
-// maxFixed, or a length of so many bytes (width) of such a thing (class). With
-// a width of 0 the length is in the first byte itself.
+// The first byte of a value says what follows. Up to maxFixed, it is that number of bytes.
+// Otherwise it is a length, whose size in bytes is the width, and then the bytes or values
+// of the class. With a width of 0, the first byte contains the length.
 const (
 	maxFixed = 31
 	width    = 0x07
@@ -59,13 +58,13 @@ const (
 	blob  = 0x20 // a str or bin
 	array = 0x30
 	dict  = 0x40
-	ext   = 0x50 // its type, a byte, stands between the length and the payload
+	ext   = 0x50 // a byte with its type follows the length
 	never = 0x60
 
 	interned = 0x80 // the extension type -128
 )
 
-// heads is by first byte; nothing follows nil, false, true and small numbers.
+// heads has an entry for each first byte. Nothing follows nil, false, true and small numbers.
 var heads = [256]uint8{
 	0x80: dict, dict, dict, dict, dict, dict, dict, dict,
 	0x88: dict, dict, dict, dict, dict, dict, dict, dict,
@@ -85,22 +84,21 @@ var heads = [256]uint8{
 	0xde: dict | 2, dict | 4,
 }
 
-// Check returns nil if data is one value or several in sequence, all of them
-// complete and nested no deeper than [MaxDepth]. Otherwise the error is the
-// [Error] that says what is wrong. Check visits each value once, and allocates
-// only for data that nests deeper than most: once, 8 KiB.
+// Check returns nil if data is one or more values in sequence, each complete and nested no
+// deeper than [MaxDepth]. Otherwise it returns an [Error]. Check visits each value once. It
+// allocates 8 KiB once if data nests deeper than commonDepth.
 //
-// A type that encodes itself may write several values in sequence. Whether they
-// all belong to one Go value shows when it is decoded: see [Reader.End].
+// A type that encodes itself may write several values in sequence. [Reader.End] checks
+// that all of them were decoded.
 func Check(data []byte) error {
 	_, err := check(data)
 	return err
 }
 
-// check is [Check]; it also reports whether there are extensions in data.
+// check is [Check], and reports whether data has extensions.
 func check(data []byte) (exts bool, err error) {
 	var common [commonDepth]int
-	around := common[:] // the values still missing in each container around this one
+	around := common[:] // the values still missing in each outer container
 	depth := 0
 	missing := 1 // in this container
 	off := 0
@@ -118,7 +116,7 @@ func check(data []byte) (exts bool, err error) {
 		default:
 			var n uint64
 			n, off = length(data, off)
-			// Each value takes at least a byte, which bounds a count just as a size.
+			// Each value takes at least a byte, so the rest of data bounds a count, too.
 			if off > len(data) || n > uint64(len(data)-off) {
 				return false, ErrShort
 			}
@@ -157,7 +155,7 @@ func check(data []byte) (exts bool, err error) {
 	}
 }
 
-// deeper returns a copy of around that has room for [MaxDepth] levels.
+// deeper returns a copy of around with room for [MaxDepth] levels.
 func deeper(around []int) []int {
 	all := make([]int, MaxDepth)
 	copy(all, around)
@@ -183,9 +181,8 @@ func checkEnd(data []byte, off int) error {
 	return nil
 }
 
-// length returns how many bytes or values the value at off declares, a pair
-// being two, and where they begin. That is behind the end of data if the
-// length itself is cut off.
+// length returns how many bytes or values the value at off declares, and where they begin.
+// A pair counts as two values. begin is beyond the end of data if the length itself is cut.
 func length(data []byte, off int) (n uint64, begin int) {
 	first := data[off]
 	head := heads[first]
@@ -215,9 +212,9 @@ func length(data []byte, off int) (n uint64, begin int) {
 	return n, begin
 }
 
-// payload returns where the payload of the first extension of data at or after
-// off begins and ends, or twice the end of data if there is none. The data has
-// been checked, and a value begins at off.
+// payload returns where the payload of the first extension at or after off begins and ends,
+// or len(data) for both if there is none. The data has been checked, and a value begins at
+// off.
 func payload(data []byte, off int) (begin, end int) {
 	for off < len(data) {
 		head := heads[data[off]]

@@ -5,29 +5,26 @@ import (
 	"io"
 )
 
-// ErrPayload says that the decoder was about to take the payload of an
-// extension for something else: the data has an extension where the type it is
-// decoded into has a map, or a decoder of an extension registered with msgpack
-// reads its payload in parts.
+// ErrPayload says that the decoder was about to decode the payload of an extension as a
+// value. Either the data has an extension where the Go type has a map, or the registered
+// decoder of an extension reads its payload in parts.
 const ErrPayload Error = "msgpack: unexpected extension"
 
-// A Reader reads checked data for the decoder of the msgpack library, which
-// reads the first byte of a value with ReadByte and what follows with Read. In
-// the payload of an extension ReadByte fails, since what the decoder would find
-// there was not checked: it would believe any length.
+// A Reader reads checked data for the decoder of the msgpack library, which reads the first
+// byte of a value with ReadByte and the rest with Read. In the payload of an extension,
+// ReadByte fails, because payloads are not checked.
 //
 // The zero Reader is at the end of its data.
 type Reader struct {
 	data []byte
 	off  int
 
-	// Of the next extension whose end is not behind off; both are len(data) if
-	// there is none.
+	// Where the payload of the next extension that ends after off begins and ends;
+	// len(data) for both if there is none.
 	payload, payloadEnd int
 }
 
-// Reset checks data as [Check] does and, if it is sound, makes r read it from
-// its beginning.
+// Reset checks data like [Check]. If there is no error, r reads data from its beginning.
 func (r *Reader) Reset(data []byte) error {
 	exts, err := check(data)
 	if err != nil {
@@ -40,7 +37,7 @@ func (r *Reader) Reset(data []byte) error {
 	return nil
 }
 
-// Read reads up to len(p) bytes, wherever they are.
+// Read reads up to len(p) bytes.
 func (r *Reader) Read(p []byte) (int, error) {
 	n := copy(p, r.data[r.off:])
 	if n == 0 && len(p) > 0 {
@@ -50,7 +47,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// ReadByte reads a byte that is in no payload of an extension, or returns [ErrPayload].
+// ReadByte reads a byte. In the payload of an extension it returns [ErrPayload].
 func (r *Reader) ReadByte() (byte, error) {
 	if r.off >= r.payload {
 		if err := r.pass(); err != nil {
@@ -62,7 +59,7 @@ func (r *Reader) ReadByte() (byte, error) {
 	return b, nil
 }
 
-// pass moves on to the next payload if that which we have has been read.
+// pass finds the next payload if the current one has been read.
 func (r *Reader) pass() error {
 	for r.off >= r.payloadEnd && r.payloadEnd < len(r.data) {
 		r.payload, r.payloadEnd = payload(r.data, r.payloadEnd)
@@ -76,7 +73,7 @@ func (r *Reader) pass() error {
 	return nil
 }
 
-// End returns [ErrTrailing] if there is data that was not read.
+// End returns [ErrTrailing] if not all data was read.
 func (r *Reader) End() error {
 	if r.off < len(r.data) {
 		return ErrTrailing

@@ -1,7 +1,7 @@
-// Package ratelog logs events that have no caller to return an error to.
+// Package ratelog logs events that cannot be returned to a caller.
 //
-// One fault affects many calls at once. So each message is logged once in ten seconds at
-// most, with the number of times that it happened.
+// One fault affects many calls at once. So each message is logged at most once in ten
+// seconds, with the number of events since then.
 package ratelog
 
 import (
@@ -27,14 +27,14 @@ type Log struct {
 	events map[string]*event
 }
 
-// An event is what happened since its message was last logged.
+// An event counts what happened since its message was last logged.
 type event struct {
 	count  int
 	logged time.Time // zero if it never was
-	lasts  bool      // it was logged, and no Over since
+	lasts  bool      // it was logged, and there was no Over since
 }
 
-// New returns a Log to a logger. Each line has the attributes.
+// New returns a Log that writes to a logger. Each line has the attributes.
 func New(logger *slog.Logger, attrs ...any) *Log {
 	return &Log{logger: logger, attrs: attrs, events: make(map[string]*event)}
 }
@@ -53,8 +53,8 @@ func (l *Log) Info(message string) {
 	}
 }
 
-// Over logs that what another message reported is over, if that was logged since the last Over.
-// It is a warning, too, so a log of warnings does not end with the fault.
+// Over logs the end of the fault that another message reported, if that message was logged since
+// the last Over. It logs a warning, so a log of warnings does not end with the fault.
 func (l *Log) Over(message, reported string) {
 	l.mu.Lock()
 	e := l.events[reported]
@@ -78,8 +78,8 @@ func (l *Log) Note(message string, args ...any) {
 	}
 }
 
-// due counts an event. It returns the count since the message was last logged, if that was
-// at least an interval ago, and else 0.
+// due counts an event. If the message was last logged at least an interval ago, it returns the
+// count since then, and otherwise 0.
 func (l *Log) due(message string, interval time.Duration) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -97,7 +97,7 @@ func (l *Log) due(message string, interval time.Duration) int {
 	return n
 }
 
-// log calls the logger. A panic of the logger has no caller: it is dropped.
+// log calls the logger. A panic of the logger has no caller, so it is dropped.
 func (l *Log) log(level slog.Level, message string, args ...any) {
 	defer func() { _ = recover() }()
 	l.logger.Log(context.Background(), level, message, append(slices.Clone(l.attrs), args...)...)

@@ -13,7 +13,7 @@ type checker struct {
 	outer map[reflect.Type]int // the types that are being checked
 }
 
-// A visit is a type that was checked. It is checked once for each kind of place.
+// A visit is a checked type. A type is checked once for each kind of place.
 type visit struct {
 	typ         reflect.Type
 	addressable bool
@@ -25,13 +25,13 @@ type place struct {
 	path        string
 	addressable bool // the codec can take the address of the value
 	optional    bool // a pointer in a field, which may be nil
-	pointers    int  // that lead here, without anything else between them
+	pointers    int  // consecutive pointers that lead here
 }
 
 func (c *checker) refuse(at place, why string) { c.refused = append(c.refused, Problem{at.path, why}) }
 func (c *checker) lose(at place, why string)   { c.lost = append(c.lost, Problem{at.path, why}) }
 
-const longestPointer = 100 // pointers to pointers; more is a type that points to itself
+const longestPointer = 100 // consecutive pointers; a type with more points to itself
 
 // check checks t at a place.
 func (c *checker) check(at place, t reflect.Type) {
@@ -101,11 +101,11 @@ func (c *checker) anything(at place, t reflect.Type) {
 	c.unsure = true
 	switch {
 	case t.NumMethod() == 0 && c.rules == JSON:
-		c.lose(at, "an interface: what is in it comes back as a map, slice, float64, string or bool")
+		c.lose(at, "an interface: its value is decoded as a map, slice, float64, string or bool")
 	case t.NumMethod() == 0:
-		c.lose(at, "an interface: a struct in it comes back as a map, and other types may change")
+		c.lose(at, "an interface: a struct in it is decoded as a map, and other types may change")
 	case c.rules == Msgpack && t == reflect.TypeFor[error]():
-		c.lose(at, "an error comes back with its text alone")
+		c.lose(at, "an error is decoded with its text only")
 	default:
 		c.lose(at, t.String()+" is an interface with methods: a value with it set cannot be read back")
 	}

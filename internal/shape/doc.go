@@ -1,17 +1,17 @@
-// Package shape says what a codec makes of a Go type: which fields it encodes and under which
-// names, what it cannot encode, and what does not come back.
+// Package shape describes how a codec encodes a Go type: the encoded fields with their names, the
+// parts that cannot be encoded, and the parts that are not decoded as they were.
 //
-// [Of] walks over a type as the codec does. The result has a canonical text, of which
-// [Shape.Fingerprint] is a hash, and the [Problem]s. Nothing is encoded, but for one zero
-// value of a type that only msgpack's registry can tell from one that cannot be encoded.
+// [Of] walks over a type as the codec does. The result has a canonical text, whose hash is
+// [Shape.Fingerprint], and the [Problem]s. It encodes no values, with one exception: a zero
+// value, to find out whether msgpack's registry has an encoder for its type.
 //
-// The text has the fields that are encoded, with their names and tag options, and the kinds of
-// all values. It has no names of Go types, so a type may be renamed. A type that encodes itself
-// is the exception: it counts by its package path and name. The fields of a struct are sorted
-// unless the codec writes them in order. A struct type that occurs again is a number.
+// The text has the encoded fields, with their names and tag options, and the kinds of all values.
+// It has no names of Go types, so a type may be renamed. A type that encodes itself is the
+// exception: the text has its package path and name. The fields of a struct are sorted, unless
+// the codec writes them in order. A struct type that occurs again is written as a number.
 //
-// internal/budget also walks over types, for another question: the most memory that any data
-// may take. Where names are ambiguous it assumes the worst, and this package what the codec does.
+// internal/budget also walks over types, to find the most memory that data may take. It assumes
+// the worst if names are ambiguous; this package follows the codec.
 package shape
 
 import (
@@ -22,45 +22,45 @@ import (
 	"strings"
 )
 
-// Rules are those of one codec.
+// Rules identify the codec whose rules apply.
 type Rules byte
 
 // The codecs.
 const (
 	Msgpack Rules = iota
 	JSON
-	Other // a codec that is not known: exported fields, with their tags
+	Other // an unknown codec: exported fields, with their tags
 )
 
-// A Shape is what a codec makes of a type.
+// A Shape describes how a codec encodes a type.
 type Shape struct {
 	// Text is the same for two types whose values have the same form.
 	Text string
 
-	// Refused is what cannot be encoded, or cannot be read back in any case.
+	// Refused has the parts that cannot be encoded, or can never be decoded.
 	Refused []Problem
 
-	// Lost is what is encoded in part, or comes back as another type.
+	// Lost has the parts that are not encoded, or are decoded as another type.
 	Lost []Problem
 
-	// Unsure is set if some values may be encoded in a form that the codec does not read: the
-	// type has an interface, a type that encodes itself, or contains itself.
+	// Unsure is set if the codec may be unable to decode some values: the type has an
+	// interface or a type that encodes itself, or it contains itself.
 	Unsure bool
 }
 
-// A Problem is a part of a type with which a codec has a problem.
+// A Problem is a part of a type that a codec cannot keep.
 type Problem struct {
-	Path string // as in "Order.Items[].Done"
+	Path string // for example "Order.Items[].Done"
 	Why  string
 }
 
 // String returns the path and the reason.
 func (p Problem) String() string { return p.Path + ": " + p.Why }
 
-// mostListed is how many problems of a type a text names.
+// mostListed is how many problems List names.
 const mostListed = 8
 
-// List returns a text about problems, on one line.
+// List returns the problems in one line.
 func List(problems []Problem) string {
 	var b strings.Builder
 	for i, p := range problems[:min(len(problems), mostListed)] {
@@ -75,7 +75,7 @@ func List(problems []Problem) string {
 	return b.String()
 }
 
-// Of returns the shape of t. For the rules Other it has no problems, and is unsure.
+// Of returns the shape of t. With the rules Other it has no problems, and Unsure is set.
 func Of(t reflect.Type, rules Rules) Shape {
 	w := &writer{rules: rules, numbers: make(map[reflect.Type]int)}
 	w.write(t)
@@ -88,17 +88,17 @@ func Of(t reflect.Type, rules Rules) Shape {
 	return s
 }
 
-// fingerprintSize is 64 bits: two shapes of one Prefix that collide would need billions of builds.
+// fingerprintSize is 64 bits: a collision is likely only among billions of shapes.
 const fingerprintSize = 8
 
-// Fingerprint returns a short text that is the same on every machine and in every build for the
-// same Text and codec, and differs for another.
+// Fingerprint returns a short text that depends only on Text and the codec. It is the same on
+// every machine and in every build.
 func (s Shape) Fingerprint(codec string) string {
 	sum := sha256.Sum256([]byte(codec + " " + s.Text))
 	return hex.EncodeToString(sum[:fingerprintSize])
 }
 
-// rootName returns the name with which paths begin.
+// rootName returns the first element of all paths.
 func rootName(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer && t.Name() == "" {
 		t = t.Elem()

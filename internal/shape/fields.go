@@ -5,17 +5,17 @@ import (
 	"strings"
 )
 
-// A field is a field of a struct as the codec encodes it: fields of embedded structs are among
-// those of the outer one.
+// A field is an encoded field of a struct. Fields of embedded structs belong to the outer struct
+// if the codec encodes them there.
 type field struct {
 	name    string // in the data
-	path    string // in Go, as "Base.ID"
-	options string // of the tag, those that change the data
+	path    string // in Go, for example "Base.ID"
+	options string // tag options that change the data
 	typ     reflect.Type
 	pointer bool // it is in an embedded pointer, and so addressable
 }
 
-// A fields is what a codec makes of a struct.
+// A fields describes how a codec encodes a struct.
 type fields struct {
 	list    []field
 	ordered bool // the codec writes them in order, without names
@@ -54,7 +54,7 @@ const (
 	anotherHas = "another field has the name "
 )
 
-// addUnexported notes a field that is not encoded, if it can hold anything.
+// addUnexported records a field that is not encoded, unless it has no size.
 func (fs *fields) addUnexported(f reflect.StructField) {
 	if f.Name != "_" && f.Name != "_msgpack" && f.Type.Size() > 0 {
 		fs.lost = append(fs.lost, Problem{f.Name, unexported})
@@ -72,8 +72,8 @@ func (fs *fields) nothingIn(f reflect.StructField, inner fields) {
 	}
 }
 
-// otherFields returns the exported fields of a struct, with their tags: what a codec that is not
-// known may encode.
+// otherFields returns the exported fields of a struct, with their tags. An unknown codec may encode
+// any of them.
 func otherFields(t reflect.Type) (fs fields) {
 	fs.ordered = true
 	for f := range t.Fields() {
@@ -86,7 +86,7 @@ func otherFields(t reflect.Type) (fs fields) {
 	return fs
 }
 
-// options returns those options of a tag that change the data, in a fixed order.
+// options returns the known options of a tag, in a fixed order.
 func options(tag string, known ...string) (found string) {
 	_, rest, _ := strings.Cut(tag, ",")
 	for _, option := range known {

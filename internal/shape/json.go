@@ -15,9 +15,9 @@ type found struct {
 	tagged bool
 }
 
-// jsonFields returns the fields of a struct as typeFields of encoding/json does: level by level of
-// embedding. Of several fields with one name that which is embedded the least is encoded; then that
-// whose name is in a tag; and none if that does not decide.
+// jsonFields returns the fields of a struct, level by level of embedding, as typeFields of
+// encoding/json does. If several fields have one name, the least embedded one is encoded. If there
+// are several of these, the one whose name is in a tag is encoded, and otherwise none.
 func jsonFields(t reflect.Type) (fs fields) {
 	var all []found
 	visited := make(map[reflect.Type]bool)
@@ -46,12 +46,12 @@ func jsonFields(t reflect.Type) (fs fields) {
 // An embedded is a struct whose fields are encoded as those of the outer one.
 type embedded struct {
 	typ     reflect.Type
-	path    string // with a point behind it, or empty
+	path    string // with a dot at its end, or empty
 	pointer bool
 	count   int // how often it is embedded on its level
 }
 
-// addJSON adds a field of e to all, or what it embeds to next.
+// addJSON adds a field of e to all, or to next if it embeds a struct.
 func (fs *fields) addJSON(e embedded, f reflect.StructField, depth int, all *[]found, next *[]embedded) {
 	inner := f.Type
 	if inner.Name() == "" && inner.Kind() == reflect.Pointer {
@@ -89,7 +89,7 @@ func (fs *fields) addJSON(e embedded, f reflect.StructField, depth int, all *[]f
 	}
 }
 
-// dominant adds the fields that are encoded, and notes those that others hide.
+// dominant adds the encoded fields, and records those that others hide.
 func (fs *fields) dominant(all []found) {
 	named := make(map[string][]found)
 	for _, f := range all {
@@ -131,7 +131,7 @@ func toInt(b bool) int {
 	return 0
 }
 
-// validName reports whether encoding/json takes a name from a tag.
+// validName reports whether encoding/json accepts the name of a tag.
 func validName(name string) bool {
 	for _, c := range name {
 		if !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", c) && !unicode.IsLetter(c) && !unicode.IsDigit(c) {

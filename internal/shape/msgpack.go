@@ -6,7 +6,7 @@ import (
 )
 
 // msgpackFields returns the fields of a struct as getFields of msgpack v5 does. outer has the
-// structs that t is embedded in.
+// structs in which t is embedded.
 func msgpackFields(t reflect.Type, outer map[reflect.Type]bool) (fs fields) {
 	outer[t] = true
 	defer delete(outer, t)
@@ -57,9 +57,9 @@ func msgpackFields(t reflect.Type, outer map[reflect.Type]bool) (fs fields) {
 	return fs
 }
 
-// inline adds the fields of an embedded struct, if msgpack puts them into the outer one. It does
-// if the tag says so, in which case fields of a name that is taken are not encoded; or if none of
-// their names is taken.
+// inline adds the fields of an embedded struct if msgpack encodes them in the outer one. It does so
+// if the tag says inline; fields whose name is taken are then not encoded. Without the tag, it does
+// so if no name is taken.
 func (fs *fields) inline(f reflect.StructField, names map[string]reflect.Type, forced bool, outer map[reflect.Type]bool) bool {
 	inner := structOf(f.Type)
 	pointer := f.Type.Kind() == reflect.Pointer
@@ -100,7 +100,7 @@ func (fs *fields) inline(f reflect.StructField, names map[string]reflect.Type, f
 	return true
 }
 
-// structOf returns the struct that t is, or points to, or nil.
+// structOf returns t or the type it points to if that is a struct, and nil otherwise.
 func structOf(t reflect.Type) reflect.Type {
 	for range 100 { // a pointer type may point to itself
 		if t.Kind() != reflect.Pointer {

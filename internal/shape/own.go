@@ -43,12 +43,13 @@ type encoder byte
 
 const (
 	noEncoder   encoder = iota
-	byValue             // any value does
-	byPointer           // only a value that is addressable
-	decoderOnly         // it has no encoder, but a decoder
+	byValue             // every value does
+	byPointer           // only an addressable value does
+	decoderOnly         // it has a decoder, and no encoder
 )
 
-// own returns how t encodes itself. A pointer or an interface does not: what is in it may.
+// own returns how t encodes itself. For a pointer or an interface it returns noEncoder: only the
+// value in it may encode itself.
 func (r Rules) own(t reflect.Type) encoder {
 	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Interface {
 		return noEncoder
@@ -69,8 +70,8 @@ func implements(t reflect.Type, any []reflect.Type) bool {
 	return slices.ContainsFunc(any, t.Implements)
 }
 
-// registered reports whether msgpack's registry has an encoder for t, a type that is otherwise
-// encoded as nothing, or not at all. The registry cannot be read, so a zero value is encoded.
+// registered reports whether msgpack's registry has an encoder for t, which otherwise has no encoded
+// parts. The registry cannot be read, so registered encodes a zero value.
 func registered(t reflect.Type) (yes bool) {
 	defer func() {
 		if recover() != nil { // the encoder of an unsupported kind may be nil
@@ -83,7 +84,7 @@ func registered(t reflect.Type) (yes bool) {
 	return err == nil && string(b) != emptyMap
 }
 
-// local is what the compiler puts behind the name of a type that is declared in a function.
+// local matches the suffix that the compiler adds to the name of a type declared in a function.
 var local = regexp.MustCompile(`·\d+`)
 
 // bare returns the name of a type without its type arguments.

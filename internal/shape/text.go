@@ -11,8 +11,8 @@ import (
 type writer struct {
 	rules   Rules
 	text    strings.Builder
-	numbers map[reflect.Type]int // of struct types, in the order in which they are written
-	outer   []reflect.Type       // the named types other than structs that are being written
+	numbers map[reflect.Type]int // of struct types, in the order of their first occurrence
+	outer   []reflect.Type       // the named types other than structs that contain the current one
 }
 
 func (w *writer) put(s ...string) {
@@ -31,7 +31,7 @@ func (w *writer) write(t reflect.Type) {
 			}
 			return
 		}
-		// Its encoder may not be called, so what follows may be in the data.
+		// Its encoder may not be called, so its parts may be in the data.
 	}
 	if t.Kind() == reflect.Struct {
 		w.structure(t)
@@ -71,7 +71,7 @@ func (w *writer) write(t reflect.Type) {
 	}
 }
 
-// structure writes a struct type, or the number of one that is written before.
+// structure writes a struct type, or its number if it was written before.
 func (w *writer) structure(t reflect.Type) {
 	if n := w.numbers[t]; n > 0 {
 		w.put("#", strconv.Itoa(n))
@@ -105,7 +105,7 @@ func (w *writer) structure(t reflect.Type) {
 	w.put(end)
 }
 
-// inside writes all fields of a struct that encodes itself, the unexported included.
+// inside writes all fields of a struct that encodes itself, including unexported ones.
 func (w *writer) inside(t reflect.Type) {
 	if n := w.numbers[t]; n > 0 {
 		w.put("#", strconv.Itoa(n))

@@ -10,7 +10,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// Two keys that the column takes for equal: neither gets the other's value, and
+// Two keys that the column compares as equal: neither gets the other's value, and
 // where the column tells so before, nothing is looked up.
 func TestRowOfAnotherKeyIsAnError(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -19,19 +19,19 @@ func TestRowOfAnotherKeyIsAnError(t *testing.T) {
 		row, asked  string
 		want        string
 	}{
-		"PostgreSQL, number": {databases["Postgres"], "int", "7", "007", "takes keys for equal"},
-		"PostgreSQL, uuid":   {databases["Postgres"], "uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "takes keys for equal"},
-		"PostgreSQL, char":   {databases["Postgres"], "char(5)", "bob", "bob ", "takes keys for equal"},
-		"PostgreSQL, name":   {databases["Postgres"], "name", "bob", "bob ", "takes keys for equal"},
+		"PostgreSQL, number": {databases["Postgres"], "int", "7", "007", "compares different keys as equal"},
+		"PostgreSQL, uuid":   {databases["Postgres"], "uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "compares different keys as equal"},
+		"PostgreSQL, char":   {databases["Postgres"], "char(5)", "bob", "bob ", "compares different keys as equal"},
+		"PostgreSQL, name":   {databases["Postgres"], "name", "bob", "bob ", "compares different keys as equal"},
 		"PostgreSQL, cut":    {databases["Postgres"], "varchar(3)", "bob", "bob ", "longer than its column"},
-		"MariaDB, case":      {databases["MariaDB"], "varchar(20)", "bob", "Bob", "takes keys for equal"},
-		"MariaDB, accent":    {databases["MariaDB"], "varchar(20) COLLATE utf8mb4_general_ci", "bob", "b\u00f6b", "takes keys for equal"},
+		"MariaDB, case":      {databases["MariaDB"], "varchar(20)", "bob", "Bob", "compares different keys as equal"},
+		"MariaDB, accent":    {databases["MariaDB"], "varchar(20) COLLATE utf8mb4_general_ci", "bob", "b\u00f6b", "compares different keys as equal"},
 		"MariaDB, blank":     {databases["MariaDB"], "varchar(20) COLLATE utf8mb4_bin", "bob", "bob ", "has another key"},
-		"MariaDB, number":    {databases["MariaDB"], "int", "1", "1 apple", "takes keys for equal"},
+		"MariaDB, number":    {databases["MariaDB"], "int", "1", "1 apple", "compares different keys as equal"},
 		"MariaDB, long":      {databases["MariaDB"], "varbinary(3)", "bob", "boby", "longer than its column"},
-		"SQLite, case":       {databases["SQLite"], "text COLLATE NOCASE", "bob", "Bob", "takes keys for equal"},
-		"SQLite, number":     {databases["SQLite"], "numeric", "7", "007", "takes keys for equal"},
-		"SQLite, integer":    {databases["SQLite"], "integer", "7", "007", "takes keys for equal"},
+		"SQLite, case":       {databases["SQLite"], "text COLLATE NOCASE", "bob", "Bob", "compares different keys as equal"},
+		"SQLite, number":     {databases["SQLite"], "numeric", "7", "007", "compares different keys as equal"},
+		"SQLite, integer":    {databases["SQLite"], "integer", "7", "007", "compares different keys as equal"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := test.newDatabase(t)
@@ -54,7 +54,7 @@ func TestRowOfAnotherKeyIsAnError(t *testing.T) {
 	}
 }
 
-// The column begins to take two keys for equal after the check of the table, which
+// The column begins to compare two keys as equal after the check of the table, which
 // holds for ten seconds. The key of the row says so meanwhile.
 func TestRowOfAnotherKeyIsAnErrorBetweenChecks(t *testing.T) {
 	for name, test := range map[string]struct {
