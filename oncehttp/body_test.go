@@ -171,7 +171,7 @@ func TestClientWithABodyThatLeavesGivesUpItsPlace(t *testing.T) {
 	})
 }
 
-// A large body is read under the lock, but not for ever, at whatever pace it comes.
+// A large body is read under the lock, for a limited time, however slowly it arrives.
 func TestSlowLargeBodyEndsWithBodyTimeout(t *testing.T) {
 	const large = 100_000
 	for name, test := range map[string]struct {
@@ -267,7 +267,7 @@ func TestPausesOfTheHandlerDoNotEndTheBody(t *testing.T) {
 	})
 }
 
-// Without a limit a handler waits for its body as long as it comes.
+// Without a limit a handler waits until its body has arrived.
 func TestBodyTimeoutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := wired(t, oncehttp.Serialize(newLocker(t, redistest.Bubble(t).Client()), one, oncehttp.BodyTimeout(fetchonce.Off))(reader))
@@ -278,8 +278,8 @@ func TestBodyTimeoutOff(t *testing.T) {
 	})
 }
 
-// An error of the body is the handler's to answer, also one that comes while the body
-// is read ahead.
+// The handler receives an error of the body, even one that occurs while the body is read
+// ahead.
 func TestHandlerReceivesTheErrorOfTheBody(t *testing.T) {
 	for _, length := range []int{20, 70_000} {
 		synctest.Test(t, func(t *testing.T) {

@@ -34,7 +34,7 @@ func newLocker(t *testing.T, rdb redis.UniversalClient) *fetchonce.Locker {
 	return lk
 }
 
-// A view is a handler that is told when to answer.
+// A view is a handler that answers when a test says so.
 type view struct {
 	began  chan *http.Request
 	answer chan func(w http.ResponseWriter) // each request takes one; nil says "done"

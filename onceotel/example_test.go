@@ -12,7 +12,7 @@ import (
 	"github.com/fetchonce/fetchonce/onceotel"
 )
 
-// A Trace for each Loader, so that they can be told apart.
+// Each Loader has its own Trace, so their metrics can be distinguished.
 func Example() {
 	server := miniredis.NewMiniRedis()
 	if err := server.Start(); err != nil {

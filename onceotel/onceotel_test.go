@@ -157,7 +157,7 @@ func TestLoader(t *testing.T) {
 	})
 }
 
-// A near copy is used and dropped; a fetch comes too late; Redis ends.
+// A near entry is used and dropped; a fetch is too late; Redis goes down.
 func TestFaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -222,7 +222,7 @@ func TestLocker(t *testing.T) {
 	})
 }
 
-// Whatever an error is, it is one of a few words.
+// Every error has one of a few types.
 func TestErrorTypes(t *testing.T) {
 	trace, read := newTrace(t)
 	for err, want := range map[error]string{
@@ -286,7 +286,7 @@ func TestErrorOfTheMeter(t *testing.T) {
 	}
 }
 
-// What is said of a hit is made before.
+// The attributes of a hit are made once.
 func TestHitDoesNotAllocate(t *testing.T) {
 	trace, _ := newTrace(t, onceotel.WithAttributes(attribute.String("loader", "things")))
 	ctx := context.Background() //nolint:usetesting // a test's own is no cheaper, but not the usual one

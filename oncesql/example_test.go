@@ -8,8 +8,8 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// A value of any type in one column, as JSON. In production, the table is more
-// likely made by a migration.
+// A value of any type is one column, as JSON. In production, a migration usually creates the
+// table.
 func Example() {
 	ctx := context.Background()
 	db, err := sql.Open("pgx", "postgres://localhost/shop") // with a driver that you import
@@ -25,10 +25,10 @@ func Example() {
 		panic(err)
 	}
 	kept, err := store.Create(ctx, "tea", Price{Cents: 250})
-	_, _ = kept, err // the price that is in the table, ours or another's
+	_, _ = kept, err // the price in the table, perhaps of another process
 }
 
-// A value in columns of a table that was there before.
+// A value is several columns of an existing table.
 func ExampleNew_columns() {
 	db, err := sql.Open("sqlite", "file:shop.db?_pragma=busy_timeout(5000)")
 	if err != nil {

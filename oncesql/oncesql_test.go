@@ -14,11 +14,11 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// What needs a database is tested in drivertest.
+// Tests that need a database are in drivertest.
 
 var _ fetchonce.Store[string] = (*oncesql.Store[string])(nil)
 
-// untouched is a database that must not be asked.
+// untouched is a database that must not be used.
 type untouched struct{ t *testing.T }
 
 func (u untouched) Driver() driver.Driver { return nil }
@@ -118,7 +118,7 @@ func TestDialectsHaveNames(t *testing.T) {
 	}
 }
 
-// What drivers of MySQL have for errors, and what is none of theirs.
+// Errors like those of MySQL drivers, and others.
 type (
 	numberError struct { // as in github.com/go-sql-driver/mysql
 		Number   uint16
@@ -170,7 +170,7 @@ func TestNumberOfAnErrorIsFound(t *testing.T) {
 	}
 }
 
-// What drivers of SQLite have for errors.
+// Errors like those of SQLite drivers.
 type (
 	methodCodeError struct{ code int } // as in modernc.org/sqlite
 	fieldCodeError  struct {           // as in github.com/mattn/go-sqlite3
@@ -206,7 +206,7 @@ func TestResultCodeOfAnErrorIsFound(t *testing.T) {
 	}
 }
 
-// A value that the codec would not read is not inserted: no Create could replace
+// A value that the codec cannot read back is not inserted, because no Create could replace
 // the row.
 func TestCreateRefusesWhatTheCodecDoesNotRead(t *testing.T) {
 	type described struct{ By fmt.Stringer }

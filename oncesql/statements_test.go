@@ -15,8 +15,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// A recorder is a database in which there is nothing but a unique index. It
-// remembers each statement that it has not seen yet.
+// A recorder is a database that has only a unique index. It records each new statement.
 type recorder struct{ statements *[]string }
 
 func (r recorder) Driver() driver.Driver                        { return nil }
@@ -26,7 +25,7 @@ func (r recorder) Begin() (driver.Tx, error)                    { return nil, er
 
 func (r recorder) Prepare(statement string) (driver.Stmt, error) { return recorded{r, statement}, nil }
 
-// recorded is a statement. It takes any number of parameters.
+// A recorded is a statement. It accepts any number of parameters.
 type recorded struct {
 	recorder
 	text string
@@ -60,7 +59,7 @@ func (s recorded) record() {
 	}
 }
 
-// records are what a statement results in.
+// records are the rows of a statement.
 type records [][]driver.Value
 
 func (r *records) Columns() []string {

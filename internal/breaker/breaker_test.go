@@ -16,7 +16,7 @@ var (
 	probe      = breaker.Probe{Key: "k", Every: time.Second, Timeout: 500 * time.Millisecond}
 )
 
-// A node answers probes as a test says.
+// A node answers probes as a test sets it.
 type node struct {
 	err    atomic.Pointer[error] // of the next probes; nil: they are answered
 	hangs  atomic.Bool           // it does not answer, and ignores the deadline

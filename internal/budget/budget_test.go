@@ -41,7 +41,7 @@ type (
 		*base
 		Name string
 	}
-	doubled struct { // JSON takes a for either
+	doubled struct { // in JSON, a may be either
 		A []string `json:"a"`
 		B []huge   `json:"A"`
 	}

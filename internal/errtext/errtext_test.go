@@ -87,7 +87,7 @@ func TestOwnTextIsPublic(t *testing.T) {
 	}
 }
 
-// Of a panic that is no fetch's, the type is public, and what the runtime says.
+// Of a panic outside a fetch, the type and the runtime's own text are public.
 func TestPanicIsItsKind(t *testing.T) {
 	var empty []int
 	crash := func() (v any) {

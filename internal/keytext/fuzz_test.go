@@ -205,8 +205,7 @@ func sameArgs(a, b []any) bool {
 	return same(reflect.ValueOf(append([]any{}, a...)), reflect.ValueOf(append([]any{}, b...)))
 }
 
-// Of many values that are often the same, those with the same text are the same,
-// and those that are the same have the same text.
+// Values are equal if and only if their texts are. Many of the values are equal.
 func TestTextsAreInjective(t *testing.T) {
 	for _, seed := range []uint64{1, 2} {
 		seen := map[string][]any{}

@@ -36,8 +36,7 @@ func (secret) String() string               { return "hidden" }
 
 const here = "github.com/fetchonce/fetchonce/internal/keytext_test."
 
-// These texts are in users' Redis, and in other processes of other builds: they
-// may not change.
+// These texts are in users' Redis and in processes of other builds, so they must not change.
 var texts = []struct {
 	want string
 	args []any
@@ -114,7 +113,7 @@ func TestTextIsBounded(t *testing.T) {
 	}
 }
 
-// What is the same has the same text, wherever it came from.
+// Equal values have the same text, whatever made them.
 func TestWhatDoesNotCount(t *testing.T) {
 	now := time.Now().UTC()
 	grown := append(make([]string, 0, 10), "hot")

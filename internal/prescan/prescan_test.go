@@ -156,7 +156,7 @@ func unhex(t *testing.T, text string) []byte {
 	return data
 }
 
-// A user is like what programs keep in a cache; the sample takes some 200 bytes.
+// A user is like a value that programs cache. The sample takes about 200 bytes.
 type user struct {
 	ID      int64
 	Name    string

@@ -118,8 +118,8 @@ func codec(rules shape.Rules, v any) (read any, err error) {
 
 func name(rules shape.Rules) string { return [...]string{"msgpack", "JSON", "another codec"}[rules] }
 
-// What is refused cannot be encoded, cannot be read back, or comes back without anything; and
-// what is not refused comes back, but for what is lost. The codecs say so themselves.
+// A refused type cannot be encoded, cannot be decoded, or loses everything. Any other type keeps all
+// but its lost parts. The test compares with the codecs.
 func TestRefusedIsWhatTheCodecCannotKeep(t *testing.T) {
 	const both, onlyMsgpack, onlyJSON, neither = 3, 1, 2, 0
 	for _, test := range []struct {
@@ -217,7 +217,7 @@ func TestTypeInTheRegistryOfMsgpackIsNotRefused(t *testing.T) {
 	}
 }
 
-// What is lost is named, and is not in the data.
+// Lost parts are named, and are not in the data.
 func TestLostIsWhatDoesNotComeBack(t *testing.T) {
 	for _, test := range []struct {
 		v             any

@@ -55,7 +55,7 @@ type (
 
 func (Renamed) Method() {}
 
-// What the codec does not care for is not in the fingerprint.
+// Parts that the codec ignores are not in the fingerprint.
 func TestFingerprintIsTheSameForTheSameForm(t *testing.T) {
 	for _, rules := range []shape.Rules{shape.Msgpack, shape.JSON} {
 		want := fingerprint[Thing](rules)
@@ -122,7 +122,7 @@ type reading[T any] struct{ V T }
 
 func (*reading[T]) UnmarshalText(b []byte) error { return nil }
 
-// What the codec reads in another way has another fingerprint.
+// A type that the codec decodes in another way has another fingerprint.
 func TestFingerprintDiffersForAnotherForm(t *testing.T) {
 	_, _, _ = ownA{}.a, ownB{}.a, option[int]{}.v
 	for _, rules := range []shape.Rules{shape.Msgpack, shape.JSON, shape.Other} {

@@ -24,10 +24,10 @@ const (
 	shortestRepeat = 500 * time.Millisecond
 )
 
-// Each driver is under load while another program changes the table, holds rows
-// that the Store wants and deadlocks with it, and while the server restarts. No
-// call returns an error that a repeat would have cured. All calls of a key return
-// one value, which is in the key's only row.
+// Each driver is under load while another program changes the table, locks rows that the
+// Store needs, and deadlocks with it, and while the server restarts. No call returns an
+// error that a repetition would have avoided. All calls of a key return the value of its
+// only row.
 func TestEachDriverConforms(t *testing.T) {
 	_ = mysql.SetLogger(&mysql.NopLogger{}) // it logs each connection that the restart ends
 	for i, driver := range conforming(t) {
@@ -67,7 +67,7 @@ type conformance struct {
 	kept map[string]string // the value that the first call of a key returned
 }
 
-// work makes calls until all workers together have made those of the run.
+// work makes calls until all workers together have made all calls of the run.
 func (c *conformance) work() {
 	for {
 		n := int(c.calls.Add(1))
@@ -136,9 +136,9 @@ func (c *conformance) call(key string, do func(ctx context.Context) (string, err
 	}
 }
 
-// errorOf returns the error of a call, and fails the test if a repeat would have
-// cured it. It excuses the error of a server that was down, or of a lock that
-// another held, if the Store repeated its statement for as long as it does.
+// errorOf returns the error of a call, and fails the test if a repetition would have avoided
+// it. It excuses the error of a server that was down, or of a lock of another program, if
+// the Store repeated its statement for the full time.
 func (c *conformance) errorOf(do func(ctx context.Context) error) error {
 	start, before := time.Now(), c.restarts.Load()
 	err := do(c.t.Context())

@@ -28,7 +28,7 @@ type database struct {
 	driver, dsn string
 }
 
-// databases has a way to an empty database of each kind.
+// databases has a function that opens an empty database of each kind.
 var databases = map[string]func(t *testing.T) database{
 	"Postgres": func(t *testing.T) database {
 		t.Helper()
@@ -54,8 +54,7 @@ func newMariaDB(t *testing.T, settings ...string) database {
 	return open(t, oncesql.MySQL, "mysql", mariadbtest.Start(t)+"?"+strings.Join(settings, "&"))
 }
 
-// newSQLite opens a new file as one should for writers that meet: they wait for
-// each other, and do not fail at once.
+// newSQLite opens a new file with a busy_timeout, so concurrent writers wait for each other.
 func newSQLite(t *testing.T) database {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "test.db")
@@ -79,8 +78,8 @@ func (d database) again(t *testing.T) database {
 	return open(t, d.dialect, d.driver, d.dsn)
 }
 
-// before opens the same database so that hook is called before each statement,
-// and its error returned instead of the statement's result.
+// before opens the same database, and calls hook before each statement. An error of hook
+// replaces the result of the statement.
 func (d database) before(t *testing.T, hook func(statement string) error) database {
 	t.Helper()
 	db := sql.OpenDB(connector{d: d, hook: hook})
@@ -89,12 +88,12 @@ func (d database) before(t *testing.T, hook func(statement string) error) databa
 	return d
 }
 
-// toMySQL makes one of the tests' tables one that MySQL can make: the name "key"
-// is a word of its language, and what is unique is of limited length.
+// toMySQL changes a CREATE TABLE of the tests for MySQL: the name "key" is quoted, because it
+// is a keyword, and unique columns have a limited length.
 var toMySQL = strings.NewReplacer("key text", "`key` varbinary(3072)",
 	"slug text", "slug varchar(255)", " text", " longtext CHARACTER SET utf8mb4")
 
-// keyColumn quotes the column key where that is a word of the language.
+// keyColumn quotes the column key if key is a keyword.
 func (d database) keyColumn() string {
 	if d.dialect == oncesql.MySQL {
 		return "`key`"
@@ -123,7 +122,7 @@ func (d database) exec(t *testing.T, statements ...string) {
 	}
 }
 
-// number returns the one number that a query results in.
+// number returns the result of a query for one number.
 func (d database) number(t *testing.T, query string, args ...any) int {
 	t.Helper()
 	var n int
@@ -156,8 +155,8 @@ func (d database) awaitBlocked(t *testing.T, n int) {
 	}
 }
 
-// A connector makes connections that call a hook. To prepare a statement is not
-// to send it.
+// A connector makes connections that call a hook before each statement that is sent, and not
+// before one that is prepared.
 type connector struct {
 	d        database
 	hook     func(statement string) error
@@ -199,7 +198,7 @@ func (c hookedConn) ExecContext(ctx context.Context, statement string, args []dr
 	return c.Conn.(driver.ExecerContext).ExecContext(ctx, statement, args)
 }
 
-// skips reports whether the driver has a statement prepared first, which then
+// skips reports whether the driver prepares the statement first. The prepared statement then
 // calls the hook.
 func (c hookedConn) skips(args []driver.NamedValue) bool {
 	return c.connector.d.dialect == oncesql.MySQL && len(args) > 0
@@ -249,7 +248,7 @@ type thing struct {
 	Size int
 }
 
-// A form is a way in which a thing stands in a table.
+// A form is a way to store a thing in a table.
 type form struct {
 	name string
 	opt  oncesql.Options[thing] // without Dialect and Table
@@ -291,8 +290,8 @@ func (f formIn) open(t *testing.T) database {
 	return f.prepare(t, f.newDatabase(t))
 }
 
-// prepare makes an empty table "things" for f. It returns d with connections
-// that do not remember another form's table of that name, as pgx does.
+// prepare makes an empty table "things" for f. It returns d with new connections, because pgx
+// keeps what it knows of another form's table of that name.
 func (f form) prepare(t *testing.T, d database) database {
 	t.Helper()
 	d = d.again(t)
@@ -333,8 +332,8 @@ func textStore(t *testing.T, d database, table string) *oncesql.Store[string] {
 	return s
 }
 
-// binary is a codec of bytes that are no text: a NUL, and then none that UTF-8
-// could begin with. The zero thing is no bytes at all.
+// binary is a codec whose data is not text: a NUL, and then a byte that is invalid in UTF-8.
+// The zero thing is encoded as no bytes.
 type binary struct{}
 
 func (binary) Marshal(v any) ([]byte, error) {
@@ -371,7 +370,7 @@ type result[V any] struct {
 
 func (r result[V]) String() string { return fmt.Sprintf("%v, %v", r.v, r.err) }
 
-// inBackground calls Create and returns where its result will be.
+// inBackground calls Create on a goroutine, and returns a channel for its result.
 func inBackground[V any](ctx context.Context, s *oncesql.Store[V], key string, v V) <-chan result[V] {
 	done := make(chan result[V], 1)
 	go func() {

@@ -1,3 +1,3 @@
-// Package drivertest runs the tests of oncesql over real databases. It is a
-// module of its own, so that a user's program does not get our drivers.
+// Package drivertest runs the tests of oncesql over real databases. It is a separate module,
+// so a user's program does not depend on its drivers.
 package drivertest

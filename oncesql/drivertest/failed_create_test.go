@@ -13,9 +13,9 @@ import (
 	"github.com/fetchonce/fetchonce/oncetest"
 )
 
-// A value is fetched, and its row is refused. The callers of that process get the
-// driver's error and not the value; those of another process get an Error without
-// it. The next Get fetches again.
+// A value is fetched, and the database refuses its row. Callers of that process get the
+// driver's error and no value. Callers of another process get an Error without the driver's
+// error. The next Get fetches again.
 func TestFailedCreateDropsTheValue(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {

@@ -10,8 +10,8 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// The insert is done, and its answer lost. In every database, Create looks before
-// it says that it has failed.
+// The row is inserted, and the answer is lost. In every database, Create looks the key up
+// before it returns an error.
 func TestLostAnswerOfAnInsertIsMadeUpFor(t *testing.T) {
 	for _, f := range everyForm {
 		t.Run(f.name, func(t *testing.T) {
@@ -35,7 +35,7 @@ func TestLostAnswerOfAnInsertIsMadeUpFor(t *testing.T) {
 	}
 }
 
-// When nothing was inserted, the error is the insert's, whatever a lookup says.
+// If no row was inserted, Create returns the error of the insert, whatever the lookup returns.
 func TestErrorOfTheInsertComesFirst(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestErrorOfTheInsertComesFirst(t *testing.T) {
 	}
 }
 
-// A connection that was lost while nobody used it is not the caller's trouble.
+// A connection that was lost while it was idle causes no error.
 func TestPreparedStatementOutlivesItsConnection(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {

@@ -10,8 +10,8 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// Two keys that the column compares as equal: neither gets the other's value, and
-// where the column tells so before, nothing is looked up.
+// The column compares two keys as equal. Neither key gets the other's value. If the type or
+// the collation of the column shows it, the Store looks nothing up.
 func TestRowOfAnotherKeyIsAnError(t *testing.T) {
 	for name, test := range map[string]struct {
 		newDatabase func(t *testing.T) database
@@ -96,13 +96,13 @@ func TestRowOfAnotherKeyIsAnErrorBetweenChecks(t *testing.T) {
 	}
 }
 
-// What the column of keys lacks is found by the first Lookup, before any fetch.
+// The first Lookup refuses an unsuitable key column, before any fetch.
 func TestTableIsCheckedBeforeTheFirstLookup(t *testing.T) {
 	for name, test := range map[string]struct {
 		newDatabase func(t *testing.T) database
 		columns     string
 		index       string // made after the table
-		want        string // of the error; empty if the table is fit
+		want        string // part of the error; empty if the table is suitable
 	}{
 		"PostgreSQL, none":     {databases["Postgres"], "id text", "", "no unique index"},
 		"PostgreSQL, not it":   {databases["Postgres"], "id text", "CREATE INDEX i ON things (id)", "no unique index"},

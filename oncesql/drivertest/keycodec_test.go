@@ -32,8 +32,8 @@ func (keyed) UnmarshalKey(key string, data []byte, v any) error {
 	return json.Unmarshal(data, v)
 }
 
-// A KeyCodec is given the key that was asked for. A row that is moved to another key is
-// not read there.
+// A KeyCodec receives the requested key. It does not read a row that was moved to another
+// key.
 func TestKeyCodecIsGivenTheKey(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {

@@ -64,8 +64,8 @@ func TestLookupManyOfNoKeysSendsNothing(t *testing.T) {
 	}
 }
 
-// More keys than the database takes in one statement, of which a few are there:
-// the first, the last, and those where one statement ends and the next begins.
+// There are more keys than the database accepts in one statement. A few have rows: the
+// first, the last, and those at the boundaries of statements.
 //
 //test:long
 func TestLookupManyHasNoLimit(t *testing.T) {
@@ -118,8 +118,7 @@ func TestLookupManyHasNoLimit(t *testing.T) {
 	}
 }
 
-// A server takes only so many bytes at once: MariaDB 16 MiB, if it is not told
-// otherwise.
+// A server limits the size of a statement: MariaDB to 16 MiB by default.
 func TestLookupManyOfLongKeysTakesMoreQueries(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -156,7 +155,7 @@ func TestLookupManyOfLongKeysTakesMoreQueries(t *testing.T) {
 	}
 }
 
-// A pgx that remembers statements remembers some twenty of ours.
+// If pgx keeps statements, it keeps about twenty of a Store.
 func TestLookupManySendsFewKindsOfStatements(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -183,13 +182,13 @@ func TestLookupManySendsFewKindsOfStatements(t *testing.T) {
 	}
 }
 
-// The database writes a key in its own way, or takes other letters for it.
+// The database returns a key in another spelling, or compares another spelling as equal.
 func TestLookupManyReturnsTheCallersKeys(t *testing.T) {
 	for name, test := range map[string]struct {
 		newDatabase func(t *testing.T) database
 		keyType     string
-		row         string   // as it stands in the table
-		ask         []string // each finds it
+		row         string   // the key in the table
+		ask         []string // the keys that find it
 	}{
 		"uuid":           {databases["Postgres"], "uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", []string{"A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11"}},
 		"padded":         {databases["Postgres"], "char(5)", "ab", []string{"ab", "ab "}}, // also where several are asked for
@@ -221,7 +220,7 @@ func TestLookupManyReturnsTheCallersKeys(t *testing.T) {
 	}
 }
 
-// failed returns the error of a key, if err says that it alone has failed.
+// failed returns the error of a key if err says that only that key failed.
 func failed(t *testing.T, err error, key string) error {
 	t.Helper()
 	many, ok := errors.AsType[*fetchonce.ManyError](err)
@@ -232,7 +231,7 @@ func failed(t *testing.T, err error, key string) error {
 	return many.Errors[key]
 }
 
-// One key or row that the database, the driver or Scan refuses fails alone.
+// If the database, the driver or Scan refuses a key or row, only that key fails.
 func TestOneBadKeyFailsAlone(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -294,7 +293,7 @@ func TestOneBadRowFailsOneKeyOfGetMany(t *testing.T) {
 	}
 }
 
-// A row for which Scan says so is absent, and every other error is its key's.
+// A row for which Scan returns ErrNotFound is absent. Any other error is that of its key.
 func TestLookupManyPassesOnErrorsOfScan(t *testing.T) {
 	mine := errors.New("mine")
 	for name, newDatabase := range databases {

@@ -13,8 +13,8 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// The first of three creators rolls back. The two others had waited with a shared
-// lock each, and want an exclusive one now: a deadlock, which one of them loses.
+// The first of three creators rolls back. The other two waited for it, each with a shared
+// lock, and now both need an exclusive lock: a deadlock, in which one of them fails.
 func TestDeadlockOfCreatorsIsRepeated(t *testing.T) {
 	d := newMariaDB(t)
 	s := textStore(t, d, "things")
@@ -44,7 +44,7 @@ func TestDeadlockOfCreatorsIsRepeated(t *testing.T) {
 	}
 }
 
-// How long to wait is for the context to say.
+// The context decides how long a call waits.
 func TestCreateWaitsLongerThanTheServer(t *testing.T) {
 	d := newMariaDB(t, "innodb_lock_wait_timeout=1")
 	s := textStore(t, d, "things")
@@ -82,7 +82,7 @@ func TestCreateWaitsLongerThanTheServer(t *testing.T) {
 	}
 }
 
-// A driver may be wrapped, to trace or to count.
+// A driver may be wrapped, for example for traces.
 func TestNumberOfAWrappedErrorCounts(t *testing.T) {
 	for _, test := range []struct {
 		number uint16
@@ -109,7 +109,7 @@ func TestNumberOfAWrappedErrorCounts(t *testing.T) {
 	}
 }
 
-// A plain insert does not say which index it relies on.
+// A plain insert does not name the unique index.
 func TestCreateRefusesAKeyThatIsNotUnique(t *testing.T) {
 	const refused = `the column "id" has no unique index of its own, so a key could get several rows`
 	d := newMariaDB(t)
@@ -150,7 +150,7 @@ func TestCreateRefusesAKeyThatIsNotUnique(t *testing.T) {
 	}
 }
 
-// The index may be made while we run.
+// The index may be created while a Store is in use.
 func TestKeyThatWasMadeUniqueIsAccepted(t *testing.T) {
 	d := newMariaDB(t)
 	d.exec(t, "CREATE TABLE things (key text, value text)")
@@ -195,8 +195,8 @@ func TestKeyThatIsTooLongIsRefusedAndNotCut(t *testing.T) {
 	}
 }
 
-// Also where the driver would rather put the values into the statement, or where
-// texts stand in double quotes or have no escapes.
+// Keys and values survive if the driver interpolates parameters, and with ANSI_QUOTES or
+// NO_BACKSLASH_ESCAPES.
 func TestValuesHoldInEachModeOfTheServer(t *testing.T) {
 	for _, settings := range [][]string{
 		{"interpolateParams=true"},

@@ -27,24 +27,23 @@ const (
 	callers   = 8 // of each name, in each process
 )
 
-// Locks that are granted to everyone: in each of some processes, many callers
-// look a name up, find nothing, and create it, each with a value of its own. There
-// is one row for a name, nobody gets an error, and all get what is in the row.
+// Every lock is granted. In each process, many callers look a name up, find nothing, and
+// create it, each with its own value. The name has one row, no caller gets an error, and all
+// callers get the value of the row.
 func TestBrokenLockMakesNoDuplicates(t *testing.T) {
 	runProcesses(t, isolated, callStore, names*(callers-1))
 }
 
-// The same, by Loaders. Each caller has one with a Redis of its own, so that all
-// of them get the lease: of those in the first process that comes to a name, most
-// fetch it.
+// The same with Loaders. Each caller has a Loader with its own Redis, so all of them get the
+// lease, and most callers of the first process fetch.
 //
 //test:long
 func TestLoadersWithABrokenLockMakeNoDuplicates(t *testing.T) {
 	runProcesses(t, databases, callLoaders, names)
 }
 
-// runProcesses runs the calling test once more in some processes, where it calls
-// work. Of those who created, so many at least are to meet another's row.
+// runProcesses runs the calling test again in several processes, in which it calls work. At
+// least a number of the creators must meet the row of another creator.
 func runProcesses(t *testing.T, kinds map[string]func(t *testing.T) database, work func(t *testing.T, d database) caller, meet int) {
 	t.Helper()
 	if dsn := os.Getenv("DRIVERTEST_DSN"); dsn != "" {
@@ -128,7 +127,7 @@ func runProcesses(t *testing.T, kinds map[string]func(t *testing.T) database, wo
 	}
 }
 
-// process runs test in a process, and returns what that said.
+// process runs test in a process, and returns its output.
 func (d database) process(t *testing.T, test string, i int) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+test+"$")
@@ -143,11 +142,11 @@ func (d database) process(t *testing.T, test string, i int) (string, error) {
 	return string(out), nil
 }
 
-// A caller is one of those who call for a name at once. It returns what is found
-// or kept, and whether it was about to create mine.
+// A caller is one of the concurrent callers of a name. It returns the value of the name, and
+// whether it tried to create mine.
 type caller func(ctx context.Context, i int, name, mine string) (v string, created bool, err error)
 
-// callAll is what each process does: all callers, for one name after the other.
+// callAll calls all callers, for one name after the other. Each process does so.
 func callAll(t *testing.T, call caller) {
 	t.Helper()
 	out := bufio.NewWriter(os.Stdout)
@@ -173,8 +172,8 @@ func callAll(t *testing.T, call caller) {
 	}
 }
 
-// callStore has all callers of a name look before one of them creates, so that
-// in the process that is first they all create.
+// callStore makes all callers of a name look it up before one of them creates it. So in the
+// first process all of them create it.
 func callStore(t *testing.T, d database) caller {
 	t.Helper()
 	s := newStore(t, d, oncesql.Options[string]{Table: "things"})
@@ -212,19 +211,19 @@ func callLoaders(t *testing.T, d database) caller {
 	return func(ctx context.Context, i int, name, mine string) (v string, fetched bool, err error) {
 		v, err = loaders[i].Get(ctx, name, func(context.Context, string) (string, error) {
 			fetched = true
-			time.Sleep(5 * time.Millisecond) // others look meanwhile
+			time.Sleep(5 * time.Millisecond) // other callers look the name up meanwhile
 			return mine, nil
 		})
 		return v, fetched, err
 	}
 }
 
-// A barrier holds up the callers of a name until all have come. It is for one
-// name after the other.
+// A barrier makes the callers of a name wait until all have arrived. It serves one name after
+// the other.
 type barrier struct {
 	mu      sync.Mutex
 	waiting int
-	open    chan struct{} // closed when all have come
+	open    chan struct{} // closed when all have arrived
 }
 
 func (b *barrier) wait() {

@@ -17,8 +17,8 @@ import (
 
 const creators = 32 // at once, of one key
 
-// contended returns how many keys to contend for. In SQLite it takes long: a
-// writer that has to wait sleeps, and for longer each time.
+// contended returns the number of contended keys. SQLite is slow: a waiting writer sleeps, for
+// longer each time.
 func (d database) contended() int {
 	if d.dialect == oncesql.SQLite {
 		return 10
@@ -26,7 +26,7 @@ func (d database) contended() int {
 	return 50
 }
 
-// Every creator has a value of its own, and all start on a key together.
+// Each creator has its own value, and all start a key together.
 func TestCreatorsOfOneKeyGetOneRow(t *testing.T) {
 	for _, f := range everyForm {
 		t.Run(f.name, func(t *testing.T) {
@@ -56,8 +56,8 @@ func TestCreatorsOfOneKeyGetOneRow(t *testing.T) {
 	}
 }
 
-// All who fetch a key fetch the same, so that their rows are equal in every
-// column, also in another one that is unique.
+// All creators of a key have the same value, so their rows are equal in every column, also in
+// another unique one.
 func TestCreatorsOfEqualRowsGetOneRow(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -103,11 +103,10 @@ func together[V any](n int, call func(i int) (V, error)) ([]V, error) {
 	return results, errors.Join(errs...)
 }
 
-// In PostgreSQL, an insert looks whether its key is there, and then writes the
-// indexes one by one. Here it is held up between the two, by an index that comes
-// first and waits for a lock of ours, while another inserts an equal row. The
-// other unique column has an older index than the key, so that is where it meets
-// that row.
+// In PostgreSQL, an insert checks whether its key exists, and then writes the indexes one by
+// one. Here an index that waits for a lock stops it between the two, while another creator
+// inserts an equal row. The index of the other unique column is older than that of the key, so
+// the insert meets the row there.
 func TestCreatorsOfEqualRowsMeetInAnotherColumn(t *testing.T) {
 	d := newPostgres(t)
 	d.exec(t,
@@ -151,7 +150,7 @@ func TestCreatorsOfEqualRowsMeetInAnotherColumn(t *testing.T) {
 		t.Errorf("%d inserts, want the one that met the other's slug", waitingInserts)
 	}
 
-	// The same, but the row that was met is another key's.
+	// The same, but the existing row has another key.
 	hold, err = d.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +172,7 @@ func TestCreatorsOfEqualRowsMeetInAnotherColumn(t *testing.T) {
 	}
 }
 
-// isolated has SQLite, and the others at each level of isolation.
+// isolated has SQLite, and the other databases at each isolation level.
 var isolated = func() map[string]func(t *testing.T) database {
 	all := map[string]func(t *testing.T) database{"SQLite": newSQLite}
 	for _, level := range []string{"read committed", "repeatable read", "serializable"} {
@@ -193,7 +192,7 @@ var isolated = func() map[string]func(t *testing.T) database {
 	return all
 }()
 
-// A transaction has inserted the row and not committed yet when Create meets it.
+// Create meets a row of a transaction that has not committed yet.
 func TestCreateWaitsForARowThatIsNotCommitted(t *testing.T) {
 	for name, newDatabase := range isolated {
 		for _, end := range []string{"COMMIT", "ROLLBACK"} {
@@ -263,8 +262,7 @@ func TestCreateThatWaitsFollowsItsContext(t *testing.T) {
 	}
 }
 
-// The insert finds the key taken, then the row is deleted, then the lookup finds
-// nothing: the key is free again.
+// The insert finds the key taken. Then the row is deleted, and the lookup finds no row.
 func TestRowDeletedBetweenInsertAndLookupIsCreatedAgain(t *testing.T) {
 	for _, f := range everyForm {
 		t.Run(f.name, func(t *testing.T) {
@@ -298,7 +296,7 @@ func TestRowDeletedBetweenInsertAndLookupIsCreatedAgain(t *testing.T) {
 	}
 }
 
-// It is there for each insert and gone for each lookup.
+// The row exists at each insert and not at each lookup.
 func TestRowThatIsNeverThereEndsInAnError(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -327,8 +325,8 @@ func TestRowThatIsNeverThereEndsInAnError(t *testing.T) {
 	}
 }
 
-// A deleter runs beside creators. None of them fails, and each gets a value of
-// its key.
+// Rows are deleted while they are created. No creator fails, and each gets a value of its
+// key.
 func TestCreatorsAndADeleterMeet(t *testing.T) {
 	for name, newDatabase := range isolated {
 		t.Run(name, func(t *testing.T) {
@@ -338,10 +336,10 @@ func TestCreatorsAndADeleterMeet(t *testing.T) {
 			var deleter sync.WaitGroup
 			deleter.Go(func() {
 				for ctx.Err() == nil {
-					// At REPEATABLE READ, it fails when another was quicker.
+					// At REPEATABLE READ, it fails if another transaction was faster.
 					_, _ = d.Exec("DELETE FROM things")
-					// Without a pause, a creator of MySQL, who inserts and looks up, would
-					// never see its row, and one of SQLite never get its turn.
+					// Without a pause, a creator in MySQL would never see its row between
+					// insert and lookup, and one in SQLite would never get the lock.
 					if d.dialect != oncesql.Postgres {
 						time.Sleep(time.Millisecond)
 					}

@@ -15,7 +15,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// passing has errors that end when a statement is repeated.
+// passing has errors that may pass when a statement is repeated.
 func passing(dialect oncesql.Dialect) map[string]error {
 	errs := map[string]error{
 		"EOF":            fmt.Errorf("read: %w", io.EOF),
@@ -44,8 +44,7 @@ type sqliteError int
 func (e sqliteError) Error() string { return fmt.Sprintf("SQLite: %d", int(e)) }
 func (e sqliteError) Code() int     { return int(e) }
 
-// A statement that fails with an error that passes is repeated, whatever it is
-// for. Other errors come back after the first time.
+// Every statement is repeated after a passing error. Other errors are returned at once.
 func TestPassingErrorsAreRepeated(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -80,8 +79,8 @@ func TestPassingErrorsAreRepeated(t *testing.T) {
 	}
 }
 
-// An insert fails for good, for a row that has the key by then. The lookup after it
-// is repeated until it says so.
+// An insert fails with a lasting error, and the key has a row. The lookup after it is repeated
+// until it finds the row.
 func TestCreateRepeatsTheLookupAfterAFailedInsert(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -134,8 +133,7 @@ func TestLastingErrorsAreNotRepeated(t *testing.T) {
 	}
 }
 
-// An error that stays comes back when it has stayed for long enough, and at once
-// when ctx ends.
+// A passing error that lasts is returned after about a second, or at once when ctx ends.
 func TestRepeatsAreBounded(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -197,8 +195,7 @@ func TestLookupsAfterTheServerEndedTheConnections(t *testing.T) {
 	}
 }
 
-// endConnections has the server end all connections to this database but one of
-// its own.
+// endConnections makes the server end all connections to this database except its own.
 func (d database) endConnections(t *testing.T) {
 	t.Helper()
 	admin := d.again(t)

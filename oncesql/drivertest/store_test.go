@@ -89,8 +89,8 @@ func TestSecondCreateKeepsTheFirst(t *testing.T) {
 	}
 }
 
-// A time in nanoseconds, and a float in a column of integers' precision: what the
-// first creator gets is what everybody will find.
+// The columns cannot hold all digits of a time in nanoseconds and a float. The first creator
+// receives the same value as every later caller.
 func TestCreateReturnsWhatTheDatabaseMadeOfIt(t *testing.T) {
 	d := newPostgres(t)
 	d.exec(t, "CREATE TABLE moments (key text PRIMARY KEY, at timestamptz)")
@@ -117,8 +117,8 @@ func TestCreateReturnsWhatTheDatabaseMadeOfIt(t *testing.T) {
 	}
 }
 
-// SQLite's driver makes a time of a text by the column's declared type. It must
-// know that type in an insert's result as it does in a select's.
+// SQLite's driver converts a text to a time by the declared type of its column. It must know
+// that type in the result of an insert as in that of a select.
 func TestDeclaredTypesHoldInBothStatements(t *testing.T) {
 	d := newSQLite(t)
 	d.exec(t, "CREATE TABLE moments (key text PRIMARY KEY, at datetime, ok boolean, data blob)")
@@ -147,7 +147,7 @@ func TestDeclaredTypesHoldInBothStatements(t *testing.T) {
 	}
 }
 
-// The test that every Store is to pass.
+// Every Store must pass this test.
 func TestStoreIsOne(t *testing.T) {
 	for name, newDatabase := range isolated {
 		t.Run(name, func(t *testing.T) {
@@ -166,7 +166,7 @@ func TestStoreIsOne(t *testing.T) {
 	}
 }
 
-// How often a statement is prepared on a connection that runs it over and over.
+// A statement is prepared once on a connection that runs it many times.
 func TestStatementIsPreparedOnce(t *testing.T) {
 	const keys = 20
 	for name, newDatabase := range databases {
@@ -194,7 +194,7 @@ func TestStatementIsPreparedOnce(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if d.dialect == oncesql.Postgres { // pgx does it, and asks nobody
+			if d.dialect == oncesql.Postgres { // pgx prepares by itself
 				rows, err := d.Query(`SELECT statement FROM pg_prepared_statements WHERE statement LIKE '%"things" %' AND statement NOT LIKE '%pg_prepared%'`)
 				if err != nil {
 					t.Fatal(err)
@@ -531,7 +531,7 @@ func TestErrorOfScanComesBackUnchanged(t *testing.T) {
 	}
 }
 
-// FoldKeys makes two keys one row. Scan gets the key of the call, and not the row's.
+// With FoldKeys, two keys have one row. Scan receives the key of the call, and not the row's.
 func TestScanIsGivenTheKeyThatWasAskedFor(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -671,7 +671,7 @@ func TestKeyThatIsNotUniqueIsAnError(t *testing.T) {
 	}
 }
 
-// The row comes before the commit does, and the commit may fail.
+// The row arrives before the commit, and the commit may fail.
 func TestFailedCommitIsAnError(t *testing.T) {
 	t.Run("Postgres", func(t *testing.T) {
 		d := newPostgres(t)

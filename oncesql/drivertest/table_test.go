@@ -32,7 +32,7 @@ func TestCreateTableLeavesATableThatIsThere(t *testing.T) {
 	}
 }
 
-// IF NOT EXISTS alone does not make it so in PostgreSQL.
+// In PostgreSQL, IF NOT EXISTS alone is not enough.
 func TestCreateTableMayBeCalledByManyAtOnce(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -107,8 +107,8 @@ func TestPeopleCanReadJSON(t *testing.T) {
 	}
 }
 
-// How a driver sends a parameter is up to the way it sends statements, and a
-// pooler of connections may leave no choice of that.
+// How a driver sends a parameter depends on its mode, and a connection pooler may require a
+// mode.
 func TestValuesHoldInEachWayToSendAStatement(t *testing.T) {
 	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
 		t.Run(mode, func(t *testing.T) {
@@ -146,7 +146,7 @@ func TestJSONStandsInEachTypeOfText(t *testing.T) {
 	}
 }
 
-// As text, it would be kept without its backslashes.
+// Sent as text, the value would lose its backslashes.
 func TestJSONInBytesIsRefusedAndNotMangled(t *testing.T) {
 	d := newPostgres(t)
 	d.exec(t, "CREATE TABLE things (key text PRIMARY KEY, value bytea)")
@@ -160,8 +160,8 @@ func TestJSONInBytesIsRefusedAndNotMangled(t *testing.T) {
 	}
 }
 
-// The index is dropped after the first check. Calls fail from the check that comes
-// ten seconds after it, and only once a new index is there do they succeed.
+// The index is dropped after the first check. Calls fail from the next check, ten seconds
+// later, until there is a new index.
 func TestDroppedIndexIsFoundAfterTenSeconds(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
