@@ -198,7 +198,7 @@ func TestRefusedPublishOfALockIsLogged(t *testing.T) {
 	go func() { // ends when b has held the lock
 		done <- b.Do(t.Context(), "n", func(context.Context) error { return nil })
 	}()
-	r.Backend().Until("the other waits", func() bool { return rdb.ZCard(t.Context(), "test:q:{n}").Val() == 1 })
+	r.Backend().Until("the other waits", func() bool { return rdb.ZCount(t.Context(), "test:q:{n}", "(0", "+inf").Val() == 1 })
 	if err := held.Release(); err != nil {
 		t.Errorf("Release = %v", err)
 	}

@@ -47,7 +47,7 @@ byte first[O];
 bool confirmed[O];    /* its lease ends like any other, and not after the grace */
 byte holders = 0;
 
-/* The queue: redis keys q and w. */
+/* The queue: redis key q. */
 byte ticket[O];       /* 0 if it is not in it */
 bool alive[O];
 byte tail = 0;
@@ -90,7 +90,7 @@ inline grant(o, sure) {
 	/* It comes before the SET, in a full Redis, and sets no other end: */
 	/* lock.lua: redis.call("PEXPIRE", KEYS[1], ms) */
 	/* It gives what a stranger wrote an end, and there is no stranger here: */
-	/* lock.lua: if left < 0 or left > ms then redis.call("PEXPIRE", key, ms) end */
+	/* lock.lua: if left == -1 or left > ms then redis.call("PEXPIRE", key, ms) end */
 	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. fence .. holder, "PX", ARGV[2]) */
 	held[o] = true; confirmed[o] = sure; holders++;
 	valid[o] = true; lost[o] = false
@@ -118,22 +118,20 @@ inline findHead(o) {
 #define reach() skip
 #endif
 
-/* lock.lua: if not queue then return end */
-/* lock.lua: while holders < slots do */
+/* lock.lua: while holders < slots and waiters > 0 do */
 inline settle(o) {
 	do
 	:: !apart && holders < SLOTS ->
-		/* lock.lua: local head = redis.call("ZRANGE", queue, 0, 0)[1] */
+		/* lock.lua: local head = redis.call("ZRANGEBYSCORE", queue, "(0", "+inf", "LIMIT", 0, 1)[1] */
 		findHead(head);
 		if
 		:: head == O -> break
 		:: else
 		fi;
-		/* lock.lua: redis.call("ZREM", queue, head) */
-		/* lock.lua: redis.call("HDEL", KEYS[3], head) */
+		/* lock.lua: redis.call("ZREM", queue, head, expiry(head)) */
 		ticket[head] = 0;
 		if
-		/* lock.lua: if waits(head, alive) then */
+		/* lock.lua: if alive then */
 		:: alive[head] ->
 			/* lock.lua: grant(head, confirmed_within) */
 			grant(head, false);
@@ -258,7 +256,7 @@ ask:
 			:: holders < SLOTS && back == NONE -> grant(o, true)
 			:: else
 			fi
-		/* lock_acquire.lua: elseif holders < slots and redis.call("EXISTS", queue) == 0 then */
+		/* lock_acquire.lua: elseif holders < slots and waiters == 0 then */
 		/* lock_free.lua: if last and (not KEYS[2] or redis.call("EXISTS", KEYS[2]) == 0) then */
 #ifdef MUTANT_OVERTAKE
 		:: !held[o] && !trying && !apart && holders < SLOTS -> noBarging(o); grant(o, true)
@@ -274,10 +272,8 @@ ask:
 			:: ticket[o] == 0 && place == 0 -> tail++; ticket[o] = tail
 			:: else
 			fi;
-			/* lock_acquire.lua: if not place then redis.call("ZADD", queue, string.format("%.0f", ticket), owner) end */
-			/* lock_acquire.lua: redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + waiter_lasts)) */
+			/* lock_acquire.lua: redis.call("ZADD", queue, string.format("%.0f", ticket), owner, stop, expiry(owner)) */
 			/* lock_acquire.lua: redis.call("PEXPIRE", queue, waiter_lasts) */
-			/* lock_acquire.lua: redis.call("PEXPIRE", KEYS[3], waiter_lasts) */
 			alive[o] = true; place = ticket[o]
 		fi;
 		head = 0;
@@ -372,8 +368,7 @@ leave:
 		:: else
 #endif
 		fi;
-		/* lock_release.lua: redis.call("ZREM", queue, ARGV[1]) */
-		/* lock_release.lua: redis.call("HDEL", KEYS[3], ARGV[1]) */
+		/* lock_release.lua: redis.call("ZREM", queue, ARGV[1], expiry(ARGV[1])) */
 		/* lock_release.lua: elseif queue then */
 		if
 		:: !apart -> ticket[o] = 0; alive[o] = false

@@ -53,8 +53,8 @@ var Soaked = []Mutant{
 	{
 		Name: "a lock has one holder too many",
 		File: "internal/protocol/lock.lua",
-		Old:  `while holders < slots do`,
-		New:  `while holders <= slots do`,
+		Old:  `while holders < slots and waiters > 0 do`,
+		New:  `while holders <= slots and waiters > 0 do`,
 	},
 	{
 		Name: "fences are counted, and begin again with an empty Redis",

@@ -16,8 +16,7 @@
 //	<prefix>:u:{key}           marks: who writes its source of truth now
 //	<prefix>:t:{key}<owner>    a large value on its way to v
 //	<prefix>:l:{name}          a lock: who holds it, each with a fence and an end
-//	<prefix>:q:{name}          its queue: who waits, each with a ticket
-//	<prefix>:w:{name}          until when each of those is believed to wait
+//	<prefix>:q:{name}          its queue: the waiters, each with a ticket and the end of its wait
 //	<prefix>:b:<process>       a channel: what the others tell this process
 //	<prefix>:i                 a channel: names of values that change, for near
 //	                           caches that cannot have the server's own word

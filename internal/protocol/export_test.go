@@ -30,5 +30,5 @@ func (k Key) Meta() string               { return k.meta() }
 func (k Key) Marks() string              { return k.marks() }
 func (k Key) Staged(owner string) string { return k.staged(owner) }
 func (l Lock) Names() []string {
-	return []string{l.keys[0].(string), l.keys[1].(string), l.keys[2].(string)}
+	return []string{l.keys[0].(string), l.keys[1].(string)}
 }

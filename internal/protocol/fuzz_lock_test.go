@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // FuzzForgedLock writes anything in the place of a lock. The lock is free within a lease, or
@@ -50,23 +48,22 @@ func FuzzForgedLock(f *testing.F) {
 // the 250 ms of a hand-off.
 func FuzzForgedQueue(f *testing.F) {
 	for _, member := range []string{"x.1", "", "p.2", "p.1", "x.1 1 9", strings.Repeat("x", 300) + ".1", "x.1/1", "\x00.1"} {
-		for _, alive := range []string{"", "99999999999999999", "inf", "nan", "0x7fffffffffff", "946684802000"} {
-			f.Add(member, 1.0, alive, byte(3))
+		for _, until := range []float64{0, -1, 99999999999999999, math.Inf(1), math.Inf(-1), 946684802000} {
+			f.Add(member, 1.0, until, byte(3))
 		}
-		f.Add(member, math.Inf(1), "946684802000", byte(1))
-		f.Add(member, math.Inf(-1), "", byte(0))
-		f.Add(member, 946684800.5e6, "946684802000", byte(0))
+		f.Add(member, math.Inf(1), 946684802000.0, byte(1))
+		f.Add(member, math.Inf(-1), 0.0, byte(0))
+		f.Add(member, 946684800.5e6, 946684802000.0, byte(0))
 	}
-	f.Fuzz(func(t *testing.T, member string, score float64, alive string, more byte) {
-		if math.IsNaN(score) {
+	f.Fuzz(func(t *testing.T, member string, score, until float64, more byte) {
+		if math.IsNaN(score) || math.IsNaN(until) {
 			return // no score of Redis'
 		}
 		inLock(t, func(t *testing.T, l *locking) {
 			l.has("p.1")
-			l.rdb.ZAdd(t.Context(), l.lock.Names()[1], redis.Z{Score: score, Member: member})
-			l.rdb.HSet(t.Context(), l.lock.Names()[2], member, alive)
+			l.forgeWaiters(score, until, member)
 			for i := range more {
-				l.forgeWaiters(score, alive, fmt.Sprint(member, i))
+				l.forgeWaiters(score, until, fmt.Sprint(member, i))
 			}
 			l.waits("p.2")
 			l.release("p.1", true)

@@ -17,7 +17,7 @@ const longest = 200
 // (prefix, key, kind) have the same name; see [Namespace.Key].
 type Namespace struct {
 	value, meta, marks, staged string // up to and with the "{" of the hash tag
-	lock, queue, alive         string // of a lock, likewise
+	lock, queue                string // of a lock, likewise
 	channels                   string // channel names without the process
 	changes                    string // the channel of changed values
 	seed                       uint64 // of the digests
@@ -35,7 +35,6 @@ func NewNamespace(prefix, schema string) *Namespace {
 		staged:   p + ":t:{",
 		lock:     p + ":l:{",
 		queue:    p + ":q:{",
-		alive:    p + ":w:{",
 		channels: p + ":b:",
 		changes:  p + ":i",
 	}
@@ -104,17 +103,16 @@ func HandleOf(tag string) string {
 
 // A Lock is one lock of a user's under its names in Redis.
 type Lock struct {
-	keys *[3]any // the names of lock, queue and alive: strings, as arguments of a command
+	keys *[2]any // the names of lock and queue: strings, as arguments of a command
 }
 
 // Lock returns the names of a lock of a user's, which may have any bytes for a
 // name.
 func (ns *Namespace) Lock(user string) Lock {
 	tag := Tag(user)
-	all := ns.lock + tag + "}" + ns.queue + tag + "}" + ns.alive + tag + "}" // made at once
+	all := ns.lock + tag + "}" + ns.queue + tag + "}" // made at once
 	queue := len(ns.lock) + len(tag) + 1
-	alive := queue + len(ns.queue) + len(tag) + 1
-	return Lock{keys: &[3]any{all[:queue], all[queue:alive], all[alive:]}}
+	return Lock{keys: &[2]any{all[:queue], all[queue:]}}
 }
 
 // SplitName returns how the name of a value begins, see [Namespace.Values], and

@@ -31,7 +31,7 @@ elseif not queue then
   ticket = tonumber(ARGV[5] or "0")
   -- An owner that releases a lease lets others poll first.
   if holders < slots and not ARGV[6] then grant(owner, lease) end
-elseif holders < slots and redis.call("EXISTS", queue) == 0 then
+elseif holders < slots and waiters == 0 then
   grant(owner, lease)
 else
   local place = tonumber(redis.call("ZSCORE", queue, owner) or "")
@@ -42,11 +42,11 @@ else
     local tail = tonumber(redis.call("ZREVRANGE", queue, 0, 0, "WITHSCORES")[2] or "")
     ticket = math.max(clock, isTicket(tail) and tail + 1 or 0)
   end
-  if not place then redis.call("ZADD", queue, string.format("%.0f", ticket), owner) end
   -- It must send this again within that time, or it is skipped.
-  redis.call("HSET", KEYS[3], owner, string.format("%.0f", now + waiter_lasts))
+  local stop = string.format("%.0f", -now - waiter_lasts)
+  redis.call("ZADD", queue, string.format("%.0f", ticket), owner, stop, expiry(owner))
   redis.call("PEXPIRE", queue, waiter_lasts)
-  redis.call("PEXPIRE", KEYS[3], waiter_lasts)
+  waiters = waiters + 1
 end
 settle()
 if fences[owner] then ends[owner], lengths[owner] = now + lease, lease end

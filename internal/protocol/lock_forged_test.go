@@ -166,14 +166,10 @@ func TestFenceOfAHandOffIsThatOfItsConfirmation(t *testing.T) {
 }
 
 func TestForgedQueueBlocksNoLock(t *testing.T) {
-	for name, forge := range map[string]func(l *locking, queue, alive string){
-		"a string as queue": func(l *locking, queue, _ string) { l.rdb.Set(l.t.Context(), queue, "x", 0) },
-		"a string as alive": func(l *locking, _, alive string) { l.rdb.Set(l.t.Context(), alive, "x", 0) },
-		"strings as both": func(l *locking, queue, alive string) {
-			l.rdb.Set(l.t.Context(), queue, "x", year)
-			l.rdb.Set(l.t.Context(), alive, "x", year)
-		},
-		"too many": func(l *locking, queue, _ string) {
+	for name, forge := range map[string]func(l *locking, queue string){
+		"a string":               func(l *locking, queue string) { l.rdb.Set(l.t.Context(), queue, "x", 0) },
+		"a string that stays on": func(l *locking, queue string) { l.rdb.Set(l.t.Context(), queue, "x", year) },
+		"too many": func(l *locking, queue string) {
 			var many []redis.Z
 			for i := range 5000 {
 				many = append(many, redis.Z{Score: float64(i), Member: fmt.Sprint("x.", i)})
@@ -184,7 +180,7 @@ func TestForgedQueueBlocksNoLock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inLock(t, func(t *testing.T, l *locking) {
 				names := l.lock.Names()
-				forge(l, names[1], names[2])
+				forge(l, names[1])
 				a := l.has("p.1")
 				b := l.ask(l.wish("p.2"))
 				if b.Held || b.Left > 50*time.Millisecond {
@@ -202,14 +198,35 @@ func TestForgedQueueBlocksNoLock(t *testing.T) {
 	}
 }
 
-// forgeWaiters puts waiters at the head of the queue.
-func (l *locking) forgeWaiters(score float64, alive string, waiters ...string) {
+// forgeWaiters puts waiters into the queue, which count as waiting until a time in ms, or have no such time.
+func (l *locking) forgeWaiters(score, until float64, waiters ...string) {
 	l.t.Helper()
 	for _, w := range waiters {
 		l.rdb.ZAdd(l.t.Context(), l.lock.Names()[1], redis.Z{Score: score, Member: w})
-		if alive != "" {
-			l.rdb.HSet(l.t.Context(), l.lock.Names()[2], w, alive)
+		if until != 0 {
+			l.rdb.ZAdd(l.t.Context(), l.lock.Names()[1], redis.Z{Score: -until, Member: "+" + w})
 		}
+	}
+}
+
+// A stranger leaves a member without a ticket in a queue that has no waiters. The lock is free, and the member expires.
+func TestForgedQueueWithoutWaitersExpires(t *testing.T) {
+	for _, ttl := range []time.Duration{0, time.Second, year} {
+		inLock(t, func(t *testing.T, l *locking) {
+			queue := l.lock.Names()[1]
+			l.forgeWaiters(-1, 1, "x.1")
+			if ttl > 0 {
+				l.rdb.PExpire(t.Context(), queue, ttl)
+			}
+			for at := time.Duration(0); at <= 3*time.Second; at += 500 * time.Millisecond {
+				l.has("p.1")
+				l.release("p.1", true)
+				time.Sleep(500 * time.Millisecond)
+			}
+			if l.rdb.Exists(t.Context(), queue).Val() != 0 {
+				t.Errorf("with a TTL of %v, the queue is still there", ttl)
+			}
+		})
 	}
 }
 
@@ -221,22 +238,22 @@ func TestForgedWaitersEnd(t *testing.T) {
 	long := []string{strings.Repeat("x", 300) + ".1", strings.Repeat("x", 100) + ".1", "x.1 1 1 y", "x", "", "x.1\n"}
 	for name, c := range map[string]struct {
 		score   float64
-		alive   string
+		until   float64
 		waiters []string
 	}{
-		"alive for ever":   {1, strconv.FormatInt(time.Now().Add(10*year).UnixMilli(), 10), names},
-		"alive, in 300":    {1, strings.Repeat("9", 300), names},
-		"alive, oddly":     {1, "inf", names},
-		"alive, not":       {1, "junk", names},
-		"names, odd":       {1, strconv.FormatInt(time.Date(2000, 1, 1, 0, 0, 2, 0, time.UTC).UnixMilli(), 10), long},
-		"at the far end":   {math.Inf(1), "", names},
-		"before all":       {math.Inf(-1), "", names},
-		"at an odd ticket": {1e300, "", names},
+		"for ten years":    {1, float64(time.Now().Add(10 * year).UnixMilli()), names},
+		"for ever":         {1, math.Inf(1), names},
+		"until long ago":   {1, math.Inf(-1), names},
+		"far":              {1, 1e300, names},
+		"names, odd":       {1, float64(time.Date(2000, 1, 1, 0, 0, 2, 0, time.UTC).UnixMilli()), long},
+		"at the far end":   {math.Inf(1), 0, names},
+		"before all":       {math.Inf(-1), 0, names},
+		"at an odd ticket": {1e300, 0, names},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inLock(t, func(t *testing.T, l *locking) {
 				l.has("p.1")
-				l.forgeWaiters(c.score, c.alive, c.waiters...)
+				l.forgeWaiters(c.score, c.until, c.waiters...)
 				l.waits("p.2")
 				l.release("p.1", true)
 				for range 20 {
@@ -256,7 +273,7 @@ func TestForgedTicketIsReplaced(t *testing.T) {
 	for _, score := range []float64{math.Inf(1), math.Inf(-1), -1, 1e300} {
 		inLock(t, func(t *testing.T, l *locking) {
 			l.has("p.1")
-			l.forgeWaiters(score, "", "p.2")
+			l.forgeWaiters(score, 0, "p.2")
 			a := l.waits("p.2")
 			if ticket, _ := strconv.ParseInt(a.Ticket, 10, 64); ticket <= 0 || ticket > time.Now().UnixMicro() {
 				t.Errorf("with the score %v, the ticket is %s", score, a.Ticket)

@@ -6,8 +6,7 @@ if fences[ARGV[1]] then
   ours = 1
   drop(ARGV[1])
 elseif queue then
-  redis.call("ZREM", queue, ARGV[1])
-  redis.call("HDEL", KEYS[3], ARGV[1])
+  redis.call("ZREM", queue, ARGV[1], expiry(ARGV[1]))
 end
 settle()
 finish(true)

@@ -223,6 +223,22 @@ func TestDeadQueueOfAFreeLock(t *testing.T) {
 	}
 }
 
+// A waiter has died in a queue that another one keeps. The release costs the other one no unconfirmed hand-off.
+func TestWaiterThatDiedIsPassedOver(t *testing.T) {
+	inLock(t, func(_ *testing.T, l *locking) {
+		l.has("p.1")
+		l.waits("p.2")
+		for range 4 {
+			l.waits("p.3")
+			time.Sleep(750 * time.Millisecond)
+		}
+		l.release("p.1", true)
+		if a := l.has("p.3"); !a.Handed {
+			l.t.Error("the release did not hand the lock to the waiter behind")
+		}
+	})
+}
+
 func TestLastReleaseOfASemaphore(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
 		l.slots = 2

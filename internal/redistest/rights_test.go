@@ -254,14 +254,19 @@ func (u *restricted) lock(ctx context.Context) error {
 			case <-time.After(2 * time.Second):
 			}
 		} else {
-			await(func() bool { return u.admin.ZCard(u.t.Context(), u.name+":q:{it}").Val() == int64(i) })
+			await(func() bool { return u.waiters() == int64(i) })
 		}
 	}
 	leave()
-	await(func() bool { return u.admin.ZCard(u.t.Context(), u.name+":q:{it}").Val() == 2 })
+	await(func() bool { return u.waiters() == 2 })
 	close(release)
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// waiters returns how many waiters the lock's queue has. They have the positive scores.
+func (u *restricted) waiters() int64 {
+	return u.admin.ZCount(u.t.Context(), u.name+":q:{it}", "(0", "+inf").Val()
 }
 
 // Each right of docs/redis.acl is taken away in turn. A server then denies a command of

@@ -93,7 +93,7 @@ func Queued(ctx context.Context, t *testing.T, r Backend, lk *fetchonce.Locker, 
 // InQueue returns how many processes are in the queue of "it" in Redis.
 func InQueue(t *testing.T, r Backend) int {
 	t.Helper()
-	n, err := Admin(r).ZCard(t.Context(), "test:q:{it}").Result()
+	n, err := Admin(r).ZCount(t.Context(), "test:q:{it}", "(0", "+inf").Result()
 	if err != nil {
 		t.Fatal(err)
 	}
