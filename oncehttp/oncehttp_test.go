@@ -229,7 +229,7 @@ func TestDeadlineInTheQueue(t *testing.T) {
 	})
 }
 
-func TestRedisDown(t *testing.T) {
+func TestRequestIsRefusedWhileRedisIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, v := redistest.Bubble(t), newView()
 		h := oncehttp.Serialize(newLocker(t, r.Client()), one)(v)
@@ -289,7 +289,7 @@ func TestClientThatLeavesEndsTheRequest(t *testing.T) {
 	})
 }
 
-func TestPanicGivesTheLockBackAndGoesOn(t *testing.T) {
+func TestPanicReleasesTheLockAndContinues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newView()
 		h := oncehttp.Serialize(newLocker(t, redistest.Bubble(t).Client()), one)(v)
@@ -310,7 +310,7 @@ func TestPanicGivesTheLockBackAndGoesOn(t *testing.T) {
 	})
 }
 
-func TestHandlerGetsTheResponseWriterItself(t *testing.T) {
+func TestHandlerReceivesTheResponseWriterUnchanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rec := httptest.NewRecorder()
 		h := oncehttp.Serialize(newLocker(t, redistest.Bubble(t).Client()), nil)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -394,7 +394,7 @@ func get(ctx context.Context, url string) (*http.Response, string, error) {
 	return answer, string(body), err
 }
 
-func TestServersAndClients(t *testing.T) {
+func TestOneRequestAtATimeOverTheNetwork(t *testing.T) {
 	r, v := redistest.Server(t), newView()
 	here, _ := serve(t, r.Client(), v)
 	there, said := serve(t, r.Client(), v)

@@ -40,7 +40,7 @@ func scan(_ string, scan func(dest ...any) error) (v string, err error) {
 	return v, err
 }
 
-func TestNewNamesTheFieldThatCannotBeUsed(t *testing.T) {
+func TestNewNamesTheInvalidField(t *testing.T) {
 	type options = oncesql.Options[string]
 	long := strings.Repeat("x", 64)
 	columns := func(names ...string) options {
@@ -95,7 +95,7 @@ func TestNewNamesTheFieldThatCannotBeUsed(t *testing.T) {
 	}
 }
 
-func TestNewTakesWhatCanBeQuoted(t *testing.T) {
+func TestNewAcceptsNamesThatCanBeQuoted(t *testing.T) {
 	for _, opt := range []oncesql.Options[string]{
 		{Dialect: oncesql.Postgres, Table: `we"ird table`, Key: "or der", Value: "'; --"},
 		{Dialect: oncesql.Postgres, Table: strings.Repeat("s", 63) + "." + strings.Repeat("t", 63)},
@@ -208,7 +208,7 @@ func TestResultCodeOfAnErrorIsFound(t *testing.T) {
 
 // A value that the codec cannot read back is not inserted, because no Create could replace
 // the row.
-func TestCreateRefusesWhatTheCodecDoesNotRead(t *testing.T) {
+func TestCreateRefusesAValueThatTheCodecCannotRead(t *testing.T) {
 	type described struct{ By fmt.Stringer }
 	s, err := oncesql.New(sql.OpenDB(untouched{t}), oncesql.Options[described]{Dialect: oncesql.Postgres, Table: "t"})
 	if err != nil {

@@ -149,7 +149,7 @@ func TestTypesOfOneNameDifferWhereTheirValuesDo(t *testing.T) {
 	}
 }
 
-func TestWhatHasNoText(t *testing.T) {
+func TestTypesWithoutATextAreRefused(t *testing.T) {
 	cyclic := &tree{}
 	cyclic.kids = []*tree{cyclic}
 	var list []any

@@ -119,7 +119,7 @@ func TestDepthIsBounded(t *testing.T) {
 	}
 }
 
-func TestWhatIsSideBySideIsNotDeep(t *testing.T) {
+func TestSiblingsAreNotDeep(t *testing.T) {
 	deep := append(bytes.Repeat([]byte{0x91}, prescan.MaxDepth-1), 0xc0)
 	wide := slices.Concat([]byte{0xdc, 0x10, 0x00}, bytes.Repeat(deep, 0x1000))
 	if err := prescan.Check(wide); err != nil {

@@ -120,7 +120,7 @@ func name(rules shape.Rules) string { return [...]string{"msgpack", "JSON", "ano
 
 // A refused type cannot be encoded, cannot be decoded, or loses everything. Any other type keeps all
 // but its lost parts. The test compares with the codecs.
-func TestRefusedIsWhatTheCodecCannotKeep(t *testing.T) {
+func TestRefusedTypesCannotBeKept(t *testing.T) {
 	const both, onlyMsgpack, onlyJSON, neither = 3, 1, 2, 0
 	for _, test := range []struct {
 		v       any
@@ -218,7 +218,7 @@ func TestTypeInTheRegistryOfMsgpackIsNotRefused(t *testing.T) {
 }
 
 // Lost parts are named, and are not in the data.
-func TestLostIsWhatDoesNotComeBack(t *testing.T) {
+func TestLostPartsAreNotInTheData(t *testing.T) {
 	for _, test := range []struct {
 		v             any
 		msgpack, json string // the paths
@@ -259,7 +259,7 @@ func (oneWay) MarshalText() ([]byte, error) { return []byte("text"), nil }
 type stamped struct{ time.Time }
 
 // A value that the codec may refuse to read is read back before it is stored.
-func TestUnsureIsWhatMayBeUnreadable(t *testing.T) {
+func TestUnsureTypesMayBeUnreadable(t *testing.T) {
 	for _, rules := range []shape.Rules{shape.Msgpack, shape.JSON} {
 		for _, test := range []struct {
 			t    reflect.Type

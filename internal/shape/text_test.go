@@ -165,7 +165,7 @@ func TestFingerprintDiffersForAnotherForm(t *testing.T) {
 }
 
 // Only a codec that writes fields in order has another fingerprint for another order.
-func TestOrderOfFieldsCountsWhereTheCodecWritesIt(t *testing.T) {
+func TestOrderOfFieldsCountsIfTheCodecWritesIt(t *testing.T) {
 	type ab struct{ A, B int }
 	type ba struct{ B, A int }
 	if fingerprint[ab](shape.Msgpack) != fingerprint[ba](shape.Msgpack) || fingerprint[ab](shape.JSON) != fingerprint[ba](shape.JSON) {

@@ -12,7 +12,7 @@ import (
 
 // The row is inserted, and the answer is lost. In every database, Create looks the key up
 // before it returns an error.
-func TestLostAnswerOfAnInsertIsMadeUpFor(t *testing.T) {
+func TestCreateReturnsTheRowIfItsAnswerWasLost(t *testing.T) {
 	for _, f := range everyForm {
 		t.Run(f.name, func(t *testing.T) {
 			d := f.open(t)
@@ -36,7 +36,7 @@ func TestLostAnswerOfAnInsertIsMadeUpFor(t *testing.T) {
 }
 
 // If no row was inserted, Create returns the error of the insert, whatever the lookup returns.
-func TestErrorOfTheInsertComesFirst(t *testing.T) {
+func TestCreateReturnsTheErrorOfTheInsert(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)
@@ -81,7 +81,7 @@ func TestPreparedStatementOutlivesItsConnection(t *testing.T) {
 	}
 }
 
-func TestTableMayBeMadeAfterTheFirstLookup(t *testing.T) {
+func TestTableMayBeCreatedAfterTheFirstLookup(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t, newDatabase(t), oncesql.Options[string]{Table: "things"})

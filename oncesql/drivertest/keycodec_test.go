@@ -34,7 +34,7 @@ func (keyed) UnmarshalKey(key string, data []byte, v any) error {
 
 // A KeyCodec receives the requested key. It does not read a row that was moved to another
 // key.
-func TestKeyCodecIsGivenTheKey(t *testing.T) {
+func TestKeyCodecReceivesTheKey(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)

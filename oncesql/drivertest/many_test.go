@@ -14,7 +14,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncetest"
 )
 
-func TestLookupManyReturnsWhatIsThere(t *testing.T) {
+func TestLookupManyReturnsTheKeysWithARow(t *testing.T) {
 	for _, f := range everyForm {
 		t.Run(f.name, func(t *testing.T) {
 			d := f.open(t)
@@ -294,7 +294,7 @@ func TestOneBadRowFailsOneKeyOfGetMany(t *testing.T) {
 }
 
 // A row for which Scan returns ErrNotFound is absent. Any other error is that of its key.
-func TestLookupManyPassesOnErrorsOfScan(t *testing.T) {
+func TestLookupManyReturnsErrorsOfScan(t *testing.T) {
 	mine := errors.New("mine")
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -331,7 +331,7 @@ func TestLookupManyPassesOnErrorsOfScan(t *testing.T) {
 	}
 }
 
-func TestLookupManyTellsErrorsFromAbsence(t *testing.T) {
+func TestLookupManyDistinguishesErrorsFromAbsence(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)

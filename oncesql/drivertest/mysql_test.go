@@ -197,7 +197,7 @@ func TestKeyThatIsTooLongIsRefusedAndNotCut(t *testing.T) {
 
 // Keys and values survive if the driver interpolates parameters, and with ANSI_QUOTES or
 // NO_BACKSLASH_ESCAPES.
-func TestValuesHoldInEachModeOfTheServer(t *testing.T) {
+func TestValuesSurviveEachModeOfTheServer(t *testing.T) {
 	for _, settings := range [][]string{
 		{"interpolateParams=true"},
 		{"sql_mode=%27ANSI_QUOTES,STRICT_TRANS_TABLES%27"},
@@ -225,7 +225,7 @@ func TestValuesHoldInEachModeOfTheServer(t *testing.T) {
 }
 
 // A time, whose fractions MySQL rounds.
-func TestCreateReturnsWhatMySQLMadeOfIt(t *testing.T) {
+func TestCreateReturnsTheTimeThatMySQLRounded(t *testing.T) {
 	d := newMariaDB(t, "parseTime=true")
 	d.exec(t, "CREATE TABLE moments (key text PRIMARY KEY, at datetime)")
 	s := newStore(t, d, oncesql.Options[time.Time]{

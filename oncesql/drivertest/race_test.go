@@ -297,7 +297,7 @@ func TestRowDeletedBetweenInsertAndLookupIsCreatedAgain(t *testing.T) {
 }
 
 // The row exists at each insert and not at each lookup.
-func TestRowThatIsNeverThereEndsInAnError(t *testing.T) {
+func TestCreateFailsIfItsRowIsNeverVisible(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)
@@ -327,7 +327,7 @@ func TestRowThatIsNeverThereEndsInAnError(t *testing.T) {
 
 // Rows are deleted while they are created. No creator fails, and each gets a value of its
 // key.
-func TestCreatorsAndADeleterMeet(t *testing.T) {
+func TestCreatorsDoNotFailWhileRowsAreDeleted(t *testing.T) {
 	for name, newDatabase := range isolated {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)

@@ -21,7 +21,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncetest"
 )
 
-func TestLookupOfNothingIsNotFound(t *testing.T) {
+func TestLookupOfAMissingKeyIsErrNotFound(t *testing.T) {
 	for _, f := range everyForm {
 		t.Run(f.name, func(t *testing.T) {
 			d := f.open(t)
@@ -91,7 +91,7 @@ func TestSecondCreateKeepsTheFirst(t *testing.T) {
 
 // The columns cannot hold all digits of a time in nanoseconds and a float. The first creator
 // receives the same value as every later caller.
-func TestCreateReturnsWhatTheDatabaseMadeOfIt(t *testing.T) {
+func TestCreateReturnsTheValueOfTheRow(t *testing.T) {
 	d := newPostgres(t)
 	d.exec(t, "CREATE TABLE moments (key text PRIMARY KEY, at timestamptz)")
 	s := newStore(t, d, oncesql.Options[time.Time]{
@@ -119,7 +119,7 @@ func TestCreateReturnsWhatTheDatabaseMadeOfIt(t *testing.T) {
 
 // SQLite's driver converts a text to a time by the declared type of its column. It must know
 // that type in the result of an insert as in that of a select.
-func TestDeclaredTypesHoldInBothStatements(t *testing.T) {
+func TestInsertAndSelectReturnTheDeclaredType(t *testing.T) {
 	d := newSQLite(t)
 	d.exec(t, "CREATE TABLE moments (key text PRIMARY KEY, at datetime, ok boolean, data blob)")
 	type moment struct {
@@ -148,7 +148,7 @@ func TestDeclaredTypesHoldInBothStatements(t *testing.T) {
 }
 
 // Every Store must pass this test.
-func TestStoreIsOne(t *testing.T) {
+func TestStorePassesTestStore(t *testing.T) {
 	for name, newDatabase := range isolated {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)
@@ -249,7 +249,7 @@ func TestAnyTextIsAKey(t *testing.T) {
 	}
 }
 
-func TestBytesThatAreNoTextAreKeysWhereTheDatabaseHasThem(t *testing.T) {
+func TestInvalidUTF8IsAKeyIfTheDatabaseAcceptsIt(t *testing.T) {
 	keys := []string{"a\x00b", "a\x00c", "a", "\xff\xfe", "\xff\xfd"}
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -503,7 +503,7 @@ func TestWrongNumberOfValuesIsRefusedBeforeTheInsert(t *testing.T) {
 	}
 }
 
-func TestErrorOfScanComesBackUnchanged(t *testing.T) {
+func TestErrorOfScanIsReturnedUnchanged(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)
@@ -532,7 +532,7 @@ func TestErrorOfScanComesBackUnchanged(t *testing.T) {
 }
 
 // With FoldKeys, two keys have one row. Scan receives the key of the call, and not the row's.
-func TestScanIsGivenTheKeyThatWasAskedFor(t *testing.T) {
+func TestScanReceivesTheRequestedKey(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-func TestCreateTableLeavesATableThatIsThere(t *testing.T) {
+func TestCreateTableDoesNotChangeAnExistingTable(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)
@@ -78,7 +78,7 @@ func TestCreatedTableRefusesNull(t *testing.T) {
 	}
 }
 
-func TestPeopleCanReadJSON(t *testing.T) {
+func TestJSONIsStoredAsText(t *testing.T) {
 	for name, newDatabase := range databases {
 		t.Run(name, func(t *testing.T) {
 			d := newDatabase(t)
@@ -109,7 +109,7 @@ func TestPeopleCanReadJSON(t *testing.T) {
 
 // How a driver sends a parameter depends on its mode, and a connection pooler may require a
 // mode.
-func TestValuesHoldInEachWayToSendAStatement(t *testing.T) {
+func TestValuesSurviveEachModeOfTheDriver(t *testing.T) {
 	for _, mode := range []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"} {
 		t.Run(mode, func(t *testing.T) {
 			d := newPostgres(t, "default_query_exec_mode="+mode)
@@ -129,7 +129,7 @@ func TestValuesHoldInEachWayToSendAStatement(t *testing.T) {
 	}
 }
 
-func TestJSONStandsInEachTypeOfText(t *testing.T) {
+func TestJSONFitsEachTypeOfText(t *testing.T) {
 	d := newPostgres(t)
 	want := `a \ b \\ c \" d ' e \x41 \101`
 	for _, typ := range []string{"text", "varchar", "varchar(100)", "json", "jsonb"} {
@@ -147,7 +147,7 @@ func TestJSONStandsInEachTypeOfText(t *testing.T) {
 }
 
 // Sent as text, the value would lose its backslashes.
-func TestJSONInBytesIsRefusedAndNotMangled(t *testing.T) {
+func TestJSONInAColumnOfBytesIsRefused(t *testing.T) {
 	d := newPostgres(t)
 	d.exec(t, "CREATE TABLE things (key text PRIMARY KEY, value bytea)")
 	s := newStore(t, d, oncesql.Options[string]{Table: "things"})
