@@ -155,7 +155,8 @@ func (b *Batcher) claim() *batch {
 // many are in flight are sent with those when they come again: small pipelines cost
 // the process, and Redis, as much as large ones. The same holds for reads of one key that
 // is being read. The wait is bounded by linger, as what is in flight may be stuck or large.
-// On loopback it gains 3 % of the time of a hit, and 8 % of its CPU. The caller holds b.mu.
+// Without it, a hit on loopback costs Redis 1.38 times the CPU at 16 callers, and 1.19 at 64.
+// The caller holds b.mu.
 func (b *Batcher) lingers() bool {
 	first := b.queue[0]
 	if b.pipelines == 0 || now() >= first.came+b.linger {
