@@ -48,7 +48,7 @@ import (
 //
 // # Slow clients
 //
-// Serialize reads the first 64 KiB of a body before the request waits for the lock, so a
+// Serialize reads the first 64 KiB of a body before the request waits for the lock. So a
 // client that sends a small body slowly does not hold the lock. The handler reads the rest
 // while it holds the lock, and [BodyTimeout] limits that. Over HTTP/1, net/http notices
 // that a client has left only after the body was read. So a request with a larger body

@@ -102,9 +102,9 @@ func (s *Store[V]) prepare(table, key string, columns []string, cast string) {
 }
 
 // Lookup returns the value in the row of key, or [fetchonce.ErrNotFound] if there is no
-// row. Errors of the driver and of Scan are returned unchanged. This package returns an
-// error if the encoded value is NULL or cannot be decoded, if the row has another key, or
-// if the key has several rows because the column is not unique.
+// row. Errors of the driver and of Scan are returned unchanged. Lookup also fails if the
+// encoded value is NULL or cannot be decoded, or if the row has another key. If the column
+// is not unique and the key has several rows, that is an error, too.
 func (s *Store[V]) Lookup(ctx context.Context, key string) (V, error) {
 	var r row[V]
 	if err := s.guard.checkKey(ctx, key); err != nil {
