@@ -428,6 +428,7 @@ func TestRecheckTimerCoversALostNotification(t *testing.T) {
 		waiter := testkit.Get(t, t.Context(), testkit.LoaderOf(t, lossy), "k", o)
 		redistest.WireOf(lossy).DropMessages(redistest.All)
 		testkit.AwaitWaiters(t, r, "k", 1)
+		r.Settle() // the waiter is subscribed: before that, it rechecks at once
 		c.Returns("v")
 		holder.Want("v")
 		fetched := time.Now()

@@ -10,22 +10,22 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
-// A thing is a value. It says whose it is.
+// A thing is a value. It has its key, so that a wrong value is noticed.
 type thing struct {
 	Key     string
 	Version int64
 	Secret  string
 }
 
-// A renamedThing is a thing in another build of the program: none of its fields has the name and
-// the type of before.
+// A renamedThing is a thing in another build of the program. No field has both the name and the type
+// of a field of thing.
 type renamedThing struct {
 	Name     string
 	Revision int64
 	Secret   []byte
 }
 
-// things is a Loader of things, whatever shape they have in Redis.
+// things is a Loader of things, whatever their type in Redis.
 type things interface {
 	Load(ctx context.Context, key string, fetch func(ctx context.Context, key string, fence int64) (thing, error)) (fetchonce.Result[thing], error)
 	Update(ctx context.Context, key string, write func(ctx context.Context) error) error
@@ -51,7 +51,7 @@ func open[V any](w *worker, logger *slog.Logger, to func(thing) V, from func(V) 
 	return shaped[V]{l, to, from}, err
 }
 
-// A shaped is a Loader of values of one shape.
+// A shaped converts things to the values of a Loader of one build.
 type shaped[V any] struct {
 	*fetchonce.Loader[V]
 	to   func(thing) V

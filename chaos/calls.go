@@ -28,7 +28,7 @@ func (w *worker) get(key string) {
 	w.log.Write(e)
 }
 
-// guarded calls f, and makes a panic of it an error.
+// guarded calls f and turns a panic into an error.
 func guarded[V any](f func() (V, error)) (v V, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -45,17 +45,17 @@ func text(err error) string {
 	return err.Error()
 }
 
-// fetch reads the source, in one of many ways.
+// fetch reads the source. It may fail, be slow or ignore its context.
 func (w *worker) fetch(ctx context.Context, key string, fence int64) (v thing, err error) {
 	if ctx.Err() != nil {
-		return v, context.Cause(ctx) // it never began
+		return v, context.Cause(ctx) // the fetch does not begin
 	}
 	since, _ := ctx.Value(began{}).(history.Time)
 	e := history.Event{Op: history.Fetching, Key: key, Fence: fence, Build: w.Build, Began: since, Writer: w.name()}
 	w.log.Write(e)
 	start := history.Now()
 	unwatch, cut := watch(ctx)
-	err = errNoReturn // unless a return says otherwise
+	err = errNoReturn // recorded if the fetch panics or exits
 	defer func() {
 		unwatch()
 		e.Op, e.Version, e.Cut, e.Err = history.Fetched, v.Version, history.Time(cut.Load()), text(err)
@@ -73,22 +73,22 @@ func (w *worker) fetch(ctx context.Context, key string, fence int64) (v thing, e
 		return v, failed
 	}
 	w.points.pass(atFetch)
-	w.linger(ctx)
+	w.delay(ctx)
 	if history.Now().Sub(start) > rules.Lease && ctx.Err() != nil && rand.N(2) == 0 {
-		panic(history.Injected + " panic after the lease") // as somebody's check for an error may
+		panic(history.Injected + " panic after the lease") // as user code may
 	}
 	return thing{key, version, canary}, nil
 }
 
-var errNoReturn = errors.New("it did not return")
+var errNoReturn = errors.New("the fetch did not return")
 
-// watch notes when a context ends.
+// watch records when a context ends.
 func watch(ctx context.Context) (unwatch func() bool, ended *atomic.Int64) {
 	ended = new(atomic.Int64)
 	return context.AfterFunc(ctx, func() { ended.Store(int64(history.Now())) }), ended
 }
 
-// fail makes a fetch fail as the fault says.
+// fail makes a fetch fail with the given fault.
 func fail(ctx context.Context, fault history.Fault) error {
 	switch fault {
 	case history.FetchPanic:
@@ -102,12 +102,12 @@ func fail(ctx context.Context, fault history.Fault) error {
 	return errors.New(history.Injected + " error")
 }
 
-// linger takes a moment most often, and sometimes longer than a lease. One time
-// in four it does not heed its context.
-func (w *worker) linger(ctx context.Context) {
+// delay waits, mostly for milliseconds and sometimes for longer than a lease. One time in four it
+// ignores the context.
+func (w *worker) delay(ctx context.Context) {
 	took := rand.N(2 * time.Millisecond)
 	switch n := rand.N(100); {
-	case n < 65 && w.Redis.Profile == full: // so that much is held when Redis becomes full, and long after that
+	case n < 65 && w.Redis.Profile == full: // so that much is held when Redis becomes full and long after
 		took = rules.Lease + rand.N(rules.Lease)
 	case n < 3:
 		took = rules.Lease + rand.N(rules.Lease/2)
@@ -135,10 +135,10 @@ func (w *worker) update(key string) {
 	w.log.Write(e)
 	err := w.things.Update(context.Background(), key, func(ctx context.Context) error {
 		w.points.pass(atMark)
-		w.linger(ctx)
+		w.delay(ctx)
 		err := w.source.Next(ctx, w.log, w.Process, &e, nil)
 		w.points.pass(atWritten)
-		w.linger(ctx)
+		w.delay(ctx)
 		return err
 	})
 	e.Op, e.Began, e.Err = history.Updated, start, text(err)
@@ -157,7 +157,7 @@ func (w *worker) delete(key string) {
 	w.log.Write(e)
 }
 
-// lock does under a lock what is wrong without: it reads, computes and writes.
+// lock reads, computes and writes under a lock, which would lose writes without one.
 func (w *worker) lock(name string, rng *rand.Rand) {
 	e := history.Event{Op: history.Refused, Key: name, Began: history.Now(), Writer: w.name()}
 	ctx, cancel := context.WithTimeout(context.Background(), rules.Deadline)
@@ -168,7 +168,7 @@ func (w *worker) lock(name string, rng *rand.Rand) {
 	}
 	held, lease, err := acquire(ctx, name)
 	if err != nil {
-		if !errors.Is(err, fetchonce.ErrLocked) { // others had it, as they may
+		if !errors.Is(err, fetchonce.ErrLocked) { // another holder is no error
 			e.Err = err.Error()
 		}
 		w.log.Write(e)
@@ -188,8 +188,8 @@ func (w *worker) lock(name string, rng *rand.Rand) {
 	w.log.Write(e)
 }
 
-// section counts. It claims the row with its fence first, so that the write of
-// whoever had the lock before changes nothing any more.
+// section increments a counter. It claims the row with its fence first, so that a late write of an
+// earlier holder changes nothing.
 func (w *worker) section(ctx context.Context, name string, fence int64) error {
 	var n int64
 	db := w.source.DB
@@ -205,7 +205,7 @@ func (w *worker) section(ctx context.Context, name string, fence int64) error {
 		return err
 	}
 	w.points.pass(atLocked)
-	w.linger(ctx)
+	w.delay(ctx)
 	tx, err := db.Begin()
 	if err != nil {
 		return err
@@ -224,14 +224,14 @@ func (w *worker) section(ctx context.Context, name string, fence int64) error {
 	return tx.Commit()
 }
 
-// create Gets what is created once, by whoever comes first. All do that in the
-// order of time, so that they meet.
+// create Gets a value that is created once. The key follows from the time, so that workers create it
+// at the same moment.
 func (w *worker) create() {
 	e := history.Event{Op: history.Created, Key: fmt.Sprintf("created %d", history.Now()/history.Time(100*time.Millisecond)), Began: history.Now()}
 	ctx, cancel := context.WithTimeout(context.Background(), rules.Deadline)
 	defer cancel()
 	v, err := w.created.Get(ctx, e.Key, func(ctx context.Context, _ string) (string, error) {
-		w.linger(ctx)
+		w.delay(ctx)
 		return w.name(), nil
 	})
 	e.Value, e.Err = v, text(err)

@@ -22,7 +22,7 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/origin"
 )
 
-// A step is a place in an Update where its process dies.
+// A step is a point of an Update at which its process dies.
 type step string
 
 const (
@@ -44,8 +44,7 @@ var steps = []step{
 	beforeUnmark, duringUnmark, afterUnmark, afterUpdate,
 }
 
-// commits says what is there after a death at a step: the new version, the old
-// one, or either.
+// commits says which version the source has after a death at a step: the old, the new, or either.
 var commits = map[step]string{
 	beforeMark: "old", duringMark: "old", afterMark: "old", inWrite: "old", duringCommit: "either",
 	afterCommit: "new", longWrite: "new", beforeUnmark: "new", duringUnmark: "new", afterUnmark: "new", afterUpdate: "new",
@@ -54,10 +53,10 @@ var commits = map[step]string{
 // die kills this process.
 func die() {
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	select {} // it takes a moment
+	select {} // until the signal arrives
 }
 
-// dieSoon kills this process at some time in the next moments.
+// dieSoon kills this process within 150 µs.
 func dieSoon() {
 	go func() {
 		for end := history.Now().Add(rand.N(150 * time.Microsecond)); history.Now() < end; {
@@ -66,15 +65,14 @@ func dieSoon() {
 	}()
 }
 
-// A killer is a hook of the client of an Update, which kills the process when
-// the step has come.
+// A killer is a hook of the client of an Update. It kills the process at a step.
 type killer struct {
 	step  step
 	marks atomic.Int64
 	long  chan struct{} // closed when the mark has been renewed for longer than a lease
 }
 
-// renewals is how many marks take longer than a lease, with one every third of it.
+// renewals is a number of marks that take longer than a lease. One is sent every third of a lease.
 const renewals = 6
 
 // markOrUnmark recognises the scripts of an Update.
@@ -83,11 +81,11 @@ func markOrUnmark(cmd redis.Cmder) (mark, unmark bool) {
 	if name := cmd.Name(); name != "evalsha" && name != "eval" || args[2] != 3 {
 		return false, false
 	}
-	lasts, ok := args[len(args)-1].(int64) // of all scripts with three keys, only theirs ends with a time
+	lasts, ok := args[len(args)-1].(int64) // only their last argument is a time, of all scripts with three keys
 	return ok && lasts > 0, ok && lasts == 0
 }
 
-// send sends a script, or does not live to see it.
+// send sends a script, or kills the process before, during or after that.
 func (k *killer) send(cmd redis.Cmder, next func() error) error {
 	mark, unmark := markOrUnmark(cmd)
 	switch {
@@ -96,11 +94,11 @@ func (k *killer) send(cmd redis.Cmder, next func() error) error {
 	case k.step == duringMark && mark, k.step == duringUnmark && unmark:
 		dieSoon()
 		_ = next()
-		select {} // no further than this
+		select {} // until the process dies
 	}
 	err := next()
 	if cmd.Err() != nil {
-		return err // not known yet: it is sent again
+		return err // NOSCRIPT: the client sends the text next
 	}
 	if k.step == afterMark && mark || k.step == afterUnmark && unmark {
 		die()
@@ -128,7 +126,7 @@ func (k *killer) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 	}
 }
 
-// write is the role of a process that Updates one key, and dies at a step.
+// write is the role of a process that Updates one key and dies at a step.
 func write(ctx context.Context, j job, _ *bufio.Scanner) error {
 	a, err := newActor(j)
 	if err != nil {
@@ -136,7 +134,7 @@ func write(ctx context.Context, j job, _ *bufio.Scanner) error {
 	}
 	k := &killer{step: j.Step, long: make(chan struct{})}
 	a.rdb.AddHook(k)
-	other, err := newActor(j) // as another process would, it reads while we write
+	other, err := newActor(j) // reads during the write, like another process
 	if err != nil {
 		return err
 	}
@@ -156,7 +154,7 @@ func write(ctx context.Context, j job, _ *bufio.Scanner) error {
 			case longWrite:
 				select {
 				case <-k.long:
-				case <-time.After(4 * j.Lease): // a mutant
+				case <-time.After(4 * j.Lease): // in a mutant without renewals
 				}
 				other.get(ctx, key)
 			}
@@ -177,8 +175,8 @@ func write(ctx context.Context, j job, _ *bufio.Scanner) error {
 	return fmt.Errorf("did not die %s", j.Step)
 }
 
-// read is the role of a process that reads the keys which the last line of its
-// input names, each on a goroutine of its own.
+// read is the role of a process that reads the keys in the last line of its input, with one goroutine
+// for each.
 func read(ctx context.Context, j job, in *bufio.Scanner) error {
 	a, err := newActor(j)
 	if err != nil {
@@ -212,7 +210,7 @@ func read(ctx context.Context, j job, in *bufio.Scanner) error {
 type matrix struct {
 	*scene
 	readers []*worker
-	left    map[step]map[string]int // what was committed after all: "old", "new"
+	left    map[step]map[string]int // how often the source had the "old" or "new" version
 }
 
 func startMatrix(s *scene) *matrix {
@@ -227,8 +225,7 @@ func startMatrix(s *scene) *matrix {
 	return m
 }
 
-// round lets a writer die at each step, each on a key of its own, all at the
-// same time.
+// round starts one writer for each step, on its own key, all at the same time.
 func (m *matrix) round(n int) {
 	m.t.Helper()
 	keys := make([]string, len(steps))
@@ -237,9 +234,9 @@ func (m *matrix) round(n int) {
 	}
 	m.create(keys...)
 	for _, r := range m.readers {
-		r.tell(keys...)
+		r.send(keys...)
 	}
-	m.awaitAll("all readers read all keys", 1, keys, func(history.Event) bool { return true })
+	m.awaitAll("all readers have read all keys", 1, keys, func(history.Event) bool { return true })
 
 	dying := make([]*worker, len(steps))
 	for i, step := range steps {
@@ -247,7 +244,7 @@ func (m *matrix) round(n int) {
 	}
 	for i, w := range dying {
 		w.killed()
-		m.bury(w)
+		m.recordDeath(w)
 		version, err := m.source.Version(m.t.Context(), keys[i])
 		if err != nil {
 			m.t.Fatal(err)
@@ -255,11 +252,10 @@ func (m *matrix) round(n int) {
 		m.left[steps[i]][map[int64]string{1: "old", 2: "new"}[version]]++
 	}
 	over := history.Now().Add(m.job.Lease)
-	m.awaitAll("all readers read all keys once more", 3, keys, func(e history.Event) bool { return e.Began > over })
+	m.awaitAll("all readers have read all keys again", 3, keys, func(e history.Event) bool { return e.Began > over })
 }
 
-// awaitAll waits until there were n Gets of each key in each process for which
-// ok holds.
+// awaitAll waits until each process has made n Gets of each key for which ok holds.
 func (m *matrix) awaitAll(what string, n int, keys []string, ok func(history.Event) bool) {
 	m.t.Helper()
 	missing := make(map[string]int)
@@ -285,10 +281,10 @@ func (m *matrix) stop() {
 	}
 }
 
-// The writer is killed at every step of an Update, while 4 processes read.
+// A writer is killed at every step of an Update, while 4 processes read. No read is stale.
 //
 //test:long
-func TestUpdateCrashes(t *testing.T) {
+func TestDeathInAnUpdateCausesNoStaleRead(t *testing.T) {
 	rounds := 5
 	if full() {
 		rounds = 50
@@ -299,17 +295,17 @@ func TestUpdateCrashes(t *testing.T) {
 	}
 	m.stop()
 	found, count := m.judge()
-	m.wantInnocent(found)
+	m.wantNone(found)
 	t.Log(count)
 	if count.Deaths != rounds*len(steps) || count.Late < 3*processes*rounds*len(steps)/3 {
-		t.Errorf("%v is not enough to tell anything by", count)
+		t.Errorf("%v: too few to prove anything", count)
 	}
 	for _, step := range steps {
 		left := m.left[step]
 		t.Logf("%-50s old %2d, new %2d", step, left["old"], left["new"])
 		if want := commits[step]; want != "either" && left[want] != rounds {
-			t.Errorf("after a death %s, the %s version is there %d times of %d", step, want, left[want], rounds)
+			t.Errorf("after a death %s, the source has the %s version %d times of %d", step, want, left[want], rounds)
 		}
 	}
-	wantNoKeyForEver(m.scene)
+	wantEveryKeyToExpire(m.scene)
 }

@@ -15,26 +15,25 @@ import (
 	"time"
 )
 
-// A seat is the place of one worker: if it dies, another takes its place, behind
-// the same proxies.
+// A seat is one worker and its proxies. If the worker dies, another one takes its seat.
 type seat struct {
 	number  int
 	proxies *proxies
 
 	worker *process
-	lives  int
+	lives  int // workers so far
 }
 
-// A process is a worker as its supervisor sees it.
+// A process is a worker, in its supervisor.
 type process struct {
 	name  string
 	cmd   *exec.Cmd
 	in    io.WriteCloser
-	says  chan string // closed when it has ended
-	ended chan error  // has one
+	lines chan string // its output; closed when it has ended
+	ended chan error  // receives one result
 }
 
-// startProcess starts a worker, and returns when it works.
+// startProcess starts a worker and waits until it is ready.
 func startProcess(j job) (*process, error) {
 	description, err := json.Marshal(j)
 	if err != nil {
@@ -44,14 +43,14 @@ func startProcess(j job) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	said, err := os.OpenFile(filepath.Join(j.Dir, "stderr-"+j.Process), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	stderr, err := os.OpenFile(filepath.Join(j.Dir, "stderr-"+j.Process), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = said.Close() }()
-	p := &process{name: j.Process, cmd: exec.Command(program), says: make(chan string, 100), ended: make(chan error, 1)}
+	defer func() { _ = stderr.Close() }()
+	p := &process{name: j.Process, cmd: exec.Command(program), lines: make(chan string, 100), ended: make(chan error, 1)}
 	p.cmd.Env = append(os.Environ(), jobVariable+"="+string(description))
-	p.cmd.Stderr = said
+	p.cmd.Stderr = stderr
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -63,47 +62,48 @@ func startProcess(j job) (*process, error) {
 		return nil, err
 	}
 	go func() { // ends with the process
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			p.says <- lines.Text()
+		for scanner := bufio.NewScanner(out); scanner.Scan(); {
+			p.lines <- scanner.Text()
 		}
-		close(p.says)
+		close(p.lines)
 		p.ended <- p.cmd.Wait()
 	}()
-	if p.hear(patience) != ready {
+	if p.nextLine(patience) != ready {
 		return nil, fmt.Errorf("%s did not start: see its stderr", j.Process)
 	}
 	return p, nil
 }
 
-// hear returns the next line that the process says, if it says one in time.
-func (p *process) hear(within time.Duration) string {
+// nextLine returns the next line of the output, or "" if none comes in time.
+func (p *process) nextLine(within time.Duration) string {
 	timer := time.NewTimer(within)
 	defer timer.Stop()
 	select {
-	case line := <-p.says:
+	case line := <-p.lines:
 		return line
 	case <-timer.C:
 		return ""
 	}
 }
 
-func (p *process) tell(order string) { _, _ = fmt.Fprintln(p.in, order) }
+// send sends the worker an order.
+func (p *process) send(order string) { _, _ = fmt.Fprintln(p.in, order) }
 
 func (p *process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 
-// buried waits for the end of a process that was killed.
-func (p *process) buried() error {
+// awaitKilled waits for the end of a process that was killed.
+func (p *process) awaitKilled() error {
 	err := <-p.ended
 	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if err == nil || !ok || !status.Signaled() || status.Signal() != syscall.SIGKILL {
-		return fmt.Errorf("%s was not killed, but: %v", p.name, p.cmd.ProcessState)
+		return fmt.Errorf("%s ended, but was not killed: %v", p.name, p.cmd.ProcessState)
 	}
 	return nil
 }
 
-// retire lets a process end in peace. One that does not is a violation: it has
-// not written down that it ended.
-func (p *process) retire() error {
+// stop lets a process end normally. A process that does not end records no Ended, which is a
+// violation.
+func (p *process) stop() error {
 	_ = p.in.Close()
 	select {
 	case err := <-p.ended:

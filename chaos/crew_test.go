@@ -26,10 +26,10 @@ import (
 // jobVariable is the environment variable that makes this binary a worker.
 const jobVariable = "FETCHONCE_CHAOS_JOB"
 
-// TestMain lets this binary be one of the processes of a test.
+// TestMain runs a worker if the environment has a job, and else the tests.
 func TestMain(m *testing.M) {
 	if description := os.Getenv(jobVariable); description != "" {
-		logging.Disable() // go-redis tells standard error what its callers are told
+		logging.Disable() // go-redis also logs the errors that it returns
 		var j job
 		err := json.Unmarshal([]byte(description), &j)
 		if err == nil {
@@ -44,13 +44,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// full reports whether the tests are to be as long as they can be.
+// full reports whether the tests take their full length.
 func full() bool { return os.Getenv("FETCHONCE_CHAOS") == "full" }
 
-// patience is how long anything may take that must happen.
+// patience limits every wait.
 const patience = time.Minute
 
-// A job is what a worker has to do.
+// A job tells a worker what to do.
 type job struct {
 	Role    string // of roles
 	Process string // its name in the history
@@ -61,16 +61,15 @@ type job struct {
 	Lease   time.Duration
 
 	Keys []string // of a loader and of a writer
-	Late bool     // what Redis has to say comes late
+	Late bool     // replies and messages of Redis are delayed
 	Step step     // at which a writer kills itself
 
 	Names   int // of a creator
 	Callers int
-	Shared  bool // the callers have one Redis
+	Shared  bool // the callers share a prefix, and every lease is granted
 }
 
-// roles are what a worker can be. It works until its input ends, or until it has
-// done what it was to do.
+// roles are the kinds of workers. A worker ends when its input does or when its work is done.
 var roles = map[string]func(ctx context.Context, j job, in *bufio.Scanner) error{
 	"load":   load,
 	"read":   read,
@@ -87,13 +86,13 @@ func (j job) work(ctx context.Context) error {
 	return role(ctx, j, bufio.NewScanner(os.Stdin))
 }
 
-// A worker is another process.
+// A worker is a process that runs a role.
 type worker struct {
 	t     testing.TB
 	name  string
 	cmd   *exec.Cmd
 	in    io.WriteCloser
-	lines chan string // what it says
+	lines chan string // its output
 	ended bool
 }
 
@@ -107,7 +106,7 @@ func executable(t testing.TB) string {
 	return path
 }
 
-// start starts a worker. Its binary is this one, or another build of it.
+// start starts a worker with this binary or another build of it.
 func start(t testing.TB, binary string, j job) *worker {
 	t.Helper()
 	description, err := json.Marshal(j)
@@ -152,12 +151,12 @@ func (w *worker) wait() error {
 	return w.cmd.Wait()
 }
 
-// stop lets the process end in peace.
+// stop lets the process end normally.
 func (w *worker) stop() {
 	w.t.Helper()
 	_ = w.in.Close()
-	giveUp := time.AfterFunc(patience, func() { _ = w.cmd.Process.Signal(syscall.SIGABRT) }) // to see where it hangs
-	defer giveUp.Stop()
+	timeout := time.AfterFunc(patience, func() { _ = w.cmd.Process.Signal(syscall.SIGABRT) }) // which prints its stacks
+	defer timeout.Stop()
 	if err := w.wait(); err != nil {
 		w.t.Errorf("%s: %v", w.name, err)
 	}
@@ -180,38 +179,38 @@ func (w *worker) signal(s syscall.Signal) {
 	}
 }
 
-func (w *worker) tell(words ...string) {
+func (w *worker) send(words ...string) {
 	w.t.Helper()
 	if _, err := fmt.Fprintln(w.in, strings.Join(words, " ")); err != nil {
 		w.t.Fatalf("%s: %v", w.name, err)
 	}
 }
 
-// says returns what comes after a word at the beginning of the next line.
-func (w *worker) says(word string) string {
+// await reads the next line, which must begin with word, and returns the rest.
+func (w *worker) await(word string) string {
 	w.t.Helper()
 	select {
 	case line, more := <-w.lines:
 		rest, ok := strings.CutPrefix(line, word)
 		if !ok || !more {
-			w.t.Fatalf("%s said %q, want %q", w.name, line, word)
+			w.t.Fatalf("%s printed %q, want %q", w.name, line, word)
 		}
 		return strings.TrimSpace(rest)
 	case <-time.After(patience):
-		w.t.Fatalf("%s did not say %q", w.name, word)
+		w.t.Fatalf("%s did not print %q", w.name, word)
 		return ""
 	}
 }
 
-// A scene is what the workers of a test share: the servers and the history.
+// A scene is the servers and the history that the workers of a test share.
 type scene struct {
 	t      testing.TB
 	binary string // of the workers
-	job    job    // what is the same for all workers
+	job    job    // the part that is the same for all workers
 	source *origin.Source
 	log    *history.Log // the test's own
 	reader *history.Reader
-	events []history.Event // that were read so far
+	events []history.Event // read so far
 	redis  *redistest.Process
 }
 
@@ -247,7 +246,7 @@ func (s *scene) start(role, process string, change func(*job)) *worker {
 	return start(s.t, s.binary, j)
 }
 
-// await waits until ok holds for one of the events to come.
+// await waits until ok holds for a new event.
 func (s *scene) await(what string, ok func(history.Event) bool) {
 	s.t.Helper()
 	events, err := s.reader.Await(patience, ok)
@@ -257,7 +256,7 @@ func (s *scene) await(what string, ok func(history.Event) bool) {
 	}
 }
 
-// read reads what was written since.
+// read reads the new events.
 func (s *scene) read() {
 	s.t.Helper()
 	events, err := s.reader.Next()
@@ -267,7 +266,7 @@ func (s *scene) read() {
 	s.events = append(s.events, events...)
 }
 
-// create makes keys with their first versions.
+// create creates keys with their first versions.
 func (s *scene) create(keys ...string) {
 	s.t.Helper()
 	for _, key := range keys {
@@ -281,8 +280,8 @@ func (s *scene) create(keys ...string) {
 	}
 }
 
-// bury writes down that a process has died, and what it had committed before.
-func (s *scene) bury(w *worker) {
+// recordDeath records the death of a process, and its commits.
+func (s *scene) recordDeath(w *worker) {
 	s.t.Helper()
 	s.log.Write(history.Event{Process: w.name, Op: history.Died})
 	commits, err := s.source.Left(s.t.Context(), w.name)
@@ -294,16 +293,16 @@ func (s *scene) bury(w *worker) {
 	}
 }
 
-// judge reads what is left to read, and returns what is wrong with it. The
-// whole history is kept for a look if there is anything.
+// judge reads the rest of the history and returns its violations and its evidence.
 func (s *scene) judge() ([]history.Violation, history.Count) {
 	s.t.Helper()
 	s.read()
 	return history.Check(s.events, s.job.Lease), history.Sum(s.events, s.job.Lease)
 }
 
-// wantInnocent fails the test for what was found.
-func (s *scene) wantInnocent(found []history.Violation) {
+// wantNone fails the test if there are violations. It then keeps the history if FETCHONCE_CHAOS_KEEP
+// names a directory.
+func (s *scene) wantNone(found []history.Violation) {
 	s.t.Helper()
 	for i, v := range found {
 		if i == 5 {

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -16,13 +15,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// A fault is done to a seat, or, if that is nil, to Redis.
+// A fault harms the worker of a seat or, if the seat is nil, Redis.
 type fault struct {
 	name string
 	do   func(s *supervisor, at *seat, rng *rand.Rand) error
 }
 
-// seatFaults are what is done to a worker and to its way to Redis.
+// seatFaults returns the faults of a worker and of its connections to Redis.
 func (s *supervisor) seatFaults() []fault {
 	if !s.harmsSeats() {
 		return nil
@@ -45,18 +44,18 @@ func (s *supervisor) seatFaults() []fault {
 		toxic(history.LostReply, "limit_data", "downstream", `"bytes": 0`),
 	}
 	faults = append(faults, fault{"restart", func(s *supervisor, at *seat, _ *rand.Rand) error {
-		if err := at.worker.retire(); err != nil {
+		if err := at.worker.stop(); err != nil {
 			return err
 		}
 		s.count(at.worker)
-		return s.hire(at)
+		return s.startWorker(at)
 	}})
 	for _, at := range allPoints {
 		faults = append(faults, fault{"kill at " + string(at), killAt(at)}, fault{"stop at " + string(at), stopAt(at)})
 	}
 	for _, f := range []history.Fault{history.FetchError, history.FetchPanic, history.FetchGoexit, history.FetchHang} {
 		faults = append(faults, fault{string(f), func(s *supervisor, at *seat, _ *rand.Rand) error {
-			at.worker.tell("fetch " + string(f))
+			at.worker.send("fetch " + string(f))
 			s.log.Write(history.Event{Op: history.Hit, Process: at.worker.name, Fault: f, Began: history.Now()})
 			return nil
 		}})
@@ -82,24 +81,24 @@ func toxic(kind history.Fault, name, stream, attributes string) fault {
 	}}
 }
 
-// arming is how long a worker has to come to a point.
+// arming is how long a worker has to reach a point.
 const arming = 2 * time.Second
 
-// comesTo reports whether a worker came to a point, and did there what it was
-// told to.
-func (p *process) comesTo(do string, at point) bool {
-	p.tell("arm " + do + " " + string(at))
-	if p.hear(arming) != "" {
+// reaches orders a worker to do something at a point. It reports whether the worker reached the point
+// and did so.
+func (p *process) reaches(at point, do string) bool {
+	p.send("arm " + do + " " + string(at))
+	if p.nextLine(arming) != "" {
 		return true
 	}
-	p.tell("disarm")
-	return p.hear(patience) != disarmed // unless it came there meanwhile
+	p.send("disarm")
+	return p.nextLine(patience) != disarmed // it may have reached the point meanwhile
 }
 
 func killAt(p point) func(*supervisor, *seat, *rand.Rand) error {
 	return func(s *supervisor, at *seat, _ *rand.Rand) error {
-		if !at.worker.comesTo("kill", p) {
-			at.worker.signal(syscall.SIGKILL) // it dies where it is
+		if !at.worker.reaches(p, "kill") {
+			at.worker.signal(syscall.SIGKILL) // wherever it is
 		}
 		return s.replace(at)
 	}
@@ -107,19 +106,19 @@ func killAt(p point) func(*supervisor, *seat, *rand.Rand) error {
 
 func stopAt(p point) func(*supervisor, *seat, *rand.Rand) error {
 	return func(s *supervisor, at *seat, rng *rand.Rand) error {
-		if !at.worker.comesTo("stop", p) {
+		if !at.worker.reaches(p, "stop") {
 			at.worker.signal(syscall.SIGSTOP)
 		}
-		// It may have stopped a little earlier: its own pulse tells when.
+		// It may have stopped a little earlier; it records that itself when it continues.
 		return s.resume(at, history.Now(), rng)
 	}
 }
 
-// resume lets a stopped worker go on, after a moment or after its leases.
+// resume lets a stopped worker continue, sometimes only after its leases have ended.
 func (s *supervisor) resume(at *seat, began history.Time, rng *rand.Rand) error {
 	err := until(at.worker.name+" has stopped", func() error {
 		if !isStopped(at.worker.cmd.Process.Pid) {
-			return fmt.Errorf("it runs")
+			return errors.New("it runs")
 		}
 		return nil
 	})
@@ -136,9 +135,9 @@ func (s *supervisor) resume(at *seat, began history.Time, rng *rand.Rand) error 
 	return nil
 }
 
-// replace puts another worker in the place of one that was killed.
+// replace records the death of a killed worker and starts another in its seat.
 func (s *supervisor) replace(at *seat) error {
-	if err := at.worker.buried(); err != nil {
+	if err := at.worker.awaitKilled(); err != nil {
 		return err
 	}
 	s.log.Write(history.Event{Process: at.worker.name, Op: history.Died})
@@ -150,10 +149,10 @@ func (s *supervisor) replace(at *seat) error {
 		s.log.Write(c)
 	}
 	s.count(at.worker)
-	return s.hire(at)
+	return s.startWorker(at)
 }
 
-// redisFaults are what is done to Redis itself.
+// redisFaults returns the faults of Redis itself.
 func (s *supervisor) redisFaults() []fault {
 	switch s.profile {
 	case illnode:
@@ -183,7 +182,7 @@ func (s *supervisor) redisFaults() []fault {
 	return faults
 }
 
-// hit does something to a master, and writes down that all felt it.
+// hit does something to a master and records that it affected all processes.
 func (s *supervisor) hit(kind history.Fault, rng *rand.Rand, do func(master *node) error) error {
 	masters, err := s.servers.masters()
 	if err != nil {
@@ -204,8 +203,8 @@ func (s *supervisor) stopRedis(_ *seat, rng *rand.Rand) error {
 	})
 }
 
-// stopRedisForLong does so for long enough that the breakers of all workers open, and probe in
-// vain.
+// stopRedisForLong stops a master until the breakers of all workers have opened and probes have
+// failed.
 func (s *supervisor) stopRedisForLong(_ *seat, rng *rand.Rand) error {
 	return s.hit(history.RedisStop, rng, func(master *node) error {
 		master.signal(syscall.SIGSTOP)
@@ -241,7 +240,7 @@ func (s *supervisor) failOver(kind history.Fault, rng *rand.Rand) error {
 	})
 }
 
-// flushScripts does so again and again for a while.
+// flushScripts flushes the scripts of masters five times.
 func (s *supervisor) flushScripts(_ *seat, rng *rand.Rand) error {
 	for range 5 {
 		if err := s.hit(history.ScriptFlush, rng, func(master *node) error { return master.do("SCRIPT", "FLUSH") }); err != nil {
@@ -286,7 +285,7 @@ func (s *supervisor) delLock(_ *seat, rng *rand.Rand) error {
 	})
 }
 
-// del tries until there was something to delete.
+// del deletes random keys until one of them existed.
 func (s *supervisor) del(kind history.Fault, rng *rand.Rand, what func(n int) (key, name string)) error {
 	for end := time.Now().Add(arming); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		key, name := what(rng.IntN(1000))
@@ -294,7 +293,7 @@ func (s *supervisor) del(kind history.Fault, rng *rand.Rand, what func(n int) (k
 		deleted, err := s.servers.all.Del(context.Background(), name).Result()
 		if err != nil || deleted > 0 {
 			s.log.Write(history.Event{Op: history.Hit, Fault: kind, Key: key, Process: history.Everyone, Began: began})
-			return nil //nolint:nilerr // it may be that it was deleted
+			return nil //nolint:nilerr // the key may have been deleted
 		}
 	}
 	return nil

@@ -23,7 +23,7 @@ import (
 
 const fenceLease = 500 * time.Millisecond
 
-// recipe has the statements of docs/fence.md by their names.
+// recipe returns the statements of docs/fence.md by their names.
 func recipe() (map[string]string, error) {
 	text, err := os.ReadFile("../docs/fence.md")
 	if err != nil {
@@ -36,11 +36,10 @@ func recipe() (map[string]string, error) {
 	return statements, nil
 }
 
-// fence is the role of a process that writes under a lease, as docs/fence.md
-// says. It says "holds" and its fence, and then executes what it is told, line by
-// line: "write 5", "upsert 5", "claimed 5" and the balance to write, "naive 5" for
-// a write without a fence, "claim". It says "wrote" and the number of rows, or
-// "claimed" and the balance.
+// fence is the role of a process that writes under a lease as docs/fence.md describes. It prints "holds"
+// and its fence. Then it executes the lines of its input: "write 5", "upsert 5" or "claimed 5" with the
+// balance to write, "naive 5" for a write without a fence, or "claim". It prints "wrote" and the number
+// of rows, or "claimed" and the balance.
 func fence(ctx context.Context, j job, in *bufio.Scanner) error {
 	statements, err := recipe()
 	if err != nil {
@@ -64,13 +63,13 @@ func fence(ctx context.Context, j job, in *bufio.Scanner) error {
 	}
 	defer l.Close()
 	_, err = l.Load(ctx, "k", func(_ context.Context, f *fetchonce.Fetch[string]) (string, error) {
-		say("holds", f.Fence)
+		printLine("holds", f.Fence)
 		for in.Scan() {
 			var name string
 			var balance int
 			_, _ = fmt.Sscan(in.Text(), &name, &balance)
 			if name == "claim" {
-				rows, err := db.Query(statements[name], f.Key, f.Fence) // its own context, as if it had not looked
+				rows, err := db.Query(statements[name], f.Key, f.Fence) // without the context of the fetch, as if it ignored that
 				if err != nil {
 					return "", err
 				}
@@ -83,7 +82,7 @@ func fence(ctx context.Context, j job, in *bufio.Scanner) error {
 				if err := rows.Close(); err != nil {
 					return "", err
 				}
-				say("claimed", found)
+				printLine("claimed", found)
 				continue
 			}
 			done, err := db.Exec(statements[name], f.Key, balance, f.Fence)
@@ -94,51 +93,51 @@ func fence(ctx context.Context, j job, in *bufio.Scanner) error {
 			if err != nil {
 				return "", err
 			}
-			say("wrote", n)
+			printLine("wrote", n)
 		}
 		return "", nil
 	})
 	return err
 }
 
-// A holder is stopped beyond its lease. Another gets the lease and writes. Then
-// the first one goes on, and writes what it has.
+// A holder is stopped for longer than its lease. Another process acquires the lease and writes. Then the
+// first continues and writes too.
 //
 //test:long
-func TestFence(t *testing.T) {
+func TestFenceRefusesALateWrite(t *testing.T) {
 	statements, err := recipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		name                  string
-		before                string // what the first does before it is stopped, and what it says to it
-		beforeSays            string
-		second, secondSays    string // what the other does meanwhile
-		late, lateSays        string // what the first then tries
-		afterwards, afterSays string // what the other does then
-		balance               int    // in the end
-		rowIsThere            bool   // in the beginning
+		name                 string
+		before               string // order to the first holder before it is stopped
+		beforePrints         string // and its output
+		second, secondPrints string // order to the second holder meanwhile, and its output
+		late, latePrints     string // order to the first holder when it continues
+		after, afterPrints   string // last order to the second holder
+		balance              int    // at the end
+		rowExists            bool   // at the start
 	}{
-		{name: "without a fence the late write wins", rowIsThere: true, second: "naive 2", secondSays: "wrote 1", late: "naive 1", lateSays: "wrote 1", balance: 1},
-		{name: "write", rowIsThere: true, second: "write 2", secondSays: "wrote 1", late: "write 1", lateSays: "wrote 0", balance: 2},
-		{name: "upsert", second: "upsert 2", secondSays: "wrote 1", late: "upsert 1", lateSays: "wrote 0", balance: 2},
+		{name: "without a fence the late write wins", rowExists: true, second: "naive 2", secondPrints: "wrote 1", late: "naive 1", latePrints: "wrote 1", balance: 1},
+		{name: "write", rowExists: true, second: "write 2", secondPrints: "wrote 1", late: "write 1", latePrints: "wrote 0", balance: 2},
+		{name: "upsert", second: "upsert 2", secondPrints: "wrote 1", late: "upsert 1", latePrints: "wrote 0", balance: 2},
 		{
-			name: "upsert, twice by the first", before: "upsert 7", beforeSays: "wrote 1",
-			second: "upsert 2", secondSays: "wrote 1", late: "upsert 1", lateSays: "wrote 0", balance: 2,
+			name: "upsert, twice by the first holder", before: "upsert 7", beforePrints: "wrote 1",
+			second: "upsert 2", secondPrints: "wrote 1", late: "upsert 1", latePrints: "wrote 0", balance: 2,
 		},
 		{
-			name: "the other has not written yet", rowIsThere: true, late: "write 1", lateSays: "wrote 1",
-			afterwards: "write 2", afterSays: "wrote 1", balance: 2,
+			name: "the second holder has not written yet", rowExists: true, late: "write 1", latePrints: "wrote 1",
+			after: "write 2", afterPrints: "wrote 1", balance: 2,
 		},
 		{
-			name: "claim", rowIsThere: true, before: "claim", beforeSays: "claimed 0",
-			second: "claim", secondSays: "claimed 0", late: "claimed 1", lateSays: "wrote 0",
-			afterwards: "claimed 2", afterSays: "wrote 1", balance: 2,
+			name: "claim", rowExists: true, before: "claim", beforePrints: "claimed 0",
+			second: "claim", secondPrints: "claimed 0", late: "claimed 1", latePrints: "wrote 0",
+			after: "claimed 2", afterPrints: "wrote 1", balance: 2,
 		},
 		{
-			name: "a late claim", rowIsThere: true, second: "claim", secondSays: "claimed 0", late: "claim", lateSays: "claimed nothing",
-			afterwards: "claimed 2", afterSays: "wrote 1", balance: 2,
+			name: "a late claim", rowExists: true, second: "claim", secondPrints: "claimed 0", late: "claim", latePrints: "claimed nothing",
+			after: "claimed 2", afterPrints: "wrote 1", balance: 2,
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -151,25 +150,25 @@ func TestFence(t *testing.T) {
 			if _, err := db.Exec(statements["schema"]); err != nil {
 				t.Fatal(err)
 			}
-			if c.rowIsThere {
+			if c.rowExists {
 				if _, err := db.Exec("INSERT INTO accounts VALUES ('k', 0)"); err != nil {
 					t.Fatal(err)
 				}
 			}
-			do := func(w *worker, what, says string) {
+			do := func(w *worker, order, want string) {
 				t.Helper()
-				if what == "" {
+				if order == "" {
 					return
 				}
-				w.tell(what)
-				if got := w.says(""); got != says {
-					t.Errorf("%s, %s: %q, want %q", w.name, what, got, says)
+				w.send(order)
+				if got := w.await(""); got != want {
+					t.Errorf("%s, %s: %q, want %q", w.name, order, got, want)
 				}
 			}
 			holder := func(name string) (*worker, int64) {
 				t.Helper()
 				w := start(t, executable(t), job{Role: "fence", Process: name, Redis: server.URL(), Driver: "pgx", DSN: dsn, Lease: fenceLease})
-				fence, err := strconv.ParseInt(w.says("holds"), 10, 64) // waits for the lease
+				fence, err := strconv.ParseInt(w.await("holds"), 10, 64) // waits for the lease
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -177,16 +176,16 @@ func TestFence(t *testing.T) {
 			}
 
 			first, firstFence := holder("first")
-			do(first, c.before, c.beforeSays)
+			do(first, c.before, c.beforePrints)
 			first.signal(syscall.SIGSTOP)
 			second, secondFence := holder("second")
 			if firstFence >= secondFence {
 				t.Errorf("fences %d and %d do not rise", firstFence, secondFence)
 			}
-			do(second, c.second, c.secondSays)
+			do(second, c.second, c.secondPrints)
 			first.signal(syscall.SIGCONT)
-			do(first, c.late, c.lateSays)
-			do(second, c.afterwards, c.afterSays)
+			do(first, c.late, c.latePrints)
+			do(second, c.after, c.afterPrints)
 
 			var balance int
 			var fence int64
@@ -205,8 +204,8 @@ func TestFence(t *testing.T) {
 	}
 }
 
-// Without a lease there is a fence of 0, with which nothing is written over.
-func TestNoFenceWritesNothing(t *testing.T) {
+// Without a lease the fence is 0, which never changes a row.
+func TestFenceOfZeroWritesNothing(t *testing.T) {
 	statements, err := recipe()
 	if err != nil {
 		t.Fatal(err)

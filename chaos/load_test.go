@@ -30,7 +30,7 @@ const (
 	writers  = 1
 )
 
-// An actor is what a worker reads and writes with.
+// An actor is the clients with which a worker reads and writes.
 type actor struct {
 	job
 	rdb    *redis.Client
@@ -40,7 +40,7 @@ type actor struct {
 	writes atomic.Int64
 }
 
-// A thing is a value: it says whose it is.
+// A thing is a value. It has its key, so that a wrong value is noticed.
 type thing struct {
 	Key     string
 	Version int64
@@ -60,8 +60,8 @@ func newActor(j job) (*actor, error) {
 		}
 	}
 	a := &actor{job: j, rdb: redis.NewClient(opt)}
-	// A stop or a busy machine must not look like a Redis that is down: without
-	// Redis, less is promised.
+	// With a short RedisTimeout, a stop or a busy machine would look like an outage of
+	// Redis, during which less is promised.
 	a.loader, err = fetchonce.New(a.rdb, fetchonce.Options[thing]{
 		Prefix: "chaos", Lease: j.Lease, RedisTimeout: 10 * time.Second, Logger: slog.New(slog.DiscardHandler),
 	})
@@ -75,8 +75,7 @@ func newActor(j job) (*actor, error) {
 	return a, err
 }
 
-// A lateConn is a connection on which what was sent to us, answers and messages,
-// is sometimes late. What we send is not.
+// A lateConn is a connection on which replies and messages are sometimes late. Commands are not.
 type lateConn struct{ net.Conn }
 
 func (c lateConn) Read(b []byte) (int, error) {
@@ -91,7 +90,7 @@ func (a *actor) close() error {
 	return errors.Join(a.loader.Close(), a.rdb.Close(), a.source.DB.Close(), a.log.Close())
 }
 
-// get Gets a key, and writes down what it got.
+// get Gets a key and records the result.
 func (a *actor) get(ctx context.Context, key string) {
 	e := history.Event{Op: history.Got, Key: key, Began: history.Now()}
 	v, err := a.loader.Get(ctx, key, a.fetch)
@@ -106,16 +105,16 @@ func (a *actor) get(ctx context.Context, key string) {
 	a.log.Write(e)
 }
 
-// fetch reads the source. What it found is sometimes old before it returns it,
-// and it does not heed its context then.
+// fetch reads the source and returns the version after a pause, so that it may be old by then. It
+// ignores its context.
 func (a *actor) fetch(ctx context.Context, key string) (thing, error) {
 	version, err := a.source.Version(context.WithoutCancel(ctx), key)
-	linger()
+	pause()
 	return thing{key, version}, err
 }
 
-// linger sometimes takes a moment, and now and then a long one.
-func linger() {
+// pause waits for up to 2 ms in two of five calls, and for up to 20 ms in one of twenty.
+func pause() {
 	switch n := rand.N(20); {
 	case n == 0:
 		time.Sleep(rand.N(20 * time.Millisecond))
@@ -130,14 +129,14 @@ func (a *actor) update(ctx context.Context, key string) {
 	e := history.Event{Key: key, Writer: origin.Writer(a.Process, a.writes.Add(1), true), Update: true}
 	err := a.loader.Update(ctx, key, func(ctx context.Context) error {
 		err := a.source.Next(ctx, a.log, a.Process, &e, nil)
-		linger()
+		pause()
 		return err
 	})
 	e.Op, e.Began, e.Err = history.Updated, began, text(err)
 	a.log.Write(e)
 }
 
-// writeAndDelete writes the next version of a key, and then Deletes it.
+// writeAndDelete writes the next version of a key and then Deletes the key.
 func (a *actor) writeAndDelete(ctx context.Context, key string) {
 	e := history.Event{Key: key, Writer: origin.Writer(a.Process, a.writes.Add(1), false)}
 	err := a.source.Next(ctx, a.log, a.Process, &e, nil)
@@ -224,7 +223,7 @@ func (l *loading) another() *worker {
 	return l.start("load", "p"+strconv.Itoa(l.number), func(j *job) { j.Keys, j.Late = l.keys, l.late })
 }
 
-// run lets the load run for a while, and does something to it again and again.
+// run lets the load run for a duration and calls do repeatedly.
 func (l *loading) run(d time.Duration, do func()) {
 	l.t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); {
@@ -233,8 +232,7 @@ func (l *loading) run(d time.Duration, do func()) {
 	}
 }
 
-// stopOne stops one of the first two workers for a moment, or for longer than its
-// leases last.
+// stopOne stops one of the first two workers, sometimes for longer than a lease.
 func (l *loading) stopOne() {
 	l.t.Helper()
 	w := l.workers[rand.N(2)]
@@ -251,9 +249,9 @@ func (l *loading) stop() {
 	}
 }
 
-// Eight keys, 16 readers and 4 writers in 4 processes. Whatever was written is
-// read by every Get that begins after the Update or the Delete has returned. Each
-// of the three loads lasts a minute when full.
+// 16 readers and 4 writers in 4 processes use eight keys. Every Get that begins after an Update or a
+// Delete has returned returns its version or a later one. Each of the three loads takes 4 seconds, or a
+// minute in full length.
 //
 //test:long
 func TestNoStaleReads(t *testing.T) {
@@ -261,24 +259,24 @@ func TestNoStaleReads(t *testing.T) {
 	if full() {
 		length = time.Minute
 	}
-	for name, late := range map[string]bool{"calm": false, "late answers": true} {
+	for name, late := range map[string]bool{"no faults": false, "late replies": true} {
 		t.Run(name, func(t *testing.T) {
 			l := startLoad(newScene(t, 400*time.Millisecond), late)
 			l.run(length, func() { time.Sleep(100 * time.Millisecond) })
 			l.stop()
 			found, count := l.judge()
-			l.wantInnocent(found)
+			l.wantNone(found)
 			t.Log(count)
 			if least := int(length.Seconds()); count.Gets < 200*least || count.Updates < 10*least || count.Deletes < 10*least {
-				t.Errorf("%v is not enough to tell anything by", count)
+				t.Errorf("%v: too few to prove anything", count)
 			}
 		})
 	}
 
-	// Two of the processes are stopped now and then, beyond their leases too. The
-	// others are killed. (A process that is stopped in an Update for longer than a
-	// lease and dies when it goes on is what no lease can help against.)
-	t.Run("storm", func(t *testing.T) {
+	// Two of the processes are stopped, sometimes for longer than a lease. The other two
+	// are killed. No process is stopped and killed: after a stop in an Update for longer
+	// than a lease, and death, no lease prevents a stale read.
+	t.Run("stops and kills", func(t *testing.T) {
 		l := startLoad(newScene(t, 400*time.Millisecond), false)
 		stops := 0
 		l.run(length, func() {
@@ -292,23 +290,22 @@ func TestNoStaleReads(t *testing.T) {
 			w := l.workers[n]
 			w.signal(syscall.SIGKILL)
 			w.killed()
-			l.bury(w)
+			l.recordDeath(w)
 			l.workers[n] = l.another()
 		})
 		l.stop()
 		found, count := l.judge()
-		l.wantInnocent(found)
+		l.wantNone(found)
 		t.Log(count, "and", stops, "stops")
 		if least := int(length.Seconds()); count.Gets < 200*least || count.Updates < least || count.Deletes < least || count.Deaths < least/2 || stops < least/2 {
-			t.Errorf("%v and %d stops are not enough to tell anything by", count, stops)
+			t.Errorf("%v and %d stops: too few to prove anything", count, stops)
 		}
-		wantNoKeyForEver(l.scene)
+		wantEveryKeyToExpire(l.scene)
 	})
 }
 
-// wantNoKeyForEver fails the test if there is a key in Redis that does not end by
-// itself.
-func wantNoKeyForEver(s *scene) {
+// wantEveryKeyToExpire fails the test if a key in Redis has no TTL.
+func wantEveryKeyToExpire(s *scene) {
 	s.t.Helper()
 	rdb := s.redis.Client()
 	names, err := rdb.Keys(s.t.Context(), "*").Result()
@@ -317,10 +314,10 @@ func wantNoKeyForEver(s *scene) {
 	}
 	for _, name := range names {
 		if left, err := rdb.PTTL(s.t.Context(), name).Result(); err != nil || left == -1 {
-			s.t.Errorf("%s stays for ever (%v, %v)", name, left, err)
+			s.t.Errorf("%s has no TTL (%v, %v)", name, left, err)
 		}
 	}
 }
 
-// say tells the supervisor something.
-func say(words ...any) { fmt.Println(words...) }
+// printLine prints a line for the test.
+func printLine(words ...any) { fmt.Println(words...) }

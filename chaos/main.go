@@ -1,28 +1,27 @@
 //go:build linux
 
-// Command chaos does to fetchonce what must not harm it, and judges what comes of
-// it.
+// Command chaos harms processes, networks and Redis while workers use fetchonce, and judges the history
+// of all calls.
 //
 //	go run ./chaos -profile standalone -seed 1 -duration 20s
 //
-// It starts a Redis of a profile (standalone, sentinel, cluster, illnode or full; see
-// profile.go), a PostgreSQL, and four worker processes: this program, started again. The workers Get, Update,
-// Delete, lock, and create rows, each behind a Toxiproxy of its own. Meanwhile
-// workers are killed and stopped, at random and at named steps; so is Redis, which
-// also fails over, runs out of memory, and loses its scripts, its clients and its
-// leases; connections are reset, delayed, black-holed and cut off from their
-// replies; and fetches fail, panic, exit and hang. Phases of faults and quiet ones
-// take turns.
+// It starts a Redis of a profile (standalone, sentinel, cluster, illnode or full; see profile.go), a
+// PostgreSQL, and four worker processes, which run this program too. The workers Get, Update, Delete,
+// lock and create rows, each through its own Toxiproxy.
 //
-// Everybody writes what they do into one history, by one clock. Package history
-// judges it, which knows nothing of the library, and porcupine does so a second
-// time. The exit status is 1 if an invariant was violated, and if the run was too
-// lame to tell. The history, the logs and the seed stay in a directory.
+// Phases with faults and quiet phases alternate. Workers are killed and stopped, at random and at named
+// steps. Redis is stopped, fails over, runs out of memory, and loses its scripts, its clients and its
+// leases. Connections are reset, delayed, black-holed and cut before a reply. Fetches fail, panic, exit
+// and hang.
 //
-// The tests of this module do more: writers are killed at every step, a lock is
-// broken that locked nobody out, a late holder meets a fence. They are short;
-// FETCHONCE_CHAOS=full makes them long. Whether the judges would notice anything is
-// tested too, with mistakes made in the library on purpose: see package mutant.
+// All processes record what they do in one history, by one clock. Package history judges it and shares
+// no code with the library. Porcupine judges it a second time. The exit status is 1 if an invariant was
+// violated, or if the run had too few calls or faults. The history, the logs and the seed stay in a
+// directory.
+//
+// The tests of this module kill writers at every step, break leases on purpose, and write with late
+// fences. They are short; FETCHONCE_CHAOS=full makes them long. Package mutant tests the judges with
+// mistakes in the library.
 package main
 
 import (
@@ -52,11 +51,11 @@ func main() {
 	var (
 		profile = flag.String("profile", "standalone", "`kind` of Redis and of faults: standalone, sentinel, cluster, illnode or full")
 		seed    = flag.Uint64("seed", 0, "of the faults; 0 takes one from the clock")
-		lasts   = flag.Duration("duration", 20*time.Second, "how long it runs")
-		dir     = flag.String("dir", "", "`directory` for the history and the logs, which must not be there yet (default a new one in the temporary directory)")
-		hasty   = flag.Bool("hasty", false, "end after the first phase of faults in which something was violated")
-		only    = flag.String("only", "", "deal only the faults with this in their `name`, such as \"kill at written\"; and those to half of the workers; then any run is long enough")
-		mutants = flag.String("mutants", "", "`root` of the library, in which mistakes are made: each must be caught by some invariant. An argument chooses those with it in their names")
+		lasts   = flag.Duration("duration", 20*time.Second, "how long the run takes")
+		dir     = flag.String("dir", "", "new `directory` for the history and the logs (default a new one in the temporary directory)")
+		hasty   = flag.Bool("hasty", false, "end after the first phase of faults with a violation")
+		only    = flag.String("only", "", "inject only faults with this in their `name`, such as \"kill at written\", and only in half of the workers; then every run is long enough")
+		mutants = flag.String("mutants", "", "`root` of the library, to run the mutants: each mistake must violate an invariant. An argument selects those with it in their names")
 	)
 	flag.Parse()
 	if *mutants != "" {
@@ -69,20 +68,20 @@ func main() {
 	if *seed == 0 {
 		*seed = uint64(time.Now().UnixNano())
 	}
-	logging.Disable()                        // of clients that lose their connections, as they should
+	logging.Disable()                        // of Redis clients, whose connections are cut
 	zerolog.SetGlobalLevel(zerolog.Disabled) // of Toxiproxy
-	guilty, err := chaos(&supervisor{profile: *profile, seed: *seed, dir: *dir, only: *only}, *lasts, *hasty)
+	violated, err := chaos(&supervisor{profile: *profile, seed: *seed, dir: *dir, only: *only}, *lasts, *hasty)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 	}
-	if guilty || err != nil {
+	if violated || err != nil {
 		os.Exit(1)
 	}
 }
 
-// chaos is one run. It reports whether something was violated; an error means
-// that the run is no evidence.
-func chaos(s *supervisor, lasts time.Duration, hasty bool) (guilty bool, err error) {
+// chaos makes one run. It reports whether an invariant was violated. An error means that the run proves
+// nothing.
+func chaos(s *supervisor, lasts time.Duration, hasty bool) (violated bool, err error) {
 	if s.dir == "" {
 		if s.dir, err = os.MkdirTemp("", "chaos"); err != nil {
 			return false, err
@@ -96,19 +95,19 @@ func chaos(s *supervisor, lasts time.Duration, hasty bool) (guilty bool, err err
 		return false, err
 	}
 	defer func() { _ = os.RemoveAll(servers) }()
-	if err := os.Chmod(servers, 0o755); err != nil { // PostgreSQL has a user of its own
+	if err := os.Chmod(servers, 0o755); err != nil { // PostgreSQL runs as another user
 		return false, err
 	}
 	started := time.Now()
 	err = s.open(servers)
 	fmt.Printf("started in %v\n", time.Since(started).Round(time.Millisecond))
 	if err == nil {
-		quiet, storm := phases(lasts)
+		quiet, faults := phases(lasts)
 		if hasty {
-			quiet, storm = quiet/3, storm/2
+			quiet, faults = quiet/3, faults/2
 		}
-		s.run(lasts, quiet, storm, func() bool { return hasty && s.violated() })
-		s.rest()
+		s.run(lasts, quiet, faults, func() bool { return hasty && s.violated() })
+		s.finish()
 	}
 	if err := errors.Join(err, s.close(), errors.Join(s.errs...)); err != nil {
 		return false, err
@@ -118,12 +117,12 @@ func chaos(s *supervisor, lasts time.Duration, hasty bool) (guilty bool, err err
 		return false, err
 	}
 	var text strings.Builder
-	guilty, err = report(&text, events, s, lasts)
+	violated, err = report(&text, events, s, lasts)
 	fmt.Print(text.String())
-	return guilty, err
+	return violated, err
 }
 
-// violated reports whether anything was violated so far.
+// violated reports whether the history violates an invariant so far.
 func (s *supervisor) violated() bool {
 	events, err := read(filepath.Join(s.dir, "history"))
 	if err != nil {

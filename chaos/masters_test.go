@@ -14,33 +14,33 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// Too many masters are there from the last round in which they were not until the
-// next such round. A node that is stopped counts as what it was, a dead one as none.
-func TestCensus(t *testing.T) {
+// Too many masters last from the last round with the allowed number until the next such round. A
+// stopped node counts as what it was, and a dead node as no master.
+func TestCensusReportsTooManyMastersWhenTheyEnd(t *testing.T) {
 	a, b := &node{addr: "a"}, &node{addr: "b"}
 	slow, refused := os.ErrDeadlineExceeded, errors.New("connection refused")
-	type said struct {
+	type answer struct {
 		master bool
 		err    error
 	}
-	master, replica := said{master: true}, said{}
+	master, replica := answer{master: true}, answer{}
 	for name, rounds := range map[string]struct {
-		a, b  []said
-		since []history.Time // by round, if too many were there until then; else 0
+		a, b  []answer
+		since []history.Time // by round: since when there were too many, if that ended; else 0
 	}{
-		"nothing happens":         {[]said{master, master}, []said{replica, replica}, []history.Time{0, 0}},
-		"a planned switch":        {[]said{master, replica}, []said{replica, master}, []history.Time{0, 0}},
-		"two at once":             {[]said{master, master, master, replica}, []said{replica, master, master, master}, []history.Time{0, 0, 0, 1}},
-		"one is stopped":          {[]said{master, {err: slow}, {err: slow}, replica}, []said{replica, master, master, master}, []history.Time{0, 0, 0, 1}},
-		"one is dead":             {[]said{master, {err: refused}, replica}, []said{replica, master, master}, []history.Time{0, 0, 0}},
-		"a stopped one was none":  {[]said{replica, {err: slow}}, []said{master, master}, []history.Time{0, 0}},
-		"it comes back as master": {[]said{master, {err: refused}, master, replica}, []said{replica, master, master, master}, []history.Time{0, 0, 0, 2}},
+		"no change":               {[]answer{master, master}, []answer{replica, replica}, []history.Time{0, 0}},
+		"a planned switch":        {[]answer{master, replica}, []answer{replica, master}, []history.Time{0, 0}},
+		"two at once":             {[]answer{master, master, master, replica}, []answer{replica, master, master, master}, []history.Time{0, 0, 0, 1}},
+		"one is stopped":          {[]answer{master, {err: slow}, {err: slow}, replica}, []answer{replica, master, master, master}, []history.Time{0, 0, 0, 1}},
+		"one is dead":             {[]answer{master, {err: refused}, replica}, []answer{replica, master, master}, []history.Time{0, 0, 0}},
+		"a stopped replica":       {[]answer{replica, {err: slow}}, []answer{master, master}, []history.Time{0, 0}},
+		"it restarts as a master": {[]answer{master, {err: refused}, master, replica}, []answer{replica, master, master, master}, []history.Time{0, 0, 0, 2}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := census{allowed: 1, were: make(map[*node]bool)}
 			for i, want := range rounds.since {
-				c.note(a, rounds.a[i].master, rounds.a[i].err)
-				c.note(b, rounds.b[i].master, rounds.b[i].err)
+				c.record(a, rounds.a[i].master, rounds.a[i].err)
+				c.record(b, rounds.b[i].master, rounds.b[i].err)
 				since, over := c.count(history.Time(i + 1))
 				if over != (want > 0) || over && since != want {
 					t.Errorf("round %d: %v since %d, want since %d", i+1, over, since, want)
@@ -50,9 +50,8 @@ func TestCensus(t *testing.T) {
 	}
 }
 
-// Who is connected to a master that was replaced is sent away when that is told, and
-// a stopped master takes itself for one until then.
-func TestDemote(t *testing.T) {
+// A demoted master closes the connections of its clients and says that it is a replica.
+func TestDemoteDisconnectsClients(t *testing.T) {
 	redistest.Binary(t)
 	dir := t.TempDir()
 	var pair [2]*node
@@ -80,7 +79,7 @@ func TestDemote(t *testing.T) {
 		t.Fatal(err)
 	}
 	if v, err := conn.Get(ctx, "k").Result(); err == nil {
-		t.Errorf("a connection from before answers %q", v)
+		t.Errorf("Get on an earlier connection = %q, want an error", v)
 	}
 	for n, want := range map[*node]bool{old: false, next: true} {
 		if is, err := n.isMaster(ctx); err != nil || is != want {

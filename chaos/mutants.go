@@ -19,19 +19,18 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/mutant"
 )
 
-// mutantLasts is how long a mutant has to be caught, and lateLasts if that is in the end
-// only.
+// mutantLasts is how long a mutant is soaked, and lateLasts how long one that is caught at the end.
 const (
 	mutantLasts = 20 * time.Second
 	lateLasts   = 5 * time.Second
 )
 
-// mutantsAtOnce is how many are built, and then hunted, at the same time. More would
-// starve each other, and a worker that does not run excuses much.
+// mutantsAtOnce is how many are built, and then soaked, at the same time. More would starve each
+// other, and a worker that does not run excuses many violations.
 const mutantsAtOnce = 2
 
-// catch has each mutant soaked whose name has only in it, and prints by which
-// invariant it was caught. It returns an error if one was not.
+// catch soaks each mutant whose name contains only, and prints the invariants that caught it. It
+// returns an error if one was not caught.
 func catch(root, only string) error {
 	dir, err := os.MkdirTemp("", "chaos-mutants")
 	if err != nil {
@@ -58,7 +57,7 @@ func catch(root, only string) error {
 	return err
 }
 
-// each does something with each mutant, some at once.
+// each calls do for each mutant, for mutantsAtOnce at the same time.
 func each(some []mutant.Mutant, do func(i int, m mutant.Mutant) error) error {
 	var all sync.WaitGroup
 	next := make(chan int)
@@ -78,9 +77,8 @@ func each(some []mutant.Mutant, do func(i int, m mutant.Mutant) error) error {
 	return errors.Join(errs...)
 }
 
-// build makes the program of a mutant, in a directory of its own, unless it is one of
-// a script: those are swapped on their way to Redis. To optimize this package, and to
-// describe it to a debugger, would take more than half of the time.
+// build builds the program of a mutant in dir. A mutant of a script needs none: the workers replace
+// the script when they send it. Without optimization and DWARF, a build takes less than half the time.
 func build(m mutant.Mutant, root, dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -91,16 +89,16 @@ func build(m mutant.Mutant, root, dir string) error {
 	return m.Build(root, dir, filepath.Join(dir, "chaos"), "build", "-gcflags=-N -l -dwarf=false", "-ldflags=-s -w")
 }
 
-// program returns how a mutant is run that was built in dir.
+// program returns the command that runs a mutant, which was built in dir.
 func program(m mutant.Mutant, root, dir string, args ...string) (*exec.Cmd, error) {
 	if !m.IsScript() {
 		return exec.Command(filepath.Join(dir, "chaos"), args...), nil
 	}
-	source, mutated, err := m.Read(root)
+	source, err := m.Read(root)
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(swap{Old: source, New: mutated})
+	text, err := json.Marshal(swap{Old: source.Original, New: source.Mutated})
 	if err != nil {
 		return nil, err
 	}
@@ -113,10 +111,10 @@ func program(m mutant.Mutant, root, dir string, args ...string) (*exec.Cmd, erro
 	return cmd, nil
 }
 
-// violations finds the lines of a report that blame.
+// violations matches the lines of a report with violations.
 var violations = regexp.MustCompile(`(?m)^ *([1-9]\d*) violations, .* excused  (.*)$`)
 
-// soak returns by which invariants a mutant is caught that was built in dir.
+// soak returns the invariants that catch a mutant, which was built in dir.
 func soak(m mutant.Mutant, root, dir string) (by []string, err error) {
 	lasts := mutantLasts
 	if m.Late {
@@ -126,13 +124,13 @@ func soak(m mutant.Mutant, root, dir string) (by []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	said, err := cmd.CombinedOutput()
-	for _, line := range violations.FindAllStringSubmatch(string(said), -1) {
+	output, err := cmd.CombinedOutput()
+	for _, line := range violations.FindAllStringSubmatch(string(output), -1) {
 		kind, _, _ := strings.Cut(line[2], ":")
 		by = append(by, line[1]+" times "+kind)
 	}
 	if len(by) == 0 {
-		return nil, fmt.Errorf("%q was not caught: %w\n%s", m.Name, errors.Join(err, errors.New("no violation")), said)
+		return nil, fmt.Errorf("%q was not caught: %w\n%s", m.Name, errors.Join(err, errors.New("no violation")), output)
 	}
 	return by, nil
 }

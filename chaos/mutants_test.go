@@ -12,8 +12,8 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/mutant"
 )
 
-// A crashed is a mutant, and what catches it.
-type crashed struct {
+// A judged is a mutant and the run that catches it.
+type judged struct {
 	mutant.Mutant
 	by func(t *testing.T, s *scene) []history.Violation
 }
@@ -22,21 +22,21 @@ func with(name, file, old, repl string) mutant.Mutant {
 	return mutant.Mutant{Name: name, File: file, Old: old, New: repl}
 }
 
-var mutants = []crashed{
+var mutants = []judged{
 	{with(
-		"ACQUIRE does not see that somebody writes", "internal/protocol/acquire.lua",
+		"ACQUIRE ignores write marks", "internal/protocol/acquire.lua",
 		`redis.call("HSET", KEYS[2], "u", "1")`, `local _ = 0`,
 	), byCrashes},
 	{with(
-		"FILL stores what was fetched while somebody wrote", "internal/protocol/fill.lua",
+		"FILL stores a value that was fetched during a write", "internal/protocol/fill.lua",
 		`ttl = "0" -- it`, `ttl = ARGV[4] -- it`,
 	), byCrashes},
 	{with(
-		"a mark lasts but a moment", "internal/protocol/invalidate.lua",
+		"a mark lasts one millisecond", "internal/protocol/invalidate.lua",
 		`string.format("%.0f", now + lasts)`, `string.format("%.0f", now + 1)`,
 	), byCrashes},
 	{with(
-		"a mark does not end what was stored", "internal/protocol/invalidate.lua",
+		"a mark keeps the stored value", "internal/protocol/invalidate.lua",
 		`if ends and ends > now then`, `if ends then`,
 	), byCrashes},
 	{with(
@@ -44,33 +44,33 @@ var mutants = []crashed{
 		"l.redis.Remark(ctx, k.names, mark, l.opt.Lease)", "error(nil)",
 	), byCrashes},
 	{with(
-		"INVALIDATE leaves the lease", "internal/protocol/invalidate.lua",
+		"INVALIDATE keeps the lease", "internal/protocol/invalidate.lua",
 		`redis.call("UNLINK", meta)`, ``,
 	), byLoad},
 	{with(
-		"INVALIDATE leaves the value", "internal/protocol/invalidate.lua",
+		"INVALIDATE keeps the value", "internal/protocol/invalidate.lua",
 		`redis.call("UNLINK", value)`, `0`,
 	), byLoad},
 	{with(
-		"the end of an Update only takes the mark off", "internal/protocol/invalidate.lua",
+		"the end of an Update only removes the mark", "internal/protocol/invalidate.lua",
 		`local n = 0`, `local n = 0 if marks and lasts == 0 then redis.call("HDEL", marks, ARGV[5]) return 0 end`,
 	), byLoad},
 	{with(
-		"FILL does not look whose lease it is", "internal/protocol/fill.lua",
+		"FILL does not check its lease", "internal/protocol/fill.lua",
 		`if owner ~= ARGV[1] then`, `if owner == "nobody" then`,
 	), byLoad},
 	{with(
-		"late joiners get what was fetched before they came", "fetch.go",
+		"late callers receive a value that was fetched before they came", "fetch.go",
 		"	r.flight.Close()\n	filled, err :=", "	r.flight.Close()\n	r.flight.Advance()\n	filled, err :=",
 	), byLoad},
 	{with(
-		"a load can be joined until it is stored", "fetch.go",
+		"a load can be joined while it is stored", "fetch.go",
 		"	r.flight.Close()\n	filled, err :=", "	filled, err :=",
-	), byLateAnswers},
+	), byLateReplies},
 	{with(
-		"late joiners get what a message brings", "load.go",
+		"late callers receive the value of a notification", "load.go",
 		"if !r.flight.HasLate() {", "r.flight.Advance()\n	if !r.flight.HasLate() {",
-	), byLateAnswers},
+	), byLateReplies},
 }
 
 func byCrashes(t *testing.T, s *scene) []history.Violation {
@@ -87,7 +87,7 @@ func byLoad(t *testing.T, s *scene) []history.Violation {
 	return underLoad(startLoad(s, false))
 }
 
-func byLateAnswers(t *testing.T, s *scene) []history.Violation {
+func byLateReplies(t *testing.T, s *scene) []history.Violation {
 	t.Helper()
 	return underLoad(startLoad(s, true))
 }
@@ -100,9 +100,8 @@ func underLoad(l *loading) []history.Violation {
 	return found
 }
 
-// The judge finds what it is there to find: of a library with any of these
-// mistakes, it says that reads were stale.
-func TestMutantsAreCaught(t *testing.T) {
+// With each of these mistakes in the library, the judge finds stale reads.
+func TestEachMutantIsCaught(t *testing.T) {
 	if !full() {
 		t.Skip("builds the tests once for each mutant: FETCHONCE_CHAOS=full runs it")
 	}
@@ -133,8 +132,8 @@ func TestMutantsAreCaught(t *testing.T) {
 	}
 }
 
-// A mutant whose lines are not in the source any more would catch nothing.
-func TestMutantsOfTheJudgeApply(t *testing.T) {
+// Each mistake can still be made in the source. A mutant without its mistake would test nothing.
+func TestEveryMistakeOfTheTestsAppliesToTheSource(t *testing.T) {
 	for _, m := range mutants {
 		source, err := os.ReadFile(filepath.Join("..", filepath.FromSlash(m.File)))
 		if err != nil {

@@ -27,11 +27,11 @@ import (
 // patience is how long a server, a worker or a failover may take.
 const patience = 30 * time.Second
 
-// starters has one goroutine with an OS thread of its own: the kernel ends a
-// process with the thread that started it, and Go ends threads as it likes.
+// starters starts processes on one OS thread that never ends. The kernel kills a process when the
+// thread that started it ends, and Go may end threads.
 var starters = sync.OnceValue(func() chan<- func() {
 	starters := make(chan func())
-	go func() { // for as long as we live
+	go func() { // ends with the program
 		runtime.LockOSThread()
 		for start := range starters {
 			start()
@@ -53,14 +53,13 @@ type node struct {
 	addr string
 	args []string
 	dir  string
-	rdb  *redis.Client // the supervisor's own way to it
+	rdb  *redis.Client // the supervisor's client, without a proxy
 
 	cmd   *exec.Cmd
 	ended chan struct{}
 }
 
-// newNode returns a node on a free port, with a directory of its own, whose name
-// begins with kind.
+// newNode returns a node on a free port. Its directory is in dir, with a name that begins with kind.
 func newNode(dir, kind string, args ...string) (*node, error) {
 	port, err := freePort()
 	if err != nil {
@@ -76,14 +75,13 @@ func newNode(dir, kind string, args ...string) (*node, error) {
 	return n, nil
 }
 
-// newServer returns a redis-server that keeps nothing on disk, and has a replica
-// wait for nobody.
+// newServer returns a redis-server that stores nothing on disk and syncs replicas at once.
 func newServer(dir string, args ...string) (*node, error) {
 	return newNode(dir, "server", append([]string{"--save", "", "--appendonly", "no", "--masterauth", password, "--repl-diskless-sync-delay", "0"}, args...)...)
 }
 
-// freePort returns a port that is free, with the one of the cluster's bus. Both
-// lie below those that the kernel gives to who does not care.
+// freePort returns a free port whose cluster bus port is free too. Both are below the ports that the
+// kernel chooses.
 func freePort() (int, error) {
 	for range 100 {
 		port := 12_000 + rand.IntN(10_000)
@@ -107,7 +105,7 @@ func (n *node) port() string {
 	return port
 }
 
-// start starts the node, with more arguments perhaps, and returns when it answers.
+// start starts the node with optional further arguments and waits until it answers.
 func (n *node) start(args ...string) error {
 	bin, err := programs.Redis()
 	if err != nil {
@@ -146,14 +144,14 @@ func (n *node) signal(s syscall.Signal) { _ = n.cmd.Process.Signal(s) }
 
 func (n *node) do(args ...any) error { return n.rdb.Do(context.Background(), args...).Err() }
 
-// isMaster asks the node whether it is a master.
+// isMaster reports whether the node says that it is a master.
 func (n *node) isMaster(ctx context.Context) (bool, error) {
 	role, err := n.rdb.Do(ctx, "ROLE").Slice()
 	return err == nil && role[0] == "master", err
 }
 
-// demote makes the node a replica, in the way a Sentinel does: who is connected to it
-// is sent away, to ask who is the master now.
+// demote makes the node a replica of master, as a Sentinel does. It closes the connections of clients,
+// so that they look up the master again.
 func (n *node) demote(master *node) error {
 	ctx := context.Background()
 	_, err := n.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
@@ -165,7 +163,7 @@ func (n *node) demote(master *node) error {
 	return err
 }
 
-// until waits for something to go well.
+// until waits until ok returns nil.
 func until(what string, ok func() error) error {
 	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		err := ok()
@@ -173,12 +171,12 @@ func until(what string, ok func() error) error {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("waited in vain until %s: %w", what, err)
+			return fmt.Errorf("not reached in time: %s: %w", what, err)
 		}
 	}
 }
 
-// isStopped reports whether a process does not run.
+// isStopped reports whether a process is stopped by a signal.
 func isStopped(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, state, _ := bytes.Cut(b, []byte(") "))

@@ -1,7 +1,7 @@
 //go:build !linux
 
-// Command chaos needs Linux, where processes can be seen to have stopped and end
-// with their parent.
+// Command chaos needs Linux, which shows whether a process is stopped and ends a process with its
+// parent.
 package main
 
 import (
@@ -10,6 +10,6 @@ import (
 )
 
 func main() {
-	fmt.Fprintln(os.Stderr, "chaos: it runs on Linux only")
+	fmt.Fprintln(os.Stderr, "chaos: runs on Linux only")
 	os.Exit(1)
 }

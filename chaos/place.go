@@ -11,7 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A place says where a Redis is.
+// A place is the addresses of a Redis.
 type place struct {
 	Profile string   // see profile.go
 	Addrs   []string // of the server, of the Sentinels, or of the cluster's nodes
@@ -22,8 +22,8 @@ const (
 	password   = canary + "-password"
 )
 
-// addHooks adds a hook to a client. The library sends to the nodes of a cluster by their own
-// clients, so those have the hook.
+// addHooks adds a hook to a client. In a cluster it adds it to the clients of the nodes, by which the
+// library sends.
 func addHooks(rdb redis.UniversalClient, hook redis.Hook) {
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
 		cluster.OnNewNode(func(node *redis.Client) { node.AddHook(hook) })
@@ -32,8 +32,8 @@ func addHooks(rdb redis.UniversalClient, hook redis.Hook) {
 	rdb.AddHook(hook)
 }
 
-// client returns a client that dials, in place of each address, its proxy. Without
-// proxies it dials Redis itself.
+// client returns a client that dials the proxy of each address. If proxies is nil, it dials the
+// addresses.
 func (p place) client(proxies map[string]string) redis.UniversalClient {
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if proxies != nil {

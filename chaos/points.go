@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -15,33 +14,33 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// A point is a step at which a worker can be told to stop or to die.
+// A point is a step at which a worker can be ordered to stop or to die.
 type point string
 
 const (
-	atAcquired point = "acquired" // ACQUIRE was answered
+	atAcquired point = "acquired" // ACQUIRE has its reply
 	atFetch    point = "fetch"    // the source was read
 	atFill     point = "fill"     // FILL is about to be sent
-	atFilled   point = "filled"   // FILL was answered
-	atMark     point = "mark"     // the key is marked, nothing written
+	atFilled   point = "filled"   // FILL has its reply
+	atMark     point = "mark"     // the key is marked, and nothing is written
 	atWritten  point = "written"  // an Update's write is committed
 	atLocked   point = "locked"   // a lock is held
-	atUnlock   point = "unlock"   // it is about to be given back
+	atUnlock   point = "unlock"   // a lock is about to be released
 )
 
 var allPoints = []point{atAcquired, atFetch, atFill, atFilled, atMark, atWritten, atLocked, atUnlock}
 
-// points is where a worker stops or dies, as a hook of its Redis client too.
+// points makes a worker stop or die at a point. Its method around is a hook of the Redis client.
 type points struct {
-	armed atomic.Pointer[string] // what to do where: "stop fill"
+	armed atomic.Pointer[string] // the order, such as "stop fill"
 }
 
 func (p *points) arm(order string) { p.armed.Store(&order) }
 
-// disarm takes an order back. It reports whether it had not been carried out.
+// disarm withdraws the order. It reports whether the order was still pending.
 func (p *points) disarm() bool { return p.armed.Swap(nil) != nil }
 
-// pass does what was ordered for this point, once.
+// pass executes the order for this point, once.
 func (p *points) pass(at point) {
 	order := p.armed.Load()
 	if order == nil || !strings.HasSuffix(*order, " "+string(at)) || !p.armed.CompareAndSwap(order, nil) {
@@ -54,11 +53,11 @@ func (p *points) pass(at point) {
 	}
 	_ = syscall.Kill(os.Getpid(), signal)
 	if signal == syscall.SIGKILL {
-		select {} // it takes a moment
+		select {} // until the signal arrives
 	}
 }
 
-// around passes the points before and after commands are sent.
+// around is a [sendHook] that passes the points before and after commands are sent.
 func (p *points) around(cmds []redis.Cmder, send func() error) error {
 	if p.armed.Load() == nil {
 		return send()
@@ -78,21 +77,4 @@ func (p *points) around(cmds []redis.Cmder, send func() error) error {
 		p.pass(atFilled)
 	}
 	return err
-}
-
-// DialHook makes points a [redis.Hook], as do the methods below.
-func (p *points) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-// ProcessHook passes the points around a command.
-func (p *points) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		return p.around([]redis.Cmder{cmd}, func() error { return next(ctx, cmd) })
-	}
-}
-
-// ProcessPipelineHook passes the points around a pipeline.
-func (p *points) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		return p.around(cmds, func() error { return next(ctx, cmds) })
-	}
 }

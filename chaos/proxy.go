@@ -11,10 +11,10 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// proxies are the way of one worker to the nodes of a Redis.
+// proxies are the proxies of one worker, one for each node of Redis.
 type proxies struct {
 	all  []*toxiproxy.Proxy
-	addr map[string]string // of each node's proxy, by the node's
+	addr map[string]string // address of a node -> address of its proxy
 }
 
 // newProxies starts a proxy for each address.
@@ -32,7 +32,7 @@ func newProxies(name string, addrs []string) (*proxies, error) {
 	return p, nil
 }
 
-// toxic is what is in the way for a while, or not.
+// toxicName is the name of the toxic, of which a proxy has one at most.
 const toxicName = "fault"
 
 // add adds a toxic to all proxies.
@@ -46,7 +46,7 @@ func (p *proxies) add(kind, stream, attributes string) error {
 	return nil
 }
 
-// remove takes the toxic away.
+// remove removes the toxic from all proxies.
 func (p *proxies) remove() {
 	for _, proxy := range p.all {
 		_ = proxy.Toxics.RemoveToxic(context.Background(), toxicName)

@@ -13,9 +13,9 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/history"
 )
 
-// report judges a history and prints a line for each figure. It reports whether
-// anything was violated; an error says that the run tells nothing.
-func report(out *strings.Builder, events []history.Event, s *supervisor, lasts time.Duration) (guilty bool, err error) {
+// report judges a history and prints its figures. It reports whether an invariant was violated. An
+// error means that the run proves nothing.
+func report(out *strings.Builder, events []history.Event, s *supervisor, lasts time.Duration) (violated bool, err error) {
 	f := figuresOf(events)
 	f.print(out)
 	fmt.Fprintf(out, "workers     %.1f s of CPU, at most %d MB each\n", s.cpu.Seconds(), s.rss>>10)
@@ -58,7 +58,7 @@ func report(out *strings.Builder, events []history.Event, s *supervisor, lasts t
 	return false, errors.Join(f.enough(s, lasts), s.triedEnough(verdict.Tried, lasts))
 }
 
-// faultKinds are the faults that a run must have had.
+// faultKinds returns the faults that a run must have had.
 func (s *supervisor) faultKinds() []history.Fault {
 	switch s.profile {
 	case illnode:
@@ -82,7 +82,7 @@ func (s *supervisor) faultKinds() []history.Fault {
 	return kinds
 }
 
-// figures are what can be counted in a history.
+// figures are the counts of a history.
 type figures struct {
 	seconds                         float64
 	events, deaths, fetches, stored int
@@ -100,7 +100,7 @@ func figuresOf(events []history.Event) *figures {
 	if len(events) > 0 {
 		f.seconds = events[len(events)-1].At.Sub(events[0].At).Seconds()
 	}
-	orphans := make(map[string]history.Time) // by key, of a holder that is gone
+	orphans := make(map[string]history.Time) // by key: when its holder died
 	held := make(map[string]map[string]bool) // by process: the keys it fetches and the locks it holds
 	for _, e := range events {
 		switch e.Op {
@@ -165,7 +165,7 @@ func (f *figures) call(e history.Event) {
 	}
 }
 
-// class returns what kind of error one is.
+// class returns the kind of an error.
 func class(err string) string {
 	for _, known := range []string{
 		history.Injected, "fetch timeout", "lock lost", "deadline exceeded", "i/o timeout", "refused", "reset", "EOF", "OOM",
@@ -188,9 +188,9 @@ func (f *figures) print(out *strings.Builder) {
 	fmt.Fprintf(out, "errors      %s\n", counts(f.failed))
 	fmt.Fprintf(out, "fetches     %d, %d under a lease to their end\n", f.fetches, f.stored)
 	fmt.Fprintf(out, "invalidated %d by Update, %d by Delete\n", f.updates, f.deletes)
-	fmt.Fprintf(out, "locks       %d held to the end, %d lost, %d times somebody else's\n", f.sec, f.losses, f.refused)
-	fmt.Fprintf(out, "created     %d Gets of what is created once\n", f.created)
-	fmt.Fprintf(out, "takeovers   %d of what a dead worker held; p50 %v, longest %v\n", len(f.takeovers), quantile(f.takeovers, 0.5), quantile(f.takeovers, 1))
+	fmt.Fprintf(out, "locks       %d held to the end, %d lost, %d refused\n", f.sec, f.losses, f.refused)
+	fmt.Fprintf(out, "created     %d Gets of values that are created once\n", f.created)
+	fmt.Fprintf(out, "takeovers   %d of leases of dead workers; p50 %v, longest %v\n", len(f.takeovers), quantile(f.takeovers, 0.5), quantile(f.takeovers, 1))
 }
 
 func counts[K ~string](m map[K]int) string {
@@ -212,15 +212,15 @@ func quantile(d []time.Duration, q float64) time.Duration {
 	return d[int(q*float64(len(d)-1))].Round(10 * time.Microsecond)
 }
 
-// enough returns an error if a run was too lame to tell anything.
+// enough returns an error if a run had too few calls or faults.
 func (f *figures) enough(s *supervisor, lasts time.Duration) error {
 	var errs []error
 	floor := func(what string, n int, in30s float64) {
 		if least := int(in30s * lasts.Seconds() / 30); n < least {
-			errs = append(errs, fmt.Errorf("%d %s, fewer than %d, tell nothing", n, what, least))
+			errs = append(errs, fmt.Errorf("%d %s, want %d at least", n, what, least))
 		}
 	}
-	if s.profile == full { // where many wait for long fetches and locks
+	if s.profile == full { // many callers wait for long fetches and locks
 		floor("Gets", len(f.gets), 2000)
 	} else {
 		floor("Gets", len(f.gets), 5000)

@@ -21,7 +21,7 @@ type servers struct {
 	place     place
 	nodes     []*node
 	sentinels []*node
-	all       redis.UniversalClient // as a user has it, without a proxy
+	all       redis.UniversalClient // of all nodes, without proxies
 }
 
 // startServers starts a Redis of a profile.
@@ -40,8 +40,8 @@ func startServers(profile, dir string) (s *servers, err error) {
 	case "cluster":
 		err = s.startCluster(dir, true, "--cluster-node-timeout", "1000")
 	case illnode:
-		// Nodes take each other for failed after 15 s only, as is the default: one that
-		// hangs for less is the same node afterwards, at once.
+		// With the default of 15 s, no node counts as failed: it hangs for less, and serves
+		// again at once.
 		err = s.startCluster(dir, false, "--cluster-node-timeout", "15000")
 	case full:
 		err = s.startStandalone(dir)
@@ -99,9 +99,8 @@ func (s *servers) startSentinel(dir string) error {
 			"sentinel monitor " + masterName + " 127.0.0.1 " + master.port() + " 2",
 			"sentinel auth-pass " + masterName + " " + password,
 			"sentinel sentinel-pass " + password,
-			// More than the second between two PINGs: the first one that a Sentinel sends a
-			// new master comes a second after the switch, and with less it would be taken
-			// for down by then and be replaced at once.
+			// A Sentinel sends the first PING to a new master a second after the switch. With
+			// less than that, it would replace the new master at once.
 			"sentinel down-after-milliseconds " + masterName + " 1500",
 			"sentinel failover-timeout " + masterName + " 3000",
 			"sentinel parallel-syncs " + masterName + " 2",
@@ -117,7 +116,7 @@ func (s *servers) startSentinel(dir string) error {
 		}
 		s.place.Addrs = append(s.place.Addrs, n.addr)
 	}
-	return s.wellSentinel()
+	return s.awaitSentinels()
 }
 
 // online waits until a master has two replicas that are up to date.
@@ -131,9 +130,8 @@ func (s *servers) online(master *node) error {
 	})
 }
 
-// wellSentinel waits until each Sentinel knows two others, and two replicas that
-// it could promote.
-func (s *servers) wellSentinel() error {
+// awaitSentinels waits until each Sentinel knows two others and two replicas.
+func (s *servers) awaitSentinels() error {
 	for _, n := range s.sentinels {
 		err := until("the Sentinels know each other", func() error {
 			known, err := redis.NewSentinelClient(n.rdb.Options()).Master(context.Background(), masterName).Result()
@@ -185,13 +183,13 @@ func (s *servers) startCluster(dir string, replicas bool, args ...string) error 
 			return err
 		}
 	}
-	return s.wellCluster()
+	return s.awaitCluster()
 }
 
-// wellCluster waits until all nodes agree that all is well, and each master has
-// its replica if there are any.
-func (s *servers) wellCluster() error {
-	return until("the cluster is well", func() error {
+// awaitCluster waits until all nodes say that the cluster is healthy, and each master has its replica
+// if there are replicas.
+func (s *servers) awaitCluster() error {
+	return until("the cluster is healthy", func() error {
 		for _, n := range s.nodes {
 			info, err := n.rdb.ClusterInfo(context.Background()).Result()
 			if err != nil {
@@ -210,18 +208,18 @@ func (s *servers) wellCluster() error {
 				return err
 			}
 			if !strings.Contains(replication, "state=online") && !strings.Contains(replication, "master_link_status:up") {
-				return errors.New("a node without a partner")
+				return errors.New("a master without a replica, or the reverse")
 			}
 		}
 		return nil
 	})
 }
 
-// well waits until all is as it was in the beginning, but for who is master.
-func (s *servers) well() error {
+// awaitHealthy waits until all nodes work as at the start. The masters may be other nodes.
+func (s *servers) awaitHealthy() error {
 	switch s.place.Profile {
 	case "sentinel":
-		if err := s.wellSentinel(); err != nil {
+		if err := s.awaitSentinels(); err != nil {
 			return err
 		}
 		masters, err := s.masters()
@@ -230,12 +228,12 @@ func (s *servers) well() error {
 		}
 		return s.online(masters[0])
 	case "cluster", illnode:
-		return s.wellCluster()
+		return s.awaitCluster()
 	}
 	return nil
 }
 
-// masters returns the masters of the moment.
+// masters returns the current masters.
 func (s *servers) masters() (masters []*node, err error) {
 	if s.place.Profile == "sentinel" {
 		return s.sentinelMaster()
@@ -269,11 +267,9 @@ func (s *servers) sentinelMaster() ([]*node, error) {
 	return []*node{master}, nil
 }
 
-// failOver takes a master away, by a signal, until another has its place, and
-// brings it back as a replica. It calls found with the masters there are then, and
-// over when nobody is misled any more: for one that was killed, when there is
-// another; for one that was stopped, and goes on as a master at first, when it has
-// been told.
+// failOver kills or stops a master until another has replaced it, and brings it back as a replica. It
+// calls found with the new masters. It calls over when the failover has no more effects: after a kill,
+// when there is another master; after a stop, when the old one no longer answers as a master.
 func (s *servers) failOver(master *node, stop bool, found func([]*node), over func()) error {
 	before, err := s.masters()
 	if err != nil {
@@ -286,7 +282,7 @@ func (s *servers) failOver(master *node, stop bool, found func([]*node), over fu
 		master.kill()
 	}
 	var now []*node
-	err = until("another is master", func() error {
+	err = until("another node is the master", func() error {
 		if now, err = s.masters(); err != nil {
 			return err
 		}
@@ -311,24 +307,23 @@ func (s *servers) failOver(master *node, stop bool, found func([]*node), over fu
 			return err
 		}
 	}
-	if stop && s.place.Profile == "sentinel" { // which takes 8 s to think of that
-		if err := until("the old master is told", func() error { return master.demote(now[0]) }); err != nil {
+	if stop && s.place.Profile == "sentinel" { // the Sentinels would do so after 8 s
+		if err := until("the old master is demoted", func() error { return master.demote(now[0]) }); err != nil {
 			return err
 		}
 	}
-	err = s.well()
+	err = s.awaitHealthy()
 	if stop {
 		over()
 	}
 	return err
 }
 
-// errEmpty says that a slot has no keys at this moment, so that to move it would
-// show nothing.
+// errEmpty says that a slot has no keys, so that moving it would test nothing.
 var errEmpty = errors.New("the slot is empty")
 
-// moveSlot moves the slot of a key to another master and all its keys with it,
-// one by one, as a live resharding does.
+// moveSlot moves the slot of a key and all its keys to another master, one by one, as a live
+// resharding does.
 func (s *servers) moveSlot(ctx context.Context, key string) error {
 	slot, err := s.all.ClusterKeySlot(ctx, key).Result()
 	if err != nil {
@@ -374,7 +369,7 @@ func (s *servers) moveSlot(ctx context.Context, key string) error {
 		if err := source.do("MIGRATE", "127.0.0.1", target.port(), names[0], 0, 1000, "REPLACE", "AUTH", password); err != nil {
 			return err
 		}
-		time.Sleep(20 * time.Millisecond) // some of the slot's keys are here, some there
+		time.Sleep(20 * time.Millisecond) // for a while, both nodes have keys of the slot
 	}
 	for _, n := range []*node{target, source} {
 		if err := n.do("CLUSTER", "SETSLOT", slot, "NODE", ids[to]); err != nil {
@@ -382,7 +377,7 @@ func (s *servers) moveSlot(ctx context.Context, key string) error {
 		}
 	}
 	for _, n := range s.nodes {
-		_ = n.do("CLUSTER", "SETSLOT", slot, "NODE", ids[to]) // replicas refuse, and hear of it
+		_ = n.do("CLUSTER", "SETSLOT", slot, "NODE", ids[to]) // replicas refuse, and receive the change from their masters
 	}
 	return nil
 }
@@ -398,11 +393,11 @@ func (s *servers) stop() {
 	}
 }
 
-// keepLogs copies what the nodes have said to dir.
+// keepLogs copies the logs of the nodes to dir.
 func (s *servers) keepLogs(dir string) {
 	for _, n := range append(slices.Clone(s.sentinels), s.nodes...) {
-		if said, err := os.ReadFile(filepath.Join(n.dir, "log")); err == nil {
-			_ = os.WriteFile(filepath.Join(dir, "server-"+filepath.Base(n.dir)), said, 0o600)
+		if text, err := os.ReadFile(filepath.Join(n.dir, "log")); err == nil {
+			_ = os.WriteFile(filepath.Join(dir, "server-"+filepath.Base(n.dir)), text, 0o600)
 		}
 	}
 }

@@ -27,12 +27,12 @@ import (
 
 const seats = 4
 
-// A supervisor has everything that runs, and does it harm.
+// A supervisor starts the servers and the workers, and injects faults.
 type supervisor struct {
 	profile string
 	seed    uint64
 	dir     string // of the history and the logs
-	only    string // what is in the names of the faults that are dealt
+	only    string // part of the names of the faults to inject
 
 	servers  *servers
 	database *pgtest.Server
@@ -41,16 +41,16 @@ type supervisor struct {
 	log      *history.Log
 	seats    []*seat
 
-	planned   atomic.Bool          // a failover of ours is under way
-	successor atomic.Pointer[node] // and has made this node the master, under Sentinel
+	planned   atomic.Bool          // whether a failover of the supervisor runs
+	successor atomic.Pointer[node] // the master after it, with Sentinels
 
 	mu   sync.Mutex
 	cpu  time.Duration // of the workers that have ended
-	rss  int64         // of the largest, in KB
-	errs []error       // of ours: then the run is no evidence
+	rss  int64         // of the largest worker, in KB
+	errs []error       // failures of the supervisor, with which the run proves nothing
 }
 
-// open starts everything in a directory for the servers, which may go.
+// open starts the servers, with dir as their directory, and the workers.
 func (s *supervisor) open(dir string) (err error) {
 	if s.log, err = history.OpenLog(filepath.Join(s.dir, "history"), "supervisor"); err != nil {
 		return err
@@ -84,7 +84,7 @@ func (s *supervisor) open(dir string) (err error) {
 			return err
 		}
 		s.seats = append(s.seats, at)
-		if err := s.hire(at); err != nil {
+		if err := s.startWorker(at); err != nil {
 			return err
 		}
 	}
@@ -123,8 +123,8 @@ func (s *supervisor) createTables() (err error) {
 	return nil
 }
 
-// hire puts a new worker in a seat.
-func (s *supervisor) hire(at *seat) (err error) {
+// startWorker starts a new worker in a seat.
+func (s *supervisor) startWorker(at *seat) (err error) {
 	at.lives++
 	at.worker, err = startProcess(job{
 		Process: fmt.Sprintf("p%d.%d", at.number, at.lives), Build: s.buildOf(at), Seed: s.seed + uint64(at.number), Redis: s.servers.place,
@@ -133,8 +133,8 @@ func (s *supervisor) hire(at *seat) (err error) {
 	return err
 }
 
-// buildOf returns which build of the program a worker is: where seats are harmed, each life of a
-// seat has another one, so two builds work at the same time.
+// buildOf returns the build of a worker. If workers have faults, each new worker of a seat has another
+// build than the one before, so two builds work at the same time.
 func (s *supervisor) buildOf(at *seat) int {
 	if !s.harmsSeats() {
 		return 0
@@ -142,25 +142,25 @@ func (s *supervisor) buildOf(at *seat) int {
 	return (at.number + at.lives) % 2
 }
 
-// run lets the workers work, in turn in peace and under faults. The last phase is
-// a quiet one, unless it is over after a storm.
-func (s *supervisor) run(lasts, quiet, storm time.Duration, over func() bool) {
+// run alternates quiet phases and phases of faults until the time is over. It ends with a quiet phase,
+// unless over reports true after a phase of faults.
+func (s *supervisor) run(lasts, quiet, faults time.Duration, over func() bool) {
 	ctx, cancel := context.WithCancel(context.Background())
-	var pulse sync.WaitGroup
+	var watching sync.WaitGroup
 	if s.profile == illnode {
 		for i := range s.servers.nodes {
-			pulse.Go(func() { s.pulseNode(ctx, i) })
+			watching.Go(func() { s.watchNode(ctx, i) })
 		}
 	} else {
-		pulse.Go(func() { s.pulse(ctx) })
+		watching.Go(func() { s.watchRedis(ctx) })
 	}
-	redisDeck, seatDeck := s.newDeck(0, s.redisFaults()), s.newDeck(1, s.seatFaults())
-	// A slow machine takes longer, until each fault was dealt.
-	for began := time.Now(); time.Since(began) < lasts || time.Since(began) < 2*lasts && !(redisDeck.dealt() && seatDeck.dealt()); {
+	ofRedis, ofSeats := s.newSchedule(0, s.redisFaults()), s.newSchedule(1, s.seatFaults())
+	// On a slow machine the run takes longer, until each fault was injected.
+	for began := time.Now(); time.Since(began) < lasts || time.Since(began) < 2*lasts && !(ofRedis.complete() && ofSeats.complete()); {
 		s.phase("quiet")
 		time.Sleep(quiet)
-		s.phase("storm")
-		s.storm(storm, redisDeck, seatDeck)
+		s.phase("faults")
+		s.injectFaults(faults, ofRedis, ofSeats)
 		if over() {
 			quiet = 0
 			break
@@ -169,11 +169,11 @@ func (s *supervisor) run(lasts, quiet, storm time.Duration, over func() bool) {
 	s.phase("quiet")
 	time.Sleep(quiet)
 	cancel()
-	pulse.Wait()
+	watching.Wait()
 }
 
-// phases returns how long a quiet phase is, and a storm.
-func phases(lasts time.Duration) (quiet, storm time.Duration) {
+// phases returns the durations of a quiet phase and of a phase of faults.
+func phases(lasts time.Duration) (quiet, faults time.Duration) {
 	return min(lasts*3/20, 5*time.Second), min(lasts*7/20, 10*time.Second)
 }
 
@@ -181,38 +181,38 @@ func (s *supervisor) phase(name string) {
 	s.log.Write(history.Event{Op: history.Phase, Value: name})
 }
 
-// storm deals faults, to each seat and to Redis one after the other. It returns
-// when the last one is over.
-func (s *supervisor) storm(lasts time.Duration, redisDeck, seatDeck *deck) {
+// injectFaults injects faults, one after the other in each seat and in Redis. It returns when the last
+// one is over.
+func (s *supervisor) injectFaults(lasts time.Duration, ofRedis, ofSeats *schedule) {
 	end := time.Now().Add(lasts)
 	var redis, seats sync.WaitGroup
-	var over atomic.Bool // what is done to Redis, which may take longer
+	var over atomic.Bool // whether the faults of Redis are over
 	redis.Go(func() {
-		s.deal(redisDeck, nil, lasts/7, func() bool { return time.Now().After(end) }) // what all feel excuses much
+		s.inject(ofRedis, nil, lasts/7, func() bool { return time.Now().After(end) }) // with long pauses: it excuses much
 	})
 	harmed := s.seats
 	if s.only != "" {
-		harmed = harmed[:len(harmed)/2] // the others are there to find out
+		harmed = harmed[:len(harmed)/2] // the others must notice the violation
 	}
 	for _, at := range harmed {
-		seats.Go(func() { s.deal(seatDeck, at, 200*time.Millisecond, over.Load) })
+		seats.Go(func() { s.inject(ofSeats, at, 200*time.Millisecond, over.Load) })
 	}
 	redis.Wait()
 	over.Store(true)
 	seats.Wait()
-	if err := s.servers.well(); err != nil {
+	if err := s.servers.awaitHealthy(); err != nil {
 		s.fail(err)
 	}
 }
 
-// deal does one thing after the other.
-func (s *supervisor) deal(from *deck, at *seat, pause time.Duration, over func() bool) {
+// inject injects one fault after the other.
+func (s *supervisor) inject(from *schedule, at *seat, pause time.Duration, over func() bool) {
 	for !over() {
 		if len(from.faults) == 0 {
 			time.Sleep(pause)
 			continue
 		}
-		f, rng := from.draw()
+		f, rng := from.nextFault()
 		if err := f.do(s, at, rng); err != nil {
 			s.fail(fmt.Errorf("%s: %w", f.name, err))
 			return
@@ -221,37 +221,37 @@ func (s *supervisor) deal(from *deck, at *seat, pause time.Duration, over func()
 	}
 }
 
-// fail notes that something of ours went wrong.
+// fail records a failure of the supervisor.
 func (s *supervisor) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.errs = append(s.errs, err)
 }
 
-// A deck deals all its faults before it deals one again.
-type deck struct {
+// A schedule orders faults at random. Each fault comes once before any comes again.
+type schedule struct {
 	faults []fault
 
 	mu   sync.Mutex
 	rng  *rand.Rand
 	next []fault
-	once bool // all were dealt
+	once bool // each fault has come once
 }
 
-// dealt reports whether all faults were dealt.
-func (d *deck) dealt() bool {
+// complete reports whether each fault has come once.
+func (d *schedule) complete() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.once || len(d.faults) == 0
 }
 
-func (s *supervisor) newDeck(number uint64, faults []fault) *deck {
+func (s *supervisor) newSchedule(number uint64, faults []fault) *schedule {
 	faults = slices.DeleteFunc(faults, func(f fault) bool { return !strings.Contains(f.name, s.only) })
-	return &deck{faults: faults, rng: rand.New(rand.NewPCG(s.seed, number))}
+	return &schedule{faults: faults, rng: rand.New(rand.NewPCG(s.seed, number))}
 }
 
-// draw returns the next fault, and the chance that decides how it is done.
-func (d *deck) draw() (fault, *rand.Rand) {
+// nextFault returns the next fault and its random numbers.
+func (d *schedule) nextFault() (fault, *rand.Rand) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.next) == 0 {
@@ -264,25 +264,25 @@ func (d *deck) draw() (fault, *rand.Rand) {
 	return f, rand.New(rand.NewPCG(d.rng.Uint64(), 2))
 }
 
-// rest ends the workers, and writes down what they leave behind.
-func (s *supervisor) rest() {
+// finish ends the workers and records what they leave behind.
+func (s *supervisor) finish() {
 	var all sync.WaitGroup
 	for _, at := range s.seats {
 		all.Go(func() {
-			if err := at.worker.retire(); err != nil {
+			if err := at.worker.stop(); err != nil {
 				s.fail(fmt.Errorf("%s: %w", at.worker.name, err))
 			}
 			s.count(at.worker)
 		})
 	}
 	all.Wait()
-	time.Sleep(rules.Lease) // of those who were killed
+	time.Sleep(rules.Lease) // until the leases of killed workers have ended
 	if err := errors.Join(s.inspect(), s.audit(), s.search()); err != nil {
 		s.fail(err)
 	}
 }
 
-// count adds up what a worker has used.
+// count adds the CPU time and memory of a worker.
 func (s *supervisor) count(p *process) {
 	u, ok := p.cmd.ProcessState.SysUsage().(*syscall.Rusage)
 	if !ok {
@@ -294,7 +294,7 @@ func (s *supervisor) count(p *process) {
 	s.rss = max(s.rss, u.Maxrss)
 }
 
-// inspect looks at every name in Redis: for leases, and for an end.
+// inspect records the leases in Redis and the keys without a TTL.
 func (s *supervisor) inspect() error {
 	masters, err := s.servers.masters()
 	if err != nil {
@@ -326,7 +326,7 @@ func (s *supervisor) inspect() error {
 	return nil
 }
 
-// isHeld reports whether a name is a lease, or a lock with a holder.
+// isHeld reports whether a key is a lease or a lock with a holder.
 func isHeld(ctx context.Context, rdb *redis.Client, name string) (bool, error) {
 	switch {
 	case strings.Contains(name, ":m:{"):
@@ -352,7 +352,7 @@ func isHeld(ctx context.Context, rdb *redis.Client, name string) (bool, error) {
 	return false, err
 }
 
-// audit counts what was counted.
+// audit records the counters and the rows of their increments.
 func (s *supervisor) audit() error {
 	rows, err := s.source.DB.Query(`SELECT name, n, (SELECT count(*) FROM sections WHERE sections.name = counters.name) FROM counters`)
 	if err != nil {
@@ -368,7 +368,7 @@ func (s *supervisor) audit() error {
 	return errors.Join(rows.Err(), rows.Close())
 }
 
-// search looks for secrets in what the workers have logged and said.
+// search looks for secrets in the logs, the error outputs and the history.
 func (s *supervisor) search() error {
 	for _, pattern := range []string{"log-*", "stderr-*", "history"} {
 		files, err := filepath.Glob(filepath.Join(s.dir, pattern))
@@ -381,7 +381,7 @@ func (s *supervisor) search() error {
 				return err
 			}
 			if strings.Contains(string(text), canary) {
-				s.log.Write(history.Event{Op: history.Told, Value: filepath.Base(file)})
+				s.log.Write(history.Event{Op: history.Leaked, Value: filepath.Base(file)})
 			}
 		}
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"crypto/sha1"
 	"encoding/hex"
 	"encoding/json"
@@ -14,31 +13,38 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// swapVariable is the environment variable that has the workers send another script
-// than the library's: a mutant, which need not be built for that.
+// swapVariable is the environment variable that makes workers send another script than the library's.
+// So a mutant of a script needs no build.
 const swapVariable = "FETCHONCE_CHAOS_SWAP"
 
-// A swap is a hook of a Redis client. It puts one text in the place of another, in
-// all scripts that have it.
+// A swap replaces one text with another in all scripts of a client that contain it.
 type swap struct {
 	Old, New string
 
-	hashes sync.Map // of the scripts with Old: that of the one with New
+	hashes sync.Map // hash of a script with Old -> hash of the script with New
 }
 
 // swapOf returns the swap that the environment asks for, or nil.
 func swapOf(environment string) (*swap, error) {
 	text := os.Getenv(environment)
 	if text == "" {
-		return nil, nil //nolint:nilnil // there is none, and nothing is wrong
+		return nil, nil //nolint:nilnil // no swap is no error
 	}
 	s := new(swap)
 	return s, json.Unmarshal([]byte(text), s)
 }
 
-// in changes a command that runs a script. The server does not know the old one, so
-// it is sent with its text once.
-func (s *swap) in(cmd redis.Cmder) {
+// around is a [sendHook] that replaces the scripts.
+func (s *swap) around(cmds []redis.Cmder, send func() error) error {
+	for _, cmd := range cmds {
+		s.replace(cmd)
+	}
+	return send()
+}
+
+// replace changes a command that runs a script. The server has never received the old script, so the
+// client sends the text once, which replace changes too.
+func (s *swap) replace(cmd redis.Cmder) {
 	args := cmd.Args()
 	if len(args) < 2 {
 		return
@@ -59,29 +65,8 @@ func (s *swap) in(cmd redis.Cmder) {
 	}
 }
 
-// hash is how Redis names a script.
+// hash returns the hash by which Redis names a script.
 func hash(text string) string {
-	sum := sha1.Sum([]byte(text)) //nolint:gosec // it is no safeguard
+	sum := sha1.Sum([]byte(text)) //nolint:gosec // Redis uses SHA-1
 	return hex.EncodeToString(sum[:])
-}
-
-// DialHook makes a swap a [redis.Hook], as do the methods below.
-func (s *swap) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-// ProcessHook changes a command.
-func (s *swap) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		s.in(cmd)
-		return next(ctx, cmd)
-	}
-}
-
-// ProcessPipelineHook changes the commands of a pipeline.
-func (s *swap) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		for _, cmd := range cmds {
-			s.in(cmd)
-		}
-		return next(ctx, cmds)
-	}
 }

@@ -29,7 +29,7 @@ import (
 	"github.com/fetchonce/fetchonce/oncesql"
 )
 
-// What the workers promise each other.
+// rules are the limits that a run must keep.
 var rules = history.Rules{
 	Lease:        500 * time.Millisecond,
 	FetchTimeout: 1500 * time.Millisecond,
@@ -44,30 +44,30 @@ const (
 	keys         = 8
 	callers      = 10 // goroutines of a worker
 	redisTimeout = 500 * time.Millisecond
-	redisBreaker = 500 * time.Millisecond // a probe finds Redis within Recovery
+	redisBreaker = 500 * time.Millisecond // so that a probe succeeds within Recovery
 	drainLimit   = 10 * time.Second
-	slow         = 100 * time.Millisecond // what answers later is
-	canary       = "canary-5dd1f0a7"      // is in every value and in every password
+	slow         = 100 * time.Millisecond // a longer reply counts as slow
+	canary       = "canary-5dd1f0a7"      // in every value and in every password
 )
 
 // jobVariable is the environment variable that makes this program a worker.
 const jobVariable = "FETCHONCE_CHAOS_WORKER"
 
-// What a worker says, apart from "at" and a point.
+// The lines that a worker prints, besides "at" and a point.
 const (
 	ready    = "ready"
 	disarmed = "disarmed"
 )
 
-// A job is what a worker is told when it starts.
+// A job tells a worker what to do.
 type job struct {
 	Process string
-	Build   int // which shape its values have; see build.go
+	Build   int // decides the type of its values; see build.go
 	Seed    uint64
 	Redis   place
-	Proxies map[string]string // the address to dial for each of Redis'
+	Proxies map[string]string // the address to dial for each address of Redis
 	DSN     string
-	Dir     string // has the history and the logs
+	Dir     string // of the history and the logs
 }
 
 // A worker is one of the processes that use the library.
@@ -82,15 +82,14 @@ type worker struct {
 	points  points
 
 	number atomic.Int64 // of writes, fetches and locks
-	calls  atomic.Int64 // under way
+	calls  atomic.Int64 // that run
 	ended  atomic.Bool
 	faults chan history.Fault // for the next fetches
 }
 
-// work is the whole life of a worker: it reads orders line by line, and ends when
-// there are no more.
+// work runs a worker. It reads orders line by line until its input ends.
 func work(description string) error {
-	logging.Disable() // go-redis tells standard error what its callers are told
+	logging.Disable() // go-redis also logs the errors that it returns
 	w := &worker{faults: make(chan history.Fault, 100)}
 	if err := json.Unmarshal([]byte(description), &w.job); err != nil {
 		return err
@@ -104,7 +103,7 @@ func work(description string) error {
 		rng := rand.New(rand.NewPCG(w.Seed, uint64(n)))
 		all.Go(func() { w.call(rng) })
 	}
-	all.Go(w.pulse)
+	all.Go(w.recordStalls)
 	fmt.Println(ready)
 	for orders := bufio.NewScanner(os.Stdin); orders.Scan(); {
 		w.obey(orders.Text())
@@ -137,19 +136,19 @@ func (w *worker) open() (err error) {
 	if w.log, err = history.OpenLog(filepath.Join(w.Dir, "history"), w.Process); err != nil {
 		return err
 	}
-	said, err := os.OpenFile(filepath.Join(w.Dir, "log-"+w.Process), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	logFile, err := os.OpenFile(filepath.Join(w.Dir, "log-"+w.Process), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	logger := slog.New(slog.NewTextHandler(said, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	logger := slog.New(slog.NewTextHandler(logFile, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.rdb = w.Redis.client(w.Proxies)
 	mutant, err := swapOf(swapVariable)
 	if err != nil {
 		return err
 	}
-	addHooks(w.rdb, &w.points)
+	addHooks(w.rdb, sendHook(w.points.around))
 	if mutant != nil {
-		addHooks(w.rdb, mutant) // the points know the scripts as they were
+		addHooks(w.rdb, sendHook(mutant.around)) // after the points, which know only the library's scripts
 	}
 	if w.source, err = origin.Open(w.DSN); err != nil {
 		return err
@@ -174,8 +173,8 @@ func (w *worker) open() (err error) {
 	return err
 }
 
-// timed is a Store that writes down when the source of truth is slow by itself: a fetch
-// may then take too long without anybody's fault.
+// timed is a Store that records when the database is slow, which excuses a fetch that takes too
+// long.
 type timed struct {
 	fetchonce.Store[string]
 	log *history.Log
@@ -201,7 +200,7 @@ func (w *worker) close() error {
 	return errors.Join(w.things.Close(), w.created.Close(), w.locker.Close(), w.rdb.Close(), w.source.DB.Close())
 }
 
-// await waits for goroutines to end, and returns how many did not.
+// await waits for goroutines to end and returns how many have not.
 func (w *worker) await(before int) (left int) {
 	for end := time.Now().Add(3 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if left = runtime.NumGoroutine() - before; left <= 0 || time.Now().After(end) {
@@ -210,7 +209,7 @@ func (w *worker) await(before int) (left int) {
 	}
 }
 
-// dump keeps the stacks of all goroutines.
+// dump writes the stacks of all goroutines to a file.
 func (w *worker) dump(name string) {
 	f, err := os.Create(filepath.Join(w.Dir, name+"-"+w.Process))
 	if err != nil {
@@ -220,7 +219,7 @@ func (w *worker) dump(name string) {
 	_ = pprof.Lookup("goroutine").WriteTo(f, 2)
 }
 
-// obey executes an order of the supervisor's.
+// obey executes an order of the supervisor.
 func (w *worker) obey(order string) {
 	what, rest, _ := strings.Cut(order, " ")
 	switch what {
@@ -235,12 +234,12 @@ func (w *worker) obey(order string) {
 	}
 }
 
-// pulse writes down when this process did not run.
-func (w *worker) pulse() {
-	const beat = 10 * time.Millisecond
+// recordStalls records when this process did not run.
+func (w *worker) recordStalls() {
+	const interval = 10 * time.Millisecond
 	last := history.Now()
 	for !w.ended.Load() {
-		time.Sleep(beat)
+		time.Sleep(interval)
 		now := history.Now()
 		if now.Sub(last) > slow {
 			w.log.Write(history.Event{Op: history.Hit, Fault: history.Starved, Began: last})
@@ -249,7 +248,7 @@ func (w *worker) pulse() {
 	}
 }
 
-// call calls the library, one way or another, until it is over.
+// call calls random methods of the library until the worker ends.
 func (w *worker) call(rng *rand.Rand) {
 	popular := rand.NewZipf(rng, 1.3, 2, keys-1)
 	mix := mixOf(w.Redis.Profile)
@@ -277,5 +276,5 @@ func keyName(n int) string { return "key " + strconv.Itoa(n) }
 
 func (w *worker) name() string { return origin.Writer(w.Process, w.number.Add(1), false) }
 
-// began is the key of a context's value that says when its Get began.
+// began is the context key of the time at which a Get began.
 type began struct{}

@@ -6,22 +6,21 @@ import (
 	"time"
 )
 
-// Check judges a history, in the order in which its events were written or any
-// other. These are the rules, for each key by itself:
+// Check judges a history of a run without faults of Redis. The events may be in any order. Each key
+// has these rules:
 //
 //   - A Get that began after an Update had returned without an error returns the
 //     version which that Update wrote, or a later one.
 //   - A Get that began after a Delete had returned without an error returns what
 //     was committed when the Delete began, or a later one.
-//   - A process died during an Update. A Get that began more than one lease after
-//     that, and after what it wrote was committed, returns that version, or a later
-//     one.
-//   - No Get returns a version before somebody is about to commit it.
-//   - Nothing returns an error.
+//   - If a process died during an Update, a Get that began more than one lease after the death,
+//     and after the commit, returns the version of that Update or a later one.
+//   - No Get returns a version before its commit has begun.
+//   - No call returns an error.
 //
-// An Update that has not returned promises nothing, and neither does one that
-// returned an error, or a process that died between a commit and its Delete. What
-// a Get returns that began while a write was under way may be old or new.
+// An Update that has not returned promises nothing. Neither does one that returned an error, nor a
+// process that died between a commit and its Delete. A Get that began during a write may return the
+// old or the new version.
 func Check(events []Event, lease time.Duration) []Violation {
 	return check(events, judge{lease: lease, failures: true, void: func(promise) bool { return false }})
 }
@@ -30,9 +29,9 @@ func check(events []Event, j judge) []Violation {
 	j.keys = make(map[string]*key)
 	events = slices.SortedStableFunc(slices.Values(events), byTime)
 	for _, e := range events {
-		j.note(e)
+		j.record(e)
 	}
-	j.bury(events)
+	j.promiseForDead(events)
 	for _, k := range j.keys {
 		k.order()
 	}
@@ -47,27 +46,26 @@ func check(events []Event, j judge) []Violation {
 
 type judge struct {
 	lease    time.Duration
-	failures bool                 // an error is a violation
-	void     func(p promise) bool // a fault has made this promise void
+	failures bool                 // whether an error is a violation
+	void     func(p promise) bool // reports whether a fault excuses that the promise is broken
 
 	keys  map[string]*key
 	found []Violation
 }
 
-// A key is what is known of one key.
+// A key is the state of one key.
 type key struct {
-	begun    map[int64]Time // when a version was first about to be committed
-	commits  []Event        // of it, in their order
-	promises []promise      // by time; and, once they are in order, by version
+	begun    map[int64]Time // when the commit of a version began
+	commits  []Event        // in the order of time
+	promises []promise      // by time and, after order, also by version
 }
 
-// A promise is that no Get which begins after some moment returns less than a
-// version.
+// A promise says that no Get that begins after a moment returns an older version.
 type promise struct {
 	from    Time
 	version int64
 	why     Event
-	writer  string // who made it
+	writer  string // the write that it follows from
 }
 
 func (j *judge) key(name string) *key {
@@ -79,17 +77,19 @@ func (j *judge) key(name string) *key {
 	return k
 }
 
-func (j *judge) blame(kind Kind, e Event) { j.found = append(j.found, Violation{Kind: kind, Event: e}) }
+func (j *judge) report(kind Kind, e Event) {
+	j.found = append(j.found, Violation{Kind: kind, Event: e})
+}
 
-// note takes the events one by one, in the order of time.
-func (j *judge) note(e Event) {
+// record adds an event to its key. It is called in the order of time.
+func (j *judge) record(e Event) {
 	if e.Op == Died {
 		return // has no key
 	}
 	k := j.key(e.Key)
 	if e.Err != "" {
 		if j.failures {
-			j.blame(Failed, e)
+			j.report(Failed, e)
 		}
 		return
 	}
@@ -100,21 +100,21 @@ func (j *judge) note(e Event) {
 		}
 	case Committed:
 		if _, ok := k.begun[e.Version]; !ok {
-			j.blame(Muddled, e)
+			j.report(Inconsistent, e)
 		}
 		k.commits = append(k.commits, e)
 	case Updated:
 		j.promise(k, promise{e.At, e.Version, e, e.Writer})
 	case Deleted:
 		j.promise(k, promise{e.At, k.committedBy(e.Began), e, e.Writer})
-	case Got, Invalidating, Fetching, Fetched, Locked, Unlocked, Refused, Created, Hit, Phase, Masters, Ended, Counted, Held, Endless, Told:
+	case Got, Invalidating, Fetching, Fetched, Locked, Unlocked, Refused, Created, Hit, Phase, Masters, Ended, Counted, Held, Endless, Leaked:
 	default:
-		j.blame(Muddled, e)
+		j.report(Inconsistent, e)
 	}
 }
 
-// bury makes the promises of those who died.
-func (j *judge) bury(events []Event) {
+// promiseForDead adds the promises of Updates whose processes died.
+func (j *judge) promiseForDead(events []Event) {
 	updated := make(map[string]bool) // by writer
 	died := make(map[string]Event)   // by process
 	for _, e := range events {
@@ -141,7 +141,7 @@ func (j *judge) promise(k *key, p promise) {
 	}
 }
 
-// committedBy returns the newest version that is known to have been there at t.
+// committedBy returns the newest version that was committed at t.
 func (k *key) committedBy(t Time) int64 {
 	var newest int64
 	for _, c := range k.commits {
@@ -152,7 +152,7 @@ func (k *key) committedBy(t Time) int64 {
 	return newest
 }
 
-// order sorts the promises by time, and leaves those out that promise nothing new.
+// order sorts the promises by time and removes those that promise no newer version.
 func (k *key) order() {
 	slices.SortStableFunc(k.promises, func(a, b promise) int { return int(max(-1, min(1, a.from-b.from))) })
 	var rising []promise
@@ -164,13 +164,13 @@ func (k *key) order() {
 	k.promises = rising
 }
 
-// judge judges a Get.
+// judge checks a Get.
 func (j *judge) judge(e Event) {
 	k := j.key(e.Key)
 	if begun, ok := k.begun[e.Version]; !ok || begun > e.At {
-		j.blame(Unborn, e)
+		j.report(Uncommitted, e)
 	}
-	// The last promise from before it began.
+	// The last promise from before the Get began.
 	n, _ := slices.BinarySearchFunc(k.promises, e.Began, func(p promise, began Time) int {
 		if p.from < began {
 			return -1
@@ -185,15 +185,14 @@ func (j *judge) judge(e Event) {
 	}
 }
 
-// A Count is how much a history has of what its judgement rests on.
+// A Count says how much evidence a history has.
 type Count struct {
 	Gets, Updates, Deletes int // that returned without an error
-	Deaths, Orphans        int // processes that died; versions that one of them committed in an Update which did not return
+	Deaths, Orphans        int // processes that died, and versions that they committed in Updates that did not return
 	Late                   int // Gets that began more than one lease after such a death
 }
 
-// Sum counts what is in a history. A history without anything in it is never
-// wrong.
+// Sum counts the evidence in a history. An empty history breaks no rule.
 func Sum(events []Event, lease time.Duration) Count {
 	var c Count
 	updated, died := make(map[string]bool), make(map[string]Event)
@@ -212,7 +211,7 @@ func Sum(events []Event, lease time.Duration) Count {
 			died[e.Process] = e
 		}
 	}
-	due := make(map[string]Time)     // by key, the first
+	due := make(map[string]Time)     // by key: from when the first orphan must be returned
 	orphans := make(map[string]bool) // by writer
 	for _, e := range events {
 		if d, dead := died[e.Process]; dead && e.Op == Committed && e.Update && !updated[e.Writer] {

@@ -13,10 +13,9 @@ import (
 
 const lease = 400
 
-// parse reads a history that is written in short, one event a line: when it
-// happened, by which process, what, of which key, and then, in any order, "v" and
-// the version, "since" and when it began, "by" and the writer, "update", "err" and
-// so on. An underscore stands for a space.
+// parse reads a history in a short form, one event per line: its time, process, op and key, and then,
+// in any order, "v" and the version, "since" and the time it began, "by" and the writer, "update",
+// "err" and so on. An underscore stands for a space.
 func parse(t *testing.T, text string) []history.Event {
 	t.Helper()
 	var events []history.Event
@@ -68,7 +67,7 @@ func parse(t *testing.T, text string) []history.Event {
 			case "count":
 				scan(words[1], &e.Count)
 			default:
-				t.Fatalf("%q: what is %q?", line, words[0])
+				t.Fatalf("%q: unknown word %q", line, words[0])
 			}
 			words = words[2:]
 		}
@@ -77,7 +76,7 @@ func parse(t *testing.T, text string) []history.Event {
 	return events
 }
 
-// The first version of k is there before all else.
+// The first version of k is committed before all else.
 const first = `
 	1 s committing k v 1
 	2 s committed k v 1
@@ -90,17 +89,17 @@ const second = first + `
 	200 a updated k since 100 v 2 by a1 update
 `
 
-// The same, but a dies at 150.
+// The same Update, but a dies at 150.
 const died = first + `
 	120 a committing k v 2 by a1 update
 	140 a committed k v 2 by a1 update
 	150 a died
 `
 
-func TestCheck(t *testing.T) {
+func TestCheckFindsEachBrokenRule(t *testing.T) {
 	for _, c := range []struct {
 		name, history string
-		want          string // kind, and when the event was that is wrong; "" for none
+		want          string // kind and time of the wrong event; "" for none
 	}{
 		{"nothing", "", ""},
 		{"the first version", first + "20 r got k since 10 v 1", ""},
@@ -112,10 +111,10 @@ func TestCheck(t *testing.T) {
 		{"new, begun after the Update", second + "250 r got k since 201 v 2", ""},
 		{"new, begun during the Update", second + "190 r got k since 110 v 2", ""},
 		{"newer, begun after the Update", second + "201 a committing k v 3\n 250 r got k since 201 v 3", ""},
-		{"new before it is committed", second + "119 r got k since 110 v 2", "unborn 119"},
-		{"a version that nobody wrote", second + "250 r got k since 201 v 7", "unborn 250"},
+		{"new before it is committed", second + "119 r got k since 110 v 2", "uncommitted 119"},
+		{"a version that was never written", second + "250 r got k since 201 v 7", "uncommitted 250"},
 		{"old, of another key", second + "3 s committing l v 1\n250 r got l since 201 v 1", ""},
-		{"written down in another order", "250 r got k since 201 v 1" + second, "stale 250"},
+		{"recorded in another order", "250 r got k since 201 v 1" + second, "stale 250"},
 
 		{
 			"an Update that failed", first + "140 a committing k v 2 by a1 update\n150 a committed k v 2 by a1 update\n" +
@@ -140,10 +139,10 @@ func TestCheck(t *testing.T) {
 		{"old, more than a lease after the death", died + "600 r got k since 551 v 1", "stale 600"},
 		{"new, more than a lease after the death", died + "600 r got k since 551 v 2", ""},
 		{
-			"committed by the dead, found late", first + "120 a committing k v 2 by a1 update\n150 a died\n" +
+			"committed by a dead process, found late", first + "120 a committing k v 2 by a1 update\n150 a died\n" +
 				"700 a committed k v 2 by a1 update\n800 r got k since 650 v 1\n801 r got k since 701 v 1", "stale 801",
 		},
-		{"not committed by the dead", first + "120 a committing k v 2 by a1 update\n150 a died\n800 r got k since 750 v 1", ""},
+		{"not committed by a dead process", first + "120 a committing k v 2 by a1 update\n150 a died\n800 r got k since 750 v 1", ""},
 		{
 			"died between a commit and its Delete", first + "120 a committing k v 2 by a1\n140 a committed k v 2 by a1\n150 a died\n" +
 				"800 r got k since 750 v 1", "",
@@ -153,8 +152,8 @@ func TestCheck(t *testing.T) {
 			"an older Update returns after a newer", second + "150 b committing k v 3 by b1 update\n160 b committed k v 3 by b1 update\n" +
 				"190 b updated k since 110 v 3 by b1 update\n250 r got k since 201 v 2", "stale 250",
 		},
-		{"committed out of nowhere", first + "140 a committed k v 2 by a1", "muddled 140"},
-		{"an event of no kind", first + "140 a eaten k", "muddled 140"},
+		{"committed without committing", first + "140 a committed k v 2 by a1", "inconsistent 140"},
+		{"an unknown op", first + "140 a eaten k", "inconsistent 140"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			found := history.Check(parse(t, c.history), lease)
@@ -169,8 +168,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// long returns a correct history of a register that is always read up to date, by
-// 4 processes, with writers of which some die.
+// long returns a correct history of 4 processes. Every Get returns the newest version. Some writers
+// die.
 func long(rng *rand.Rand, keys, steps int) []history.Event {
 	var events []history.Event
 	now := history.Time(0)
@@ -214,8 +213,7 @@ func long(rng *rand.Rand, keys, steps int) []history.Event {
 	return events
 }
 
-// Of a correct history, one Get is made older than it may be. That is found, and
-// nothing else.
+// One Get of a correct history is made too old. Check finds that Get and nothing else.
 func TestOneStaleGetAmongManyIsFound(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 50 {
@@ -223,8 +221,8 @@ func TestOneStaleGetAmongManyIsFound(t *testing.T) {
 		if found := history.Check(events, lease); len(found) > 0 {
 			t.Fatalf("in a correct history: %v", found)
 		}
-		// The corrupted one: long after the last write of its key, so that what
-		// was written must be seen, whoever wrote it.
+		// The wrong Get begins long after the last write of its key, so it must return that
+		// version, whether its writer lives or not.
 		last := events[rng.IntN(len(events))]
 		for last.Op != history.Updated && last.Op != history.Deleted && !(last.Op == history.Committed && last.Update) {
 			last = events[rng.IntN(len(events))]
@@ -248,12 +246,12 @@ func TestOneStaleGetAmongManyIsFound(t *testing.T) {
 		corrupt := history.Event{At: began + 5, Began: began, Process: "r", Op: history.Got, Key: last.Key, Version: newest - 1}
 		found := history.Check(append([]history.Event{corrupt}, events...), lease)
 		if len(found) != 1 || found[0].Kind != history.Stale || found[0].Event != corrupt {
-			t.Fatalf("after %v, found %v in %v", last, found, corrupt)
+			t.Fatalf("after %v, with %v: found %v", last, corrupt, found)
 		}
 	}
 }
 
-func TestSum(t *testing.T) {
+func TestSumCountsTheEvidence(t *testing.T) {
 	got := history.Sum(parse(t, died+`
 		600 r got k since 551 v 2
 		610 r got k since 550 v 2
@@ -266,7 +264,7 @@ func TestSum(t *testing.T) {
 	}
 }
 
-// Judging is quick enough for a minute of load.
+// BenchmarkCheck judges as many events as a minute of load makes.
 func BenchmarkCheck(b *testing.B) {
 	events := long(rand.New(rand.NewPCG(1, 2)), 8, 100_000)
 	for b.Loop() {

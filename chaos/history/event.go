@@ -1,8 +1,7 @@
-// Package history records what several processes did to the same keys, and
-// judges whether what they read was ever too old.
+// Package history records what several processes did to the same keys, and judges whether the
+// records break a promise of fetchonce.
 //
-// It knows keys, versions and moments. It knows nothing of caches, Redis or
-// locks, and shares no code with what it judges.
+// It shares no code with the library that it judges.
 package history
 
 import (
@@ -12,28 +11,26 @@ import (
 	"time"
 )
 
-// A Time is a moment in nanoseconds of a clock that all processes of one machine
-// share, and that nobody sets.
+// A Time is a moment in nanoseconds of the monotonic clock, which all processes of one machine
+// share.
 type Time int64
 
 // Add returns the moment d later.
 func (t Time) Add(d time.Duration) Time { return t + Time(d) }
 
-// Sub returns how long after u t is.
+// Sub returns t - u.
 func (t Time) Sub(u Time) time.Duration { return time.Duration(t - u) }
 
-// An Op is what happened.
+// An Op says what an Event records.
 type Op string
 
-// What happens. A process that ends before it has written an event down may
-// have done all the same what that event says.
+// The Ops. A process that dies may have done something that it has not recorded.
 const (
-	// Committing: the write of this Writer is about to commit Version, and may
-	// have done so from now on.
+	// Committing: the write of this Writer commits Version after this moment.
 	Committing Op = "committing"
 
-	// Committed: Version is there for everyone who reads the source. The Writer
-	// itself says so, or somebody who found it there after the writer had died.
+	// Committed: Version is in the source. The Writer records that, or the
+	// supervisor after the Writer has died.
 	Committed Op = "committed"
 
 	// Updated: the Update of this Writer, which began at Began, has returned.
@@ -45,14 +42,14 @@ const (
 	// Got: a Get that began at Began has returned Version.
 	Got Op = "got"
 
-	// Died: Process has ended, without a chance to do anything about it.
+	// Died: Process was killed.
 	Died Op = "died"
 
 	// Invalidating: the Update or the Delete of this Writer has begun.
 	Invalidating Op = "invalidating"
 
-	// Fetching: a fetch has begun, under a lease with that Fence, or without one
-	// if it is 0, for a Get that began at Began. Fetched: it has ended.
+	// Fetching: a fetch has begun for a Get that began at Began. It has a lease with
+	// that Fence, or none if Fence is 0. Fetched: it has ended.
 	Fetching Op = "fetching"
 	Fetched  Op = "fetched"
 
@@ -66,29 +63,28 @@ const (
 	// Created: a Get of a Key that is created once has returned Value.
 	Created Op = "created"
 
-	// Hit: from Began to At something was done to Process, or to Everyone: see the
-	// Faults.
+	// Hit: from Began to At, Process or Everyone had a Fault.
 	Hit Op = "hit"
 
-	// Phase: from now on there are faults, or none, as Value says.
+	// Phase: a phase with the name Value begins: with faults or without.
 	Phase Op = "phase"
 
-	// Masters: from now on these nodes of Redis are the masters.
+	// Masters: the nodes in Value are the masters from now on.
 	Masters Op = "masters"
 
-	// Ended: Process has ended in peace, with so many calls that did not return
-	// and goroutines that did not end.
+	// Ended: Process has ended normally. Calls have not returned, and Count
+	// goroutines have not ended.
 	Ended Op = "ended"
 
-	// Counted: in the end the source had Version for a counter, and Count rows of
-	// those who counted.
+	// Counted: in the end, a counter in the source is Version, and Count rows record
+	// its increments.
 	Counted Op = "counted"
 
-	// Held, Endless: in the end Redis still had a lease, and a name that does not
-	// end by itself. Told: a log has something that nobody may be told.
+	// Held: in the end, Redis still has the lease in Value. Endless: it has the key in
+	// Value without a TTL. Leaked: the log file in Value contains a secret.
 	Held    Op = "held"
 	Endless Op = "endless"
-	Told    Op = "told"
+	Leaked  Op = "leaked"
 )
 
 // An Event is a line of a history.
@@ -98,43 +94,43 @@ type Event struct {
 	Process string `json:"process"`
 	Op      Op     `json:"op"`
 	Key     string `json:"key,omitempty"`
-	Version int64  `json:"version,omitempty"` // of each key: 1, 2, 3 in the order they are committed
-	Writer  string `json:"writer,omitempty"`  // one write, of all writes of all processes
-	Update  bool   `json:"update,omitempty"`  // that write is an Update's
+	Version int64  `json:"version,omitempty"` // of a key: 1, 2, 3 in the order of their commits
+	Writer  string `json:"writer,omitempty"`  // names one write among those of all processes
+	Update  bool   `json:"update,omitempty"`  // the write belongs to an Update
 	Err     string `json:"err,omitempty"`     // what Updated, Deleted or Got returned
 	Fence   int64  `json:"fence,omitempty"`
-	Cut     Time   `json:"cut,omitempty"`   // when the context of Fetched or Unlocked was seen to have ended, if before the work
+	Cut     Time   `json:"cut,omitempty"`   // when the context ended, if before the work of Fetched or Unlocked
 	Value   string `json:"value,omitempty"` // what Created returned
 	Source  string `json:"source,omitempty"`
-	Build   int    `json:"build,omitempty"` // of the program that fetched: each has values of its own
+	Build   int    `json:"build,omitempty"` // of the program that fetched; each build has its own values
 	Fault   Fault  `json:"fault,omitempty"`
-	Node    int    `json:"node,omitempty"` // of a Hit: it concerns only the keys of this node, 1 and up; see [Rules.Nodes]
+	Node    int    `json:"node,omitempty"` // of a Hit that affects only the keys of this node, from 1; see [Rules.Nodes]
 	Calls   int    `json:"calls,omitempty"`
 	Count   int    `json:"count,omitempty"` // of goroutines, or of rows
 }
 
 func (e Event) String() string {
-	line, _ := json.Marshal(e) // has only what can be written
+	line, _ := json.Marshal(e) // every field can be encoded
 	return string(line)
 }
 
-// A Kind is a way in which a history can be wrong.
+// A Kind is a kind of violation.
 type Kind string
 
-// What can be wrong.
+// The kinds that Check finds.
 const (
-	Stale   Kind = "stale"   // a Get returned a version though a newer one had been promised
-	Unborn  Kind = "unborn"  // a Get returned a version that nobody had begun to commit
-	Failed  Kind = "failed"  // a Get, an Update or a Delete returned an error
-	Muddled Kind = "muddled" // the history contradicts itself: then it is no evidence
+	Stale        Kind = "stale"        // a Get returned an older version than promised
+	Uncommitted  Kind = "uncommitted"  // a Get returned a version before its commit began
+	Failed       Kind = "failed"       // a Get, an Update or a Delete returned an error
+	Inconsistent Kind = "inconsistent" // the history contradicts itself, so it proves nothing
 )
 
-// A Violation is something in a history that must not be.
+// A Violation is an Event that breaks a rule.
 type Violation struct {
 	Kind Kind
 	Event
-	Want int64 // the oldest version that a Stale Get could have returned
-	Why  Event // since this
+	Want int64 // of a Stale Get: the oldest version that it may return
+	Why  Event // the Event that the rule follows from
 }
 
 func (v Violation) String() string {

@@ -10,13 +10,13 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/history"
 )
 
-// In the histories of these tests a moment is a millisecond.
+// milli has the rules of these tests, whose histories count milliseconds.
 var milli = history.Rules{
 	Lease: 500 * time.Millisecond, FetchTimeout: 1500 * time.Millisecond, Deadline: 4 * time.Second,
 	Grace: 250 * time.Millisecond, Recovery: time.Second, RedisTimeout: 500 * time.Millisecond, Nodes: 3,
 }
 
-// inMillis reads a history as parse does.
+// inMillis reads a history whose times are in milliseconds.
 func inMillis(t *testing.T, text string) []history.Event {
 	t.Helper()
 	events := parse(t, text)
@@ -28,7 +28,7 @@ func inMillis(t *testing.T, text string) []history.Event {
 	return events
 }
 
-// Two fetches of k: by a from 1000 to 1200, and by b.
+// A fetch of k by a from 1000 to 1200.
 const byA = `
 	1000 a fetching k since 990 fence 5 by a1
 	1200 a fetched k fence 5 by a1
@@ -60,22 +60,22 @@ var judged = []struct {
 	{"I0: an error by a script flush", first + "100 a got k since 50 err NOSCRIPT\n 70 * hit since 60 fault script_flush", "I0"},
 	{"an error while the source was slow", first + "1700 a created k since 50 err fetch_timeout\n 1710 * hit since 150 fault source_slow", ""},
 	{"an error on purpose", first + "100 a got k since 50 err injected", ""},
-	{"an error of who waited for the dead", first + "20 b fetching k since 10 fence 5 by b1\n 30 b died\n 4100 a got k since 50 err deadline", ""},
+	{"an error of a waiter for a dead process", first + "20 b fetching k since 10 fence 5 by b1\n 30 b died\n 4100 a got k since 50 err deadline", ""},
 
 	{"I1: stale after an Update", begun + second + "250 r got k since 201 v 1", "I1"},
-	{"stale, but the master that knew has died", begun + second + "250 r got k since 201 v 1\n 900 * hit since 210 fault failover", ""},
-	{"stale, while a master that was replaced still answers", begun + second + "8000 r got k since 7990 v 1\n 8100 * hit since 1300 fault two_masters", ""},
-	{"I1: stale, long after it was told", begun + second + "9200 r got k since 9150 v 1\n 8100 * hit since 1300 fault two_masters", "I1"},
-	{"stale, and the master that was replaced had confirmed it", begun + second + "9200 r got k since 9150 v 1\n 8100 * hit since 150 fault two_masters", ""},
-	{"I1: stale, however slow the source was", begun + second + "250 r got k since 201 v 1\n 900 * hit since 150 fault source_slow", "I1"},
-	{"I1: stale, and the master died long after", begun + second + "250 r got k since 201 v 1\n 9000 * hit since 8000 fault failover", "I1"},
+	{"stale, the master that confirmed has died", begun + second + "250 r got k since 201 v 1\n 900 * hit since 210 fault failover", ""},
+	{"stale, while a replaced master still answers", begun + second + "8000 r got k since 7990 v 1\n 8100 * hit since 1300 fault two_masters", ""},
+	{"I1: stale, long after the replaced master was demoted", begun + second + "9200 r got k since 9150 v 1\n 8100 * hit since 1300 fault two_masters", "I1"},
+	{"stale, the replaced master had confirmed the Update", begun + second + "9200 r got k since 9150 v 1\n 8100 * hit since 150 fault two_masters", ""},
+	{"I1: stale, while the source was slow", begun + second + "250 r got k since 201 v 1\n 900 * hit since 150 fault source_slow", "I1"},
+	{"I1: stale, the master died long after", begun + second + "250 r got k since 201 v 1\n 9000 * hit since 8000 fault failover", "I1"},
 	{"I1: stale, Redis was empty between", begun + second + "250 r got k since 201 v 1\n 205 * hit since 202 fault redis_kill", "I1"},
 	{"I1: stale after a death in an Update", begun + died + "700 r got k since 660 v 1", "I1"},
 	{"stale after a death, and Redis had lost the mark", begun + died + "200 * hit since 160 fault redis_kill\n700 r got k since 660 v 1", ""},
 	{"I1: stale after a death, and Redis was lost before", begun + died + "90 * hit since 60 fault redis_kill\n700 r got k since 660 v 1", "I1"},
 
 	{"I2: two fetches at once", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1050 v 1", "I2"},
-	{"I2: the older one is cut off, and goes on all the same", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1210 b fetched k fence 6 by b1\n" +
+	{"I2: the older one is cut off and continues", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1210 b fetched k fence 6 by b1\n" +
 		"1211 b got k since 1050 v 1\n1150 a hit since 1010 fault black_hole", "I2"},
 	{"two fetches, the older one was stopped", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1210 b fetched k fence 6 by b1\n" +
 		"1211 b got k since 1050 v 1\n1150 a hit since 1010 fault stop", ""},
@@ -85,7 +85,7 @@ var judged = []struct {
 		"1100 b fetching k since 1070 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1070 v 1", ""},
 	{"I2: two fetches, the key was deleted long before", first + byA + "850 c invalidating k by c1\n860 c deleted k since 850 by c1\n" +
 		"1100 b fetching k since 1070 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1070 v 1", "I2"},
-	{"I13: two fetches, the older one knows", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 cut 1080 err lost\n1201 a got k since 990 v 1\n" +
+	{"I13: two fetches, the context of the older one has ended", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 cut 1080 err lost\n1201 a got k since 990 v 1\n" +
 		"1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n1301 b got k since 1050 v 1", "I13"},
 	{"two fetches, Redis was empty between", first + byA + "1100 b fetching k since 1050 fence 6 by b1\n1300 b fetched k fence 6 by b1\n" +
 		"1301 b got k since 1050 v 1\n1040 * hit since 1030 fault redis_kill", ""},
@@ -93,10 +93,10 @@ var judged = []struct {
 	{"without a lease, Redis was stopped", first + "1000 a fetching k since 990 by a1\n1200 a fetched k by a1\n1201 a got k since 990 v 1\n1100 * hit since 980 fault redis_stop", ""},
 	{"I2: two holders of a lock", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1\n150 b locked l since 110 fence 6 by b1\n 400 b unlocked l since 350 by b1", "I2, second"},
 	{"one holder after the other", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1\n205 b locked l since 110 fence 6 by b1\n 400 b unlocked l since 350 by b1", ""},
-	{"I2: the lock was lost in time, but not heeded", "100 a locked l since 90 fence 5 by a1\n 900 a unlocked l since 800 by a1 cut 700 err lost\n" +
+	{"I2: the lock was lost and the holder continued", "100 a locked l since 90 fence 5 by a1\n 900 a unlocked l since 800 by a1 cut 700 err lost\n" +
 		"600 b locked l since 110 fence 6 by b1\n 1000 b unlocked l since 950 by b1\n 500 a hit since 110 fault reset", "I2"},
-	{"the older holder was found dead late", "100 a locked l since 90 fence 5 by a1\n700 b locked l since 110 fence 6 by b1\n 800 b unlocked l since 750 by b1\n900 a died", ""},
-	{"I2: the older holder died, but it was alive", first + "100 a locked l since 90 fence 5 by a1\n650 b locked l since 110 fence 6 by b1\n 800 b unlocked l since 750 by b1\n" +
+	{"the death of the older holder is recorded late", "100 a locked l since 90 fence 5 by a1\n700 b locked l since 110 fence 6 by b1\n 800 b unlocked l since 750 by b1\n900 a died", ""},
+	{"I2: the older holder died, but lived until then", first + "100 a locked l since 90 fence 5 by a1\n650 b locked l since 110 fence 6 by b1\n 800 b unlocked l since 750 by b1\n" +
 		"700 a got k since 690 v 1\n900 a died", "I2"},
 	{"the lock was deleted", "100 a locked l since 90 fence 5 by a1\n 300 a unlocked l since 200 by a1\n150 b locked l since 110 fence 6 by b1\n 400 b unlocked l since 350 by b1\n" +
 		"120 * hit l since 115 fault del_of_a_lock", ""},
@@ -107,12 +107,12 @@ var judged = []struct {
 		"1500 a fetching k since 1450 fence 7 by a2\n1600 a fetched k fence 7 by a2\n1601 a got k since 1450 v 1", "I3"},
 	{"fetched twice, Redis was full", first + byA + "1300 b fetching k since 1250 fence 6 by b1\n1400 b fetched k fence 6 by b1\n1401 b got k since 1250 v 1\n" +
 		"1210 * hit since 1190 fault out_of_memory", ""},
-	{"fetched twice, the first time in vain", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 err injected\n1201 a got k since 990 err injected\n" +
+	{"fetched twice, the first fetch failed", first + "1000 a fetching k since 990 fence 5 by a1\n1200 a fetched k fence 5 by a1 err injected\n1201 a got k since 990 err injected\n" +
 		"1300 b fetching k since 1250 fence 6 by b1\n1400 b fetched k fence 6 by b1\n1401 b got k since 1250 v 1", ""},
 
 	{"I4: too late", first + "5000 a got k since 700 v 1", "I4"},
-	{"I4: too late, cut off from Redis", first + "5000 a got k since 700 v 1\n 4900 a hit since 800 fault black_hole", "I4"},
-	{"too late, but stopped", first + "5000 a got k since 700 v 1\n 4900 a hit since 800 fault stop", ""},
+	{"I4: too late, while cut off from Redis", first + "5000 a got k since 700 v 1\n 4900 a hit since 800 fault black_hole", "I4"},
+	{"too late, while stopped", first + "5000 a got k since 700 v 1\n 4900 a hit since 800 fault stop", ""},
 
 	{"I5: did not return", first + "10 c got k since 5 v 1\n 900 c ended calls 1", "I5"},
 	{"I5: did not end", first + "10 z got k since 5 v 1", "I5"},
@@ -129,13 +129,13 @@ var judged = []struct {
 	{"I8: a write was lost", "900 s counted l v 7 count 8", "I8"},
 	{"all were counted", "900 s counted l v 8 count 8", ""},
 	{"I9: a lease left", "900 s held l", "I9"},
-	{"I10: a value from nowhere", first + "100 a got k since 90 v 2", "I10"},
+	{"I10: a version that was never committed", first + "100 a got k since 90 v 2", "I10"},
 	{"I10: another key's value", first + "100 a got k since 90 v 1 err wrong_value", "I10"},
-	{"I11: a secret in a log", "900 s told l", "I11"},
-	{"I12: a name without an end", "900 s endless l", "I12"},
+	{"I11: a secret in a log", "900 s leaked l", "I11"},
+	{"I12: a key without a TTL", "900 s endless l", "I12"},
 	{"I13: a lease is lost", first + lostByA, "I13"},
 	{"I13: a lease is lost in a full Redis", first + lostByA + "1900 * hit since 1050 fault full", "I13"},
-	{"a lease is lost, cut off from Redis", first + lostByA + "1600 a hit since 1050 fault black_hole", ""},
+	{"a lease is lost, while cut off from Redis", first + lostByA + "1600 a hit since 1050 fault black_hole", ""},
 	{"a lease is lost, the key was deleted", first + lostByA + "1550 b invalidating k by b1\n1560 b deleted k since 1550 by b1", ""},
 	{"a fetch takes too long", first + "1000 a fetching k since 990 fence 5 by a1\n2600 a fetched k fence 5 by a1 cut 2500 err timeout", ""},
 	{"the callers of a fetch leave", first + "4000 a fetching k since 990 fence 5 by a1\n5100 a fetched k fence 5 by a1 cut 4990 err canceled", ""},
@@ -143,12 +143,12 @@ var judged = []struct {
 	// k is on node 2, l on node 3, n on node 1.
 	{"an error for a key of the node that hangs", first + "1600 a got k since 1100 err timeout\n 2000 * hit since 1000 fault node_hang node 2", ""},
 	{"I0: an error for a key of another node", first + "1600 a got k since 1100 err timeout\n 2000 * hit since 1000 fault node_hang node 3", "I0"},
-	{"I0: an error for a key of another node, and this one was slow before", first + "1600 a got k since 1100 err timeout\n 2000 * hit since 1000 fault node_hang node 3\n" +
+	{"I0: an error for a key of another node, its own node was slow before", first + "1600 a got k since 1100 err timeout\n 2000 * hit since 1000 fault node_hang node 3\n" +
 		"90 * hit since 10 fault redis_slow node 2", "I0"},
 	{"I2: without a lease for a key of another node", first + "1000 a fetching k since 990 by a1\n1200 a fetched k by a1\n1201 a got k since 990 v 1\n" +
 		"1100 * hit since 980 fault node_hang node 1", "I2"},
 	{"I14: a hit waits for another node", first + "1900 a got k since 1100 v 1\n 2000 * hit since 1000 fault node_hang node 3", "I14"},
-	{"a hit waits, and so was its own node slow", first + "1900 a got k since 1100 v 1\n 2000 * hit since 1000 fault node_hang node 3\n1400 * hit since 1200 fault redis_slow node 2", ""},
+	{"a hit waits, and its own node was slow", first + "1900 a got k since 1100 v 1\n 2000 * hit since 1000 fault node_hang node 3\n1400 * hit since 1200 fault redis_slow node 2", ""},
 	{"a Get waits for a fetch", first + "1900 a got k since 1100 v 1\n 2000 * hit since 1000 fault node_hang node 3\n" +
 		"1090 b fetching k since 1080 fence 5 by b1\n1850 b fetched k fence 5 by b1", ""},
 	{"I14: a Delete waits for another node", first + "1800 a invalidating n by a1\n2600 a deleted n since 1800 by a1\n 2000 * hit since 1000 fault node_hang node 3", "I14"},
@@ -163,10 +163,9 @@ var judged = []struct {
 		"1400 * hit since 980 fault full", "I2"},
 }
 
-// Whatever is wrong is found, and nothing else. A judge that cannot find fault
-// is none.
+// Each violation is found, and nothing else.
 func TestJudge(t *testing.T) {
-	seen := make(map[string]bool)
+	violated := make(map[string]bool)
 	for _, c := range judged {
 		t.Run(c.name, func(t *testing.T) {
 			events := inMillis(t, c.history)
@@ -180,9 +179,9 @@ func TestJudge(t *testing.T) {
 			for _, v := range verdict.Found {
 				kind, _, _ := strings.Cut(string(v.Kind), ":")
 				got = append(got, kind)
-				seen[kind] = true
+				violated[kind] = true
 			}
-			// The second judge finds what it can: for locks, and for stale reads.
+			// The second judge judges locks and stale reads.
 			for _, v := range history.Second(events, milli) {
 				if v.Kind == history.Unordered && !slices.Contains(got, "I1") {
 					got = append(got, "second")
@@ -194,13 +193,13 @@ func TestJudge(t *testing.T) {
 		})
 	}
 	for i := range history.Invariants {
-		if !seen[fmt.Sprint("I", i)] {
+		if !violated[fmt.Sprint("I", i)] {
 			t.Errorf("no history violates I%d", i)
 		}
 	}
 }
 
-// The second judge sees a stale read by itself.
+// The second judge finds a stale read by itself.
 func TestSecondFindsAStaleRead(t *testing.T) {
 	for _, c := range []struct {
 		read string

@@ -24,16 +24,14 @@ func Now() Time {
 	return Time(ts.Nano())
 }
 
-// A Log is a file to which many processes append lines. Each line is one write,
-// so a process that is killed loses none that it has written, and breaks none of
-// another's.
+// A Log is a file to which many processes append lines. Each line is one write, so a killed process
+// loses no written line and damages no other line.
 type Log struct {
 	file    *os.File
 	process string
 }
 
-// OpenLog opens the log in a file, which is made if it is not there, for a
-// process of that name.
+// OpenLog opens a log for a process. It creates the file if necessary.
 func OpenLog(file, process string) (*Log, error) {
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
@@ -45,9 +43,8 @@ func OpenLog(file, process string) (*Log, error) {
 // Close closes the file.
 func (l *Log) Close() error { return l.file.Close() }
 
-// Write writes an event down as one that happens now, in the Log's own process
-// unless the event has another. It panics if it cannot: a process that goes on
-// without its history is no use.
+// Write records an event with the current time, and with the Log's process unless the event names
+// another. It panics if it fails, because a run without its history proves nothing.
 func (l *Log) Write(e Event) {
 	e.At = Now()
 	if e.Process == "" {
@@ -62,7 +59,7 @@ func (l *Log) Write(e Event) {
 	}
 }
 
-// A Reader reads a log while it is being written.
+// A Reader reads a log while processes write to it.
 type Reader struct {
 	file *os.File
 	rest []byte // a line that is not complete yet
@@ -102,11 +99,11 @@ func (r *Reader) Next() ([]Event, error) {
 	}
 }
 
-// ErrNever is what Await returns if it was in vain.
-var ErrNever = errors.New("history: it did not happen in time")
+// ErrTimeout is returned by Await if no matching event was written in time.
+var ErrTimeout = errors.New("history: no such event in time")
 
-// Await returns, with all events that it has read, when an event was written for
-// which ok holds.
+// Await waits until an event for which ok holds is written, and returns all events that it has read.
+// It returns ErrTimeout after within.
 func (r *Reader) Await(within time.Duration, ok func(Event) bool) ([]Event, error) {
 	var all []Event
 	for deadline := Now().Add(within); ; time.Sleep(time.Millisecond) {
@@ -117,13 +114,13 @@ func (r *Reader) Await(within time.Duration, ok func(Event) bool) ([]Event, erro
 		}
 		found := false
 		for _, e := range events {
-			found = ok(e) || found // it may count them
+			found = ok(e) || found // ok may count events, so it gets all of them
 		}
 		if found {
 			return all, nil
 		}
 		if Now() > deadline {
-			return all, ErrNever
+			return all, ErrTimeout
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/history"
 )
 
-func TestLog(t *testing.T) {
+func TestReaderReturnsEveryLineOfAllProcesses(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
 	const processes, each = 4, 1000
 	var all sync.WaitGroup
@@ -50,13 +50,13 @@ func TestLog(t *testing.T) {
 		}
 		next[e.Process], last[e.Process] = e.Version+1, e.At
 	}
-	if _, err := r.Await(1, func(history.Event) bool { return true }); !errors.Is(err, history.ErrNever) {
-		t.Errorf("Await = %v, want ErrNever", err)
+	if _, err := r.Await(1, func(history.Event) bool { return true }); !errors.Is(err, history.ErrTimeout) {
+		t.Errorf("Await = %v, want ErrTimeout", err)
 	}
 }
 
-// A line that is not complete is kept until it is.
-func TestHalfALine(t *testing.T) {
+// An incomplete line is kept until its rest is written.
+func TestReaderKeepsAnIncompleteLine(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
 	f, err := os.Create(file)
 	if err != nil {
@@ -83,6 +83,6 @@ func TestHalfALine(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := r.Next(); err == nil {
-		t.Error("a line that is no event is no error")
+		t.Error("Next = nil for a line that is no event, want an error")
 	}
 }

@@ -1,7 +1,7 @@
 package history
 
-// NodeOf returns which of n nodes a key is on, 1 and up, if they share a cluster's slots
-// evenly and in their order. It returns 0 if n is 0. The key has no hash tag.
+// NodeOf returns the number, from 1 to n, of the node that has a key. The n nodes share a cluster's
+// slots evenly and in their order. It returns 0 if n is 0. The key must have no hash tag.
 func NodeOf(key string, n int) int {
 	slot := int(crc16(key) % slots)
 	for i := range n {

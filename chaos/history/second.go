@@ -9,25 +9,23 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// What the second judge finds, an independent checker of linearizability: see
-// Second.
+// The kinds that Second finds.
 const (
-	Unordered Kind = "second judge: locks or invalidations in no possible order"
-	Unsure    Kind = "second judge: gave up, which is no acquittal"
+	Unordered Kind = "second judge: no possible order of locks or invalidations"
+	Unsure    Kind = "second judge: timed out, which proves nothing"
 )
 
-// Second has a history judged by porcupine, which searches for an order of all
-// calls in which each happens at one moment between its beginning and its end:
+// Second judges a history with porcupine, an independent checker of linearizability. It searches for
+// an order of all calls in which each happens at one moment between its beginning and its end:
 //
-//   - A lock is free or held. An Acquire takes a free one, with a fence above the
-//     last; a Release frees it. A lease that was lost ends at some time before the
-//     next one begins.
-//   - A key has a least version. An invalidation raises it; a Get returns no less.
+//   - A lock is free or held. An Acquire takes a free lock with a fence above the last. A Release
+//     frees it. A lost lease ends at some time before the next one begins.
+//   - A key has a least version. An invalidation raises it, and a Get returns it or a later one.
 //
-// What Judge finds void or excused is no part of that history.
+// Second leaves out calls whose violations Judge excuses.
 func Second(events []Event, r Rules) []Violation {
 	events = slices.SortedStableFunc(slices.Values(events), byTime)
-	j := newJury(r)
+	j := newJudgment(r)
 	j.read(events)
 	for _, all := range j.locks {
 		j.second(lockModel, j.lockCalls(all), all[0].Event)
@@ -42,15 +40,15 @@ func Second(events []Event, r Rules) []Violation {
 	return j.found
 }
 
-// patience is how long an order is searched for.
-const patience = 10 * time.Second
+// searchTime limits the search for one order.
+const searchTime = 10 * time.Second
 
-func (j *jury) second(model porcupine.Model, calls []porcupine.Operation, about Event) {
-	switch porcupine.CheckOperationsTimeout(model, calls, patience) {
+func (j *judgment) second(model porcupine.Model, calls []porcupine.Operation, about Event) {
+	switch porcupine.CheckOperationsTimeout(model, calls, searchTime) {
 	case porcupine.Illegal:
-		j.blame(Unordered, about)
+		j.report(Unordered, about)
 	case porcupine.Unknown:
-		j.blame(Unsure, about)
+		j.report(Unsure, about)
 	}
 }
 
@@ -78,7 +76,7 @@ var lockModel = porcupine.Model{
 	},
 }
 
-func (j *jury) lockCalls(all []*span) []porcupine.Operation {
+func (j *judgment) lockCalls(all []*span) []porcupine.Operation {
 	slices.SortStableFunc(all, byFence)
 	var calls []porcupine.Operation
 	for i, s := range all {
@@ -89,9 +87,9 @@ func (j *jury) lockCalls(all []*span) []porcupine.Operation {
 		calls = append(calls, porcupine.Operation{
 			ClientId: 2 * i, Input: lockCall{fence: s.Fence}, Call: int64(s.Began), Return: int64(s.At),
 		})
-		// It ends when it is released; when it was lost, at some time after it was given.
+		// A released lease ends with its Release. A lost one ends at some time after its grant.
 		from, to := s.end, next
-		if s.cut || s.died || s.err != "" || j.hits.felt(s.Process, s.Key, paused|lost, s.Began, s.end) {
+		if s.cut || s.died || s.err != "" || j.hits.affected(s.Process, s.Key, paused|lost, s.Began, s.end) {
 			from = s.Began
 		}
 		calls = append(calls, porcupine.Operation{
@@ -101,7 +99,7 @@ func (j *jury) lockCalls(all []*span) []porcupine.Operation {
 	return calls
 }
 
-// A registerCall reads a version, or promises that none below it is read.
+// A registerCall reads a version, or promises that no older one is read later.
 type registerCall struct {
 	promise bool
 	version int64
@@ -124,7 +122,7 @@ var registerModel = porcupine.Model{
 }
 
 // registerCalls returns the reads and the invalidations of each key.
-func (j *jury) registerCalls(events []Event) (reads, promises map[string][]porcupine.Operation) {
+func (j *judgment) registerCalls(events []Event) (reads, promises map[string][]porcupine.Operation) {
 	reads, promises = make(map[string][]porcupine.Operation), make(map[string][]porcupine.Operation)
 	committed := make(map[string][]Event)
 	for _, e := range events {
@@ -136,10 +134,10 @@ func (j *jury) registerCalls(events []Event) (reads, promises map[string][]porcu
 		call := porcupine.Operation{Call: int64(e.Began), Return: int64(e.At)}
 		switch {
 		case e.Err != "":
-		case e.Op == Got && !j.hits.felt("", "", older, e.Began, e.At):
+		case e.Op == Got && !j.hits.affected("", "", older, e.Began, e.At):
 			call.Input = registerCall{false, e.Version}
 			reads[e.Key] = append(reads[e.Key], call)
-		case (e.Op == Updated || e.Op == Deleted) && !j.hits.forgot(e.Began, e.At):
+		case (e.Op == Updated || e.Op == Deleted) && !j.hits.mayBeLost(e.Began, e.At):
 			version := e.Version
 			if e.Op == Deleted {
 				for _, c := range committed[e.Key] {
@@ -155,10 +153,9 @@ func (j *jury) registerCalls(events []Event) (reads, promises map[string][]porcu
 	return reads, promises
 }
 
-// around returns one promise with the reads of less that it could concern: those
-// that had not returned when it began, of the next seconds. One promise has
-// nothing to do with another: if there is an order for each, there is one for all,
-// with the reads as early as they can be. And all at once take for ever.
+// around returns one promise with the reads of older versions near it: those that had not returned
+// when it began, of the next seconds. Promises are independent: if each has an order, all have one,
+// with every read as early as possible. Checking all at once would take too long.
 func around(p porcupine.Operation, reads []porcupine.Operation) []porcupine.Operation {
 	const horizon = int64(10 * time.Second)
 	least := p.Input.(registerCall).version

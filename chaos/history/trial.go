@@ -5,23 +5,23 @@ import (
 	"strings"
 )
 
-// A Trial is something that a profile is there for, and that went well. A run without
-// enough of each says nothing.
+// A Trial is a kind of call that a profile is meant to test and that succeeded. A run with too few of
+// each proves nothing.
 type Trial string
 
-// The trials of a cluster of which one node hangs: calls for keys of the other nodes.
+// The trials of a cluster with a hung node: calls for keys of the other nodes.
 const (
-	GetBeside    Trial = "Gets beside a node that hangs"
-	FetchBeside  Trial = "fetches beside a node that hangs"
-	DeleteBeside Trial = "Deletes and Updates beside a node that hangs"
-	LockBeside   Trial = "Acquires and Releases beside a node that hangs"
+	GetBeside    Trial = "Gets beside a hung node"
+	FetchBeside  Trial = "fetches beside a hung node"
+	DeleteBeside Trial = "Deletes and Updates beside a hung node"
+	LockBeside   Trial = "Acquires and Releases beside a hung node"
 )
 
 // The trials of a full Redis.
 const (
 	LockKept   Trial = "locks held for a lease of a full Redis and released"
 	LeaseKept  Trial = "leases of fetches held for a lease of a full Redis"
-	LockPassed Trial = "locks passed to another process in a full Redis"
+	LockPassed Trial = "hand-offs to another process in a full Redis"
 	FullGet    Trial = "Gets in a full Redis"
 	FullDelete Trial = "Deletes and Updates in a full Redis"
 )
@@ -31,17 +31,17 @@ var besides = map[Op]Trial{
 	Locked: LockBeside, Unlocked: LockBeside,
 }
 
-// isBeside reports whether a call ran while a node hung that its key is not on, and
-// nothing else excuses it.
-func (j *jury) isBeside(e Event) bool {
+// isBeside reports whether another node than the key's hung during a call, and no fault explains an
+// error of the call.
+func (j *judgment) isBeside(e Event) bool {
 	return slices.ContainsFunc(j.hits.all, func(hit Event) bool {
 		return hit.Fault == NodeHang && hit.Began <= e.At && hit.At >= e.Began && !j.hits.concerns(hit, e.Key)
 	}) && !j.explained(e)
 }
 
-// judgeBeside judges calls for keys of nodes that are well while another node hangs.
-// [jury.judgeCall] judges their errors.
-func (j *jury) judgeBeside(e Event) {
+// judgeBeside judges the durations of calls for keys of healthy nodes while another node hangs.
+// [judgment.judgeCall] judges their errors.
+func (j *judgment) judgeBeside(e Event) {
 	trial, ok := besides[e.Op]
 	if !ok || e.Err != "" || !j.isBeside(e) {
 		return
@@ -50,38 +50,38 @@ func (j *jury) judgeBeside(e Event) {
 	switch e.Op {
 	case Got:
 		if slices.ContainsFunc(j.fetches[e.Key], func(s *span) bool { return s.At <= e.At && s.end >= e.Began }) {
-			return // it may have waited for that fetch
+			return // the Get may have waited for that fetch
 		}
 	case Deleted, Unlocked:
 	default:
 		return
 	}
 	if e.At.Sub(e.Began) > j.RedisTimeout+j.Grace {
-		j.blame(I14, e)
+		j.report(I14, e)
 	}
 }
 
-// judgeCuts judges the leases that the fetches of one key have lost.
-func (j *jury) judgeCuts(all []*span) {
+// judgeCuts judges the fetches of one key whose leases were lost.
+func (j *judgment) judgeCuts(all []*span) {
 	for _, s := range all {
 		if s.Fence == 0 || !s.cut {
 			continue
 		}
-		over := min(s.At.Add(j.FetchTimeout-notice), s.Began.Add(j.Deadline-notice)) // of the fetch, or of all its callers
-		j.blameUnless(s.end >= over || j.invalidated(s.Key, j.granted(s), s.end) ||
-			j.hits.felt(s.Process, s.Key, paused|cut|lost, s.Began, s.end), I13, s.Event)
+		over := min(s.At.Add(j.FetchTimeout-notice), s.Began.Add(j.Deadline-notice)) // the time of the fetch, or of all its callers
+		j.reportUnless(s.end >= over || j.invalidated(s.Key, j.granted(s), s.end) ||
+			j.hits.affected(s.Process, s.Key, paused|cut|lost, s.Began, s.end), I13, s.Event)
 	}
 }
 
-// inFull returns the full Redis in which a call ran from its beginning to its end.
-func (j *jury) inFull(e Event) bool {
+// inFull reports whether Redis was full during all of a call.
+func (j *judgment) inFull(e Event) bool {
 	return slices.ContainsFunc(j.hits.all, func(hit Event) bool {
 		return hit.Fault == Full && hit.Began <= e.Began && hit.At >= e.At
 	})
 }
 
-// tryFull counts the calls that a full Redis did not disturb.
-func (j *jury) tryFull(e Event) {
+// tryFull counts the calls that succeeded in a full Redis.
+func (j *judgment) tryFull(e Event) {
 	switch {
 	case e.Err != "" || !j.inFull(e):
 	case e.Op == Got:
@@ -91,8 +91,8 @@ func (j *jury) tryFull(e Event) {
 	}
 }
 
-// tryKept counts what was held when Redis became full, and was not lost.
-func (j *jury) tryKept() {
+// tryKept counts the locks and leases that were held when Redis became full and were not lost.
+func (j *judgment) tryKept() {
 	for _, hit := range j.hits.all {
 		if hit.Fault != Full {
 			continue

@@ -7,9 +7,8 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/history"
 )
 
-// The keys whose nodes the judge computes are on those nodes in Redis: the slots are those
-// of CLUSTER KEYSLOT.
-func TestNodeOf(t *testing.T) {
+// NodeOf computes the same slots as CLUSTER KEYSLOT.
+func TestNodeOfFollowsTheSlotsOfRedis(t *testing.T) {
 	for key, want := range map[string]int{"123456789": 3 /* 12739 */, "k": 2 /* 7629 */, "n": 1 /* 3432 */, "": 1 /* 0 */} {
 		if got := history.NodeOf(key, 3); got != want {
 			t.Errorf("%q is on node %d, want %d", key, got, want)
@@ -20,14 +19,14 @@ func TestNodeOf(t *testing.T) {
 	}
 }
 
-// Only what could have been disturbed, and was not, counts as tried.
-func TestTried(t *testing.T) {
+// A call counts as tried if it ran beside a fault of another node, or in a full Redis, and succeeded.
+func TestTriedCountsCallsBesideAFault(t *testing.T) {
 	for _, c := range []struct {
 		name, history string
 		want          map[history.Trial]int
 	}{
 		{
-			"beside a node that hangs", first + `
+			"beside a hung node", first + `
 			1110 a got k since 1100 v 1
 			1120 a fetching k since 1110 fence 5 by a1
 			1130 a fetched k fence 5 by a1
@@ -37,11 +36,11 @@ func TestTried(t *testing.T) {
 			2000 * hit since 1000 fault node_hang node 3`,
 			map[history.Trial]int{history.GetBeside: 1, history.FetchBeside: 1, history.DeleteBeside: 1},
 		},
-		{"beside a node that hangs, but this one was slow", first + `
+		{"beside a hung node, its own node was slow", first + `
 			1110 a got k since 1100 v 1
 			1050 * hit since 1040 fault redis_slow node 2
 			2000 * hit since 1000 fault node_hang node 3`, nil},
-		{"beside a node that hung before", first + `
+		{"after the node hung", first + `
 			3110 a got k since 3100 v 1
 			2000 * hit since 1000 fault node_hang node 3`, nil},
 		{

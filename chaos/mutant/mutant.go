@@ -1,10 +1,9 @@
 // Package mutant builds programs over the library with a mistake in it.
 //
-// A mistake is a replacement in the library's own source, a Lua script too, which
-// the go command is shown as an overlay. So nothing of it is in what is shipped, no
-// build tag either, and a mistake costs a build and a few lines. What is to be
-// replaced must stand in the source exactly once, whatever its spaces: else the
-// build fails, and the mistake has to be looked at again.
+// A mistake replaces one place in the library's source, which may be a Lua script. The go command
+// reads the changed file through an overlay, so nothing of a mistake is in the shipped library, not
+// even a build tag. The text to be replaced must be in the source exactly once, with any white space.
+// Otherwise the build fails, and the mistake must be updated.
 package mutant
 
 import (
@@ -21,13 +20,13 @@ import (
 type Mutant struct {
 	Name     string
 	File     string // below the library's root
-	Old, New string // what stands there once, and what in its place
-	Profile  string // of the soak that finds it out; "" for standalone
-	Faults   string // which of a soak's faults find it out; "" for whichever
-	Late     bool   // it is found out only when all is over
+	Old, New string // the text that is there once, and its replacement
+	Profile  string // of the soak that catches it; "" for standalone
+	Faults   string // the soak's faults that catch it, by a part of their names; "" for all
+	Late     bool   // whether it is caught only at the end of a soak
 }
 
-// Apply returns a source with the mistake.
+// Apply returns source with the mistake.
 func (m Mutant) Apply(source string) (string, error) {
 	var words []string
 	for word := range strings.FieldsSeq(m.Old) {
@@ -47,25 +46,27 @@ func (m Mutant) Apply(source string) (string, error) {
 // IsScript reports whether the mistake is in a Lua script.
 func (m Mutant) IsScript() bool { return strings.HasSuffix(m.File, ".lua") }
 
-// Read returns the source in root, and what it is with the mistake.
-func (m Mutant) Read(root string) (source, mutated string, err error) {
+// A Source is the text of a file without and with a mistake.
+type Source struct{ Original, Mutated string }
+
+// Read reads the file of the mistake in root.
+func (m Mutant) Read(root string) (Source, error) {
 	b, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(m.File)))
 	if err != nil {
-		return "", "", err
+		return Source{}, err
 	}
-	mutated, err = m.Apply(string(b))
-	return string(b), mutated, err
+	mutated, err := m.Apply(string(b))
+	return Source{string(b), mutated}, err
 }
 
-// Build runs the go command, such as "build" or "test" with flags, over the
-// library in root with the mistake, and puts what it makes into output. The
-// files it needs for that go into dir.
+// Build runs a go command, such as "build" or "test" with flags, over the library in root with the
+// mistake. It writes the result to output and its temporary files to dir.
 func (m Mutant) Build(root, dir, output string, goCommand ...string) error {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return err
 	}
-	_, mutated, err := m.Read(root)
+	source, err := m.Read(root)
 	if err != nil {
 		return err
 	}
@@ -74,7 +75,7 @@ func (m Mutant) Build(root, dir, output string, goCommand ...string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(replacement, []byte(mutated), 0o600); err != nil {
+	if err := os.WriteFile(replacement, []byte(source.Mutated), 0o600); err != nil {
 		return err
 	}
 	if err := os.WriteFile(overlay, replace, 0o600); err != nil {
@@ -82,8 +83,8 @@ func (m Mutant) Build(root, dir, output string, goCommand ...string) error {
 	}
 	cmd := exec.Command("go", append(goCommand, "-overlay", overlay, "-o", output, ".")...)
 	cmd.Dir = filepath.Join(root, "chaos")
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mutant: %q: %w\n%s", m.Name, err, said)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("mutant: %q: %w\n%s", m.Name, err, output)
 	}
 	return nil
 }

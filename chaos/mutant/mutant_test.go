@@ -8,9 +8,8 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/mutant"
 )
 
-// A mutant whose mistake cannot be made any more, because the source has changed,
-// would catch nobody.
-func TestMutantsApply(t *testing.T) {
+// Each mistake can still be made in the source. A mutant without its mistake would test nothing.
+func TestEveryMistakeAppliesToTheSource(t *testing.T) {
 	for _, m := range mutant.Soaked {
 		source, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(m.File)))
 		if err != nil {
@@ -23,7 +22,7 @@ func TestMutantsApply(t *testing.T) {
 			t.Errorf("%q changes nothing", m.Name)
 		}
 	}
-	if _, err := (mutant.Mutant{Old: "what is not there"}).Apply("func"); err == nil {
-		t.Error("a mistake was made where there was no place for it")
+	if _, err := (mutant.Mutant{Old: "text that is not there"}).Apply("func"); err == nil {
+		t.Error("Apply = nil for a text that is not in the source, want an error")
 	}
 }

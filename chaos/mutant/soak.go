@@ -1,50 +1,50 @@
 package mutant
 
-// Soaked are the mutants that a soak must catch. The first seven are those of
-// every lock and cache that has gone wrong before.
+// Soaked lists the mutants that a soak must catch. The first seven are well-known mistakes of locks
+// and caches.
 var Soaked = []Mutant{
 	{
-		Name: "a value is stored without a look at whose lease it is",
+		Name: "a value is stored without a check of its lease",
 		File: "internal/protocol/fill.lua",
 		Old:  `if owner ~= ARGV[1] then`,
 		New:  `if owner == "nobody" then`,
 	},
 	{
-		Name: "an invalidation leaves the lease, so a value from before is stored",
+		Name: "an invalidation keeps the lease, so an earlier value is stored",
 		File: "internal/protocol/invalidate.lua",
 		Old:  `redis.call("UNLINK", meta)`,
 		New:  ``,
 	},
 	{
-		Name:   "a value whose store was refused is returned to all",
+		Name:   "a value that was not stored is returned to all callers",
 		File:   "fetch.go",
 		Old:    `r.flight.Close() filled, err :=`,
 		New:    "r.flight.Close()\n\tr.flight.Advance()\n\tfilled, err :=",
 		Faults: "delay",
 	},
 	{
-		Name:   "a load can be joined while it is stored, and its value is returned to those too",
+		Name:   "a load can be joined while it is stored, and late callers receive its value",
 		File:   "fetch.go",
 		Old:    `r.flight.Close() filled, err := r.l.redis.Fill(`,
 		New:    "defer r.flight.Close()\n\tdefer r.flight.Advance()\n\tfilled, err := r.l.redis.Fill(",
 		Faults: "delay",
 	},
 	{
-		Name:   "no watchdog: a lease is taken for renewed and is not",
+		Name:   "no watchdog: a lease that was not renewed is taken for renewed",
 		File:   "internal/lease/lease.go",
 		Old:    `ours, err := k.renew(ctx)`,
 		New:    `ours, err := true, ctx.Err()`,
 		Faults: "fetch error",
 	},
 	{
-		Name:   "a lock is given back without a look at whose it is",
+		Name:   "a lock is released without a check of its owner",
 		File:   "internal/protocol/lock_release.lua",
 		Old:    `if fences[ARGV[1]] then ours = 1 drop(ARGV[1])`,
 		New:    `if true then ours = 1 for other in pairs(fences) do drop(other) end`,
 		Faults: "stop at locked",
 	},
 	{
-		Name:   "no second look for the value when the lease is given",
+		Name:   "no second lookup when the lease is acquired",
 		File:   "internal/protocol/acquire.lua",
 		Old:    `if not force and there > 0`,
 		New:    `if false and there > 0`,
@@ -63,7 +63,7 @@ var Soaked = []Mutant{
 		New:  `last + fences_per_lease`,
 	},
 	{
-		Name:   "a fetch does not see that somebody writes",
+		Name:   "a fetch ignores write marks",
 		File:   "internal/protocol/acquire.lua",
 		Old:    `redis.call("HSET", KEYS[2], "u", "1")`,
 		New:    `local _ = 0`,

@@ -1,7 +1,6 @@
 //go:build unix
 
-// Package origin is the source of truth of the processes of a chaos: tables in a
-// PostgreSQL that no fault touches.
+// Package origin is the source of truth of a chaos run: tables in a PostgreSQL that has no faults.
 package origin
 
 import (
@@ -16,8 +15,8 @@ import (
 	"github.com/fetchonce/fetchonce/chaos/history"
 )
 
-// A Source is the source of truth: a table in PostgreSQL with a version of each
-// key. Every version ever committed stands in another one, with its writer.
+// A Source is the source of truth: a table with the version of each key. Another table has every
+// version that was ever committed, with its writer.
 type Source struct {
 	DB *sql.DB
 }
@@ -60,9 +59,8 @@ func (s *Source) Version(ctx context.Context, key string) (version int64, err er
 	return version, err
 }
 
-// Next writes the next version of e.Key: it tells log before and after it
-// commits, and calls before, if there is one, when all is written and nothing
-// committed.
+// Next writes the next version of e.Key. It records that before and after the commit. If before is not
+// nil, Next calls it instead of committing; before calls commit.
 func (s *Source) Next(ctx context.Context, log *history.Log, process string, e *history.Event, before func(commit func() error) error) error {
 	tx, err := s.DB.BeginTx(ctx, nil)
 	if err != nil {
@@ -89,11 +87,11 @@ func (s *Source) Next(ctx context.Context, log *history.Log, process string, e *
 	return nil
 }
 
-// updateMark ends the name of a writer that is an Update.
+// updateMark is the last letter of the name of a write in an Update.
 const updateMark = "u"
 
-// Left returns the last commit of a process on each key. The process has died,
-// so there will be no others: what it was about to commit holds a lock until then.
+// Left returns the last commit for each key of a process that has died. It waits for commits that are
+// still running, which hold row locks.
 func (s *Source) Left(ctx context.Context, process string) ([]history.Event, error) {
 	if _, err := s.DB.ExecContext(ctx, `SELECT FROM things ORDER BY key FOR UPDATE`); err != nil {
 		return nil, err
