@@ -73,7 +73,7 @@ func (l *Loader[V]) lookupAt(ctx context.Context, k keyed, ticket near.Ticket) (
 // readFrom is read for a reply of one node of a cluster. A value that another node
 // returned after a redirection does not enter the near cache.
 func (l *Loader[V]) readFrom(ctx context.Context, k keyed, ticket near.Ticket, got protocol.Got) (lookup[V], error) {
-	if got.Again {
+	if got.Resent {
 		ticket = near.Ticket{}
 	}
 	return l.read(ctx, k, ticket, got.Value, got.Err)
@@ -107,7 +107,7 @@ func (l *Loader[V]) read(ctx context.Context, k keyed, ticket near.Ticket, b []b
 // readOn is read for a value whose first bytes are a large segment of another schema. The rest
 // may come from another node, so it does not enter the near cache.
 func (l *Loader[V]) readOn(ctx context.Context, k keyed, v protocol.Value) (lookup[V], error) {
-	v, err := l.redis.ReadOn(ctx, k.names, v, l.readLimit())
+	v, err := l.redis.ReadRest(ctx, k.names, v, l.readLimit())
 	if err != nil {
 		return l.read(ctx, k, near.Ticket{}, nil, err)
 	}

@@ -428,7 +428,7 @@ inline invalidate(i) {
  * step is not in its reach. That its first and its last are the same matters for
  * the old value that a lease may go with, which is not in this model. */
 inline endLease(i) {
-	/* internal/protocol/apart.go: steps := []step{{invalidateMeta, meta}, {invalidateValue, value}, {invalidateMeta, meta}} */
+	/* internal/protocol/tryagain.go: steps := []step{{invalidateMeta, meta}, {invalidateValue, value}, {invalidateMeta, meta}} */
 	revoke(); deleteMeta();
 	publish(i, R, ANY, 0)
 }
@@ -509,7 +509,7 @@ update:
 	invalidateApart(i);
 	atomic { marked[me] = true; lapsed[me] = false };
 #else
-	/* internal/protocol/apart.go: steps = append([]step{marks}, steps...) */
+	/* internal/protocol/tryagain.go: steps = append([]step{marks}, steps...) */
 	atomic { marked[me] = true; lapsed[me] = false };
 	invalidateApart(i);
 #endif
@@ -539,7 +539,7 @@ marking:
 	if
 	:: atomic { fault; dead[me] = true; goto end }
 #ifdef APART
-	/* internal/protocol/apart.go: steps = append(steps, marks) */
+	/* internal/protocol/tryagain.go: steps = append(steps, marks) */
 	:: invalidateApart(i);
 		atomic { marked[me] = false;
 		rise(completed, version); rise(least, version); written[me] = 0;

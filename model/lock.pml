@@ -186,7 +186,7 @@ inline givenBack(o) {
 	ours = held[o] || there;
 #else
 	/* lock_release.lua: if fences[ARGV[1]] then */
-	/* lock_acquire.lua: if fences[ARGV[6]] then returned = 1 end */
+	/* lock_acquire.lua: if fences[ARGV[6]] then released = 1 end */
 	ours = held[o];
 #endif
 	assert(!ours || !lost[o]); /* no silent loss */
@@ -265,7 +265,7 @@ ask:
 		:: !held[o] && !trying && !apart && holders < SLOTS && head == O -> noBarging(o); grant(o, true)
 		:: !held[o] && !trying && !apart && (holders >= SLOTS || head != O) ->
 #endif
-			/* lock_acquire.lua: if place or returned == 1 then redis.call("PEXPIRE", queue, waiter_lasts) end */
+			/* lock_acquire.lua: if place or released == 1 then redis.call("PEXPIRE", queue, waiter_lasts) end */
 			/* lock_acquire.lua: ticket = place or tonumber(ARGV[5] or "0") */
 			if
 			:: ticket[o] == 0 && place != 0 -> ticket[o] = place
@@ -291,7 +291,7 @@ ask:
 		fi;
 		twice = false; ours = false; back = NONE; told[o] = false;
 		if
-		/* lock_acquire.lua: if fences[owner] then return answer({"leased", returned, fences[owner], handed}) end */
+		/* lock_acquire.lua: if fences[owner] then return answer({"leased", released, fences[owner], handed}) end */
 		:: held[o] && !closed -> fence = first[o]; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto work
 #ifdef MUTANT_CLOSE_OVERTAKES
 		:: closed -> place = 0; waiting0 = waiting0 && me != 0; goto end
@@ -316,7 +316,7 @@ wait:
 	/* internal/lockqueue/requester.go: case <-timer.C: */
 	:: atomic { true -> goto ask }
 #endif
-	/* internal/lockqueue/requester.go: r.forget(nil) */
+	/* internal/lockqueue/requester.go: r.withdraw(nil) */
 #ifdef LIVE
 	:: atomic { me != 0 ->
 #else
@@ -334,7 +334,7 @@ work:
 	:: atomic { fence == first[o] && held[o] -> fence++; begin(o, fence); goto work }
 #endif
 	:: atomic { true -> working[o] = false; goto release }
-	/* internal/lockqueue/hold.go: r.wish.Return = h.grant.owner */
+	/* internal/lockqueue/hold.go: r.request.Release = h.grant.owner */
 	:: atomic { request < R && !closed -> working[o] = false; back = o; goto ready }
 	fi;
 

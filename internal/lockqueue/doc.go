@@ -1,8 +1,8 @@
-// Package lockqueue decides which caller of this process holds a lock next.
+// Package lockqueue decides which caller of this process holds a lock next. The Locker uses it.
 //
-// Callers of one name wait in a local queue, in the order of their arrival. While they
-// wait, one goroutine, the requester, waits for the lock in the queue in Redis. The first
-// local waiter receives what Redis grants.
+// Callers of one name wait in a local queue, in the order of their arrival. One goroutine, the
+// requester, waits for the lock in the queue in Redis on behalf of all of them. When Redis grants
+// the lock, the first local waiter receives it.
 //
 //	Acquire ──► local queue ◄── granted ── requester ◄──► queue in Redis
 //	                 │                        ▲
@@ -13,12 +13,13 @@
 //	             local hand-off
 //
 // A local hand-off passes the lock to the next local waiter without a command. After
-// protocol.LockFences holds, or maxLocal, the lock returns to Redis, so that other
-// processes get it too. A semaphore has no local hand-off.
+// protocol.LockFences holds, or maxLocal, the lock is released in Redis, so that other processes
+// receive it too. A semaphore has no local hand-off. If local waiters remain, release and request
+// are one script; see "What does each mechanism for speed gain?" in docs/internals/design.md.
 //
-// A request that may change the holder is always waited for, within RedisTimeout. If its
-// answer is not known, internal/cleanup takes the owner out of the lock in the background.
+// A requester always waits for the answer to its request, within RedisTimeout. If the answer is
+// unknown, internal/cleanup removes the owner from the lock in the background.
 //
-// The room does not renew holds by a timer, and knows no errors of package fetchonce: the
+// The package renews no leases by a timer, and does not know the errors of package fetchonce: the
 // Locker does both.
 package lockqueue

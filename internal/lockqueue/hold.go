@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// maxLocal is how long a process passes a lock on by local hand-offs. They cost next to
-// nothing, so short holds are bundled. Among long ones a request to Redis costs little.
+// maxLocal is for how long a process makes local hand-offs before it releases the lock in Redis.
+// They save a round trip for each hold, which matters only if holds are short.
 const maxLocal = 10 * time.Millisecond
 
-// A grant is one lock in Redis that this process holds, for one hold after another.
+// A grant is one lease of a lock in Redis. This process uses it for one hold after another.
 type grant struct {
 	owner   string
 	granted time.Time
@@ -17,11 +17,11 @@ type grant struct {
 	// Guarded by the queue's mu.
 	sent     time.Time // when the request or the last renewal was sent: the lease counts from here
 	fence    int64     // of the present hold
-	handOffs int       // local hand-offs that are left
+	handOffs int       // how many more local hand-offs are allowed
 	end      func(cause error)
 }
 
-// A Hold is the right of one caller to a lock, until its Release.
+// A Hold is one caller's turn of holding a lock, until its Release.
 type Hold struct {
 	q     *Queue
 	n     *name
@@ -36,14 +36,15 @@ func (h *Hold) Fence() int64 { return h.fence }
 // Local reports whether the lock came by a local hand-off.
 func (h *Hold) Local() bool { return h.local }
 
-// Sent returns when the request or renewal was sent from which the lease counts.
+// Sent returns when the last request or renewal of the lease was sent. The lease began after that.
 func (h *Hold) Sent() time.Time {
 	h.q.mu.Lock()
 	defer h.q.mu.Unlock()
 	return h.grant.sent
 }
 
-// Begin says how Close ends the hold. It fails with ErrClosed if the queue is closed.
+// Begin sets the function by which Close ends the hold. It returns ErrClosed if the queue is
+// closed.
 func (h *Hold) Begin(end func(cause error)) error {
 	h.q.mu.Lock()
 	defer h.q.mu.Unlock()
@@ -54,10 +55,10 @@ func (h *Hold) Begin(end func(cause error)) error {
 	return nil
 }
 
-// Renew makes the lease count from now. It reports whether the lock is still ours.
+// Renew extends the lease: it lasts from now. It reports whether this process still has the lock.
 func (h *Hold) Renew(ctx context.Context) (bool, error) {
 	sent := time.Now()
-	ours, err := h.q.Redis.RenewLock(ctx, h.n.lock, h.q.wish(h.grant.owner))
+	ours, err := h.q.Redis.RenewLock(ctx, h.n.lock, h.q.request(h.grant.owner))
 	if err == nil && ours {
 		h.q.mu.Lock()
 		h.grant.sent = sent
@@ -66,19 +67,19 @@ func (h *Hold) Renew(ctx context.Context) (bool, error) {
 	return ours, err
 }
 
-// Lost says that the lock was lost. The local waiters then do not wait for the holder to
-// notice. Release is still to be called.
+// Lost is called when the lock was lost. A requester starts for the local waiters, which do not
+// wait for the holder to return. The holder still calls Release.
 func (h *Hold) Lost() {
 	h.q.mu.Lock()
 	defer h.q.mu.Unlock()
-	h.q.give(h.n, h.grant)
+	h.q.removeGrant(h.n, h.grant)
 	h.q.startRequester(h.n)
 	h.q.drop(h.n)
 }
 
-// Release ends the hold: by a local hand-off, or in Redis. held says that the lock is
-// believed to be ours. The error is ErrLost, or that of Redis: then the lock is taken
-// back in the background.
+// Release ends the hold: by a local hand-off, or in Redis. held says whether the caller still has
+// the lock, as far as it knows. Release returns ErrLost if the lock was lost. After an error of
+// Redis, it releases the lock in the background.
 func (h *Hold) Release(held bool) error {
 	after := h.finish(held)
 	if after == handedOff {
@@ -88,12 +89,12 @@ func (h *Hold) Release(held bool) error {
 	if after == requestAgain {
 		return h.releaseAndRequest()
 	}
-	ours, err := h.q.Redis.ReleaseLock(context.Background(), h.n.lock, h.q.wish(h.grant.owner))
+	ours, err := h.q.Redis.ReleaseLock(context.Background(), h.n.lock, h.q.request(h.grant.owner))
 	switch {
 	case !held:
-		return ErrLost // the release made sure that nothing is left of it
+		return ErrLost // the lease may still be in Redis, so it was released
 	case err != nil:
-		h.q.takeBack(h.n.lock, h.grant.owner, 0)
+		h.q.removeOwner(h.n.lock, h.grant.owner, 0)
 		return err
 	case !ours:
 		return ErrLost
@@ -105,13 +106,13 @@ func (h *Hold) Release(held bool) error {
 type after int
 
 const (
-	handedOff    after = iota // a local waiter has the lock
-	release                   // it is to be released in Redis
-	requestAgain              // it is to be released, and requested for the local waiters
+	handedOff    after = iota // a local waiter has the lock: nothing follows
+	release                   // release it in Redis
+	requestAgain              // release it in Redis, and request it for the local waiters
 )
 
-// finish hands the lock to the next local waiter if it may. Else the grant is over, and
-// Close waits until the caller has called done.
+// finish hands the lock to the next local waiter if that is allowed. Otherwise it ends the grant,
+// and Close waits until the caller has called done.
 func (h *Hold) finish(held bool) after {
 	q, n, g := h.q, h.n, h.grant
 	q.mu.Lock()
@@ -123,8 +124,8 @@ func (h *Hold) finish(held bool) after {
 		w.send(result{hold: &Hold{q: q, n: n, grant: g, fence: g.fence, local: true}})
 		return handedOff
 	}
-	q.open++ // before give, so that Close does not take the queue for idle in between
-	q.give(n, g)
+	q.open++ // before removeGrant, so the queue is not idle in between
+	q.removeGrant(n, g)
 	next := release
 	switch {
 	case !held:
@@ -137,21 +138,21 @@ func (h *Hold) finish(held bool) after {
 	return next
 }
 
-// releaseAndRequest releases the lock and requests it again in one round trip. Without it, a
-// contended lock takes 1.20 times the commands, and 1.06 times as long.
+// releaseAndRequest releases the lock and requests it again in one script. Without it, a contended
+// lock takes 1.20 times the commands, and 1.06 times as long.
 func (h *Hold) releaseAndRequest() error {
 	q := h.q
-	r := q.newRequest(h.n)
-	r.wish.Return = h.grant.owner
+	r := q.newRequester(h.n)
+	r.request.Release = h.grant.owner
 	answer, err := r.send()
 	q.mu.Lock()
 	q.start(func() { r.run(answer, err) })
 	q.mu.Unlock()
 	if err != nil {
-		q.takeBack(h.n.lock, h.grant.owner, q.RedisTimeout)
+		q.removeOwner(h.n.lock, h.grant.owner, q.RedisTimeout)
 		return err
 	}
-	if !answer.Returned {
+	if !answer.Released {
 		return ErrLost
 	}
 	return nil

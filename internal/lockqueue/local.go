@@ -8,8 +8,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// A name is the state of one lock in this process. It exists while a caller holds the
-// lock or wants it. Its fields are guarded by the queue's mu.
+// A name is the state of one lock in this process. It exists while a caller holds the lock or
+// waits for it. The queue's mu guards its fields.
 type name struct {
 	text    string
 	lock    protocol.Lock
@@ -18,7 +18,7 @@ type name struct {
 	waiters    list.List // of *waiter, in order of arrival
 	grants     []*grant
 	requesting bool // a requester exists
-	trying     int  // TryAcquires that wait for an answer
+	trying     int  // TryAcquires without an answer
 }
 
 // A waiter is a caller that waits for a lock.
@@ -29,11 +29,11 @@ type waiter struct {
 	ready chan result     // has room for one
 
 	// Guarded by q.mu.
-	place *list.Element // in the local queue; nil if it is not in it
-	over  bool          // it has left, or a result was sent
+	place *list.Element // in the local queue; nil outside it
+	over  bool          // the waiter has left, or a result was sent
 }
 
-// A result is what a waiter waits for.
+// A result ends the wait of a waiter.
 type result struct {
 	hold *Hold
 	err  error
@@ -57,9 +57,8 @@ func (q *Queue) newWaiter(ctx context.Context, n *name) *waiter {
 	return &waiter{q: q, n: n, ctx: context.WithoutCancel(ctx), ready: make(chan result, 1)}
 }
 
-// await waits for the result, until limit is closed. If the context has ended it returns
-// ErrEnded, also when a hold arrived at the same moment: that hold is released in the
-// background.
+// await waits for the result, at most until limit is closed. If the context has ended, it returns
+// ErrEnded. A hold that arrived at the same moment is released in the background.
 func (w *waiter) await(ctx context.Context, limit <-chan struct{}) (*Hold, error) {
 	var r result
 	select {
@@ -129,7 +128,7 @@ func (q *Queue) named(text string) *name {
 	return n
 }
 
-// drop forgets a name that no caller holds or wants.
+// drop deletes the state of a name if no caller holds the lock or waits for it.
 func (q *Queue) drop(n *name) {
 	if n.waiters.Len() == 0 && len(n.grants) == 0 && !n.requesting && n.trying == 0 && q.names[n.text] == n {
 		delete(q.names, n.text)
@@ -151,16 +150,16 @@ func (n *name) fail(err error) {
 	}
 }
 
-// take gives a grant to a waiter, for at most local hand-offs after it.
-func (q *Queue) take(w *waiter, g *grant, handOffs int) {
+// addGrant gives a grant to a waiter. After its hold, at most handOffs local hand-offs follow.
+func (q *Queue) addGrant(w *waiter, g *grant, handOffs int) {
 	g.handOffs = handOffs
 	w.n.grants = append(w.n.grants, g)
 	q.open++
 	w.send(result{hold: &Hold{q: q, n: w.n, grant: g, fence: g.fence}})
 }
 
-// give removes a grant from those of a name, if it is still there.
-func (q *Queue) give(n *name, g *grant) {
+// removeGrant removes a grant from its name, if it is still there.
+func (q *Queue) removeGrant(n *name, g *grant) {
 	i := slices.Index(n.grants, g)
 	if i < 0 {
 		return

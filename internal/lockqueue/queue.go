@@ -11,7 +11,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-// The errors of a Queue, beside those of Redis.
+// The errors of a Queue. Errors of Redis are returned unchanged.
 var (
 	ErrBusy   = errors.New("the lock is held, or others wait for it")
 	ErrEnded  = errors.New("the context has ended")
@@ -19,30 +19,30 @@ var (
 	ErrLost   = errors.New("the lock was lost")
 )
 
-// A Config is what a Queue works with.
+// A Config has the settings of a Queue and the objects that it uses.
 type Config struct {
 	Redis        *protocol.Client
 	Names        *protocol.Namespace
 	Mailbox      *wake.Mailbox
 	Lease        time.Duration // how long a grant lasts without a renewal
-	Slots        int           // holds at once
+	Slots        int           // how many callers may hold a lock at once
 	RedisTimeout time.Duration // of one request
 }
 
-// A Queue has the local queues of all names of one Locker. It must be closed.
+// A Queue has the local queues of all names of one Locker. The caller must close it.
 type Queue struct {
 	Config
 	channel     string // of the notifications for this process
 	unsubscribe func()
 	leftovers   cleanup.List
 
-	ctx  context.Context // ends with Close; requests are not sent with it
+	ctx  context.Context // ends with Close; it is not the context of requests
 	stop context.CancelFunc
 
 	mu     sync.Mutex
 	closed bool
 	names  map[string]*name
-	open   int           // what Close waits for: grants, and goroutines of start
+	open   int           // grants, and goroutines of start: Close waits for them
 	idle   chan struct{} // closed when the queue is closed and open is 0
 }
 
@@ -55,8 +55,8 @@ func New(c Config) *Queue {
 	return q
 }
 
-// Acquire waits for a lock. The error is ErrEnded if ctx ends first, ErrBusy if limit is
-// closed first, ErrClosed, or that of Redis. A nil limit is never closed.
+// Acquire waits for a lock. It returns ErrEnded if ctx ends first, ErrBusy if limit is closed
+// first, ErrClosed after Close, or an error of Redis. A nil limit is never closed.
 func (q *Queue) Acquire(ctx context.Context, name string, limit <-chan struct{}) (*Hold, error) {
 	w, err := q.join(ctx, name)
 	if err != nil {
@@ -65,8 +65,8 @@ func (q *Queue) Acquire(ctx context.Context, name string, limit <-chan struct{})
 	return w.await(ctx, limit)
 }
 
-// TryAcquire is Acquire without the wait: the error is ErrBusy if the lock is held, or if
-// others wait for it.
+// TryAcquire is Acquire without the wait: it returns ErrBusy if the lock is held, or if other
+// callers wait for it.
 func (q *Queue) TryAcquire(ctx context.Context, name string) (*Hold, error) {
 	w, err := q.try(ctx, name)
 	if err != nil {
@@ -75,9 +75,9 @@ func (q *Queue) TryAcquire(ctx context.Context, name string) (*Hold, error) {
 	return w.await(ctx, nil)
 }
 
-// Close fails the waiters with ErrClosed and ends the holds with the cause. It returns
-// when all holds are released or lost, and all requests are answered. Then it takes back
-// what failed requests left in Redis, for at most RedisTimeout.
+// Close fails the waiters with ErrClosed and ends the holds with the cause. It waits until all
+// holds are released or lost, and all requests are answered. Then, for at most RedisTimeout, it
+// removes the owners that failed requests may have left in Redis.
 func (q *Queue) Close(cause error) {
 	for _, end := range q.shut() {
 		end(cause)
@@ -105,11 +105,10 @@ func (q *Queue) Len() int {
 	return len(q.names)
 }
 
-// Leftovers returns how many owners are still to be taken out of locks.
+// Leftovers returns how many owners the queue still has to remove from locks in the background.
 func (q *Queue) Leftovers() int { return q.leftovers.Len() }
 
-// shut refuses new callers, fails the waiters, and returns the functions that end the
-// holds.
+// shut makes later callers fail, fails the waiters, and returns the functions that end the holds.
 func (q *Queue) shut() []func(error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -118,7 +117,7 @@ func (q *Queue) shut() []func(error) {
 	for _, n := range q.names {
 		n.fail(ErrClosed)
 		for _, g := range n.grants {
-			if g.end != nil { // else its hold has not begun, and Begin refuses it
+			if g.end != nil { // else its hold has not begun, and Begin fails
 				ends = append(ends, g.end)
 			}
 		}
@@ -136,7 +135,7 @@ func (q *Queue) start(f func()) {
 	}()
 }
 
-// done ends what Close waits for.
+// done undoes one increment of open.
 func (q *Queue) done() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -149,7 +148,7 @@ func (q *Queue) checkIdle() {
 		return
 	}
 	select {
-	case <-q.idle: // a lost lock was released after Close
+	case <-q.idle: // it is closed already; a lost lock was released after Close
 	default:
 		close(q.idle)
 	}

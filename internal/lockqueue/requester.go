@@ -17,14 +17,14 @@ const (
 	longestPoll    = 100 * time.Millisecond
 )
 
-// A request is one place in the queue in Redis.
-type request struct {
+// A requester requests a lock with one owner token, and so has one place in the queue in Redis.
+type requester struct {
 	q        *Queue
 	n        *name
-	wish     protocol.LockWish
+	request  protocol.LockRequest
 	slot     *wake.Slot
 	sent     time.Time
-	answered bool // at least once
+	answered bool // Redis has answered a request of this owner
 }
 
 // startRequester starts a requester if one is needed. The caller holds q.mu.
@@ -34,53 +34,53 @@ func (q *Queue) startRequester(n *name) {
 	}
 	n.requesting = true
 	q.start(func() { // ends when no caller waits
-		r := q.newRequest(n)
+		r := q.newRequester(n)
 		r.run(r.send())
 	})
 }
 
-// needsRequester reports whether callers wait for what Redis may grant, and no requester
-// waits there for them. The caller holds q.mu.
+// needsRequester reports whether callers wait, a slot may be free in Redis, and no requester
+// exists. The caller holds q.mu.
 func (q *Queue) needsRequester(n *name) bool {
 	return n.waiters.Len() > 0 && !n.requesting && len(n.grants) < q.Slots && !q.closed
 }
 
-func (q *Queue) newRequest(n *name) *request {
+func (q *Queue) newRequester(n *name) *requester {
 	owner := q.Mailbox.Owner()
-	return &request{
-		q: q, n: n, wish: q.wish(owner),
-		slot: q.Mailbox.Wait(owner), // before the request: the notification may precede the answer
+	return &requester{
+		q: q, n: n, request: q.request(owner),
+		slot: q.Mailbox.Wait(owner), // before the request: the notification may arrive before the answer
 	}
 }
 
-func (q *Queue) wish(owner string) protocol.LockWish {
-	return protocol.LockWish{Owner: owner, Lease: q.Lease, Slots: q.Slots}
+func (q *Queue) request(owner string) protocol.LockRequest {
+	return protocol.LockRequest{Owner: owner, Lease: q.Lease, Slots: q.Slots}
 }
 
-// run goes on from the answer to a request until no caller waits, or as many grants are
-// here as there are slots.
-func (r *request) run(answer protocol.LockAnswer, err error) {
+// run handles the answer to the first request, and sends others until no caller waits or this
+// process has all slots.
+func (r *requester) run(answer protocol.LockAnswer, err error) {
 	for r.untilGranted(answer, err) {
-		r = r.q.newRequest(r.n)
+		r = r.q.newRequester(r.n)
 		answer, err = r.send()
 	}
 }
 
-// send sends the request and waits for its answer, at most RedisTimeout, whoever leaves:
-// a release that overtakes a request leaves the lock to no one for a lease.
-func (r *request) send() (protocol.LockAnswer, error) { return r.sendIn(r.firstContext()) }
+// send sends the request and waits for the answer for at most RedisTimeout, even if all callers
+// leave. If a release overtook the request, no process would have the lock until the lease ends.
+func (r *requester) send() (protocol.LockAnswer, error) { return r.sendIn(r.firstContext()) }
 
-func (r *request) sendIn(ctx context.Context) (protocol.LockAnswer, error) {
+func (r *requester) sendIn(ctx context.Context) (protocol.LockAnswer, error) {
 	r.sent = time.Now()
-	answer, err := r.q.Redis.AcquireLock(ctx, r.n.lock, r.wish)
+	answer, err := r.q.Redis.AcquireLock(ctx, r.n.lock, r.request)
 	r.answered = r.answered || err == nil
-	r.wish.Ticket = answer.Ticket
-	r.wish.Return = ""
+	r.request.Ticket = answer.Ticket
+	r.request.Release = ""
 	return answer, err
 }
 
-// firstContext returns the context of the first waiter, without its end.
-func (r *request) firstContext() context.Context {
+// firstContext returns the context of the first waiter, without its cancellation.
+func (r *requester) firstContext() context.Context {
 	r.q.mu.Lock()
 	defer r.q.mu.Unlock()
 	if w := r.n.first(); w != nil {
@@ -89,9 +89,9 @@ func (r *request) firstContext() context.Context {
 	return context.Background()
 }
 
-// untilGranted waits in the queue in Redis until the lock is granted, and gives it to the
-// first waiter. It reports whether to request another for the rest.
-func (r *request) untilGranted(answer protocol.LockAnswer, err error) (more bool) {
+// untilGranted waits in the queue in Redis until the lock is granted, and gives it to the first
+// waiter. It reports whether to request another slot for the other waiters.
+func (r *requester) untilGranted(answer protocol.LockAnswer, err error) (more bool) {
 	defer r.slot.Close()
 	q := r.q
 	timedOut := false
@@ -102,7 +102,7 @@ func (r *request) untilGranted(answer protocol.LockAnswer, err error) (more bool
 			return false
 		case answer.Held:
 			if answer.Handed && timedOut {
-				q.Mailbox.Suspect(q.channel) // its notification should have come first
+				q.Mailbox.Suspect(q.channel) // the notification should have arrived before the timer fired
 			}
 			return r.granted(answer)
 		}
@@ -115,7 +115,7 @@ func (r *request) untilGranted(answer protocol.LockAnswer, err error) (more bool
 		}
 		w := r.pause(pause)
 		if w == abandoned {
-			r.forget(nil)
+			r.withdraw(nil)
 			return false
 		}
 		timedOut = w == byTimer
@@ -123,7 +123,7 @@ func (r *request) untilGranted(answer protocol.LockAnswer, err error) (more bool
 	}
 }
 
-// What ended a requester's pause.
+// A wakeup says what ended a requester's pause.
 type wakeup int
 
 const (
@@ -132,8 +132,8 @@ const (
 	abandoned // no caller waits any more
 )
 
-// pause waits for a notification, a timer, or the last waiter's leaving.
-func (r *request) pause(d time.Duration) wakeup {
+// pause waits for a notification, for the recheck timer, or until the last waiter leaves.
+func (r *requester) pause(d time.Duration) wakeup {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	for {
@@ -142,18 +142,18 @@ func (r *request) pause(d time.Duration) wakeup {
 		}
 		select {
 		case <-r.slot.Ready():
-			r.slot.Take(0) // whatever it says, Redis is asked; left there, it would keep the next one out
+			r.slot.Take(0) // empties the slot; the next request is sent whatever the notification says
 			return byNotification
 		case <-timer.C:
 			return byTimer
-		case <-r.n.emptied: // maybe long ago
-		case <-r.q.ctx.Done(): // then no caller waits
+		case <-r.n.emptied: // other callers may have come since: abandon decides
+		case <-r.q.ctx.Done(): // Close has failed all waiters
 		}
 	}
 }
 
 // abandon ends the requester if no caller waits.
-func (r *request) abandon() bool {
+func (r *requester) abandon() bool {
 	r.q.mu.Lock()
 	defer r.q.mu.Unlock()
 	if r.n.waiters.Len() > 0 {
@@ -164,19 +164,19 @@ func (r *request) abandon() bool {
 	return true
 }
 
-// failed ends the requester, and fails the waiters with the error of Redis.
-func (r *request) failed(err error) {
+// failed ends the requester and fails all waiters with the error of Redis.
+func (r *requester) failed(err error) {
 	r.q.mu.Lock()
 	r.n.fail(err)
 	r.n.requesting = false
 	r.q.drop(r.n)
 	r.q.mu.Unlock()
-	r.forget(err)
+	r.withdraw(err)
 }
 
-// granted gives the lock to the first waiter. It reports whether to request another.
-// Waiters that come later have their turn after the other processes.
-func (r *request) granted(answer protocol.LockAnswer) (more bool) {
+// granted gives the lock to the first waiter. It reports whether to request another slot. Local
+// hand-offs serve the callers that wait now. Later ones wait behind the other processes.
+func (r *requester) granted(answer protocol.LockAnswer) (more bool) {
 	q, n := r.q, r.n
 	q.mu.Lock()
 	n.requesting = false
@@ -184,24 +184,24 @@ func (r *request) granted(answer protocol.LockAnswer) (more bool) {
 	if w == nil {
 		q.drop(n)
 		q.mu.Unlock()
-		r.forget(nil)
+		r.withdraw(nil)
 		return false
 	}
-	q.take(w, r.grant(answer), min(n.waiters.Len(), q.holds())-1)
+	q.addGrant(w, r.grant(answer), min(n.waiters.Len(), q.holds())-1)
 	more = q.needsRequester(n)
 	n.requesting = more
 	q.mu.Unlock()
 	return more
 }
 
-// grant returns what the answer has granted.
-func (r *request) grant(answer protocol.LockAnswer) *grant {
-	return &grant{owner: r.wish.Owner, granted: time.Now(), sent: r.sent, fence: answer.Fence}
+// grant returns the grant of an answer.
+func (r *requester) grant(answer protocol.LockAnswer) *grant {
+	return &grant{owner: r.request.Owner, granted: time.Now(), sent: r.sent, fence: answer.Fence}
 }
 
-// holds returns how many holds a grant may serve: a lock's comes with a fence for each.
-// A semaphore's serves one, as a later hold of one grant would have a lower fence than
-// another grant.
+// holds returns for how many holds a grant may be used. The grant of a lock comes with a fence for
+// each. The grant of a semaphore is for one hold: a later hold of it would have a lower fence than
+// the grant of another slot.
 func (q *Queue) holds() int {
 	if q.Slots > 1 {
 		return 1

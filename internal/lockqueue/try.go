@@ -6,8 +6,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// try starts a request for a lock that is free at this moment, unless this process knows
-// that it is not.
+// try starts one request for a lock. It returns ErrBusy if callers of this process wait for the
+// lock or hold all its slots.
 func (q *Queue) try(ctx context.Context, text string) (*waiter, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -24,19 +24,19 @@ func (q *Queue) try(ctx context.Context, text string) (*waiter, error) {
 	return w, nil
 }
 
-// try sends one request, and ends the wait with its answer. What it is granted after the
-// caller left, it takes back.
+// try sends one request and ends the wait with its answer. If the caller has left, it removes the
+// owner from the lock.
 func (w *waiter) try() {
-	r := &request{q: w.q, n: w.n, wish: w.q.wish(w.q.Mailbox.Owner())}
-	r.wish.Try = true
+	r := &requester{q: w.q, n: w.n, request: w.q.request(w.q.Mailbox.Owner())}
+	r.request.Try = true
 	answer, err := r.sendIn(w.ctx)
 	if !w.tried(r, answer, err) && (err != nil || answer.Held) {
-		r.forget(err)
+		r.withdraw(err)
 	}
 }
 
-// tried ends the wait. It reports whether the waiter has what was granted.
-func (w *waiter) tried(r *request, answer protocol.LockAnswer, err error) (taken bool) {
+// tried ends the wait. It reports whether the waiter received a hold.
+func (w *waiter) tried(r *requester, answer protocol.LockAnswer, err error) (taken bool) {
 	q := w.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -51,7 +51,7 @@ func (w *waiter) tried(r *request, answer protocol.LockAnswer, err error) (taken
 	case !answer.Held:
 		w.send(result{err: ErrBusy})
 	default:
-		q.take(w, r.grant(answer), q.holds()-1)
+		q.addGrant(w, r.grant(answer), q.holds()-1)
 		return true
 	}
 	return false

@@ -7,16 +7,16 @@ import (
 	"github.com/fetchonce/fetchonce/internal/envelope"
 )
 
-// A State says what an Acquire found.
+// A State is the result of an Acquire.
 type State byte
 
-// What an Acquire finds.
+// The results of an Acquire, with the fields that each one sets.
 const (
-	Stored State = iota + 1 // there is a value: Value holds it
-	Large                   // there is a value, too long for this answer: Get it
-	Leased                  // we hold the lease: Fence, Now
-	Wait                    // another holds it: Fence, Left, Now
-	Failed                  // a failure is shared: Failure, Left
+	Stored State = iota + 1 // there is a value: Value
+	Large                   // there is a value, too large for the answer: read it with Get
+	Leased                  // the owner has the lease: Fence, Now
+	Wait                    // another owner has the lease: Fence, Left, Now
+	Failed                  // the last fetch failed, and the failure is shared: Failure, Left
 )
 
 // An Acquired is the answer to an Acquire.
@@ -24,26 +24,23 @@ type Acquired struct {
 	State   State
 	Value   []byte
 	Fence   int64
-	Now     time.Time     // of the server; zero if the request was sent twice, or the answer has none
-	Left    time.Duration // how long the lease or the failure lasts, if nobody touches it
+	Now     time.Time     // by the server's clock; zero if the answer has no time
+	Left    time.Duration // how long the lease or the failure lasts, if it is not renewed or ended
 	Failure Failure
 }
 
-// A PassOver is a value that an Acquire is to pass over, and no other: it is
-// known by how it begins, and Head is empty if it is no string. Stale says that it
-// could be used, and is to be refreshed. Ended is when this schema's segment should have ended,
-// in ms since 1970, if it has by the caller's clock: the value is passed over if the server's
-// clock says so, too.
+// A PassOver is a stored value that an Acquire passes over: it takes the lease although there is
+// that value. Any other value is returned.
 type PassOver struct {
-	Head   []byte
-	Stale  bool
-	Ended  int64
-	Others bool // the value may have segments of other schemas, which FILL keeps
+	Head   []byte // the first bytes of the value, which identify it; empty if it is no string
+	Stale  bool   // the value is usable, and is refreshed
+	Ended  int64  // when this schema's segment ended by the caller's clock, in ms since 1970, or 0. The server's clock decides
+	Others bool   // the value may have segments of other schemas, which FILL keeps
 }
 
-// Acquire looks for the value once more and, if there is none, tries to become
-// the one who fetches it. If another process was faster, this one is now
-// registered for its message.
+// Acquire returns the value if one is stored. Otherwise it takes the lease of the key for the owner.
+// If another owner has the lease, this process is registered as a waiter. A nil over passes over no
+// value.
 func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Duration, over *PassOver) (Acquired, error) {
 	mode, head, share := "miss", []byte(nil), c.ErrorTTL
 	if over != nil {
@@ -53,7 +50,7 @@ func (c *Client) Acquire(ctx context.Context, k Key, owner string, lease time.Du
 		}
 	}
 	argv := []any{owner, lease.Milliseconds(), c.process, mode, mostWaiters + 2, stageAbove, head, share.Milliseconds()}
-	switch { // what is not needed is not sent
+	switch { // optional arguments are sent only if they say something
 	case over != nil && over.Others:
 		argv = append(argv, over.Ended, 1)
 	case over != nil && over.Ended != 0:

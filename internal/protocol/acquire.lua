@@ -6,7 +6,7 @@
 --       4 "miss"; "force" to pass over a value that is unusable or another schema's, "stale" over one to refresh
 --       5 most waiters, as a number of fields of the lease   6 largest value answered (bytes)
 --       7 head of the value to pass over ("" if it is no string)   8 longest failure that counts (ms; 0: none does)
---       [9 when the caller's segment of it has ended (ms), by the caller's clock: the server's clock decides; or 0
+--       [9 when the caller's segment of it ended (ms) by the caller's clock, or 0: the server's clock decides
 --       10 "1" if it has segments of other schemas]
 -- Returns {"value", bytes}, or {"large"} if it is too long for an answer: send GET; with 9, now (µs) follows;
 --         {"leased", fence, now (µs)} if the caller has the lease;
@@ -22,7 +22,7 @@ end
 
 longest = math.max(longest, tonumber(ARGV[2]))
 local force = ARGV[4] ~= "miss"
-local there = 3
+local there = 3 -- of the keys, as far as it is known
 local head
 local foreign = false -- the value is of another type
 if force then
@@ -35,7 +35,7 @@ if force then
     force = tonumber(ARGV[9]) < now / 1000
   end
 else
-  there = redis.call("EXISTS", KEYS[1], KEYS[2], KEYS[3]) -- most often there is none of them
+  there = redis.call("EXISTS", KEYS[1], KEYS[2], KEYS[3]) -- most often none: that saves the reads below
 end
 local lease = {}
 if there > 0 then lease = read("HMGET", KEYS[2], "o", "f", "b") end
@@ -50,7 +50,7 @@ end
 if not now then clock() end
 
 if not lease then
-  -- Foreign data is in the place of the lease. It is not deleted, but it may block the key no longer than a lease.
+  -- The key of the lease holds foreign data. It is not deleted, but it blocks the key no longer than a lease.
   local left = redis.call("PTTL", KEYS[2])
   if left < 0 or left > tonumber(ARGV[2]) then
     redis.call("PEXPIRE", KEYS[2], ARGV[2])
@@ -65,7 +65,7 @@ if owner == ARGV[1] and last > now - longest * 1000 then return {"leased", strin
 if owner and owner ~= ARGV[1] then
   local left = redis.call("PTTL", KEYS[2])
   if left < 0 or left > longest then
-    -- No lease of ours lasts that long: it is forged.
+    -- No lease of fetchonce lasts that long: it is forged.
     redis.call("PEXPIRE", KEYS[2], ARGV[2])
     left = tonumber(ARGV[2])
   end
@@ -88,7 +88,7 @@ if lease[2] and share > 0 then
   end
 end
 
--- The value may have a higher fence than the lease had. That of its newest segment is the highest.
+-- The value may have a higher fence than the last lease. The first segment has the highest one.
 if force then last = later(last, stored_fence(head), now) end
 if last > now + 1000 then
   -- The clock was set back, or the fence is forged. The caller waits until the clock is above it.

@@ -8,34 +8,35 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Limits of what travels inside scripts and messages rather than beside them;
-// measured: an argument of a script costs the server 1.4 ms per MiB, and a
-// message is copied for each waiter, in a cluster to each node.
+// Limits of the values in scripts and notifications. An argument of a script costs the server
+// 1.4 ms per MiB. A notification is copied for each waiter, and in a cluster for each node.
 const (
-	stageAbove  = 16 << 10         // a larger value goes into a key of its own first
-	stagedFor   = 10 * time.Second // and stays there no longer than this
-	tellSingle  = 16 << 10         // the largest value in a message,
-	tellCluster = 4 << 10          // and in a cluster
-	tellWaiters = 64               // with more waiters than this it is "look again"
-	mostWaiters = 512              // beyond it a process waits by its timer alone
+	stageAbove             = 16 << 10         // a larger value is staged in a key of its own
+	stagedFor              = 10 * time.Second // the key of a staged value lasts no longer
+	largestNotified        = 16 << 10         // the largest value in a notification
+	largestNotifiedCluster = 4 << 10          // the same in a cluster
+	mostNotified           = 64               // more waiters than this receive a retry notification without the value
+	mostWaiters            = 512              // beyond it a process is not registered: it waits by its recheck timer
 )
 
-// LongestLease is the longest lease of a load, and the longest that a write mark lasts
-// without renewal. Scripts shorten what ends later: no process of ours wrote it.
+// LongestLease is the longest lease of a load, and the longest that a write mark lasts without
+// renewal. What ends later was not written by fetchonce: the scripts shorten it.
 const LongestLease = time.Minute
 
-// A Runner sends commands to Redis, in their order, on one connection, and
-// returns when they are answered, when ctx ends, or when the time is over.
-// Each command then has its reply or its error.
+// A Runner sends commands to Redis.
 //
-// Read is Do of one command that reads the key it is given first. It may have the
-// reply of an equal one that was sent after it was called.
+// Do sends commands in their order, on one connection. It returns when they are answered, when
+// ctx ends, or when within has passed. Each command then has its reply or its error.
 //
-// Each sends commands of any keys, which have nothing to do with each other, and
-// returns the error of each.
+// Read is Do for one command that reads its first key. It may return the reply to an equal
+// command that was sent after the call began.
 //
-// Failed is called when an operation on a key has failed after all its retries, or its ctx has
-// ended. It took some time. Failed returns the error, maybe with more about its cause.
+// Each sends commands that are independent of each other, with any keys. It returns the error
+// of each command.
+//
+// Failed is called when an operation on a key has failed after all retries, or its ctx has
+// ended. It gets the time that the operation took. It returns the error, which may now
+// contain the cause.
 type Runner interface {
 	Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error
 	Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error
@@ -43,46 +44,47 @@ type Runner interface {
 	Failed(ctx context.Context, key string, took time.Duration, err error) error
 }
 
-// A Client speaks the protocol in one namespace for one process.
+// A Client runs the operations of the protocol in one namespace, for one process. The exported
+// fields must be set before the first operation.
 type Client struct {
-	run     Runner
-	ns      *Namespace
-	process string
-	timeout time.Duration
-	tell    int
+	run             Runner
+	ns              *Namespace
+	process         string
+	timeout         time.Duration
+	largestNotified int
 
-	// Failed, if it is not nil, is told of each operation that fails, but for
-	// those whose context has ended. It is to be set before the first one.
+	// Failed, if it is not nil, is called after each operation that fails, unless its context
+	// has ended.
 	Failed func(ctx context.Context, op string, err error)
 
-	// Unnotified, if it is not nil, is called after each script whose notification the
-	// server refused. It is to be set before the first one.
+	// Unnotified, if it is not nil, is called after each script whose notification the server
+	// refused.
 	Unnotified func(err error)
 
-	// ErrorTTL is for how long at most an Acquire returns a failure that is shared with
-	// later callers. Backoff is the same for a caller that has a stale value. With 0, an
-	// Acquire takes the lease instead. They are to be set before the first one.
+	// ErrorTTL is for how long at most an Acquire returns a failure that is shared with later
+	// callers. Backoff is the same for a caller that has a stale value. With 0, an Acquire
+	// takes the lease instead.
 	ErrorTTL, Backoff time.Duration
 
-	// Renewals, if it is not nil, sends the renewals of leases and write marks: past a circuit
-	// breaker. It is to be set before the first one.
+	// Renewals, if it is not nil, sends the renewals of leases and write marks. It has no
+	// circuit breaker.
 	Renewals Runner
 
 	replica *replica
 }
 
-// NewClient returns a client for the namespace. Every operation of it takes at
-// most timeout, retries included. A cluster's messages carry smaller values.
+// NewClient returns a client for the namespace. Each of its operations takes at most timeout,
+// with all retries. In a cluster, only smaller values are part of notifications.
 func NewClient(run Runner, ns *Namespace, process string, timeout time.Duration, cluster bool) *Client {
-	tell := tellSingle
+	c := &Client{run: run, ns: ns, process: process, timeout: timeout, largestNotified: largestNotified, replica: &replica{}}
 	if cluster {
-		tell = tellCluster
+		c.largestNotified = largestNotifiedCluster
 	}
-	return &Client{run: run, ns: ns, process: process, timeout: timeout, tell: tell, replica: &replica{}}
+	return c
 }
 
-// renewing returns a client for the renewals of a lease. Its operations take at most
-// a third of the lease: a renewal that is not answered leaves time for another one.
+// renewing returns a client for renewals. Its operations take at most a third of the lease, so
+// a renewal without an answer leaves time for another one.
 func (c *Client) renewing(lease time.Duration) *Client {
 	r := *c
 	r.timeout = min(c.timeout, lease/3)
@@ -92,7 +94,7 @@ func (c *Client) renewing(lease time.Duration) *Client {
 	return &r
 }
 
-// ErrType says that a key holds something that is not a string.
+// ErrType reports that a key holds another Redis type than the one fetchonce stores there.
 var ErrType = errors.New("the key holds another type than ours")
 
 // A call is one operation on a key.
@@ -101,7 +103,7 @@ type call struct {
 	started time.Time
 }
 
-// failed reports an operation that has failed, if it has. It returns its error.
+// failed reports an operation that failed and returns its error, or returns nil if err is nil.
 func (c *Client) failed(ctx context.Context, of call, err error) error {
 	if err == nil {
 		return nil

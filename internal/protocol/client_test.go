@@ -88,9 +88,9 @@ func TestHowAValueTravels(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, waiter := newProcess(t, r, "holder"), newProcess(t, r, "waiter")
 		w := redistest.WireOf(holder.rdb)
-		told := protocol.TellSingle
+		told := protocol.LargestNotified
 		if strings.HasSuffix(t.Name(), "cluster") {
-			told = protocol.TellCluster
+			told = protocol.LargestNotifiedCluster
 		}
 		for _, c := range []struct {
 			size         int
@@ -135,8 +135,8 @@ func TestManyWaitersAreNotifiedToRetry(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, waiter := newProcess(t, r, "holder"), newProcess(t, r, "waiter")
 		for others, want := range map[int]protocol.Kind{
-			protocol.TellWaiters - 1: protocol.KindValue,
-			protocol.TellWaiters:     protocol.KindRetry,
+			protocol.MostNotified - 1: protocol.KindValue,
+			protocol.MostNotified:     protocol.KindRetry,
 		} {
 			owner, fence := holder.lease()
 			waiter.wait()

@@ -36,7 +36,7 @@ func TestCodesInTheFormOfAnyServer(t *testing.T) {
 			internal + "Unknown Redis command called from Lua script",
 			"ERR Unknown Redis command called from script" + behind,
 		}},
-		"apart": {protocol.IsApart, []string{
+		"apart": {protocol.IsTryAgain, []string{
 			"TRYAGAIN Multiple keys request during rehashing of slot",
 			old + "TRYAGAIN Multiple keys request during rehashing of slot",
 		}},

@@ -1,71 +1,68 @@
-// Package protocol is what the processes say to Redis and, through it, to each
-// other: the names of the keys, one Go function for each script, the messages.
-// Nobody else sees KEYS, ARGV or the text of a key's name.
+// Package protocol has the names of the keys in Redis, one Go function for each script, and the
+// notifications between processes. No other package knows the KEYS and ARGV of a script, or how
+// a name is made.
 //
-// It knows no value, no context's meaning and no policy: what to do about an
-// answer is the loader's to decide. It is used by the loader and, for its
-// messages, by internal/wake.
+// Each operation is one script, which Redis runs as one step, and may be sent twice: the second
+// time changes nothing. So every operation is sent again after an error that ends soon.
+//
+// The package does not know what values mean and has no policy: the loader and internal/lockqueue
+// decide what follows an answer. internal/wake and internal/near use its names and messages.
 //
 // # Keys
 //
-// Everything that belongs to one key of a user's has the same hash tag, so a
-// cluster keeps it on one node:
+// All names that belong to one key of the user have the same hash tag, so a cluster keeps them on
+// one node:
 //
-//	<prefix>:v:{key}           the value: a sequence of segments, as long as one is kept
-//	<prefix>:m:{key}           meta: who fetches it, and who waits for that
-//	<prefix>:u:{key}           marks: who writes its source of truth now
-//	<prefix>:t:{key}<owner>    a large value on its way to v
-//	<prefix>:l:{name}          a lock: who holds it, each with a fence and an end
-//	<prefix>:q:{name}          its queue: the waiters, each with a ticket and the end of its wait
-//	<prefix>:b:<process>       a channel: what the others tell this process
-//	<prefix>:i                 a channel: names of values that change, for near
-//	                           caches that cannot have the server's own word
+//	<prefix>:v:{key}           value: a sequence of segments; lasts as long as the last of them
+//	<prefix>:m:{key}           meta: the lease, its waiters, or a failure
+//	<prefix>:u:{key}           write marks of running Updates
+//	<prefix>:t:{key}<owner>    a large value, staged before the script that stores it
+//	<prefix>:l:{name}          lock: its holders, each with a fence and an end
+//	<prefix>:q:{name}          queue of the lock: its waiters, each with a ticket and the end of its wait
+//	<prefix>:b:<process>       channel of the notifications for a process
+//	<prefix>:i                 channel of changed values, for near caches on a server that
+//	                           refuses tracking
 //	<prefix>:h:<process>:...   heartbeats of a near cache
 //
-// Builds with different schemas share all of these. Meta is a hash with an end of at
-// most a lease: o is the owner ("<process>.<number>"), f its fence, and
-// w<process> stands for each process that waits; s is set if the value has
-// segments of other schemas. After a failure that is
-// shared, it holds only e, the failure, and f, and b if it is shared only with
-// those who have an old value at hand. The lease and the waiters vanish
-// together, so nothing is ever left behind.
+// Builds with different schemas share all of these.
 //
-// Marks is a hash with a field for each Update that is under way, and when it
-// ends if it is not renewed, in ms by the server's clock. A mark ends the lease
-// that it finds, and taints those that are taken while it lasts (u in meta): what
-// is fetched under such a lease is told, and not stored, whenever that is. So if
+// Meta is a hash that ends with the lease. Its field o is the owner ("<process>.<number>") and f
+// the fence. There is a field w<process> for each process that waits. s is set if the value has
+// segments of other schemas. After a failure that is shared, it has only e, the failure, and f; and
+// b, if only callers with a stale value receive the failure.
+//
+// Marks is a hash with a field for each running Update: when its mark ends unless it is renewed,
+// in ms by the server's clock. A mark ends the lease that it finds. A lease that is taken while
+// there is a mark is tainted (u in meta): its value goes to the waiters and is never stored. So if
 // the writer dies, no value from before its write stays.
 //
-// Whoever may write to these keys may write anything there. lease.lua bounds what the
-// scripts of loads take from them: no lease and no mark of ours ends later than
-// LongestLease from now, no failure is longer than 1 KiB, and a lease has a bounded number
-// of waiters. What is more is not read, and does not count.
+// lock.lua describes the keys of a lock. They end by themselves, too: a lock one second after its
+// last lease, a queue when no waiter polls for 3 seconds.
 //
-// The keys of a lock are said to be what they are in lock.lua. They end by
-// themselves, too: a lock a moment after its last lease, a queue when nobody in
-// it has looked for as long as its patience.
+// Any client with access to Redis may write anything to these keys. lease.lua bounds what the
+// scripts read: no lease and no mark lasts longer than LongestLease, no failure is longer than
+// 1 KiB, and a lease has a bounded number of waiters. The scripts ignore what exceeds that.
 //
 // # Segments
 //
-// A value is a sequence of envelopes, its segments: at most three, each of another schema,
-// the newest first. There is more than one only while builds with different schemas run. The
-// schema is in the digest of an envelope; see internal/envelope. A reader looks for the segment
-// with its digest; most often it is the first and only one.
+// A value is a sequence of envelopes, its segments: at most three, each of another schema, the
+// newest first. There is more than one only while builds with different schemas run. The digest
+// of an envelope contains the schema; see internal/envelope. A reader searches for the segment
+// with its digest, which is most often the first and only one.
 //
-// FILL writes its segment first and keeps those of other schemas which have not ended. The
-// value lasts as long as the last of its segments, so a reader judges the end of one that is
-// not alone by the clock. INVALIDATE and SET remove all segments. Lease and marks belong to the
-// key, so those of any build count for all.
+// FILL writes its segment first and keeps those of other schemas that have not ended. The value
+// lasts as long as the last of its segments. So if there are several, a reader decides by the
+// clock whether one has ended. INVALIDATE and SET remove all segments. Lease and marks belong to
+// the key, so they count for all builds.
 //
-// ACQUIRE knows a value by its first 56 bytes. Each FILL and SET changes them, because the new
-// segment comes first and has a new fence. The first segment's fence is the highest.
+// ACQUIRE identifies a value by its first 56 bytes. Each FILL and SET changes them: the new
+// segment comes first and has a new fence, which is higher than those of the others.
 //
 // # Fences
 //
-// Each lease has a number that is higher than that of every lease of the key
-// before it: the server's time in µs, or one more than the last where the
-// clock has not moved. A known fence that is up to 5 s ahead of the clock is waited
-// for; one that is further ahead is not a fence. A message counts for a waiter only with
-// a fence at least that of the lease it was told to wait for, so a message
-// that was long on its way is not taken for news.
+// The fence of a lease is higher than that of every lease of the key before it. It is the server's
+// time in µs, or one more than the last fence if the clock has not moved. If the last fence is up
+// to 5 s ahead of the clock, ACQUIRE makes the caller wait; one that is further ahead is forged and
+// ignored. A notification counts for a waiter only if its fence is at least that of the lease it
+// waits for, so a late notification of an earlier lease has no effect.
 package protocol

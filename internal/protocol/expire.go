@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A Database is what Expire needs of a Redis in memory.
+// A Database has the methods of an in-memory Redis that Expire calls.
 type Database interface {
 	Keys() []string
 	HGet(name, field string) string
@@ -16,9 +16,9 @@ type Database interface {
 	SetTTL(name string, ttl time.Duration)
 }
 
-// Expire makes the leases of a user's key, and those of a lock of that name, end
-// within a millisecond, in all namespaces of a Redis with our own clock, and reports whether there were any. It
-// is for tests.
+// Expire makes the lease of a user's key, and the leases of a lock with that name, end within a
+// millisecond, in all namespaces. It reports whether there were any. The Redis must have the clock
+// of this process. oncetest uses it.
 func Expire(db Database, user string) bool {
 	found := false
 	for _, name := range db.Keys() {
@@ -34,10 +34,10 @@ func Expire(db Database, user string) bool {
 	return found
 }
 
-// expireHolders has the leases of a lock have ended. The lock itself goes on for a
-// moment, with the last of its fences. For what it looks like, see lock.lua.
+// expireHolders changes the leases in the string of a lock so that they have ended. The string
+// keeps its last fence and its TTL. See lock.lua for its format.
 func expireHolders(db Database, name string) bool {
-	state, _ := db.Get(name) // what is no string is empty
+	state, _ := db.Get(name) // empty if it is no string
 	words := strings.Split(state, " ")
 	found := false
 	for end := 4; end < len(words); end += 3 {
@@ -56,7 +56,7 @@ func expireHolders(db Database, name string) bool {
 	return true
 }
 
-// kindOf returns the letter that says what a name is of, and the tag of its key.
+// kindOf returns the letter of the kind of a name, and the tag of its key.
 func kindOf(name string) (kind, tag string) {
 	head, tag := SplitName(name)
 	head = strings.TrimSuffix(head, ":{")

@@ -1,7 +1,6 @@
 package protocol
 
-// What the tests look at inside: names that only scripts see, the layout of what
-// is said, and the limits.
+// Names, message layouts and limits that only the tests read.
 var (
 	MessageHead   = messageHead
 	ParseAcquired = parseAcquired
@@ -11,17 +10,17 @@ var (
 
 	IsReadOnly = isReadOnly
 	Passing    = passing
-	IsApart    = isApart
+	IsTryAgain = isTryAgain
 )
 
 const (
-	Longest        = longest
-	StageAbove     = stageAbove
-	TellSingle     = tellSingle
-	TellCluster    = tellCluster
-	TellWaiters    = tellWaiters
-	MostWaiters    = mostWaiters
-	LongestFailure = longestFailure
+	Longest                = longest
+	StageAbove             = stageAbove
+	LargestNotified        = largestNotified
+	LargestNotifiedCluster = largestNotifiedCluster
+	MostNotified           = mostNotified
+	MostWaiters            = mostWaiters
+	LongestFailure         = longestFailure
 )
 
 func (f Failure) Encode() string { return f.encode() }

@@ -12,10 +12,10 @@ import (
 type Failure struct {
 	Class     FailureClass
 	Text      string
-	Sentinels string // those that a FailedFetch is, each as Sentinel returns it
+	Sentinels string // the signs of the sentinels that a FailedFetch matches; see Sentinel
 }
 
-// A FailureClass tells the failures apart that callers can tell apart.
+// A FailureClass is the kind of a failure, as far as callers can distinguish it.
 type FailureClass byte
 
 // The classes of failures.
@@ -24,13 +24,12 @@ const (
 	FailedPanic  FailureClass = 'p'
 	FetchTimeout FailureClass = 't'
 
-	// failedAs is a FailedFetch with sentinels: their number in a byte, and each of them, stand
+	// failedAs is a FailedFetch with sentinels. Their number, in one byte, and their signs come
 	// before the text.
 	failedAs FailureClass = 'i'
 )
 
-// longestFailure limits what stands behind the class of a Failure, in bytes. acquire.lua returns
-// no longer one.
+// longestFailure limits the bytes of a failure after its class. acquire.lua returns no longer one.
 const longestFailure = 1 << 10
 
 const (
@@ -38,7 +37,7 @@ const (
 	mostSentinels = 16
 )
 
-// Sentinel returns the sign of a sentinel with that text. It is the same in each build.
+// Sentinel returns the sign of a sentinel error with that text: a hash, the same in each build.
 func Sentinel(text string) string {
 	h := fnv.New64a()
 	h.Write([]byte(text))
@@ -64,7 +63,7 @@ func (f Failure) encode() string {
 	return string(rune(failedAs)) + head + shortened(f.Text, longestFailure-len(head))
 }
 
-// shortened cuts a text between two letters.
+// shortened cuts a text after at most end bytes, between two runes.
 func shortened(text string, end int) string {
 	if len(text) <= end {
 		return text
@@ -75,8 +74,8 @@ func shortened(text string, end int) string {
 	return text[:end]
 }
 
-// printable escapes, as Go does, what is not printed as itself: a text from Redis is one
-// line of a log, and does nothing to a terminal.
+// printable escapes unprintable runes as Go does. So a text from Redis stays one line of a log and
+// cannot control a terminal.
 func printable(text string) string {
 	if strings.IndexFunc(text, isUnprintable) < 0 {
 		return text
@@ -95,8 +94,8 @@ func printable(text string) string {
 
 func isUnprintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// ParseFailure reads what encode wrote. Anything is some failure, and its text is
-// short and printable.
+// ParseFailure is the inverse of encode. It accepts any text; the text of the result is short and
+// printable.
 func ParseFailure(s string) Failure {
 	if s == "" {
 		return Failure{Class: FailedFetch, Text: "unknown failure"}

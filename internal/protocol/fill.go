@@ -13,8 +13,8 @@ import (
 
 // A Filled is the answer to a Fill.
 type Filled struct {
-	Stored  bool  // the lease was ours: the value is stored, unless Refused, and the waiters are notified
-	Refused error // why Redis did not store it, as a full one
+	Stored  bool  // the owner had the lease: the waiters are notified and, unless Refused, the value is stored
+	Refused error // why Redis did not store it; for example, it is full
 }
 
 // Fill stores a value, ends the lease and notifies the waiters, if the owner still has the
@@ -25,7 +25,7 @@ func (c *Client) Fill(ctx context.Context, l Lease, sealed []byte, ttl time.Dura
 	p := k.payload(ctx, l.Owner, sealed, ttl)
 	argv := []any{
 		l.Owner, bigEndian(l.Fence), p.inline, ttl.Milliseconds(), c.ns.channels,
-		messageHead(KindValue, l.Fence, k.Value), messageHead(KindRetry, l.Fence, k.Value), c.tell, tellWaiters, c.ns.changes,
+		messageHead(KindValue, l.Fence, k.Value), messageHead(KindRetry, l.Fence, k.Value), c.largestNotified, mostNotified, c.ns.changes,
 	}
 	if len(p.inline) == 0 {
 		argv = append(argv, bigEndian(int64(k.digest)))
@@ -64,7 +64,7 @@ func (c *Client) Set(ctx context.Context, k Key, owner string, sealed []byte, tt
 	}
 	_, err := c.script(ctx, set, p.stage, append([]string{k.Value, k.meta(), k.marks()}, p.staged...),
 		head, tail, ttl.Milliseconds(), c.ns.channels, messageHead(KindValue, 0, k.Value)[9:],
-		messageHead(KindRetry, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.tell, tellWaiters, c.ns.changes)
+		messageHead(KindRetry, AnyFence, k.Value), messageHead(KindLost, 0, k.Value), c.largestNotified, mostNotified, c.ns.changes)
 	return err
 }
 

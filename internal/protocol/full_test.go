@@ -47,11 +47,11 @@ type lockProcess struct {
 	lock protocol.Lock
 }
 
-func (p lockProcess) wish(owner string) protocol.LockWish {
-	return protocol.LockWish{Owner: owner, Lease: lease, Slots: 1}
+func (p lockProcess) wish(owner string) protocol.LockRequest {
+	return protocol.LockRequest{Owner: owner, Lease: lease, Slots: 1}
 }
 
-func (p lockProcess) ask(w protocol.LockWish) protocol.LockAnswer {
+func (p lockProcess) ask(w protocol.LockRequest) protocol.LockAnswer {
 	p.t.Helper()
 	a, err := p.AcquireLock(p.t.Context(), p.lock, w)
 	if err != nil {
@@ -60,7 +60,7 @@ func (p lockProcess) ask(w protocol.LockWish) protocol.LockAnswer {
 	return a
 }
 
-func (p lockProcess) wantHeld(w protocol.LockWish) protocol.LockAnswer {
+func (p lockProcess) wantHeld(w protocol.LockRequest) protocol.LockAnswer {
 	p.t.Helper()
 	a := p.ask(w)
 	if !a.Held {
@@ -69,7 +69,7 @@ func (p lockProcess) wantHeld(w protocol.LockWish) protocol.LockAnswer {
 	return a
 }
 
-func (p lockProcess) wantQueued(w protocol.LockWish) protocol.LockAnswer {
+func (p lockProcess) wantQueued(w protocol.LockRequest) protocol.LockAnswer {
 	p.t.Helper()
 	a := p.ask(w)
 	if a.Held || a.Ticket == "0" {
@@ -159,17 +159,17 @@ func TestLocksInAFullRedis(t *testing.T) {
 		p.wantQueued(p.wish("p.2"))
 		r.fill()
 		w := p.wish("p.3")
-		w.Return = "p.1"
-		if a := p.wantQueued(w); !a.Returned {
+		w.Release = "p.1"
+		if a := p.wantQueued(w); !a.Released {
 			t.Error("the lease was not given back")
 		}
 		p.wantHeld(p.wish("p.2"))
 		p.wantReleased("p.2")
-		w.Return = ""
+		w.Release = ""
 		p.wantHeld(w)
 		w = p.wish("p.4") // and where nobody waits
-		w.Return = "p.3"
-		if a := p.wantHeld(w); !a.Returned {
+		w.Release = "p.3"
+		if a := p.wantHeld(w); !a.Released {
 			t.Error("the lease was not given back")
 		}
 	})

@@ -140,8 +140,8 @@ func FuzzDurations(f *testing.F) {
 		if d >= 10*time.Millisecond {
 			l := protocol.NewNamespace("p", "").Lock("n")
 			to.sent = nil
-			_, _ = c.AcquireLock(ctx, l, protocol.LockWish{Owner: "o.1", Lease: d, Slots: 1})
-			_, _ = c.RenewLock(ctx, l, protocol.LockWish{Owner: "o.1", Lease: d, Slots: 1})
+			_, _ = c.AcquireLock(ctx, l, protocol.LockRequest{Owner: "o.1", Lease: d, Slots: 1})
+			_, _ = c.RenewLock(ctx, l, protocol.LockRequest{Owner: "o.1", Lease: d, Slots: 1})
 			for _, args := range to.sent {
 				if !hasMillis(args, d+time.Second) { // so long the lock is remembered
 					t.Errorf("%v was sent as %v", d, args)

@@ -3,11 +3,12 @@
 -- With marks, it also sets a write mark or removes it. Sent again, it renews the mark. It then deletes nothing, unless
 -- the mark had ended: no value was stored since.
 -- KEYS  1 value   2 meta   [3 marks]
---       or one of them alone, while they are on two nodes of a cluster: see apart.go. script.go names the keys.
+--       or one of them alone, while they are on two nodes of a cluster: see tryagain.go. script.go names the keys.
 -- ARGV  1 channel prefix   2 retry notification for the waiters   3 head of the lost notification for the holder
 --       4 channel of changes   [5 mark   6 its length (ms; 0: remove it)]
 -- Returns how many values there were: 0 or 1.
--- delete_value and end_lease do what a Delete does. They cannot fail, whatever the keys hold.
+
+-- delete_value and end_lease invalidate the key. They cannot fail, whatever the keys hold.
 local function delete_value()
   local n = redis.call("UNLINK", value)
   announce(ARGV[4], value)
@@ -23,8 +24,7 @@ local function end_lease()
   if holder then notify(ARGV[1] .. holder, ARGV[3] .. owner) end
 end
 
--- sweep removes the marks that have ended, such as those of dead writers, and those that end too late, which are
--- forged.
+-- sweep removes marks that have ended, such as those of dead writers, and marks that last too long: they are forged.
 local function sweep(now)
   local fields = redis.call("HGETALL", marks)
   for i = 1, #fields, 2 do
@@ -46,7 +46,7 @@ local now, ends
 longest = math.max(longest, lasts)
 if marks then
   local count = read("HLEN", marks)
-  -- They are not ours, or far more than Updates of one key.
+  -- It is no hash, or has far more marks than one key has Updates.
   if not count or count > most_marks then redis.call("UNLINK", marks) end
   if lasts > 0 then
     local time = redis.call("TIME")
@@ -58,7 +58,7 @@ end
 
 local n = 0
 if ends and ends > now then
-  set_mark(now, lasts) -- it is renewed
+  set_mark(now, lasts) -- this renews it
   return 0
 end
 if value then n = delete_value() end

@@ -9,22 +9,22 @@ import (
 	"github.com/fetchonce/fetchonce/internal/envelope"
 )
 
-// longest is the length in bytes above which a key's text is replaced by its
-// hash: names stay readable in redis-cli, and bounded.
+// longest is the length in bytes above which a name contains the hash of the key and not its
+// text. Shorter names stay readable in redis-cli.
 const longest = 200
 
-// A Namespace makes the names of one prefix, and the digests of one schema. No two different
-// (prefix, key, kind) have the same name; see [Namespace.Key].
+// A Namespace makes the names of one prefix, and the digests of one schema. Two names are equal
+// only if prefix, key and kind are; see [Namespace.Key].
 type Namespace struct {
-	value, meta, marks, staged string // up to and with the "{" of the hash tag
-	lock, queue                string // of a lock, likewise
-	channels                   string // channel names without the process
+	value, meta, marks, staged string // up to the "{" of the hash tag, which is included
+	lock, queue                string // the same for a lock
+	channels                   string // a channel name without the process
 	changes                    string // the channel of changed values
-	seed                       uint64 // of the digests
+	seed                       uint64 // for the digests
 }
 
-// NewNamespace returns the namespace of a prefix and a schema. Processes with
-// the same prefix share all names, whatever their schema: a value has a segment for each.
+// NewNamespace returns the namespace of a prefix and a schema. Processes with the same prefix
+// share all names, whatever their schema: a value has a segment for each schema.
 func NewNamespace(prefix, schema string) *Namespace {
 	p := escape(prefix)
 	return &Namespace{
@@ -40,7 +40,7 @@ func NewNamespace(prefix, schema string) *Namespace {
 	}
 }
 
-// A Key is one key of a user's under its names in Redis.
+// A Key has the names in Redis of one key of the user.
 type Key struct {
 	Value string // name of the value
 
@@ -49,11 +49,10 @@ type Key struct {
 	digest uint64
 }
 
-// Key returns the names of a user's key, which may be any bytes.
+// Key returns the names of a user's key, which may contain any bytes.
 //
-// The names are injective: the key is escaped so that it has no brace, so the
-// first "{" of a name ends its head; in the head, the last but one ":" ends the prefix,
-// whatever the prefix is.
+// Two keys never share a name. Prefix and key are escaped, so they contain no brace: the first "{"
+// of a name ends its head. In the head, the last but one ":" ends the prefix.
 func (ns *Namespace) Key(user string) Key {
 	name := ns.value + Tag(user) + "}"
 	return Key{Value: name, ns: ns, head: len(ns.value), digest: envelope.Digest(ns.seed, name)}
@@ -62,14 +61,13 @@ func (ns *Namespace) Key(user string) Key {
 // Digest returns the digest of the key's segments; see [envelope.Digest].
 func (k Key) Digest() uint64 { return k.digest }
 
-// Tag returns what stands for a user's key in all its names. It is the key
-// itself, and costs no allocation, unless that is empty or long or has bytes
-// that are escaped.
+// Tag returns the form of a user's key in its names. This is the key itself, without an
+// allocation, unless it is empty, longer than longest, or has bytes that are escaped.
 func Tag(user string) string {
 	tag := escape(user)
 	switch {
 	case tag == "":
-		return "%" // an empty hash tag would not be one
+		return "%" // Redis ignores an empty hash tag
 	case len(tag) > longest:
 		sum := sha256.Sum256([]byte(user))
 		return "%#" + hex.EncodeToString(sum[:])
@@ -77,46 +75,45 @@ func Tag(user string) string {
 	return tag
 }
 
-// handles is the length in bytes from which on a handle is a tag: no key that is
-// shorter becomes a hash, and no hash is that short.
-const handles = 2 + 2*sha256.Size
+// tagHandles is the length in bytes from which on a handle is a tag. It is the length of a hash, so
+// no shorter handle is one.
+const tagHandles = 2 + 2*sha256.Size
 
-// Handle returns what stands for a user's key inside a process, where no two keys
-// have the same. For most it is the key itself, without a look at its bytes.
+// Handle returns the form of a user's key inside a process. Two keys never share a handle. For a
+// short key it is the key itself, and its bytes are not read.
 func Handle(user string) string {
-	if len(user) < handles {
+	if len(user) < tagHandles {
 		return user
 	}
 	return Tag(user)
 }
 
-// HandleOf returns the handle of the key that a tag stands for.
+// HandleOf returns the handle of the key that has a tag.
 func HandleOf(tag string) string {
-	if !strings.Contains(tag, "%") || len(tag) == handles && tag[1] == '#' {
+	if !strings.Contains(tag, "%") || len(tag) == tagHandles && tag[1] == '#' {
 		return tag
 	}
-	if user, ok := unescape(tag); ok && len(user) < handles {
+	if user, ok := unescape(tag); ok && len(user) < tagHandles {
 		return user
 	}
 	return tag
 }
 
-// A Lock is one lock of a user's under its names in Redis.
+// A Lock has the names in Redis of one lock of the user.
 type Lock struct {
-	keys *[2]any // the names of lock and queue: strings, as arguments of a command
+	keys *[2]any // lock and queue: strings, in the type of command arguments
 }
 
-// Lock returns the names of a lock of a user's, which may have any bytes for a
-// name.
+// Lock returns the names of a user's lock, whose name may contain any bytes.
 func (ns *Namespace) Lock(user string) Lock {
 	tag := Tag(user)
-	all := ns.lock + tag + "}" + ns.queue + tag + "}" // made at once
+	all := ns.lock + tag + "}" + ns.queue + tag + "}" // one allocation for two names
 	queue := len(ns.lock) + len(tag) + 1
 	return Lock{keys: &[2]any{all[:queue], all[queue:]}}
 }
 
-// SplitName returns how the name of a value begins, see [Namespace.Values], and
-// the tag of its key. What is not the name of a value has neither.
+// SplitName returns the prefix of the name of a value, see [Namespace.Values], and the tag of its
+// key. Both are empty if name has no tag at its end.
 func SplitName(name string) (values, tag string) {
 	i := strings.IndexByte(name, '{')
 	if i < 0 || name[len(name)-1] != '}' {
@@ -125,21 +122,20 @@ func SplitName(name string) (values, tag string) {
 	return name[:i+1], name[i+1 : len(name)-1]
 }
 
-// Values returns how the names of all values begin. No other name does, of
-// whatever namespace.
+// Values returns the prefix of the names of all values. No other name has it, in any namespace.
 func (ns *Namespace) Values() string { return ns.value }
 
-// Changes returns the channel on which the scripts tell the names of values that
-// they change, if anybody listens on the node of the key.
+// Changes returns the channel on which the scripts publish the names of values that they change,
+// if the node of the key has a subscriber.
 func (ns *Namespace) Changes() string { return ns.changes }
 
-// Heartbeats returns the prefix of the names of a process's heartbeats, in the namespace with
-// that channel of changes. It is also their channel.
+// Heartbeats returns the prefix of the names of a process's heartbeats, which is also their
+// channel. changes is the channel of changes of their namespace.
 func Heartbeats(changes, process string) string {
 	return strings.TrimSuffix(changes, ":i") + ":h:" + process + ":"
 }
 
-// IsHeartbeats reports whether a channel is one of heartbeats; see [Heartbeats].
+// IsHeartbeats reports whether a channel carries heartbeats; see [Heartbeats].
 func IsHeartbeats(channel string) bool {
 	return strings.HasSuffix(channel, ":") && strings.Contains(channel, ":h:")
 }
@@ -150,10 +146,10 @@ func (k Key) marks() string { return k.ns.marks + k.Value[k.head:] }
 
 func (k Key) staged(owner string) string { return k.ns.staged + k.Value[k.head:] + owner }
 
-// Channel returns the name of the channel on which a process listens.
+// Channel returns the channel to which a process is subscribed for its notifications.
 func (ns *Namespace) Channel(process string) string { return ns.channels + process }
 
-// special has the bytes that are always escaped.
+// special says which bytes are escaped.
 var special = func() (special [256]bool) {
 	for c := range ' ' {
 		special[c] = true
@@ -186,7 +182,7 @@ func escape(s string) string {
 	return b.String()
 }
 
-// unescape takes back what escape did to a key. It cannot with what no escape made.
+// unescape is the inverse of escape. It fails for a text that escape cannot return.
 func unescape(tag string) (user string, ok bool) {
 	if tag == "%" {
 		return "", true

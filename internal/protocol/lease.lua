@@ -1,5 +1,6 @@
--- lease.lua: read a lease, a fence and the write marks of a key, which may be forged. The scripts of loads begin with
--- this. It ignores what is longer, later or more than fetchonce writes: see docs/internals/design.md.
+-- lease.lua: functions that read the lease, the fence and the write marks of a key. The scripts of loads begin with
+-- this. Any of it may be forged: what is longer, later or more than fetchonce writes is ignored. See
+-- docs/internals/design.md.
 local longest = 60000 -- ms: the longest Lease of a Loader
 local ahead = 5000000 -- µs: a fence is ahead of the clock by no more, unless the clock was set back by more
 local most_waiters = 512
@@ -14,13 +15,13 @@ local function read(command, key, ...)
   return redis.call(command, key, ...)
 end
 
--- number returns a time or a fence of ours; 0 if the text is neither.
+-- number returns a time or a fence; 0 if the text is neither.
 local function number(text)
   if not text or #text > 16 or string.find(text, "%D") then return 0 end
   return tonumber(text) or 0
 end
 
--- big_endian returns the number in some bytes of a string, 8 if it is not said.
+-- big_endian returns the number in count bytes of a string, 8 by default.
 local function big_endian(bytes, first, count)
   local n = 0
   for i = first, first + (count or 8) - 1 do n = n * 256 + string.byte(bytes, i) end
@@ -39,8 +40,8 @@ local function stored_fence(head)
   return 0
 end
 
--- registered returns the processes that wait for a lease. ACQUIRE registers a bounded number of them. If there are
--- more, they are forged: it returns none, and the recheck timers of the waiters find the end of the lease.
+-- registered returns the processes that wait for a lease. ACQUIRE registers at most most_waiters. If there are more,
+-- they are forged: it returns none, and the waiters notice the end of the lease by their recheck timers.
 local function registered(meta)
   local waiters = {}
   local count = read("HLEN", meta)
@@ -57,8 +58,9 @@ end
 -- process returns the process in the name of an owner, or nil.
 local function process(owner) return #owner <= 128 and string.match(owner, "^[^.]*") or nil end
 
--- marked returns when the last write mark ends, in ms, or 0 if there is none; now is in ms. It deletes marks that have
--- all ended, and a key of another type. It does not read more than most_marks marks: then the key counts as marked.
+-- marked returns when the last write mark ends, in ms, or 0 if there is none; now is in ms. If all marks have ended, or
+-- the key has another type, it deletes the key. If there are more than most_marks, it reads none: the key counts as
+-- marked.
 local function marked(marks, now)
   local count = read("HLEN", marks)
   if count == 0 then return 0 end

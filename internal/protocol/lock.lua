@@ -1,14 +1,15 @@
--- lock.lua: the common part of the lock scripts. It stands before each of them, after its fast path if it has one.
+-- lock.lua: the common part of the lock scripts. Each of them begins with lock_state.lua, its fast path if it has one,
+-- and this.
 -- KEYS  1 lock: a string: "lock <f>", and for each holder " <owner> <fence> <end>/<lease>" (ms). f is the first fence
 --         of the last lease
 --       2 queue: a sorted set: the owners that wait, by ticket. For each it also has "+<owner>", by the time (ms) until
 --         which the owner counts as waiting. That score is negative, so it is no ticket.
---       While a slot of a cluster moves, the lock alone: the queue may be on the other node. See apart.go.
+--       While a slot of a cluster moves, the lock alone: the queue may be on the other node. See tryagain.go.
 -- ARGV  1 owner   2 lease + remembered (ms): how long the key of the lock lasts   3 slots
 -- A full Redis (maxmemory, noeviction) refuses a SET or ZADD, unless the script has written before with a command
 -- that needs no memory, as PEXPIRE. It may refuse a new lock and a new waiter. It may not refuse what renews, releases
 -- or hands off a lease.
--- An end is a time of this server's clock: the string of a semaphore has several, and Redis gives a key only one.
+-- An end is a time by this server's clock. The string of a semaphore has several; a key in Redis has one TTL.
 -- All of this may be forged. The script limits every end that it reads, and every loop: see "A forged lock ends" in
 -- docs/internals/design.md.
 local time = redis.call("TIME")
@@ -61,12 +62,12 @@ end
 
 -- expiry returns the member of the queue whose score says until when an owner counts as waiting. With it a release
 -- passes over a waiter that died more than waiter_lasts ago. Without it such a hand-off costs the other waiters 250 ms
--- to one second, and a stranger that writes 4096 waiters blocks the lock for minutes.
+-- to one second, and 4096 forged waiters block the lock for minutes.
 local function expiry(owner) return "+" .. owner end
 
--- grant makes owner a holder, with a new fence. A last fence counts up to fence_ahead above the clock, in case that was
--- set back. As a key of a free lock lasts longer than that, the fence after the next is higher even if the last one
--- was forged.
+-- grant makes owner a holder, with a new fence that is higher than the last one. The clock may have been set back, so
+-- the last fence may be up to fence_ahead above it. The key of a free lock lasts longer than that: when it ends, the
+-- clock is above every fence, even if the last one was forged.
 local function grant(owner, length)
   local past = tonumber(last or "0")
   last = string.format("%.0f", math.max(clock, past + fences_per_lease)) -- tostring would write 1.795e+15
@@ -74,7 +75,7 @@ local function grant(owner, length)
   fences[owner], ends[owner], lengths[owner] = last, now + length, length
 end
 
--- waits reports whether the head of the queue is a waiter that may still wait, and not forged.
+-- waits reports whether the head of the queue is a waiter that has polled in time.
 local function waits(head)
   if #head > 64 or not string.match(head, "^%w+%.%w+$") then return false end
   local stop = -(tonumber(redis.call("ZSCORE", queue, expiry(head)) or "") or 0)
@@ -91,8 +92,8 @@ local function settle()
     if alive then
       grant(head, confirmed_within)
       if head ~= ARGV[1] then
-        -- The channel's name begins as the key's does. Without the right to PUBLISH the hand-off stands, and the
-        -- recheck timer finds it.
+        -- The channel has the prefix of the key. If the server refuses PUBLISH, the waiter still has the lock, and
+        -- polls by its recheck timer.
         local channel = string.match(KEYS[1], "^([^{]*):l:{") .. ":b:" .. string.match(head, "^[^.]*")
         notify(channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head)
       end
@@ -100,14 +101,15 @@ local function settle()
   end
 end
 
+-- drop removes a holder.
 local function drop(owner)
   if not fences[owner] then return end
   fences[owner], ends[owner] = nil, nil
   holders = holders - 1
 end
 
--- finish writes the lock. It ends some time after the last lease, so that fences rise. With force it does so in a full
--- Redis.
+-- finish writes the lock. The key lasts longer than the last lease, so that fences rise. With force, a full Redis does
+-- not refuse it.
 local function finish(force)
   if not last then return end
   local parts, longest = {"lock", last}, now

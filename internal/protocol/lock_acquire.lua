@@ -5,14 +5,14 @@
 -- ARGV  4 "wait", the default; or "try": do not join the queue
 --       5 the ticket from the last answer, if there is one, or "0"
 --       6 owner of the lease to release, if there is one
--- Returns {"leased", returned, fence, handed}: handed is 1 if the owner had the lease before;
---         {"wait", returned, ticket, ms}: the next lease ends after that time, if it is not renewed;
+-- Returns {"leased", released, fence, handed}: handed is 1 if the owner had the lease before;
+--         {"wait", released, ticket, ms}: the next lease ends after that time, if it is not renewed;
 --         or what lock_free.lua does.
---         returned is 1 if the other lease was still there. Sent twice, the second request finds it gone and answers 0.
+--         released is 1 if the other lease was still there. Sent twice, the second request finds it gone and answers 0.
 local owner = ARGV[1]
-local returned = 0
+local released = 0
 if ARGV[6] then
-  if fences[ARGV[6]] then returned = 1 end
+  if fences[ARGV[6]] then released = 1 end
   drop(ARGV[6])
 end
 
@@ -36,7 +36,7 @@ elseif holders < slots and waiters == 0 then
 else
   local place = tonumber(redis.call("ZSCORE", queue, owner) or "")
   if not isTicket(place) then place = nil end
-  if place or returned == 1 then redis.call("PEXPIRE", queue, waiter_lasts) end -- a full Redis then allows the rest
+  if place or released == 1 then redis.call("PEXPIRE", queue, waiter_lasts) end -- a full Redis then allows the rest
   ticket = place or tonumber(ARGV[5] or "0")
   if ticket == 0 then
     local tail = tonumber(redis.call("ZREVRANGE", queue, 0, 0, "WITHSCORES")[2] or "")
@@ -50,10 +50,10 @@ else
 end
 settle()
 if fences[owner] then ends[owner], lengths[owner] = now + lease, lease end
-finish(handed == 1 or returned == 1)
+finish(handed == 1 or released == 1)
 
-if fences[owner] then return answer({"leased", returned, fences[owner], handed}) end
+if fences[owner] then return answer({"leased", released, fences[owner], handed}) end
 local left = lease
 if not queue then left = math.min(left, unreachable_poll) end -- an unreachable queue sends no notification
 for _, stop in pairs(ends) do left = math.min(left, stop - now) end
-return answer({"wait", returned, string.format("%.0f", ticket), left})
+return answer({"wait", released, string.format("%.0f", ticket), left})

@@ -36,11 +36,11 @@ func inLock(t *testing.T, f func(t *testing.T, l *locking)) {
 	})
 }
 
-func (l *locking) wish(owner string) protocol.LockWish {
-	return protocol.LockWish{Owner: owner, Lease: lockLease, Slots: l.slots}
+func (l *locking) wish(owner string) protocol.LockRequest {
+	return protocol.LockRequest{Owner: owner, Lease: lockLease, Slots: l.slots}
 }
 
-func (l *locking) ask(w protocol.LockWish) protocol.LockAnswer {
+func (l *locking) ask(w protocol.LockRequest) protocol.LockAnswer {
 	l.t.Helper()
 	a, err := l.AcquireLock(l.t.Context(), l.lock, w)
 	if err != nil {

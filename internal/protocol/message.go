@@ -7,40 +7,40 @@ import (
 	"time"
 )
 
-// A Kind says what a message is about.
+// A Kind says what a notification is about.
 type Kind byte
 
-// The kinds of messages.
+// The kinds of notifications.
 const (
 	KindValue   Kind = 'V' // the body is the value, in its envelope
-	KindFailure Kind = 'E' // the body is a Failure: the fetch failed
-	KindRetry   Kind = 'R' // the lease ended without either
-	KindLost    Kind = 'L' // for the holder: the body is the owner whose lease was ended
-	KindGranted Kind = 'G' // for a waiter of a lock: the lock is granted to the owner with this name
-	KindProbe   Kind = 'P' // for the process that sent it: its connection is good
+	KindFailure Kind = 'E' // the fetch failed: the body is a Failure
+	KindRetry   Kind = 'R' // the lease ended without a value or a failure in the notification
+	KindLost    Kind = 'L' // for the holder: its lease was ended; the body is the owner
+	KindGranted Kind = 'G' // for a waiter for a lock: the lock was granted to the owner in Name
+	KindProbe   Kind = 'P' // for the process that sent it: its subscription works
 )
 
-// AnyFence is the fence of a message that counts for every waiter.
+// AnyFence is the fence of a notification that counts for every waiter.
 const AnyFence int64 = math.MaxInt64
 
-// LongestMessage is the length in bytes above which a message is not one of ours: the
-// largest value that a message has, and 64 KiB for its head.
-const LongestMessage = tellSingle + 64<<10
+// LongestMessage is the largest length of a message in bytes: the largest value in a notification,
+// and 64 KiB for its head. A longer message was not sent by fetchonce.
+const LongestMessage = largestNotified + 64<<10
 
-// A Message is a notification of another process. It is a hint: any client may publish to
-// the channel. It can make a waiter ask Redis. A value in it passes the same checks as one
-// that was read from Redis.
+// A Message is a notification from another process. It is a hint: any client may publish to the
+// channel. It can make a waiter send ACQUIRE. A value in it passes the same checks as one that was
+// read from Redis.
 type Message struct {
 	Kind  Kind
 	Fence int64
-	Name  string // of the value in Redis, see Key.Value; or an owner
-	Body  string // a part of the payload, as is Name: nothing is copied
+	Name  string // the name of the value, see Key.Value; or an owner
+	Body  string // Body and Name are parts of the payload, not copies
 }
 
-// Answers reports whether a message counts for a waiter of the lease with that fence, at now
-// by the server's clock. A failure must be that lease's own. A value may be from a later Set,
-// but not from the future; a minute is for clocks that disagree. Any other message only makes
-// the waiter ask Redis, so it always counts.
+// Answers reports whether a message counts for a waiter for the lease with that fence; now is by
+// the server's clock. A failure counts if it has that fence. A value may be from a later Set, so it
+// may have a higher fence, up to now and one minute for clocks that disagree. Any other message
+// only makes the waiter send ACQUIRE, so it always counts.
 func (m *Message) Answers(fence int64, now time.Time) bool {
 	switch m.Kind {
 	case KindFailure:
@@ -53,7 +53,7 @@ func (m *Message) Answers(fence int64, now time.Time) bool {
 
 var errMessage = errors.New("not one of our messages")
 
-// messageHead returns a message about a key, up to its body.
+// messageHead returns a message without its body.
 func messageHead(kind Kind, fence int64, name string) []byte {
 	b := make([]byte, 0, 9+binary.MaxVarintLen32+len(name))
 	b = append(b, byte(kind))
@@ -62,7 +62,7 @@ func messageHead(kind Kind, fence int64, name string) []byte {
 	return append(b, name...)
 }
 
-// ParseMessage reads a message.
+// ParseMessage parses a message. The error says that fetchonce did not write it.
 func ParseMessage(payload string) (Message, error) {
 	if len(payload) < 10 {
 		return Message{}, errMessage
@@ -82,5 +82,5 @@ func ParseMessage(payload string) (Message, error) {
 	return Message{}, errMessage
 }
 
-// Probe returns the message with which a process checks its subscription.
+// Probe returns the message that a process publishes to check its own subscription.
 func Probe() []byte { return messageHead(KindProbe, 0, "") }

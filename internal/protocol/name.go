@@ -2,9 +2,9 @@ package protocol
 
 import "github.com/redis/go-redis/v9"
 
-// ScriptName returns which of our scripts a command runs: acquire, fill, release,
-// renew, invalidate, set, lock_acquire, lock_release or lock_renew; "" if none. It
-// is for tests that stop a process at a step.
+// ScriptName returns the name of the script that a command runs: acquire, fill, release, renew,
+// invalidate, set, lock_acquire, lock_release or lock_renew, or "" if it runs none of them. Tests
+// use it to stop a process at a step.
 func ScriptName(cmd redis.Cmder) string {
 	args := cmd.Args()
 	if len(args) < 2 {

@@ -1,7 +1,7 @@
 -- segment.lua: the segments of a value: see internal/envelope. FILL has this after lease.lua.
 local most_segments = 3 -- in a value, each of another schema
 local most_bytes = 16777216 -- of other schemas: what a script copies blocks the server for 1.4 ms per MiB
-local clocks_apart = 1000 -- ms: a process may be so far ahead of the server's clock when it stamps a segment
+local clock_skew = 1000 -- ms: the clock of a process that stamps a segment may be ahead of the server's by so much
 
 -- segment_size returns the length of a segment that begins with these 56 bytes, or nil if they are no header.
 local function segment_size(head)
@@ -13,15 +13,15 @@ end
 local function segment_left(head, now) return big_endian(head, 17) + big_endian(head, 41) - now end
 
 -- other_segments returns the segments of a value that have another digest, and for how long the last of them lasts, in
--- ms. All may be forged: it leaves out what has ended, what would outlive the key, what has a fence that is not below
--- the given one, and what is too large. So it lengthens the life of no segment.
+-- ms. A segment may be forged: it leaves out one that has ended, would outlive the key, has a fence that is not below
+-- the given one, or is too large. So no segment lasts longer than before.
 local function other_segments(value, digest, fence)
   local head = read("GETRANGE", value, 0, 55)
   if not head or #head < 56 then return "", 0 end
   local length = redis.call("STRLEN", value)
   if string.sub(head, 49, 56) == digest and segment_size(head) == length then return "", 0 end
   local life = redis.call("PTTL", value)
-  if life <= 0 then return "", 0 end -- no value of ours lasts for ever
+  if life <= 0 then return "", 0 end -- forged: every value of fetchonce has a TTL
   local time = redis.call("TIME")
   local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
   local others, bytes, longest_left, at = {}, 0, 0, 0
@@ -30,7 +30,7 @@ local function other_segments(value, digest, fence)
     local size = segment_size(head)
     if not size or at + size > length or #others == most_segments - 1 then break end
     local schema, left = string.sub(head, 49, 56), segment_left(head, now)
-    local lasts = left > 0 and left <= life + clocks_apart and big_endian(head, 25) < fence
+    local lasts = left > 0 and left <= life + clock_skew and big_endian(head, 25) < fence
     if lasts and not have[schema] and bytes + size <= most_bytes then
       have[schema] = true
       others[#others + 1] = redis.call("GETRANGE", value, at, at + size - 1)

@@ -1,5 +1,5 @@
--- set.lua: store a value whatever else is going on. A lease on the key ends, its holder and the waiters are told.
--- The server stamps the value with its time and a fence of its own (see internal/envelope): only it knows both.
+-- set.lua: store a value. A lease on the key ends, and its holder and waiters are notified.
+-- The script stamps the value with the server's time and a new fence; see internal/envelope.
 -- KEYS  1 value   2 meta   3 marks   [4 the value, staged]
 -- ARGV  1 envelope before the stamp   2 envelope after the stamp ("" if staged)   3 ttl (ms)
 --       4 channel prefix   5 value notification, after its kind and fence   6 retry notification

@@ -9,29 +9,29 @@ import (
 	"github.com/fetchonce/fetchonce/internal/envelope"
 )
 
-// A Value is the value of a key as one schema finds it; see the package's "Segments". The zero
-// Value says that there is none.
+// A Value is the stored value of a key, read by one schema; see "Segments" in the package comment.
+// The zero Value says that nothing is stored.
 type Value struct {
-	// Own is the segment of this schema: nil if there is none. If the value is not a
-	// sequence of segments, Own is all of it, and unusable.
+	// Own is the segment of this schema, or nil. If the value is not a sequence of segments,
+	// Own is all of it, and it is unusable.
 	Own []byte
 
-	// Head has the first bytes of the whole value, by which ACQUIRE knows it.
+	// Head has the first bytes of the whole value. They identify it in ACQUIRE.
 	Head []byte
 
-	// Alone says that the value is this segment only, so Redis removes it when the segment
-	// ends. Another schema's segment may keep the value for longer.
+	// Alone says that the value has this segment only, so Redis deletes it when the segment
+	// ends. A segment of another schema may keep the value for longer.
 	Alone bool
 
-	// Cut says that only the first bytes of the value were read, and that this segment is not
-	// in them.
+	// Cut says that only the first bytes of the value were read, and this segment may come
+	// after them.
 	Cut bool
 
-	next int64 // with Cut: where this segment may begin
+	next int64 // with Cut: the offset where this segment may begin
 }
 
-// Split returns what the bytes of the key's value hold for its schema. If there are more than
-// limit, they are only the first ones.
+// Split parses the bytes of a value for the key's schema. If they are more than limit, the value
+// may be longer.
 func (k Key) Split(b []byte, limit int) Value {
 	if len(b) == 0 {
 		return Value{}
@@ -68,15 +68,15 @@ func (k Key) Split(b []byte, limit int) Value {
 	return v
 }
 
-// Get reads the bytes of a key's value: nil if there is none. It requests at most one byte
-// more than limit, so that a segment that is too large is recognized without being read.
+// Get reads the bytes of a key's value; nil if nothing is stored. It reads at most one byte more
+// than limit: a value that is too large is detected without being read.
 func (c *Client) Get(ctx context.Context, k Key, limit int) ([]byte, error) {
 	return c.getRange(ctx, k.Value, 0, limit)
 }
 
-// ReadOn reads on where a value was cut. If the value has changed meanwhile, the result may have
-// no segment, or an unusable one: ACQUIRE then finds that the head differs.
-func (c *Client) ReadOn(ctx context.Context, k Key, v Value, limit int) (Value, error) {
+// ReadRest reads the segment of a value that was cut. If the value has changed since, the result
+// may have no segment or an unusable one; ACQUIRE detects that by the head.
+func (c *Client) ReadRest(ctx context.Context, k Key, v Value, limit int) (Value, error) {
 	for range envelope.Segments {
 		if !v.Cut {
 			break
@@ -92,7 +92,7 @@ func (c *Client) ReadOn(ctx context.Context, k Key, v Value, limit int) (Value, 
 	return v, nil
 }
 
-// getRange reads the bytes of a value from one offset.
+// getRange reads at most limit+1 bytes of a value, from an offset.
 func (c *Client) getRange(ctx context.Context, name string, from int64, limit int) ([]byte, error) {
 	to, started := from+int64(limit), time.Now()
 	cmd := redis.NewStringCmd(ctx, "getrange", name, from, to)

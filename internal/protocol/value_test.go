@@ -285,9 +285,9 @@ func TestReadOnFindsASegmentBehindLargeOnes(t *testing.T) {
 			if !v.Cut {
 				t.Fatalf("%s: the value is not cut", name)
 			}
-			v, err = s.ReadOn(t.Context(), key, v, limit)
+			v, err = s.ReadRest(t.Context(), key, v, limit)
 			if err != nil || !bytes.Equal(v.Own, c.want) || v.Cut || v.Alone || !bytes.Equal(v.Head, c.value[:envelope.Size]) {
-				t.Errorf("%s: ReadOn = %d bytes, cut %v, alone %v, %v; want %d bytes", name, len(v.Own), v.Cut, v.Alone, err, len(c.want))
+				t.Errorf("%s: ReadRest = %d bytes, cut %v, alone %v, %v; want %d bytes", name, len(v.Own), v.Cut, v.Alone, err, len(c.want))
 			}
 		}
 	})
