@@ -180,7 +180,7 @@ func newLoader[V any](c *client.Client, opt Options[V], readBack bool) *Loader[V
 	l.trace = newTracer(opt.Trace, l.log)
 	l.channel = l.names.Channel(l.Mailbox.Process())
 	l.unsubscribe = l.Mailbox.Use(l.channel)
-	l.unwatch = l.Router.OnBack(func() { l.log.Over(logBack, logUnavailable) })
+	l.unwatch = l.Router.OnRecovered(func() { l.log.Over(logBack, logUnavailable) })
 	l.link = l.Router.Link(opt.RedisBreaker, opt.RedisTimeout)
 	l.redis = protocol.NewClient(l.link, l.names, l.Mailbox.Process(), opt.RedisTimeout, l.Cluster)
 	l.redis.Renewals = l.Router.Link(0, 0)

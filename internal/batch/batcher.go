@@ -14,70 +14,70 @@ import (
 	"github.com/fetchonce/fetchonce/internal/breaker"
 )
 
-// ErrTimeout says that Redis did not answer in time. It is an [os.ErrDeadlineExceeded],
-// and not a [context.DeadlineExceeded]: the caller's own deadline has not passed.
+// ErrTimeout reports that Redis did not answer in time. It matches [os.ErrDeadlineExceeded], and
+// not [context.DeadlineExceeded]: the deadline of the caller's context has not passed.
 var ErrTimeout = fmt.Errorf("no answer from Redis in time: %w", os.ErrDeadlineExceeded)
 
-// A Conn is what a Batcher needs of a go-redis client.
+// A Conn has the methods of a go-redis client that a Batcher calls.
 type Conn interface {
 	Process(ctx context.Context, cmd redis.Cmder) error
 	Pipeline() redis.Pipeliner
 }
 
-// A Batcher sends commands. It is made by [New], and must be closed.
+// A Batcher sends commands to one node. The caller of [New] must close it.
 type Batcher struct {
 	conn          Conn
 	deadlineAware bool // see isDeadlineAware
-	once          bool // conn does not retry
+	once          bool // conn makes one attempt; see sendsOnce
 	linger        time.Duration
 	breaker       *breaker.Breaker
 	dial          func(ctx context.Context) error // see dialerOf
 	dials         singleflight.Group
 
-	// Requests for use again. It is not one pool for the whole program: a request has a
-	// channel, which belongs to the synctest bubble that it was made in.
+	// free has requests to reuse. Each Batcher has its own pool: a request has a channel, which
+	// belongs to the synctest bubble that made it.
 	free sync.Pool
 
 	mu        sync.Mutex
-	queue     []*batch      // in order, none empty; the last one may still be joined
-	inFlight  []*batch      // sent and not answered, also those that are stuck
-	pipelines int           // of inFlight, those that are not stuck
-	stuck     int           // pipelines whose callers have all timed out
+	queue     []*batch      // in order, none empty; a request may join the last one
+	inFlight  []*batch      // sent and not answered, including the stuck ones
+	pipelines int           // how many of inFlight are not stuck
+	stuck     int           // how many of inFlight are stuck; see markStuck
 	prompt    bool          // the last reply came within promptReply
 	replied   time.Duration // when Redis last replied, since epoch
-	inTime    time.Duration // when it last replied before its callers' time was over
+	inTime    time.Duration // when Redis last replied within the time limit of the callers
 	closed    error
-	idle      chan struct{} // closed when the Batcher is, and pipelines is 0
-	spare     chan struct{} // for the next limit: that of the last one, if it was not closed
+	idle      chan struct{} // closed when the Batcher is closed and pipelines is 0
+	unusedEnd chan struct{} // for the next limit: the channel of an earlier one that was not closed
 	alarm     alarm
 }
 
-// New returns a Batcher over a client. It calls back when its breaker has closed.
-func New(conn Conn, back func()) *Batcher {
+// New returns a Batcher over a client. It calls recovered each time that its breaker closes.
+func New(conn Conn, recovered func()) *Batcher {
 	b := &Batcher{
 		conn: conn, deadlineAware: isDeadlineAware(conn), once: sendsOnce(conn),
 		linger: linger, replied: never, inTime: never, idle: make(chan struct{}),
 	}
-	b.breaker, b.dial = breaker.New(b.serves, back), dialerOf(conn)
-	b.alarm.timer = time.AfterFunc(time.Hour, b.ring)
+	b.breaker, b.dial = breaker.New(b.probe, recovered), dialerOf(conn)
+	b.alarm.timer = time.AfterFunc(time.Hour, b.onAlarm)
 	b.alarm.timer.Stop()
 	return b
 }
 
 // Do sends commands in their order, on one connection, and returns their first error. It
-// returns ctx's error when ctx ends, and [ErrTimeout] when within has passed since the
-// call. In the queue, the time counts from the last reply of Redis at the earliest, so a
-// queue times out only while Redis answers no command.
+// returns ctx's error when ctx ends, and [ErrTimeout] when within has passed since the call. For
+// a request in the queue, each reply of Redis restarts the time, so it times out only while Redis
+// answers no command.
 //
 // After such an error the commands may still be executed, and must not be used any more;
-// [NotSent] says when none was sent. On a closed Batcher Do returns the cause of Close.
+// [NotSent] reports whether none was sent. After Close, Do returns the cause of Close.
 func (b *Batcher) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
 	return b.do(ctx, within, nil, cmds)
 }
 
-// Read is Do for one command that reads its first key. Equal reads in the queue are sent
-// as one command, and share its reply: its bytes must not be changed. A read in flight is
-// not shared with later callers, as its key may have been deleted since.
+// Read is Do for one command that reads its first key. Equal reads in the queue are sent as one
+// command and share its reply, so the caller must not change the bytes. A read in flight is not
+// shared with later callers: its key may have been deleted since it was sent.
 func (b *Batcher) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
 	return b.do(ctx, within, cmd, nil)
 }
@@ -95,7 +95,7 @@ func (b *Batcher) do(ctx context.Context, within time.Duration, read *redis.Stri
 		cmds = r.one[:]
 	}
 	r.cmds, r.read, r.until, r.state = cmds, read != nil, now()+within, queued
-	end, ends := ctx.Deadline() // before the mutex is held: the context is the caller's code
+	end, ends := ctx.Deadline() // not under the mutex: the context is user code
 	own, err := b.enqueue(r, within, end, ends)
 	if err != nil {
 		return err
@@ -128,8 +128,8 @@ func firstError(cmds []redis.Cmder) error {
 		switch err := cmd.Err(); {
 		case err == nil:
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-			// The pipeline's limit, a moment before the caller's, or the client's ReadTimeout.
-			return fmt.Errorf("%w: %v", ErrTimeout, err) //nolint:errorlint // it is not the caller's deadline, see ErrTimeout
+			// The limit of the pipeline, or the ReadTimeout of the client.
+			return fmt.Errorf("%w: %v", ErrTimeout, err) //nolint:errorlint // must not match context.DeadlineExceeded, see ErrTimeout
 		default:
 			return err
 		}
@@ -137,9 +137,8 @@ func firstError(cmds []redis.Cmder) error {
 	return nil
 }
 
-// Close fails the queued requests with the cause. It returns when those in flight are
-// answered or have timed out. A pipeline that is stuck in go-redis ends with the client's
-// ReadTimeout: Close does not wait for it.
+// Close fails the queued requests with the cause, and waits until those in flight are answered or
+// have timed out. It does not wait for a stuck pipeline, which ends with the client's ReadTimeout.
 func (b *Batcher) Close(cause error) {
 	b.mu.Lock()
 	if b.closed != nil {

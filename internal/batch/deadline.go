@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// maxStuck is how many pipelines may be stuck beside the others.
+// maxStuck is how many stuck pipelines do not count as in flight; see markStuck.
 const maxStuck = 8
 
-// epoch is the zero of this room's clock, which is monotonic and read in one step.
+// epoch is the zero of this package's clock, which is monotonic.
 var epoch = time.Now()
 
 func now() time.Duration { return time.Since(epoch) }
@@ -17,18 +17,18 @@ func now() time.Duration { return time.Since(epoch) }
 // never is before every other time, also in a synctest bubble, which begins in 2000.
 const never time.Duration = -1 << 62
 
-// An alarm is one timer for the time limits of all requests. A timer for each would cost
-// more than everything else in this room. The Batcher's mu guards it.
+// An alarm is one timer for the time limits of all requests, and for the linger. A timer for each
+// request would cost more than the rest of this package. The Batcher's mu guards it.
 type alarm struct {
 	timer *time.Timer
-	at    time.Duration // when it rings, since epoch; 0 if it is off
+	at    time.Duration // when it fires, since epoch; 0 if it is off
 }
 
-// A limit is the context of a batch that is sent. It does not end with a caller's context:
-// that would cut the connection on which the others wait.
+// A limit is the context of a batch in flight. It does not end with the context of one caller:
+// go-redis would close the connection, and the other requests of the batch would fail.
 type limit struct {
 	until time.Time
-	over  chan struct{} // closed once the time is over
+	over  chan struct{} // closed when the time is over
 }
 
 func (l *limit) Deadline() (time.Time, bool) { return l.until, true }
@@ -51,17 +51,17 @@ func (l *limit) end() {
 	}
 }
 
-// ringAt sets the alarm, if it would ring later. The caller holds b.mu.
-func (b *Batcher) ringAt(t time.Duration) {
+// setAlarm sets the alarm to a time, unless it fires sooner. The caller holds b.mu.
+func (b *Batcher) setAlarm(t time.Duration) {
 	if b.alarm.at == 0 || t < b.alarm.at {
 		b.alarm.at = t
 		b.alarm.timer.Reset(t - now())
 	}
 }
 
-// ring refuses the requests whose time is over, sets the alarm for the next, and ends the
-// lingering of the queue.
-func (b *Batcher) ring() {
+// onAlarm refuses the requests whose time is over, sets the alarm for the next one, and sends
+// batches that have lingered.
+func (b *Batcher) onAlarm() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.alarm.at = 0
@@ -75,9 +75,9 @@ func (b *Batcher) ring() {
 	b.flush()
 }
 
-// timesOut returns when a request's time is over. In the queue its limit counts from the
-// last reply of Redis at the earliest: a Redis that works off a long queue is not down.
-// Once it is sent, no other reply prolongs it. The caller holds b.mu.
+// timesOut returns when a request times out. In the queue, each reply of Redis restarts its time:
+// a Redis that works through a long queue is not down. In flight, no reply to another pipeline
+// does. The caller holds b.mu.
 func (b *Batcher) timesOut(f *batch, r *request) time.Duration {
 	if f.isSent() {
 		return max(r.until, f.floor)
@@ -93,10 +93,10 @@ func (b *Batcher) expire(f *batch, t time.Duration) {
 		case r == nil:
 			continue
 		case b.timesOut(f, r) > t:
-			b.ringAt(b.timesOut(f, r))
+			b.setAlarm(b.timesOut(f, r))
 			return
 		case f.isSent():
-			b.giveUp(f)
+			b.markStuck(f)
 		}
 		if r.state == queued {
 			if b.unqueue(r) {
@@ -111,10 +111,10 @@ func (b *Batcher) expire(f *batch, t time.Duration) {
 	}
 }
 
-// giveUp gives the place of a batch's pipeline to another: it may be stuck for as long as
-// the client's timeouts and retries allow, and no other caller must wait behind it once
+// markStuck stops counting a batch as in flight, so that another pipeline may start. The batch may
+// stay in go-redis for all its timeouts and retries. Other callers must not wait for that once
 // Redis answers again. The caller holds b.mu.
-func (b *Batcher) giveUp(f *batch) {
+func (b *Batcher) markStuck(f *batch) {
 	if !f.stuck && b.stuck < maxStuck {
 		f.stuck = true
 		b.stuck++

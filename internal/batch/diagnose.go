@@ -11,12 +11,12 @@ import (
 	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
-// diagnoseTime is how long a caller whose command has timed out waits for the cause.
+// diagnoseTime is how long a caller whose command timed out waits for the cause.
 const diagnoseTime = 20 * time.Millisecond
 
-// dialerOf returns a function that connects to a client's server and closes the connection,
-// or nil if the client has no single server. It tells why there is no connection, which go-redis
-// does only after all its dials: with its defaults that is later than most time limits.
+// dialerOf returns a function that connects to the client's server and closes the connection, or
+// nil if the client is not of a single server. Its error says why there is no connection. go-redis
+// returns that only after all its dials: with its defaults, later than most time limits.
 func dialerOf(conn Conn) func(ctx context.Context) error {
 	rdb, ok := conn.(*redis.Client)
 	if !ok {
@@ -34,9 +34,8 @@ func dialerOf(conn Conn) func(ctx context.Context) error {
 	}
 }
 
-// diagnose returns the error of a command that timed out, with the cause if there is no
-// connection to the node, or the breaker knows why it failed. Callers that time out at once
-// share one dial.
+// diagnose returns the error of a command that timed out. If the breaker has recorded a cause, or a
+// dial fails, the error contains it. Callers that time out at the same time share one dial.
 func (b *Batcher) diagnose(timeout error, known *breaker.Breaker) error {
 	if open, ok := errors.AsType[*breaker.OpenError](known.Err()); ok {
 		if errors.Is(open.Cause, ErrTimeout) || errors.Is(open.Cause, breaker.ErrNoAnswer) {
@@ -61,16 +60,15 @@ func (b *Batcher) diagnose(timeout error, known *breaker.Breaker) error {
 	return timeout
 }
 
-// A causedError is the error of a command, and why there is no connection to its node. Whether
-// the command was sent is said by its own error alone.
+// A causedError is the error of a command with its cause. NotSent depends on the error alone.
 type causedError struct{ error, cause error }
 
 func (e causedError) Error() string   { return e.error.Error() + ": " + e.cause.Error() }
 func (e causedError) Unwrap() []error { return []error{e.error, e.cause} }
 func (e causedError) NotSent() bool   { return NotSent(e.error) }
 
-// serves asks the node whether it serves a key.
-func (b *Batcher) serves(ctx context.Context, key string) error {
+// probe returns an error if the node does not serve a key.
+func (b *Batcher) probe(ctx context.Context, key string) error {
 	if b.dial != nil {
 		if err := b.dial(ctx); err != nil {
 			return err

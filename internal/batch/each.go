@@ -12,12 +12,12 @@ import (
 
 const (
 	partSize = 1000 // commands of an Each that share a round trip
-	parts    = 2    // in the queue or in flight at once: behind more, others' commands would wait
+	parts    = 2    // of an Each that are queued or in flight at once: more would delay other callers
 )
 
-// Each sends commands that have nothing to do with each other, in parts of which
-// each is a [Batcher.Do], and returns the error of each command. A command of which
-// the error is [ErrTimeout], or ctx's, must not be touched any more.
+// Each sends commands that are independent of each other and returns the error of each. It sends
+// them in parts, each like [Batcher.Do]. A command whose error is [ErrTimeout], or the error of
+// ctx, must not be used any more.
 func (b *Batcher) Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error {
 	errs := make([]error, len(cmds))
 	b.each(ctx, within, cmds, errs)
@@ -46,7 +46,7 @@ func (b *Batcher) part(ctx context.Context, within time.Duration, cmds []redis.C
 	err := b.do(ctx, within, nil, cmds)
 	unknown := err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) || NotSent(err))
 	for i, cmd := range cmds {
-		if unknown { // the commands may still be on their way
+		if unknown { // the commands may still be in flight
 			errs[i] = err
 		} else {
 			errs[i] = cmd.Err()
@@ -54,8 +54,8 @@ func (b *Batcher) part(ctx context.Context, within time.Duration, cmds []redis.C
 	}
 }
 
-// Each is [Batcher.Each] of commands that may belong to different nodes. Those of
-// one node do not wait for another.
+// Each is [Batcher.Each] for commands that may belong to different nodes. Each node has its own
+// parts, so a slow one delays only its own commands.
 func (l *Link) Each(ctx context.Context, within time.Duration, cmds []redis.Cmder) []error {
 	errs := make([]error, len(cmds))
 	if l.node != nil {
@@ -93,7 +93,7 @@ func (l *Link) Each(ctx context.Context, within time.Duration, cmds []redis.Cmde
 // A group is the commands of an Each that belong to one node.
 type group struct {
 	cmds []redis.Cmder
-	at   []int   // the place of each in the Each
+	at   []int   // the index of each command in the Each
 	errs []error // of the Each
 }
 

@@ -11,24 +11,24 @@ import (
 	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
-// A Link sends the commands of one Loader or Locker through a Router. With a breaker, it
-// sends nothing to a node that has failed, until a probe was answered. The breaker of a node is
-// shared by all Links that have one.
+// A Link sends the commands of one Loader or Locker through a Router. With a breaker, it sends
+// nothing to a node that failed, until the node answers a probe. All Links that use a breaker
+// share those of the nodes.
 type Link struct {
 	router  *Router
-	node    *Batcher      // of all keys; nil: each key's own
+	node    *Batcher      // of all keys; nil if each key has its own node
 	every   time.Duration // between probes; 0 or less: no breaker
 	timeout time.Duration // of a probe
 }
 
-// Link returns a Link that probes a failed node as often as breaker says, with the timeout. If
-// breaker is 0 or less, it sends every command.
+// Link returns a Link. breaker is the time between the probes of a failed node, and timeout that of
+// a probe. If breaker is 0 or less, the Link has no breaker and sends every command.
 func (r *Router) Link(breaker, timeout time.Duration) *Link {
 	return &Link{router: r, node: r.single, every: breaker, timeout: timeout}
 }
 
-// At returns a Link that sends to one node, whatever the commands' keys. MOVED and ASK are
-// then errors. The node is nil for a single server.
+// At returns a Link that sends all commands to one node. It returns MOVED and ASK as errors. The
+// node is nil for a single server.
 func (l *Link) At(node *redis.Client) *Link {
 	if l.node != nil || node == nil {
 		return l
@@ -38,7 +38,7 @@ func (l *Link) At(node *redis.Client) *Link {
 	return &at
 }
 
-// Do is [Batcher.Do] at the node of the commands' key, which is one.
+// Do is [Batcher.Do] at the node of the commands' keys. All keys must have the same node.
 func (l *Link) Do(ctx context.Context, within time.Duration, cmds ...redis.Cmder) error {
 	return l.do(ctx, within, nil, cmds)
 }
@@ -64,7 +64,7 @@ func (l *Link) do(ctx context.Context, within time.Duration, read *redis.StringC
 	if err != nil {
 		return err
 	}
-	if cold { // else within stays the same: commands with one limit share a pipeline
+	if cold { // otherwise within stays the same: only requests with equal limits share a pipeline
 		within -= now() - began
 	}
 	err = b.do(ctx, within, read, cmds)
@@ -77,7 +77,7 @@ func (l *Link) do(ctx context.Context, within time.Duration, read *redis.StringC
 	return l.router.follow(ctx, within, b, err, cmds)
 }
 
-// of is [Router.of], with the error of an open breaker.
+// of is [Router.of]. If the breaker is open, it returns the breaker's error.
 func (l *Link) of(ctx context.Context, within time.Duration, key string) (*Batcher, error) {
 	r := l.router
 	if l.every > 0 && r.topology.Load() == nil {
@@ -104,10 +104,10 @@ func (l *Link) refusal(b *Batcher) error {
 	return err
 }
 
-// Failed is called when an operation on a key has failed after all its retries. It took some
-// time. It opens the node's breaker if the node has answered nothing in that time, or has
-// answered that it serves no key. If the caller has left before an answer, it has the node
-// probed. It returns the error with its cause, if that is known only now.
+// Failed is called when an operation on a key has failed after all its retries; took is how long it
+// took. If the node has answered nothing in that time, or has answered that it serves no key,
+// Failed opens its breaker. If the caller's context ended before an answer, it probes the node. It
+// returns the error, with the cause if it can find that.
 func (l *Link) Failed(ctx context.Context, key string, took time.Duration, err error) error {
 	if l.every <= 0 || key == "" || isOurs(err) {
 		return err
@@ -132,14 +132,14 @@ func (l *Link) Failed(ctx context.Context, key string, took time.Duration, err e
 	return err
 }
 
-// isOurs reports whether an error says nothing about a node: this program caused it.
+// isOurs reports whether this program caused an error, so that it says nothing about a node.
 func isOurs(err error) bool {
 	_, panicked := errors.AsType[*guard.PanicError](err)
 	return panicked || breaker.IsOpen(err) || errors.Is(err, redis.ErrClosed)
 }
 
-// nodeOf returns the node that has a key, and its breaker. Until the topology is known, there is
-// only a breaker; if the node is not known, there is none.
+// nodeOf returns the node that has a key, and its breaker. Before the topology is loaded, the node
+// is nil. If the node is unknown, both are nil.
 func (l *Link) nodeOf(key string) (*Batcher, *breaker.Breaker) {
 	if l.node != nil {
 		return l.node, l.node.breaker
@@ -154,12 +154,12 @@ func (l *Link) nodeOf(key string) (*Batcher, *breaker.Breaker) {
 	return node, node.breaker
 }
 
-// IsUnfit reports whether an error is the answer of a node that serves no key at present.
+// IsUnfit reports whether an error is the answer of a node that serves no key now.
 func IsUnfit(err error) bool {
 	return redis.IsLoadingError(err) || redis.IsClusterDownError(err) || redis.IsMasterDownError(err)
 }
 
-// isSilent reports whether the node has answered nothing in time for so long.
+// isSilent reports whether the node has answered no command in time, for as long as took.
 func (b *Batcher) isSilent(took time.Duration) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

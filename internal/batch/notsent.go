@@ -7,13 +7,12 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// NotSent reports whether an error of [Batcher.Do] or [Batcher.Read] proves that
-// Redis was sent none of the commands. That is so if the batcher was closed, if the
-// context ended or the time was over while they were queued, and if no connection
-// could be made, provided that go-redis made one attempt only: after a retry it
-// returns the error of the last attempt, and an earlier one may have arrived.
+// NotSent reports whether an error of [Batcher.Do] or [Batcher.Read] proves that no command was
+// sent. It does if the Batcher was closed, or if the context ended or the time was over while the
+// commands were queued. A failed dial proves it only if the client does not retry: after a retry,
+// go-redis returns the error of its last attempt, and an earlier one may have arrived.
 //
-// An error that wraps such a one decides for itself, with a method NotSent() bool.
+// An error that wraps such an error may answer for itself, with a method NotSent() bool.
 func NotSent(err error) bool {
 	var e interface{ NotSent() bool }
 	return errors.As(err, &e) && e.NotSent()
@@ -25,8 +24,8 @@ type unsent struct{ error }
 func (e unsent) Unwrap() error { return e.error }
 func (unsent) NotSent() bool   { return true }
 
-// failure returns the error of commands that a client has processed: it marks the
-// one that says that there was no connection to send them on.
+// failure returns the error of commands that the client has processed. If there was no connection
+// to send them on, it returns the error as unsent.
 func (b *Batcher) failure(err error) error {
 	if err == nil || !b.once {
 		return err
@@ -38,7 +37,7 @@ func (b *Batcher) failure(err error) error {
 	return err
 }
 
-// sendsOnce reports whether a client makes one attempt to send a command.
+// sendsOnce reports whether a client makes one attempt only to send a command.
 func sendsOnce(conn Conn) bool {
 	rdb, ok := conn.(*redis.Client)
 	return ok && rdb.Options().MaxRetries == 0

@@ -11,37 +11,37 @@ import (
 	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
-// yields is how often a pipeline's goroutine lets others run before it takes the next batch.
+// yields is how often the goroutine of a pipeline yields before it claims the next batch.
 const yields = 4
 
-// run sends a batch, and then what is queued by then, until the queue is empty.
+// run sends a batch, and then the next ones, until the queue is empty.
 func (b *Batcher) run(f *batch) {
 	for f != nil {
 		ok := f.send(b.conn)
 		n := f.live
-		for _, r := range b.landed(f, ok) {
+		for _, r := range b.takeAnswered(f, ok) {
 			r.done <- struct{}{} // has room
 		}
 		f = b.next(f, n)
 	}
 }
 
-// launch notes that a batch is in flight from now. The caller holds b.mu.
-func (b *Batcher) launch(f *batch) {
-	if b.spare == nil {
-		b.spare = make(chan struct{})
+// setInFlight notes that a batch is in flight from now. The caller holds b.mu.
+func (b *Batcher) setInFlight(f *batch) {
+	if b.unusedEnd == nil {
+		b.unusedEnd = make(chan struct{})
 	}
 	f.floor = b.replied + f.within
-	f.sent, f.limit, b.spare = now(), limit{until: epoch.Add(max(f.until, f.floor)), over: b.spare}, nil
+	f.sent, f.limit, b.unusedEnd = now(), limit{until: epoch.Add(max(f.until, f.floor)), over: b.unusedEnd}, nil
 	b.inFlight = append(b.inFlight, f)
 }
 
-// isSent reports whether a batch was launched.
+// isSent reports whether a batch is or was in flight.
 func (f *batch) isSent() bool { return f.limit.over != nil }
 
-// land notes that a batch is in flight no more, and whether Redis has answered. The caller
-// holds b.mu.
-func (b *Batcher) land(f *batch, ok bool) {
+// noteReply notes that a batch is no longer in flight, and whether Redis has answered it. The
+// caller holds b.mu.
+func (b *Batcher) noteReply(f *batch, ok bool) {
 	i := slices.Index(b.inFlight, f)
 	b.inFlight = slices.Delete(b.inFlight, i, i+1)
 	t := now()
@@ -53,15 +53,15 @@ func (b *Batcher) land(f *batch, ok bool) {
 		}
 	}
 	if f.limit.Err() == nil {
-		b.spare = f.limit.over
+		b.unusedEnd = f.limit.over
 	}
 }
 
-// landed is land. It returns the requests whose callers wait for it.
-func (b *Batcher) landed(f *batch, ok bool) []*request {
+// takeAnswered is noteReply. It returns the requests whose callers still wait.
+func (b *Batcher) takeAnswered(f *batch, ok bool) []*request {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.land(f, ok)
+	b.noteReply(f, ok)
 	still := f.requests[:0]
 	for _, r := range f.requests {
 		if r != nil && r.state == queued {
@@ -72,8 +72,8 @@ func (b *Batcher) landed(f *batch, ok bool) []*request {
 	return still
 }
 
-// next returns the next batch for the pipeline that has sent f, with n callers, or nil. It
-// first yields to those callers: they are likely to send again, and then share a pipeline.
+// next returns the next batch for the pipeline that has sent f with n requests, or nil. It first
+// yields to their callers: if they send again at once, they share the next pipeline.
 func (b *Batcher) next(f *batch, n int) *batch {
 	for i := 0; n > 1 && i < yields; i++ {
 		runtime.Gosched()
@@ -88,8 +88,8 @@ func (b *Batcher) next(f *batch, n int) *batch {
 	return next
 }
 
-// finish ends a batch's pipeline. It reports false if it was given up: then another one has
-// its place. The caller holds b.mu.
+// finish ends the pipeline of a batch. It reports whether the pipeline counted as in flight, and so
+// may claim the next batch: a stuck one may not. The caller holds b.mu.
 func (b *Batcher) finish(f *batch) bool {
 	if f.stuck {
 		b.stuck--
@@ -99,8 +99,8 @@ func (b *Batcher) finish(f *batch) bool {
 	return true
 }
 
-// send sends a batch, and reports whether Redis has answered. If the client panics, that is
-// the error of all the batch's commands.
+// send sends a batch, and reports whether Redis has answered. If the client panics, all commands of
+// the batch fail with that.
 func (f *batch) send(conn Conn) (answered bool) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -109,7 +109,7 @@ func (f *batch) send(conn Conn) (answered bool) {
 		}
 	}()
 	if len(f.requests) == 1 && len(f.requests[0].cmds) == 1 {
-		return isAnswer(conn.Process(&f.limit, f.requests[0].cmds[0])) // its error is the command's
+		return isAnswer(conn.Process(&f.limit, f.requests[0].cmds[0])) // Process also sets the command's error
 	}
 	cmds, copies := f.commands()
 	err := f.process(conn, cmds)
@@ -132,7 +132,7 @@ func (f *batch) fail(err error) {
 	}
 }
 
-// process sends commands, and returns one of their errors.
+// process sends commands and returns one of their errors.
 func (f *batch) process(conn Conn, cmds []redis.Cmder) error {
 	if len(cmds) == 1 {
 		return conn.Process(&f.limit, cmds[0])
@@ -143,23 +143,23 @@ func (f *batch) process(conn Conn, cmds []redis.Cmder) error {
 	return err
 }
 
-// isAnswer reports whether Redis has answered: with no error, or with one of its own.
+// isAnswer reports whether Redis has answered: err is nil or an error reply.
 func isAnswer(err error) bool {
-	if err == nil || err == redis.Nil { //nolint:errorlint // for speed
+	if err == nil || err == redis.Nil { //nolint:errorlint // the common case, without unwrapping
 		return true
 	}
 	_, ok := errors.AsType[redis.Error](err)
 	return ok
 }
 
-// A reply is to be copied from one command to another.
+// A reply is copied from one of several equal reads to another.
 type reply struct{ from, to *redis.StringCmd }
 
-// firsts has maps for use again; see commands.
+// firsts has maps to reuse; see commands.
 var firsts = sync.Pool{New: func() any { return make(map[string]*redis.StringCmd) }}
 
-// commands returns what a batch sends: the first of equal reads only. The others receive
-// its reply.
+// commands returns the commands that a batch sends. Of equal reads it sends the first one only;
+// copies says which of them receive its reply.
 func (f *batch) commands() (cmds []redis.Cmder, copies []reply) {
 	first := firsts.Get().(map[string]*redis.StringCmd)
 	defer firsts.Put(first)

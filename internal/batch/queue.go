@@ -12,9 +12,8 @@ const (
 	maxEager    = 2   // pipelines that are sent without lingering
 	maxCommands = 300 // in a pipeline
 
-	// How long the first command of a queue lingers for others: until another one comes
-	// after linger, or maxLinger passes. A finer timer would ring late anyway in a process
-	// that is idle.
+	// The first batch of the queue lingers, see lingers. It is sent with the first command that
+	// arrives after linger, or after maxLinger. In an idle process, a finer timer fires late.
 	linger    = 200 * time.Microsecond
 	maxLinger = 2 * time.Millisecond
 )
@@ -22,45 +21,45 @@ const (
 // A request is the commands of one caller.
 type request struct {
 	cmds  []redis.Cmder
-	one   [1]redis.Cmder // the room of cmds, if it is a read
-	read  bool           // it may share the reply of an equal read
-	until time.Duration  // when its time is over, since epoch
-	done  chan struct{}  // receives when it has an outcome
+	one   [1]redis.Cmder // the array of cmds, if it is a read
+	read  bool           // it may share the reply to an equal read
+	until time.Duration  // when its time limit is over, since epoch
+	done  chan struct{}  // receives when it is answered or refused
 
 	// Guarded by the Batcher's mu.
 	state state
-	err   error // if it is refused
+	err   error // if refused
 	batch *batch
-	place int // among the batch's requests
+	place int // the index among the requests of the batch
 }
 
-// A state is how far a request has come.
+// A state is the progress of a request.
 type state byte
 
 const (
-	queued   state = iota // or in flight, by a pipeline
-	inline                // sent by its caller
+	queued   state = iota // in the queue, or in flight in a pipeline
+	inline                // sent on its caller's goroutine
 	answered              // its commands have their replies
-	refused               // for the reason in err
-	left                  // its caller has left
+	refused               // failed with err
+	left                  // its caller has returned
 )
 
-// A batch is requests that are sent together. They have the same time limit, so they time
-// out in their order.
+// A batch is some requests that are sent in one pipeline. They have the same time limit, so they
+// time out in their order.
 type batch struct {
-	came     time.Duration // when the first request did, since epoch
+	arrived  time.Duration // when the first request arrived, since epoch
 	within   time.Duration // the time limit of each
-	until    time.Duration // when the time of the last is over
-	floor    time.Duration // and not before this, once it is sent; see timesOut
+	until    time.Duration // when the time limit of the last request is over
+	floor    time.Duration // in flight, no request times out before; see timesOut
 	sent     time.Duration
-	requests []*request // nil where a caller has left the queue
-	live     int        // requests that are not nil
-	size     int        // commands
-	key      string     // that all of them read, or ""
-	expired  int        // requests, from the first, that have timed out
-	stuck    bool       // see giveUp
+	requests []*request // nil where the caller has left the queue
+	live     int        // how many requests are not nil
+	size     int        // how many commands
+	key      string     // the key, if all requests read the same one
+	expired  int        // how many requests, from the first, have timed out
+	stuck    bool       // see markStuck
 	limit    limit
-	first    [1]*request // the room of requests, as long as it is one
+	first    [1]*request // the array of requests while there is one
 }
 
 func (b *Batcher) request() *request {
@@ -70,9 +69,9 @@ func (b *Batcher) request() *request {
 	return &request{done: make(chan struct{}, 1)}
 }
 
-// enqueue appends a request to the queue, and starts pipelines. If it returns a batch, that
-// is the request alone, for its caller to send inline; end is the caller's deadline, if
-// ends. The error says that the Batcher is closed.
+// enqueue appends a request to the queue and starts pipelines. If it returns a batch, the caller
+// sends that inline; it has this request only. end is the deadline of the caller's context, if
+// ends. The error is that of a closed Batcher.
 func (b *Batcher) enqueue(r *request, within time.Duration, end time.Time, ends bool) (*batch, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -80,7 +79,7 @@ func (b *Batcher) enqueue(r *request, within time.Duration, end time.Time, ends 
 		return nil, unsent{b.closed}
 	}
 	b.join(r, within)
-	b.ringAt(r.until)
+	b.setAlarm(r.until)
 	f := b.claim()
 	switch {
 	case f == nil:
@@ -102,7 +101,7 @@ func (b *Batcher) join(r *request, within time.Duration) {
 		last = b.queue[n-1]
 	}
 	if last == nil || last.size >= maxCommands || last.within != within {
-		last = &batch{came: r.until - within, within: within}
+		last = &batch{arrived: r.until - within, within: within}
 		last.requests = last.first[:0]
 		b.queue = append(b.queue, last)
 	}
@@ -118,7 +117,7 @@ func (b *Batcher) join(r *request, within time.Duration) {
 	last.size += len(r.cmds)
 }
 
-// reads returns the key of a read.
+// reads returns the key of a read, or "".
 func (r *request) reads() string {
 	if !r.read {
 		return ""
@@ -127,39 +126,38 @@ func (r *request) reads() string {
 	return key
 }
 
-// flush starts pipelines while there are batches for them. The caller holds b.mu.
+// flush starts a pipeline for each batch that it can claim. The caller holds b.mu.
 func (b *Batcher) flush() {
 	for f := b.claim(); f != nil; f = b.claim() {
 		go b.run(f) // ends when the queue is empty
 	}
 }
 
-// claim takes the next batch from the queue for a new pipeline. It returns nil if the queue
-// is empty or lingers, or maxInFlight are in flight. The caller holds b.mu.
+// claim takes the next batch from the queue, for a pipeline. It returns nil if the queue is empty or
+// lingers, or if maxInFlight pipelines are in flight. The caller holds b.mu.
 func (b *Batcher) claim() *batch {
 	switch {
 	case len(b.queue) == 0 || b.pipelines == maxInFlight:
 		return nil
 	case b.lingers():
-		b.ringAt(b.queue[0].came + maxLinger)
+		b.setAlarm(b.queue[0].arrived + maxLinger)
 		return nil
 	}
 	f := b.queue[0]
 	b.queue = slices.Delete(b.queue, 0, 1)
 	b.pipelines++
-	b.launch(f)
+	b.setInFlight(f)
 	return f
 }
 
-// lingers reports whether the queue should wait for more commands. A few that arrive while
-// many are in flight are sent with those when they come again: small pipelines cost
-// the process, and Redis, as much as large ones. The same holds for reads of one key that
-// is being read. The wait is bounded by linger, as what is in flight may be stuck or large.
-// Without it, a hit on loopback costs Redis 1.38 times the CPU at 16 callers, and 1.19 at 64.
-// The caller holds b.mu.
+// lingers reports whether the queue waits for more commands. If the first batch is smaller than one
+// in flight, it waits for the callers of that one, which often send again. A small pipeline costs
+// the process and Redis as much as a large one. Reads of a key wait for a read of it in flight. The
+// wait is at most linger: what is in flight may be stuck or large. Without it, a hit on loopback
+// costs Redis 1.38 times the CPU at 16 callers, and 1.19 at 64. The caller holds b.mu.
 func (b *Batcher) lingers() bool {
 	first := b.queue[0]
-	if b.pipelines == 0 || now() >= first.came+b.linger {
+	if b.pipelines == 0 || now() >= first.arrived+b.linger {
 		return false
 	}
 	return b.pipelines >= maxEager || slices.ContainsFunc(b.inFlight, func(f *batch) bool {
@@ -167,8 +165,8 @@ func (b *Batcher) lingers() bool {
 	})
 }
 
-// leave ends the wait of a caller that leaves. It reports whether its request was queued or
-// refused, and so is not sent.
+// leave is called when a caller returns without a reply. It reports whether its request is not sent:
+// it was in the queue, or refused.
 func (b *Batcher) leave(r *request) (unsent bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,7 +177,7 @@ func (b *Batcher) leave(r *request) (unsent bool) {
 	return r.state == refused && NotSent(r.err)
 }
 
-// unqueue takes a request out of the queue. It reports whether it was there. The caller
+// unqueue removes a request from the queue. It reports whether the request was there. The caller
 // holds b.mu.
 func (b *Batcher) unqueue(r *request) bool {
 	f := r.batch
@@ -194,7 +192,7 @@ func (b *Batcher) unqueue(r *request) bool {
 	return true
 }
 
-// refuse ends the wait for a request with an error. The caller holds the Batcher's mu.
+// refuse fails a request. The caller holds the Batcher's mu.
 func (r *request) refuse(err error) {
 	r.state, r.err = refused, err
 	r.done <- struct{}{} // has room

@@ -16,22 +16,21 @@ import (
 	"github.com/fetchonce/fetchonce/internal/breaker"
 )
 
-// A Router sends each command to the master that has its key. Each master has a
-// [Batcher] of its own, so a node that hangs delays only the commands sent to it.
-// Over a client of a single server it is one Batcher.
+// A Router sends each command to the master that has its key. Each master has a [Batcher] of its
+// own, so a node that hangs delays only its own commands. For a single server there is one Batcher.
 //
-// It sends to the nodes' clients, and not through the ClusterClient: a pipeline of
-// that returns when the slowest of its nodes does. So it follows MOVED and ASK
-// itself; see topology.go for how it learns which nodes there are.
+// The Router sends through the clients of the nodes, and not through the ClusterClient: a pipeline
+// of a ClusterClient returns when its slowest node has answered. So the Router follows MOVED and
+// ASK itself. topology.go has how it learns the nodes.
 type Router struct {
 	cluster *redis.ClusterClient // nil for a single server
 	single  *Batcher             // nil for a cluster
 
-	topology atomic.Pointer[topology] // nil until it was loaded
-	start    *breaker.Breaker         // until then; its probe loads the topology
+	topology atomic.Pointer[topology] // nil until it is loaded
+	start    *breaker.Breaker         // used until then; its probe loads the topology
 
-	backMu sync.Mutex
-	onBack map[*func()]bool // see OnBack
+	recoveredMu sync.Mutex
+	onRecovered map[*func()]bool // see OnRecovered
 
 	mu       sync.Mutex
 	closed   error
@@ -39,48 +38,49 @@ type Router struct {
 	loading  loading
 }
 
-// NewRouter returns a Router over a client. It must be closed. It connects to
-// nothing until it is used.
+// NewRouter returns a Router over a client. The caller must close it. It connects when the first
+// command is sent.
 //
-// What wraps a ClusterClient is taken for a single server: its methods may do more
-// than the nodes' clients do.
+// A wrapper of a ClusterClient counts as a single server: its methods may do more than the clients
+// of the nodes.
 func NewRouter(rdb redis.UniversalClient) *Router {
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
 		r := &Router{cluster: cluster, batchers: make(map[*redis.Client]*Batcher), loading: loading{began: never, ended: make(chan struct{})}}
-		r.start = breaker.New(func(ctx context.Context, _ string) error { return r.await(ctx, loadTime) }, r.back)
+		r.start = breaker.New(func(ctx context.Context, _ string) error { return r.await(ctx, loadTime) }, r.recovered)
 		return r
 	}
 	r := &Router{}
-	r.single = New(rdb, r.back)
+	r.single = New(rdb, r.recovered)
 	return r
 }
 
-// OnBack has f called each time that a node that had failed serves again, until stop is called.
-func (r *Router) OnBack(f func()) (stop func()) {
-	r.backMu.Lock()
-	defer r.backMu.Unlock()
-	if r.onBack == nil {
-		r.onBack = make(map[*func()]bool)
+// OnRecovered makes the Router call f each time that a node which had failed serves again, until
+// stop is called.
+func (r *Router) OnRecovered(f func()) (stop func()) {
+	r.recoveredMu.Lock()
+	defer r.recoveredMu.Unlock()
+	if r.onRecovered == nil {
+		r.onRecovered = make(map[*func()]bool)
 	}
-	r.onBack[&f] = true
+	r.onRecovered[&f] = true
 	return func() {
-		r.backMu.Lock()
-		defer r.backMu.Unlock()
-		delete(r.onBack, &f)
+		r.recoveredMu.Lock()
+		defer r.recoveredMu.Unlock()
+		delete(r.onRecovered, &f)
 	}
 }
 
-func (r *Router) back() {
-	r.backMu.Lock()
-	all := slices.Collect(maps.Keys(r.onBack))
-	r.backMu.Unlock()
+func (r *Router) recovered() {
+	r.recoveredMu.Lock()
+	all := slices.Collect(maps.Keys(r.onRecovered))
+	r.recoveredMu.Unlock()
 	for _, f := range all {
 		(*f)()
 	}
 }
 
-// follow sends commands again if their error says that they belong to another node.
-// Any other error it returns, after having the topology loaded if it may have changed.
+// follow sends commands again if their error redirects to another node. It returns any other error;
+// if the topology may have changed, it first starts to load that.
 func (r *Router) follow(ctx context.Context, within time.Duration, b *Batcher, err error, cmds []redis.Cmder) error {
 	to, ask := redirection(err)
 	switch {
@@ -88,7 +88,7 @@ func (r *Router) follow(ctx context.Context, within time.Duration, b *Batcher, e
 		if node := r.find(ctx, within, to); node != nil {
 			return r.batcher(node).redirected(ctx, within, ask, cmds)
 		}
-	case errors.Is(err, redis.ErrClosed): // go-redis has given the node up
+	case errors.Is(err, redis.ErrClosed): // go-redis has removed the node
 		if other, failed := r.of(ctx, within, keyOf(cmds[0])); failed == nil && other != b {
 			return other.do(ctx, within, nil, cmds)
 		}
@@ -98,8 +98,8 @@ func (r *Router) follow(ctx context.Context, within time.Duration, b *Batcher, e
 	return err
 }
 
-// redirected sends commands that another node has sent here. After ASK, this node
-// takes each of them only right behind an ASKING.
+// redirected sends commands to the node that another node has redirected to. After ASK, each
+// command needs an ASKING before it.
 func (b *Batcher) redirected(ctx context.Context, within time.Duration, ask bool, cmds []redis.Cmder) error {
 	if !ask {
 		return b.do(ctx, within, nil, cmds)
@@ -111,8 +111,8 @@ func (b *Batcher) redirected(ctx context.Context, within time.Duration, ask bool
 	return b.do(ctx, within, nil, all)
 }
 
-// redirection returns the address of the node to which an error redirects, or "",
-// and whether it does so for this once only.
+// redirection returns the address of the node to which an error redirects, or "". ask says that the
+// redirection is an ASK, which holds for one command only.
 func redirection(err error) (to string, ask bool) {
 	if to, ok := redis.IsMovedError(err); ok {
 		return hostPort(to), false
@@ -123,8 +123,8 @@ func redirection(err error) (to string, ask bool) {
 	return "", false
 }
 
-// hostPort writes an address as go-redis does: the server has no brackets around an
-// IPv6 address.
+// hostPort returns an address in the form of go-redis: the server sends an IPv6 address without
+// brackets.
 func hostPort(addr string) string {
 	i := strings.LastIndexByte(addr, ':')
 	if i < 0 {
@@ -133,8 +133,7 @@ func hostPort(addr string) string {
 	return net.JoinHostPort(strings.Trim(addr[:i], "[]"), addr[i+1:])
 }
 
-// keyOf returns the first key of a command: a script's stands behind the number of
-// its keys.
+// keyOf returns the first key of a command. In a script's command, it comes after the number of keys.
 func keyOf(cmd redis.Cmder) string {
 	args, at := cmd.Args(), 1
 	if args[0] == "evalsha" || args[0] == "eval" {
@@ -147,21 +146,21 @@ func keyOf(cmd redis.Cmder) string {
 	return key
 }
 
-// of returns the batcher of the node that has a key. At first it waits for the topology.
+// of returns the Batcher of the node that has a key. It waits until the topology is loaded.
 func (r *Router) of(ctx context.Context, within time.Duration, key string) (*Batcher, error) {
 	if r.topology.Load() == nil {
 		if err := r.await(ctx, within); err != nil {
 			return nil, err
 		}
 	}
-	node, err := r.cluster.MasterForKey(ctx, key) // no round trip: the topology was loaded
+	node, err := r.cluster.MasterForKey(ctx, key) // no round trip: the topology is loaded
 	if err != nil {
 		return nil, unsent{err}
 	}
 	return r.batcher(node), nil
 }
 
-// batcher returns the batcher of a node.
+// batcher returns the Batcher of a node.
 func (r *Router) batcher(node *redis.Client) *Batcher {
 	if t := r.topology.Load(); t != nil {
 		if b := t.batchers[node]; b != nil {
@@ -173,19 +172,19 @@ func (r *Router) batcher(node *redis.Client) *Batcher {
 	if b := r.batchers[node]; b != nil {
 		return b
 	}
-	b := New(node, r.back)
+	b := New(node, r.recovered)
 	if r.closed != nil {
-		b.Close(r.closed) // nothing was sent, so nothing is waited for
+		b.Close(r.closed) // does not wait: nothing was sent
 		return b
 	}
 	r.batchers[node] = b
 	if t := r.topology.Load(); t != nil {
-		r.topology.Store(&topology{nodes: t.nodes, batchers: maps.Clone(r.batchers)}) // the next time without the mutex
+		r.topology.Store(&topology{nodes: t.nodes, batchers: maps.Clone(r.batchers)}) // the next call needs no mutex
 	}
 	return b
 }
 
-// Close is [Batcher.Close] of the batchers of all nodes at once.
+// Close closes the Batchers of all nodes at the same time; see [Batcher.Close].
 func (r *Router) Close(cause error) {
 	if r.single != nil {
 		r.single.Close(cause)

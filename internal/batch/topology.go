@@ -11,12 +11,12 @@ import (
 	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
-// A topology is which nodes a cluster has. It is replaced, and never changed.
+// A topology has the nodes of a cluster. It is replaced, never changed.
 //
-// go-redis knows which of them has a key, and says so without a round trip once it
-// has loaded that. But it loads from one node after another, and waits ReadTimeout
-// (5 s by default) for one that hangs. So no caller loads: a goroutine does, and
-// another one is started if it takes longer than hedge.
+// go-redis knows which node has a key, without a round trip, once it has loaded the slots. It
+// loads them from one node after another, and waits ReadTimeout (5 s by default) for a node that
+// hangs. So a goroutine loads the topology, and never a caller. If it takes longer than hedge,
+// another goroutine starts.
 type topology struct {
 	nodes    map[string]*redis.Client // by address
 	batchers map[*redis.Client]*Batcher
@@ -26,7 +26,7 @@ type topology struct {
 // guards it.
 type loading struct {
 	running int
-	began   time.Duration // when the last one did, since epoch; or never
+	began   time.Duration // when the last one began, since epoch; or never
 	ended   chan struct{} // closed when the next one ends
 	err     error         // of the last one that ended
 }
@@ -37,15 +37,15 @@ func (l *loading) end() {
 }
 
 const (
-	hedge       = 100 * time.Millisecond // a load that takes longer may be stuck at a node that hangs
-	mostLoads   = 8                      // goroutines that load at once
-	loadTime    = 5 * time.Second        // for one of them, if the client honours deadlines
-	reloadMoved = 100 * time.Millisecond // the least time between two loads after MOVED,
-	reloadIll   = time.Second            // and while a node does not answer
+	hedge       = 100 * time.Millisecond // a load that takes longer may wait for a node that hangs
+	mostLoads   = 8                      // goroutines that load at the same time
+	loadTime    = 5 * time.Second        // limit of one load, if the client is deadline-aware
+	reloadMoved = 100 * time.Millisecond // least time between two loads after MOVED
+	reloadIll   = time.Second            // the same while a node does not answer
 )
 
-// reload has the topology loaded in the background, unless that began less than
-// least ago.
+// reload starts to load the topology in the background, unless the last load began less than least
+// ago.
 func (r *Router) reload(least time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -58,7 +58,7 @@ func (r *Router) reload(least time.Duration) {
 	}
 	l.running++
 	l.began = now()
-	go r.load() // ends when the client has asked each node, within its timeouts
+	go r.load() // ends when the client has tried each node, within its timeouts
 }
 
 func (r *Router) load() {
@@ -84,8 +84,8 @@ func (r *Router) load() {
 	r.loading.end()
 }
 
-// keep makes a topology the present one. The batchers of nodes that are gone are
-// forgotten; they end when their commands have. The caller holds r.mu.
+// keep stores a new topology. It removes the Batchers of nodes that are gone; each one ends after
+// its last command. The caller holds r.mu.
 func (r *Router) keep(nodes map[string]*redis.Client) {
 	known := make(map[*redis.Client]bool, len(nodes))
 	for _, node := range nodes {
@@ -100,7 +100,7 @@ func (r *Router) keep(nodes map[string]*redis.Client) {
 	r.topology.Store(&topology{nodes: nodes, batchers: maps.Clone(r.batchers)})
 }
 
-// await waits until there is a topology.
+// await waits until the topology is loaded.
 func (r *Router) await(ctx context.Context, within time.Duration) error {
 	limit, again := time.NewTimer(within), time.NewTicker(hedge)
 	defer limit.Stop()
@@ -130,7 +130,7 @@ func (r *Router) await(ctx context.Context, within time.Duration) error {
 	}
 }
 
-// failed returns why the last load did, unless there is a topology.
+// failed returns the error of the last load, or nil if the topology is loaded.
 func (r *Router) failed() error {
 	if r.topology.Load() != nil {
 		return nil
@@ -140,9 +140,9 @@ func (r *Router) failed() error {
 	return r.loading.err
 }
 
-// find returns the node at an address to which another one redirects, and has the
-// topology loaded, as it has changed. A node that is not known yet is waited for.
-// It is nil if it is not known in time.
+// find returns the node at the address of a redirection. It also starts to load the topology, which
+// has changed. If the node is unknown, find waits for that; it returns nil if the node stays
+// unknown.
 func (r *Router) find(ctx context.Context, within time.Duration, addr string) *redis.Client {
 	limit, again := time.NewTimer(within), time.NewTicker(hedge)
 	defer limit.Stop()
