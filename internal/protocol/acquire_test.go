@@ -36,8 +36,7 @@ func TestAcquireReadsTheValueAgain(t *testing.T) {
 	})
 }
 
-// Also while another fetches: whoever looks for a value gets what is there.
-func TestValueIsFoundDuringALease(t *testing.T) {
+func TestAcquireReturnsTheValueDuringALease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		p.must(p.rdb.Set(t.Context(), key.Value, "old", ttl).Err())
@@ -50,7 +49,7 @@ func TestValueIsFoundDuringALease(t *testing.T) {
 	})
 }
 
-func TestOneHoldsTheLeaseAndTheOthersWait(t *testing.T) {
+func TestOneProcessHasTheLeaseAndOthersWait(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p, other := newClient(t, r, "p"), newClient(t, r, "other")
 		before := p.now()
@@ -84,8 +83,7 @@ func TestOneHoldsTheLeaseAndTheOthersWait(t *testing.T) {
 	})
 }
 
-// A request that is sent again, because its answer was lost, is answered again.
-func TestAcquireAgainIsTheSameLease(t *testing.T) {
+func TestAcquireSentAgainReturnsTheSameLease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		owner, fence := p.lease()
@@ -97,7 +95,7 @@ func TestAcquireAgainIsTheSameLease(t *testing.T) {
 			t.Errorf("Acquire again = %+v, want the lease with fence %d, and no time", a, fence)
 		}
 		if r.Fake() {
-			p.wantEnd(key.Meta(), lease-time.Second) // it lasts from when it was asked for first
+			p.wantEnd(key.Meta(), lease-time.Second) // it lasts from the first request
 		}
 		if n := p.rdb.HLen(t.Context(), key.Meta()).Val(); n != 2 {
 			t.Errorf("meta has %d fields, want 2: the holder does not wait for itself", n)
@@ -108,7 +106,7 @@ func TestAcquireAgainIsTheSameLease(t *testing.T) {
 	})
 }
 
-func TestLeaseThatNobodyRenewsEnds(t *testing.T) {
+func TestLeaseWithoutRenewalEnds(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p, other := newClient(t, r, "p"), newClient(t, r, "other")
 		short := 10 * time.Second
@@ -127,7 +125,7 @@ func TestLeaseThatNobodyRenewsEnds(t *testing.T) {
 			t.Errorf("the next fence is %d, want more than %d", fence, a.Fence)
 		}
 		if n := p.rdb.HLen(t.Context(), key.Meta()).Val(); n != 2 {
-			t.Errorf("meta has %d fields, want 2: who waited for the old lease is gone with it", n)
+			t.Errorf("meta has %d fields, want 2: the waiters of the old lease are gone with it", n)
 		}
 	})
 }
@@ -159,8 +157,8 @@ func TestFencesRise(t *testing.T) {
 	})
 }
 
-// While the value before it is there, so is its fence: the next one is higher, and not ahead
-// of the clock. A clock that was set back by some seconds is waited for.
+// The stored value has its fence, and the next fence is higher. If that would be ahead of the clock,
+// because the clock was set back by some seconds, ACQUIRE makes the caller wait.
 func TestFencesRiseWhileTheClockStandsStillOrStepsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -199,7 +197,7 @@ func TestFencesRiseWhileTheClockStandsStillOrStepsBack(t *testing.T) {
 	})
 }
 
-func TestNoFenceIsTakenFromAStranger(t *testing.T) {
+func TestFenceOfAForgedValueIsIgnored(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		day := int64(24 * time.Hour / time.Microsecond)
@@ -224,25 +222,25 @@ func TestNoFenceIsTakenFromAStranger(t *testing.T) {
 	})
 }
 
-func TestOnlyTheValueThatIsKnownIsPassedOver(t *testing.T) {
+func TestOnlyTheValueWithTheHeadIsPassedOver(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
-		old, news := seal(1, 100), seal(2, 100)
+		old, newer := seal(1, 100), seal(2, 100)
 		tail := append(slices.Clone(old[:envelope.Size]), "another payload"...)
 		for name, c := range map[string]struct {
 			stored []byte
 			head   []byte
 			want   protocol.State
 		}{
-			"the same":                  {old, old, protocol.Leased},
-			"the same, by its header":   {old, old[:envelope.Size], protocol.Leased},
-			"the same header":           {tail, old, protocol.Leased},
-			"news":                      {news, old, protocol.Stored},
-			"news, shorter than a head": {[]byte("x"), old, protocol.Stored},
-			"a short one":               {[]byte("x"), []byte("x"), protocol.Leased},
-			"it only begins so":         {[]byte("xy"), []byte("x"), protocol.Stored},
-			"a list was there":          {old, nil, protocol.Stored},
-			"it has gone":               {nil, old, protocol.Leased},
+			"the same":                   {old, old, protocol.Leased},
+			"the same, by its header":    {old, old[:envelope.Size], protocol.Leased},
+			"the same header":            {tail, old, protocol.Leased},
+			"newer":                      {newer, old, protocol.Stored},
+			"newer, shorter than a head": {[]byte("x"), old, protocol.Stored},
+			"a short one":                {[]byte("x"), []byte("x"), protocol.Leased},
+			"it only begins so":          {[]byte("xy"), []byte("x"), protocol.Stored},
+			"a list was there":           {old, nil, protocol.Stored},
+			"it is gone":                 {nil, old, protocol.Leased},
 		} {
 			for _, stale := range []bool{false, true} {
 				p.must(p.rdb.Del(t.Context(), key.Value, key.Meta()).Err())
@@ -279,11 +277,11 @@ func TestWaitersAreBounded(t *testing.T) {
 			t.Errorf("meta has %d fields, want as many as before", n)
 		}
 		holder.fill(owner, fence, seal(fence, 1), ttl)
-		late.wantSilence()
+		late.wantNoNotification()
 	})
 }
 
-func TestForeignDataInThePlaceOfALease(t *testing.T) {
+func TestForeignDataBlocksALeaseNoLongerThanALease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		length := lease
@@ -318,21 +316,21 @@ func TestForeignDataInThePlaceOfALease(t *testing.T) {
 	})
 }
 
-func TestLeaseOfAStranger(t *testing.T) {
+func TestForgedLeaseIsWaitedForNoLongerThanALease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		now := p.now().UnixMicro()
 		for fence, want := range map[string]int64{
 			strconv.FormatInt(now, 10): now, strconv.FormatInt(now+time.Hour.Microseconds(), 10): 0, "5": 5, "": 0, "x": 0, "nan": 0, "-5": 0, "1e999": 0, "9007199254740992": 0, "18446744073709551615": 0,
 		} {
-			p.must(p.rdb.HSet(t.Context(), key.Meta(), "o", "stranger", "f", fence).Err()) // without an end
+			p.must(p.rdb.HSet(t.Context(), key.Meta(), "o", "foreign", "f", fence).Err()) // without an end
 			if a := p.wait(); a.Fence != want || a.Left <= 0 || a.Left > lease {
 				t.Errorf("fence %q: Acquire = %+v, want to wait for %d, at most %v", fence, a, want, lease)
 			}
 			p.wantEnd(key.Meta(), lease)
 			p.must(p.rdb.Del(t.Context(), key.Meta()).Err())
 		}
-		p.must(p.rdb.HSet(t.Context(), key.Meta(), "o", "stranger").Err())
+		p.must(p.rdb.HSet(t.Context(), key.Meta(), "o", "foreign").Err())
 		if a := p.wait(); a.Fence != 0 {
 			t.Errorf("without a fence: Acquire = %+v, want to wait for 0", a)
 		}
@@ -341,147 +339,5 @@ func TestLeaseOfAStranger(t *testing.T) {
 		if a := p.acquire(p.owner(), nil); a.State != protocol.Leased {
 			t.Errorf("a failure without a fence: Acquire = %+v, want the lease", a)
 		}
-	})
-}
-
-func TestMarkEndsTheLeaseBeforeIt(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		holder, waiter, writer := newProcess(t, r, "holder"), newProcess(t, r, "waiter"), newClient(t, r, "writer")
-		owner, fence := holder.lease()
-		waiter.wait()
-		writer.must(writer.Mark(t.Context(), key, "m", ttl))
-		writer.wantEnd(key.Marks(), ttl)
-		holder.wantTold(protocol.KindLost, 0, owner)
-		waiter.wantTold(protocol.KindRetry, protocol.AnyFence, "")
-		if f := holder.fill(owner, fence, seal(fence, 1), ttl); f.Stored || holder.exists(key.Value) {
-			t.Errorf("Fill of what was fetched before = %+v, want nothing stored", f)
-		}
-		writer.must(writer.Unmark(t.Context(), key, "m"))
-		if writer.exists(key.Marks()) {
-			t.Error("the mark is still there")
-		}
-	})
-}
-
-func TestNothingIsStoredThatWasFetchedDuringAMark(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		holder, waiter, writer := newProcess(t, r, "holder"), newProcess(t, r, "waiter"), newClient(t, r, "writer")
-		for _, size := range []int{100, protocol.StageAbove + 1} {
-			for name, end := range map[string]func(){
-				"filled during the mark": func() {},
-				"filled after it":        func() { writer.must(writer.rdb.Del(t.Context(), key.Marks()).Err()) }, // the writer died
-			} {
-				writer.must(writer.rdb.Set(t.Context(), key.Value, "old", ttl).Err())
-				writer.must(writer.Mark(t.Context(), key, "m", ttl))
-				if writer.exists(key.Value) {
-					t.Errorf("%s: the old value is still there", name)
-				}
-				owner, fence := holder.lease()
-				waiter.wait()
-				end()
-				sealed := sized(fence, size)
-				if f := holder.fill(owner, fence, sealed, ttl); !f.Stored {
-					t.Errorf("%s: Fill = %+v, want that the lease was ours", name, f)
-				}
-				if holder.exists(key.Value) || holder.exists(key.Meta()) || holder.exists(key.Staged(owner)) {
-					t.Errorf("%s, %d bytes: stored: %v, lease: %v, staged: %v; want none", name, size,
-						holder.exists(key.Value), holder.exists(key.Meta()), holder.exists(key.Staged(owner)))
-				}
-				if size == 100 {
-					waiter.wantTold(protocol.KindValue, fence, string(sealed))
-				} else {
-					waiter.wantTold(protocol.KindRetry, fence, "")
-				}
-				writer.must(writer.Unmark(t.Context(), key, "m"))
-			}
-		}
-		owner, fence := holder.lease() // and after it all is as always
-		if f := holder.fill(owner, fence, seal(fence, 1), ttl); !f.Stored || !holder.exists(key.Value) {
-			t.Errorf("Fill after the mark = %+v, a value: %v; want both", f, holder.exists(key.Value))
-		}
-	})
-}
-
-func TestUnmarkForgetsWhatWasFetchedDuringTheMark(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		holder, writer := newProcess(t, r, "holder"), newClient(t, r, "writer")
-		writer.must(writer.Mark(t.Context(), key, "m", ttl))
-		owner, fence := holder.lease()
-		writer.must(writer.Unmark(t.Context(), key, "m"))
-		holder.wantTold(protocol.KindLost, 0, owner)
-		if f := holder.fill(owner, fence, seal(fence, 1), ttl); f.Stored || holder.exists(key.Value) {
-			t.Errorf("Fill = %+v, want nothing stored", f)
-		}
-		writer.must(writer.Unmark(t.Context(), key, "m")) // once more is no harm
-	})
-}
-
-func TestEachMarkHasItsOwnEnd(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		p := newClient(t, r, "p")
-		stored := func() bool {
-			t.Helper()
-			owner, fence := p.lease()
-			p.fill(owner, fence, seal(fence, 1), ttl)
-			is := p.exists(key.Value)
-			p.must(p.rdb.Del(t.Context(), key.Value).Err())
-			return is
-		}
-		p.must(p.Mark(t.Context(), key, "a", protocol.LongestLease))
-		p.must(p.Mark(t.Context(), key, "b", lease)) // does not shorten the other
-		p.wantEnd(key.Marks(), protocol.LongestLease)
-		p.must(p.Unmark(t.Context(), key, "a"))
-		if stored() {
-			t.Error("stored while one writes still")
-		}
-		p.must(p.Unmark(t.Context(), key, "b"))
-		if !stored() {
-			t.Error("not stored although nobody writes")
-		}
-		short := 10 * time.Second
-		if !r.Fake() {
-			short = 50 * time.Millisecond
-		}
-		p.must(p.Mark(t.Context(), key, "a", short))
-		if r.Fake() {
-			time.Sleep(short - time.Millisecond)
-			p.must(p.Mark(t.Context(), key, "a", short)) // renewed
-			time.Sleep(short - time.Millisecond)
-			if stored() {
-				t.Error("stored although the mark was renewed")
-			}
-			time.Sleep(time.Millisecond)
-		}
-		r.Until("the mark has ended", stored)
-		// A mark that has ended is none, also where another keeps the key.
-		p.must(p.Mark(t.Context(), key, "a", short))
-		p.must(p.Mark(t.Context(), key, "b", protocol.LongestLease))
-		p.must(p.Unmark(t.Context(), key, "b"))
-		if r.Fake() {
-			if stored() {
-				t.Error("stored while one writes still")
-			}
-			time.Sleep(short)
-		}
-		r.Until("the mark has ended, in a key that has not", stored)
-	})
-}
-
-func TestMarkThatIsRenewedForgetsNothing(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		p := newClient(t, r, "p")
-		p.must(p.Mark(t.Context(), key, "m", ttl))
-		p.must(p.Set(t.Context(), key, p.owner(), seal(0, 1), time.Hour)) // what the writer wrote
-		p.wantEnd(key.Value, ttl)                                         // if the writer dies, it goes with the mark
-		p.must(p.Mark(t.Context(), key, "m", ttl))
-		if !p.exists(key.Value) {
-			t.Error("the value was forgotten when the mark was renewed")
-		}
-		p.must(p.Unmark(t.Context(), key, "m"))
-		if p.exists(key.Value) {
-			t.Error("the value is still there after the mark")
-		}
-		p.must(p.Set(t.Context(), key, p.owner(), seal(0, 1), time.Hour))
-		p.wantEnd(key.Value, time.Hour)
 	})
 }

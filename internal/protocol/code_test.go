@@ -6,8 +6,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// Redis 6.2 says first where the script failed.
-func TestCodesInTheFormOfAnyServer(t *testing.T) {
+// Redis 6.2 writes the place in the script before the code.
+func TestCodesOfAllServerVersions(t *testing.T) {
 	const old = "ERR Error running script (call to f_97322b73854f0bcd1121a89ea108ac6a94f064ce): @user_script:143: "
 	const internal = old + "@user_script: 143: "
 	const behind = " script: 97322b73854f0bcd1121a89ea108ac6a94f064ce, on @user_script:143."
@@ -36,7 +36,7 @@ func TestCodesInTheFormOfAnyServer(t *testing.T) {
 			internal + "Unknown Redis command called from Lua script",
 			"ERR Unknown Redis command called from script" + behind,
 		}},
-		"apart": {protocol.IsTryAgain, []string{
+		"TRYAGAIN": {protocol.IsTryAgain, []string{
 			"TRYAGAIN Multiple keys request during rehashing of slot",
 			old + "TRYAGAIN Multiple keys request during rehashing of slot",
 		}},

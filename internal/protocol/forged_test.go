@@ -15,13 +15,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// clear deletes all that belongs to the key.
+// clear deletes all names of the key.
 func (p *process) clear() {
 	p.t.Helper()
 	p.must(p.rdb.Del(p.t.Context(), key.Value, key.Meta(), key.Marks()).Err())
 }
 
-// forge writes fields into a hash, with an end, or with none if lasts is 0.
+// forge writes fields of a hash, with a TTL, or without one if lasts is 0.
 func (p *process) forge(name string, lasts time.Duration, fields ...any) {
 	p.t.Helper()
 	p.must(p.rdb.HSet(p.t.Context(), name, fields...).Err())
@@ -30,7 +30,8 @@ func (p *process) forge(name string, lasts time.Duration, fields ...any) {
 	}
 }
 
-// types writes, under a name, a key of each type that is not ours, without an end.
+// types calls do for each Redis type that fetchonce does not use for a name, with a key of that type
+// and no TTL.
 func (p *process) types(name string, hashIsOurs bool, do func(what string)) {
 	p.t.Helper()
 	ctx := p.t.Context()
@@ -54,7 +55,7 @@ func (p *process) types(name string, hashIsOurs bool, do func(what string)) {
 func TestForgedLeaseEndsWithinALease(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
-		p.forge(key.Meta(), year, "o", "stranger.1", "f", "1")
+		p.forge(key.Meta(), year, "o", "foreign.1", "f", "1")
 		if a := p.wait(); a.Left <= 0 || a.Left > lease {
 			t.Errorf("Acquire = %+v, want to wait for at most %v", a, lease)
 		}
@@ -66,7 +67,7 @@ func TestForgedLeaseEndsWithinALease(t *testing.T) {
 	})
 }
 
-func TestLeaseOfALongerOptionIsNotShortened(t *testing.T) {
+func TestLeaseOfAProcessWithALongerLeaseIsNotShortened(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		holder, reader := newClient(t, r, "holder"), newClient(t, r, "reader")
 		if _, err := holder.Acquire(t.Context(), key, "holder.1", protocol.LongestLease, nil); err != nil {
@@ -74,7 +75,7 @@ func TestLeaseOfALongerOptionIsNotShortened(t *testing.T) {
 		}
 		reader.wait()
 		if left := reader.rdb.PTTL(t.Context(), key.Meta()).Val(); left <= lease {
-			t.Errorf("a lease of %v lasts %v after another process asked for it", protocol.LongestLease, left)
+			t.Errorf("a lease of %v lasts %v after an ACQUIRE of another process", protocol.LongestLease, left)
 		}
 	})
 }
@@ -87,7 +88,7 @@ func TestForgedFailureCountsForErrorTTL(t *testing.T) {
 		for name, c := range map[string]struct {
 			errorTTL, backoff time.Duration
 			text              string
-			pause             bool
+			staleOnly         bool
 			over              *protocol.PassOver
 			want              time.Duration // 0: it does not count
 		}{
@@ -97,8 +98,8 @@ func TestForgedFailureCountsForErrorTTL(t *testing.T) {
 			"a text that is too long":     {5 * time.Second, 0, "e" + strings.Repeat("x", protocol.LongestFailure+1), false, nil, 0},
 			"a text of 1 MiB":             {5 * time.Second, 0, strings.Repeat("x", 1<<20), false, nil, 0},
 			"an empty one":                {5 * time.Second, 0, "", false, nil, 0},
-			"a pause":                     {5 * time.Second, time.Second, "enever", true, nil, 0},
-			"a pause and a stale value":   {0, 3 * time.Second, "enever", true, stale, 3 * time.Second},
+			"a backoff":                   {5 * time.Second, time.Second, "enever", true, nil, 0},
+			"a backoff and a stale value": {0, 3 * time.Second, "enever", true, stale, 3 * time.Second},
 			"a failure and a stale value": {5 * time.Second, 3 * time.Second, "enever", false, stale, 5 * time.Second},
 		} {
 			for _, lasts := range []time.Duration{0, year} {
@@ -108,7 +109,7 @@ func TestForgedFailureCountsForErrorTTL(t *testing.T) {
 					p.must(p.rdb.Set(t.Context(), key.Value, old, ttl).Err())
 				}
 				p.forge(key.Meta(), lasts, "f", "1", "e", c.text)
-				if c.pause {
+				if c.staleOnly {
 					p.must(p.rdb.HSet(t.Context(), key.Meta(), "b", "1").Err())
 				}
 				a := p.acquire(p.owner(), c.over)
@@ -185,7 +186,7 @@ func TestForeignValueIsReplaced(t *testing.T) {
 	})
 }
 
-// A mark of ours ends within LongestLease, and no other counts.
+// Marks end within LongestLease. One that lasts longer is forged.
 func TestForgedMarksDoNotStopStoring(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
@@ -282,7 +283,7 @@ func TestManyForgedMarks(t *testing.T) {
 	})
 }
 
-// A lease never has more waiters than ACQUIRE registers.
+// If a lease has more waiters than ACQUIRE registers, they are forged.
 func TestForgedWaitersAreNotNotified(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p, waiter := newClient(t, r, "p"), newProcess(t, r, "waiter")
@@ -309,7 +310,7 @@ func TestForgedWaitersAreNotNotified(t *testing.T) {
 			}
 			p.forge(key.Meta(), 0, fields...)
 			end(owner, fence)
-			waiter.wantSilence()
+			waiter.wantNoNotification()
 			if p.exists(key.Meta()) {
 				t.Errorf("%s: the lease is still there", name)
 			}
@@ -317,8 +318,8 @@ func TestForgedWaitersAreNotNotified(t *testing.T) {
 	})
 }
 
-// What lies up to ahead of the clock is waited for, and what lies further ahead is no fence:
-// the next one is always the clock's, whatever a stranger wrote.
+// ACQUIRE waits for a fence that is at most 5 s ahead of the clock, and ignores one that is further
+// ahead. So the next fence is always the time of the clock.
 func TestForgedFenceDoesNotMoveTheNextOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
@@ -359,8 +360,8 @@ func TestForgedFenceDoesNotMoveTheNextOne(t *testing.T) {
 	})
 }
 
-// A stranger who knows the name of an owner cannot give it a fence from long ago, or none.
-func TestForgedFenceOfOurLeaseIsReplaced(t *testing.T) {
+// The lease has our owner, and a forged fence that is old or missing.
+func TestForgedFenceOfAnOwnLeaseIsReplaced(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		for _, fence := range []string{"", "5", "x", strconv.FormatInt(p.now().Add(year).UnixMicro(), 10)} {
@@ -375,7 +376,7 @@ func TestForgedFenceOfOurLeaseIsReplaced(t *testing.T) {
 	})
 }
 
-// A Get that may not read the lease says so: it does not wait for a lease that is not there.
+// If the server refuses to read the lease, ACQUIRE returns an error: there may be no lease to wait for.
 func TestRefusedReadIsAnError(t *testing.T) {
 	s := redistest.Server(t)
 	admin := s.Client()
@@ -406,8 +407,8 @@ func TestRefusedReadIsAnError(t *testing.T) {
 	}
 }
 
-// The server's clock says whether a value has outlived its time.
-func TestValueThatShouldHaveEndedIsPassedOver(t *testing.T) {
+// The server's clock decides whether a segment has ended.
+func TestEndedValueIsPassedOver(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		for name, c := range map[string]struct {

@@ -11,7 +11,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// fullRedis is a server that evicts nothing, and fills up when told.
+// A fullRedis is a server that evicts nothing. fill and empty set its maxmemory.
 type fullRedis struct {
 	t *testing.T
 	redistest.Backend
@@ -41,17 +41,17 @@ func wantFull(t *testing.T, what string, err error) {
 	}
 }
 
-// lockProcess is a process of the tests of locks.
+// A lockProcess is a process that uses one lock.
 type lockProcess struct {
 	*process
 	lock protocol.Lock
 }
 
-func (p lockProcess) wish(owner string) protocol.LockRequest {
+func (p lockProcess) request(owner string) protocol.LockRequest {
 	return protocol.LockRequest{Owner: owner, Lease: lease, Slots: 1}
 }
 
-func (p lockProcess) ask(w protocol.LockRequest) protocol.LockAnswer {
+func (p lockProcess) requestLock(w protocol.LockRequest) protocol.LockAnswer {
 	p.t.Helper()
 	a, err := p.AcquireLock(p.t.Context(), p.lock, w)
 	if err != nil {
@@ -62,7 +62,7 @@ func (p lockProcess) ask(w protocol.LockRequest) protocol.LockAnswer {
 
 func (p lockProcess) wantHeld(w protocol.LockRequest) protocol.LockAnswer {
 	p.t.Helper()
-	a := p.ask(w)
+	a := p.requestLock(w)
 	if !a.Held {
 		p.t.Fatalf("AcquireLock of %s = %+v, want the lease", w.Owner, a)
 	}
@@ -71,7 +71,7 @@ func (p lockProcess) wantHeld(w protocol.LockRequest) protocol.LockAnswer {
 
 func (p lockProcess) wantQueued(w protocol.LockRequest) protocol.LockAnswer {
 	p.t.Helper()
-	a := p.ask(w)
+	a := p.requestLock(w)
 	if a.Held || a.Ticket == "0" {
 		p.t.Fatalf("AcquireLock of %s = %+v, want a place in the queue", w.Owner, a)
 	}
@@ -80,7 +80,7 @@ func (p lockProcess) wantQueued(w protocol.LockRequest) protocol.LockAnswer {
 
 func (p lockProcess) wantReleased(owner string) {
 	p.t.Helper()
-	if ours, err := p.ReleaseLock(p.t.Context(), p.lock, p.wish(owner)); !ours || err != nil {
+	if ours, err := p.ReleaseLock(p.t.Context(), p.lock, p.request(owner)); !ours || err != nil {
 		p.t.Errorf("ReleaseLock of %s = %v, %v; want true", owner, ours, err)
 	}
 }
@@ -94,7 +94,7 @@ func TestLocksInAFullRedis(t *testing.T) {
 	t.Run("a new lock is refused", func(t *testing.T) {
 		p := lockOf(t)
 		r.fill()
-		_, err := p.AcquireLock(t.Context(), p.lock, p.wish("p.1"))
+		_, err := p.AcquireLock(t.Context(), p.lock, p.request("p.1"))
 		wantFull(t, "AcquireLock", err)
 		if p.exists(p.lock.Names()[0]) {
 			t.Error("a lock that was refused is there")
@@ -102,18 +102,18 @@ func TestLocksInAFullRedis(t *testing.T) {
 	})
 	t.Run("a new waiter is refused", func(t *testing.T) {
 		p := lockOf(t)
-		p.wantHeld(p.wish("p.1"))
+		p.wantHeld(p.request("p.1"))
 		r.fill()
-		_, err := p.AcquireLock(t.Context(), p.lock, p.wish("p.2"))
+		_, err := p.AcquireLock(t.Context(), p.lock, p.request("p.2"))
 		wantFull(t, "AcquireLock", err)
 	})
 	t.Run("renew", func(t *testing.T) {
 		p := lockOf(t)
 		name := p.lock.Names()[0]
-		p.wantHeld(p.wish("p.1"))
+		p.wantHeld(p.request("p.1"))
 		p.must(p.rdb.PExpire(t.Context(), name, time.Second).Err())
 		r.fill()
-		if ours, err := p.RenewLock(t.Context(), p.lock, p.wish("p.1")); !ours || err != nil {
+		if ours, err := p.RenewLock(t.Context(), p.lock, p.request("p.1")); !ours || err != nil {
 			t.Errorf("RenewLock = %v, %v; want true", ours, err)
 		}
 		if left := p.rdb.PTTL(t.Context(), name).Val(); left <= lease {
@@ -122,32 +122,32 @@ func TestLocksInAFullRedis(t *testing.T) {
 	})
 	t.Run("release", func(t *testing.T) {
 		p := lockOf(t)
-		before := p.wantHeld(p.wish("p.1"))
+		before := p.wantHeld(p.request("p.1"))
 		r.fill()
 		p.wantReleased("p.1")
 		r.empty()
-		if after := p.wantHeld(p.wish("p.2")); after.Fence < before.Fence+protocol.LockFences {
+		if after := p.wantHeld(p.request("p.2")); after.Fence < before.Fence+protocol.LockFences {
 			t.Errorf("the fences are %d and then %d", before.Fence, after.Fence)
 		}
 	})
-	t.Run("ask again for a lease", func(t *testing.T) {
+	t.Run("request a lease again", func(t *testing.T) {
 		p := lockOf(t)
-		p.wantHeld(p.wish("p.1"))
+		p.wantHeld(p.request("p.1"))
 		r.fill()
-		p.wantHeld(p.wish("p.1"))
+		p.wantHeld(p.request("p.1"))
 	})
 	t.Run("hand-off and confirmation", func(t *testing.T) {
 		p := lockOf(t)
-		p.wantHeld(p.wish("p.1"))
-		p.wantQueued(p.wish("p.2"))
-		place := p.wantQueued(p.wish("p.3"))
+		p.wantHeld(p.request("p.1"))
+		p.wantQueued(p.request("p.2"))
+		place := p.wantQueued(p.request("p.3"))
 		r.fill()
 		p.wantReleased("p.1")
-		p.wantHeld(p.wish("p.2"))
-		again := p.wish("p.3")
+		p.wantHeld(p.request("p.2"))
+		again := p.request("p.3")
 		again.Ticket = place.Ticket
 		if still := p.wantQueued(again); still.Ticket != place.Ticket {
-			t.Errorf("a waiter that asks again goes from place %s to %s", place.Ticket, still.Ticket)
+			t.Errorf("a waiter that sends its request again moves from ticket %s to %s", place.Ticket, still.Ticket)
 		}
 		p.wantReleased("p.2")
 		p.wantHeld(again)
@@ -155,30 +155,30 @@ func TestLocksInAFullRedis(t *testing.T) {
 	})
 	t.Run("release and join the queue", func(t *testing.T) {
 		p := lockOf(t)
-		p.wantHeld(p.wish("p.1"))
-		p.wantQueued(p.wish("p.2"))
+		p.wantHeld(p.request("p.1"))
+		p.wantQueued(p.request("p.2"))
 		r.fill()
-		w := p.wish("p.3")
+		w := p.request("p.3")
 		w.Release = "p.1"
 		if a := p.wantQueued(w); !a.Released {
-			t.Error("the lease was not given back")
+			t.Error("the lease was not released")
 		}
-		p.wantHeld(p.wish("p.2"))
+		p.wantHeld(p.request("p.2"))
 		p.wantReleased("p.2")
 		w.Release = ""
 		p.wantHeld(w)
-		w = p.wish("p.4") // and where nobody waits
+		w = p.request("p.4") // also without a waiter
 		w.Release = "p.3"
 		if a := p.wantHeld(w); !a.Released {
-			t.Error("the lease was not given back")
+			t.Error("the lease was not released")
 		}
 	})
 	t.Run("leave the queue", func(t *testing.T) {
 		p := lockOf(t)
-		p.wantHeld(p.wish("p.1"))
-		p.wantQueued(p.wish("p.2"))
+		p.wantHeld(p.request("p.1"))
+		p.wantQueued(p.request("p.2"))
 		r.fill()
-		if ours, err := p.ReleaseLock(t.Context(), p.lock, p.wish("p.2")); ours || err != nil {
+		if ours, err := p.ReleaseLock(t.Context(), p.lock, p.request("p.2")); ours || err != nil {
 			t.Errorf("ReleaseLock of a waiter = %v, %v", ours, err)
 		}
 		p.wantReleased("p.1")
@@ -187,15 +187,15 @@ func TestLocksInAFullRedis(t *testing.T) {
 
 func TestLeasesInAFullRedis(t *testing.T) {
 	r := newFullRedis(t)
-	setup := func(t *testing.T) (holder, waiter *process, owner string, fence int64) {
+	setup := func(t *testing.T) (holder, waiter *process) {
 		t.Cleanup(r.empty)
 		holder, waiter = newProcess(t, r, "holder"), newProcess(t, r, "waiter")
-		holder.must(holder.rdb.Del(t.Context(), key.Value, key.Meta(), key.Marks()).Err())
-		owner, fence = holder.lease()
-		return holder, waiter, owner, fence
+		holder.clear()
+		return holder, waiter
 	}
 	t.Run("wait and renew", func(t *testing.T) {
-		holder, waiter, owner, _ := setup(t)
+		holder, waiter := setup(t)
+		owner, _ := holder.lease()
 		r.fill()
 		waiter.wait()
 		if ours, err := holder.Renew(t.Context(), leaseOf(owner, 0), lease); !ours || err != nil {
@@ -203,33 +203,35 @@ func TestLeasesInAFullRedis(t *testing.T) {
 		}
 	})
 	t.Run("share a failure", func(t *testing.T) {
-		holder, waiter, owner, fence := setup(t)
+		holder, waiter := setup(t)
+		owner, fence := holder.lease()
 		waiter.wait()
 		r.fill()
 		failure := protocol.Failure{Class: protocol.FailedFetch, Text: "no"}
 		if ours, err := holder.ReleaseFailed(t.Context(), leaseOf(owner, fence), failure, protocol.Sharing{Lasts: ttl}); !ours || err != nil {
 			t.Errorf("ReleaseFailed = %v, %v", ours, err)
 		}
-		waiter.wantTold(protocol.KindFailure, fence, failure.Encode())
+		waiter.wantNotified(protocol.KindFailure, fence, failure.Encode())
 		if a := waiter.acquire("waiter.1", nil); a.State != protocol.Failed {
 			t.Errorf("Acquire = %+v, want the failure", a)
 		}
 	})
 	for name, size := range map[string]int{"a small value": 100, "a large value": protocol.StageAbove + 1} {
 		t.Run("fill with "+name, func(t *testing.T) {
-			holder, waiter, owner, fence := setup(t)
+			holder, waiter := setup(t)
+			owner, fence := holder.lease()
 			waiter.wait()
 			sealed := sized(fence, size)
 			r.fill()
 			filled := holder.fill(owner, fence, sealed, ttl)
 			if !filled.Stored {
-				t.Errorf("Fill = %+v, want that the waiters were told", filled)
+				t.Errorf("Fill = %+v, want stored: the waiters are notified", filled)
 			}
 			wantFull(t, "Fill", filled.Refused)
 			if size > protocol.StageAbove {
-				waiter.wantTold(protocol.KindRetry, fence, "")
+				waiter.wantNotified(protocol.KindRetry, fence, "")
 			} else {
-				waiter.wantTold(protocol.KindValue, fence, string(sealed))
+				waiter.wantNotified(protocol.KindValue, fence, string(sealed))
 			}
 			r.empty()
 			if holder.get() != "" {
@@ -239,7 +241,8 @@ func TestLeasesInAFullRedis(t *testing.T) {
 		})
 	}
 	t.Run("invalidate", func(t *testing.T) {
-		holder, waiter, owner, fence := setup(t)
+		holder, waiter := setup(t)
+		owner, fence := holder.lease()
 		holder.fill(owner, fence, seal(fence, 1), ttl)
 		r.fill()
 		holder.must(holder.Invalidate(t.Context(), key))
@@ -247,8 +250,9 @@ func TestLeasesInAFullRedis(t *testing.T) {
 			t.Error("a deleted value is there")
 		}
 	})
-	t.Run("mark, renew the mark, take it off", func(t *testing.T) {
-		holder, waiter, owner, fence := setup(t)
+	t.Run("set, renew and remove a mark", func(t *testing.T) {
+		holder, waiter := setup(t)
+		owner, fence := holder.lease()
 		holder.fill(owner, fence, seal(fence, 1), ttl)
 		r.fill()
 		holder.must(holder.Mark(t.Context(), key, "m", time.Second))
@@ -266,7 +270,8 @@ func TestLeasesInAFullRedis(t *testing.T) {
 	})
 	t.Run("a Set is refused", func(t *testing.T) {
 		for _, size := range []int{100, protocol.StageAbove + 1} {
-			holder, waiter, owner, fence := setup(t)
+			holder, waiter := setup(t)
+			owner, fence := holder.lease()
 			old := string(seal(fence, 1))
 			holder.fill(owner, fence, []byte(old), ttl)
 			r.fill()

@@ -16,7 +16,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// A forger makes what a stranger may write out of bytes. Without bytes it makes zeros.
+// A forger derives forged data from bytes. Without bytes it returns zeros.
 type forger struct {
 	data []byte
 	p    *process
@@ -39,8 +39,7 @@ func (f *forger) number() int64 {
 	return int64(binary.BigEndian.Uint64(b[:]))
 }
 
-// text returns a text that a script may take for something: a number, a time about now, a
-// name, or bytes.
+// text returns a text that a script may parse: a number, a time near now, a name, or any bytes.
 func (f *forger) text() string {
 	switch kind := f.byte(); kind % 8 {
 	case 0:
@@ -50,7 +49,7 @@ func (f *forger) text() string {
 	case 2: // the end of a mark about now
 		return strconv.FormatInt(time.Now().UnixMilli()+f.number()>>44, 10)
 	case 3:
-		words := []string{"", "nan", "inf", "0x1f", "1e15", "-1", "p.0", "stranger.1", "enever", "9007199254740993", "99999999999999999999"}
+		words := []string{"", "nan", "inf", "0x1f", "1e15", "-1", "p.0", "foreign.1", "enever", "9007199254740993", "99999999999999999999"}
 		return words[int(kind>>3)%len(words)]
 	case 4:
 		return strings.Repeat(string(rune('0'+kind>>3%10)), 1<<(f.byte()%18))
@@ -62,7 +61,7 @@ func (f *forger) text() string {
 	}
 }
 
-// value returns an envelope with a stamp and times of any kind.
+// value returns an envelope with any stamp and times.
 func (f *forger) value() []byte {
 	b := seal(time.Now().UnixMicro()+f.number()>>(f.byte()%64), int(f.byte()))
 	binary.BigEndian.PutUint64(b[16:], uint64(f.number()))
@@ -70,8 +69,7 @@ func (f *forger) value() []byte {
 	return b[:len(b)-int(f.byte())%len(b)]
 }
 
-// forge writes a key of any type, with fields of these names if it is a hash, and gives it any
-// end or none.
+// forge writes a key of any type, with any TTL or none. If it is a hash, it has these fields.
 func (f *forger) forge(name string, fields ...string) {
 	ctx, rdb := f.p.t.Context(), f.p.rdb
 	switch kind := f.byte(); kind % 8 {
@@ -103,8 +101,8 @@ func (f *forger) forge(name string, fields ...string) {
 	}
 }
 
-// lease acts as a load does until it holds the lease. It fails if that takes longer than the
-// longest lease and its own.
+// lease sends ACQUIRE as a load does, until it has the lease. The test fails if that takes longer
+// than LongestLease and its own lease.
 func (f *forger) lease() (owner string, fence int64) {
 	p := f.p
 	owner = p.owner()
@@ -174,8 +172,8 @@ func forged(f *testing.F, check func(f *forger)) {
 	})
 }
 
-// FuzzForgedLease has a stranger write anything where a lease and a value belong. A load stores
-// its value within a lease all the same, and no fence moves.
+// FuzzForgedLease writes anything to the keys of a lease and a value. A load still stores its value
+// within a lease, and no forged fence counts.
 func FuzzForgedLease(f *testing.F) {
 	forged(f, func(f *forger) {
 		f.forge(key.Meta(), "o", "f", "e", "b", "u")
@@ -193,8 +191,8 @@ func FuzzForgedLease(f *testing.F) {
 	})
 }
 
-// FuzzForgedMarks has a stranger write anything where write marks, a lease and a value belong.
-// An Update leaves no old value, and what is fetched a longest lease later is stored.
+// FuzzForgedMarks writes anything to the keys of write marks, a lease and a value. An Update leaves
+// no old value, and a value that is fetched after LongestLease is stored.
 func FuzzForgedMarks(f *testing.F) {
 	forged(f, func(f *forger) {
 		p := f.p
@@ -217,7 +215,7 @@ func FuzzForgedMarks(f *testing.F) {
 	})
 }
 
-// wantUpdated does what an Update does.
+// wantUpdated sends what an Update sends, and checks that no old value stays.
 func (f *forger) wantUpdated() {
 	p := f.p
 	if err := p.Mark(p.t.Context(), key, "p.9", lease); err != nil || p.exists(key.Value) || p.exists(key.Meta()) {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// FuzzForgedLock writes anything in the place of a lock. The lock is free within a lease, or
-// within an hour if a longer lease was written. Its fences then rise, and are near the clock.
+// FuzzForgedLock writes anything to the key of a lock. The lock is free within a lease, or within an
+// hour if a longer lease was written. Its fences then rise, and are near the clock.
 func FuzzForgedLock(f *testing.F) {
 	for _, state := range []string{
 		"", "lock", "lock 1", "lock 1 x.1 1 99999999999999", "lock 9999999999999999999 x.1 1 99999999999999/99999999999999",
@@ -26,12 +26,12 @@ func FuzzForgedLock(f *testing.F) {
 				ttl = year
 			}
 			l.rdb.Set(t.Context(), l.lock.Names()[0], state, ttl)
-			l.asks("p.1")
+			l.mayBeRefused("p.1")
 			time.Sleep(lockLease + time.Millisecond)
-			a := l.asks("p.2")
+			a := l.mayBeRefused("p.2")
 			if !a.Held && strings.Contains(state, "/") {
 				time.Sleep(time.Hour)
-				a = l.asks("p.2")
+				a = l.mayBeRefused("p.2")
 			}
 			if most := time.Now().Add(time.Second).UnixMicro(); !a.Held || a.Fence < time.Now().UnixMicro() || a.Fence > most {
 				t.Fatalf("AcquireLock = %+v with %q there", a, state)
@@ -43,9 +43,9 @@ func FuzzForgedLock(f *testing.F) {
 	})
 }
 
-// FuzzForgedQueue writes anything into the queue of a lock that is held. Once that is
-// released, the waiter behind has it within the 3 s for which a waiter is believed to wait, and
-// the 250 ms of a hand-off.
+// FuzzForgedQueue writes anything to the queue of a lock that is held. After its release, the waiter
+// has the lock within 3.25 s: a waiter counts for 3 s without a request, and a hand-off must be
+// confirmed within 250 ms.
 func FuzzForgedQueue(f *testing.F) {
 	for _, member := range []string{"x.1", "", "p.2", "p.1", "x.1 1 9", strings.Repeat("x", 300) + ".1", "x.1/1", "\x00.1"} {
 		for _, until := range []float64{0, -1, 99999999999999999, math.Inf(1), math.Inf(-1), 946684802000} {
@@ -68,7 +68,7 @@ func FuzzForgedQueue(f *testing.F) {
 			l.waits("p.2")
 			l.release("p.1", true)
 			for range 20 {
-				if l.ask(l.wish("p.2")).Held {
+				if l.requestLock(l.request("p.2")).Held {
 					return
 				}
 				time.Sleep(250 * time.Millisecond)

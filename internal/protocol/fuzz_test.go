@@ -13,9 +13,9 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-const canary = "a value that is nobody's business"
+const canary = "a secret value"
 
-// shape makes a reply out of bytes, such as go-redis gives them.
+// shape derives a reply from bytes, of the types that go-redis returns.
 func shape(data []byte) (reply any, rest []byte) {
 	if len(data) == 0 {
 		return nil, nil
@@ -54,8 +54,8 @@ func shape(data []byte) (reply any, rest []byte) {
 	return list, rest
 }
 
-// FuzzReplies has the answers of scripts be of any shape: each is understood, or
-// refused with an error that does not tell what was in it.
+// FuzzReplies parses replies of any shape. Each is parsed, or fails with an error that does not
+// contain the reply.
 func FuzzReplies(f *testing.F) {
 	for _, word := range []byte{3, 11, 19, 27, 35, 43, 51} { // value, large, leased, wait, failed, stored, lost
 		for items := range byte(6) {
@@ -86,11 +86,11 @@ func FuzzReplies(f *testing.F) {
 func wantNotTold(t *testing.T, err error) {
 	t.Helper()
 	if err != nil && strings.Contains(err.Error(), canary) {
-		t.Errorf("the error tells what was answered: %v", err)
+		t.Errorf("the error contains the reply: %v", err)
 	}
 }
 
-// A lister notes what is sent, and answers nothing of use.
+// A lister records the commands and answers none.
 type lister struct{ sent [][]any }
 
 func (l *lister) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
@@ -107,16 +107,15 @@ func (l *lister) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) err
 	return nil
 }
 
-// FuzzDurations sends every duration that the options let through, and looks for
-// what it has become in ms: never nothing, and never a negative number, which
-// Redis takes for the end of the key.
+// FuzzDurations sends every duration that the options accept. Each is sent in ms, and never as 0 or a
+// negative number: Redis would delete the key.
 func FuzzDurations(f *testing.F) {
 	for _, d := range []time.Duration{time.Millisecond, time.Millisecond + 1, 2*time.Millisecond - 1, 10 * time.Millisecond, time.Second, 200 * 365 * 24 * time.Hour} {
 		f.Add(int64(d))
 	}
 	f.Fuzz(func(t *testing.T, n int64) {
 		d := time.Duration(n)
-		const longest = 200 * 365 * 24 * time.Hour // a TTL and its time of grace
+		const longest = 200 * 365 * 24 * time.Hour // a TTL and StaleWhileRevalidate
 		if d < time.Millisecond || d > longest {
 			return // options.go refuses it
 		}
@@ -143,7 +142,7 @@ func FuzzDurations(f *testing.F) {
 			_, _ = c.AcquireLock(ctx, l, protocol.LockRequest{Owner: "o.1", Lease: d, Slots: 1})
 			_, _ = c.RenewLock(ctx, l, protocol.LockRequest{Owner: "o.1", Lease: d, Slots: 1})
 			for _, args := range to.sent {
-				if !hasMillis(args, d+time.Second) { // so long the lock is remembered
+				if !hasMillis(args, d+time.Second) { // the key of a lock lasts for another second
 					t.Errorf("%v was sent as %v", d, args)
 				}
 			}

@@ -15,7 +15,7 @@ import (
 
 const owner = "00112233445566778899aabbccddeeff.1"
 
-// names returns the names of all that belongs to a key, whatever the schema.
+// names returns all names of a key, which are the same for every schema.
 func names(prefix, key string) []string {
 	k := protocol.NewNamespace(prefix, "").Key(key)
 	return []string{k.Value, k.Meta(), k.Marks(), k.Staged(owner)}
@@ -42,7 +42,7 @@ func TestNamesAreReadable(t *testing.T) {
 	}
 }
 
-// A Delete by one build ends the values of all: they have the same names.
+// The builds share the names, so a Delete of one ends the values of all.
 func TestSchemasShareNamesAndNoDigest(t *testing.T) {
 	one, other := protocol.NewNamespace("things", "1").Key("k"), protocol.NewNamespace("things", "2").Key("k")
 	if one.Value != other.Value || one.Meta() != other.Meta() || one.Marks() != other.Marks() {
@@ -75,7 +75,7 @@ func TestNamesOfLongKeysAreShort(t *testing.T) {
 	}
 }
 
-// checkNames checks what must hold for all that belongs to a key.
+// checkNames checks the rules for all names of a key.
 func checkNames(t *testing.T, prefix, key string) {
 	t.Helper()
 	all := names(prefix, key)
@@ -98,8 +98,8 @@ func checkNames(t *testing.T, prefix, key string) {
 	}
 }
 
-// Inside a process a key has a handle that is no other key's, and which a change
-// that is heard of by the key's name leads to.
+// Inside a process, each key has a handle of its own. An invalidation has the key's name, and leads
+// to the same handle.
 func checkHandles(t *testing.T, one, other string) {
 	t.Helper()
 	if a, b := protocol.Handle(one), protocol.Handle(other); (a == b) != (one == other) {
@@ -124,8 +124,8 @@ func TestHandlesAreInjective(t *testing.T) {
 	}
 }
 
-// No two different (prefix, key, kind) have the same name. The strings
-// are made of what is special in one.
+// Two names are equal only if prefix, key and kind are. The strings consist of the special characters
+// of names.
 func TestNamesAreInjective(t *testing.T) {
 	parts := []string{"", "{", "}", "%", ":", "@", "#", "v", "m", "7", "B", "\x00", "\xff", "{}", ":{", "}:", "%7B", ":v", ":m:{"}
 	text := func() string {
@@ -139,19 +139,19 @@ func TestNamesAreInjective(t *testing.T) {
 	for range 30_000 {
 		prefix, key := text(), text()
 		for kind, name := range names(prefix, key) {
-			who := fmt.Sprintf("%q %q %d", prefix, key, kind)
-			if other, ok := seen[name]; ok && other != who {
-				t.Fatalf("%s and %s have the same name, %q", who, other, name)
+			id := fmt.Sprintf("%q %q %d", prefix, key, kind)
+			if other, ok := seen[name]; ok && other != id {
+				t.Fatalf("%s and %s have the same name, %q", id, other, name)
 			}
-			seen[name] = who
+			seen[name] = id
 		}
 		lock := protocol.NewNamespace(prefix, "").Lock(key).Names()
 		for kind, name := range lock {
-			who := fmt.Sprintf("lock %q %q %d", prefix, key, kind)
-			if other, ok := seen[name]; ok && other != who {
-				t.Fatalf("%s and %s have the same name, %q", who, other, name)
+			id := fmt.Sprintf("lock %q %q %d", prefix, key, kind)
+			if other, ok := seen[name]; ok && other != id {
+				t.Fatalf("%s and %s have the same name, %q", id, other, name)
 			}
-			seen[name] = who
+			seen[name] = id
 			if slot(name) != slot(lock[0]) {
 				t.Errorf("%q and %q are in different slots", name, lock[0])
 			}
@@ -201,7 +201,7 @@ func FuzzNames(f *testing.F) {
 	})
 }
 
-// slot computes a cluster's slot of a name, from the specification.
+// slot returns the cluster slot of a name, computed as the specification of Redis Cluster says.
 func slot(name string) int {
 	if _, tag, ok := strings.Cut(name, "{"); ok {
 		if tag, _, ok = strings.Cut(tag, "}"); ok && tag != "" {
@@ -222,7 +222,7 @@ func slot(name string) int {
 	return int(crc % 16384)
 }
 
-func TestClusterKeepsAllOfAKeyInOneSlot(t *testing.T) {
+func TestAllNamesOfAKeyHaveOneSlot(t *testing.T) {
 	rdb := redistest.Cluster(t).Client()
 	for _, key := range []string{"", "k", "{", "}", "{}", "}{", "{a}b", "a{}b", "\x00\xff", "%", "Zürich", strings.Repeat("k", 1000)} {
 		var slots []int64

@@ -16,10 +16,10 @@ import (
 
 const year = 365 * 24 * time.Hour
 
-// asks is ask where a script may refuse what lies in the place of the lock.
-func (l *locking) asks(owner string) protocol.LockAnswer {
+// mayBeRefused sends a request. The script may refuse a forged key of the lock.
+func (l *locking) mayBeRefused(owner string) protocol.LockAnswer {
 	l.t.Helper()
-	a, err := l.AcquireLock(l.t.Context(), l.lock, l.wish(owner))
+	a, err := l.AcquireLock(l.t.Context(), l.lock, l.request(owner))
 	if err != nil && !strings.Contains(err.Error(), "WRONGTYPE") {
 		l.t.Errorf("AcquireLock of %s: %v", owner, err)
 	}
@@ -45,7 +45,7 @@ func TestForgedLockEndsWithinALease(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, ending in %v", name, ttl), func(t *testing.T) {
 				inLock(t, func(t *testing.T, l *locking) {
 					l.rdb.Set(t.Context(), l.lock.Names()[0], state, ttl)
-					l.asks("p.1")
+					l.mayBeRefused("p.1")
 					time.Sleep(lockLease + time.Millisecond)
 					l.has("p.1")
 					l.release("p.1", true)
@@ -55,10 +55,10 @@ func TestForgedLockEndsWithinALease(t *testing.T) {
 	}
 }
 
-func TestOtherTypeInThePlaceOfALockEndsWithinALease(t *testing.T) {
+func TestLockOfAnotherTypeEndsWithinALease(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
 		l.rdb.RPush(t.Context(), l.lock.Names()[0], "x")
-		if _, err := l.AcquireLock(t.Context(), l.lock, l.wish("p.1")); !protocol.IsFinal(err) {
+		if _, err := l.AcquireLock(t.Context(), l.lock, l.request("p.1")); !protocol.IsFinal(err) {
 			t.Errorf("AcquireLock with a list there: %v", err)
 		}
 		time.Sleep(lockLease + time.Millisecond)
@@ -66,11 +66,10 @@ func TestOtherTypeInThePlaceOfALockEndsWithinALease(t *testing.T) {
 	})
 }
 
-// What the holder or a waiter of a lock does with it also gives junk an end.
-func TestReleaseAndRenewalGiveJunkAnEnd(t *testing.T) {
+func TestReleaseAndRenewalOfAForeignKeyGiveItATTL(t *testing.T) {
 	for name, do := range map[string]func(l *locking) (bool, error){
-		"release": func(l *locking) (bool, error) { return l.ReleaseLock(l.t.Context(), l.lock, l.wish("p.1")) },
-		"renew":   func(l *locking) (bool, error) { return l.RenewLock(l.t.Context(), l.lock, l.wish("p.1")) },
+		"release": func(l *locking) (bool, error) { return l.ReleaseLock(l.t.Context(), l.lock, l.request("p.1")) },
+		"renew":   func(l *locking) (bool, error) { return l.RenewLock(l.t.Context(), l.lock, l.request("p.1")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			inLock(t, func(t *testing.T, l *locking) {
@@ -89,9 +88,9 @@ func TestReleaseAndRenewalGiveJunkAnEnd(t *testing.T) {
 func TestLockOfALongerLeaseDoesNotEndEarly(t *testing.T) {
 	for _, lease := range []time.Duration{time.Minute, time.Hour} {
 		inLock(t, func(t *testing.T, l *locking) {
-			long := l.wish("p.1")
+			long := l.request("p.1")
 			long.Lease = lease
-			l.ask(long)
+			l.requestLock(long)
 			for at := time.Duration(0); at < lease; at += lease / 30 {
 				l.waits("p.2")
 				time.Sleep(lease / 30)
@@ -101,7 +100,7 @@ func TestLockOfALongerLeaseDoesNotEndEarly(t *testing.T) {
 	}
 }
 
-// The server's clock is set back: a holder that has died blocks the lock for its lease.
+// A dead holder blocks the lock for its lease, even if the server's clock is set back.
 func TestLockEndsThoughTheClockWasSetBack(t *testing.T) {
 	inLock(t, func(_ *testing.T, l *locking) {
 		l.has("p.1")
@@ -134,8 +133,8 @@ func TestForgedFenceIsIgnored(t *testing.T) {
 	}
 }
 
-// A stranger writes a lease for an owner that waits: it gets the lease, and no fence that was chosen for it.
-func TestForgedLeaseOfAWaiterHasAFenceOfOurs(t *testing.T) {
+// The forged lease belongs to an owner that waits. The owner receives it, with a new fence.
+func TestForgedLeaseOfAWaiterGetsANewFence(t *testing.T) {
 	for _, fence := range []int64{1, 1 << 62} {
 		inLock(t, func(t *testing.T, l *locking) {
 			a := l.has("p.1")
@@ -151,8 +150,8 @@ func TestForgedLeaseOfAWaiterHasAFenceOfOurs(t *testing.T) {
 	}
 }
 
-// Between a hand-off in a semaphore and its confirmation, another process gets a slot.
-func TestFenceOfAHandOffIsThatOfItsConfirmation(t *testing.T) {
+// Between a hand-off in a semaphore and its confirmation, another process receives a slot.
+func TestConfirmationOfAHandOffHasANewFence(t *testing.T) {
 	inLock(t, func(_ *testing.T, l *locking) {
 		l.slots = 2
 		l.has("p.1")
@@ -182,7 +181,7 @@ func TestForgedQueueBlocksNoLock(t *testing.T) {
 				names := l.lock.Names()
 				forge(l, names[1])
 				a := l.has("p.1")
-				b := l.ask(l.wish("p.2"))
+				b := l.requestLock(l.request("p.2"))
 				if b.Held || b.Left > 50*time.Millisecond {
 					t.Errorf("a waiter has %+v, want a poll", b)
 				}
@@ -257,7 +256,7 @@ func TestForgedWaitersEnd(t *testing.T) {
 				l.waits("p.2")
 				l.release("p.1", true)
 				for range 20 {
-					if l.ask(l.wish("p.2")).Held {
+					if l.requestLock(l.request("p.2")).Held {
 						return
 					}
 					time.Sleep(250 * time.Millisecond)
@@ -268,7 +267,7 @@ func TestForgedWaitersEnd(t *testing.T) {
 	}
 }
 
-// A stranger gives a waiter's name a ticket.
+// The queue has a forged ticket for an owner that waits.
 func TestForgedTicketIsReplaced(t *testing.T) {
 	for _, score := range []float64{math.Inf(1), math.Inf(-1), -1, 1e300} {
 		inLock(t, func(t *testing.T, l *locking) {
@@ -282,8 +281,8 @@ func TestForgedTicketIsReplaced(t *testing.T) {
 	}
 }
 
-// What a real server did for a script is counted, as times are not to be relied on.
-func TestHostileLockDoesNotBlockTheServer(t *testing.T) {
+// The test counts the commands of a real server: times would not be reliable.
+func TestForgedLockDoesNotBlockTheServer(t *testing.T) {
 	r := redistest.Server(t).Backend()
 	p := lockProcess{newClient(t, r, "p"), ns.Lock(t.Name())}
 	names := p.lock.Names()
@@ -304,14 +303,14 @@ func TestHostileLockDoesNotBlockTheServer(t *testing.T) {
 			p.must(p.rdb.Append(t.Context(), names[0], strings.Repeat("1", 256<<10)).Err())
 		}
 		before := info("memory", "used_memory_lua:")
-		ours, err := p.RenewLock(t.Context(), p.lock, p.wish("p.1"))
+		ours, err := p.RenewLock(t.Context(), p.lock, p.request("p.1"))
 		if ours || !protocol.IsFinal(err) {
 			t.Errorf("RenewLock = %v, %v", ours, err)
 		}
 		if left := p.rdb.PTTL(t.Context(), names[0]).Val(); left < 0 || left > lease {
 			t.Errorf("the number ends in %v", left)
 		}
-		p.wantHeld(p.wish("p.1")) // no lease is in it
+		p.wantHeld(p.request("p.1")) // no lease is in it
 		if grown := info("memory", "used_memory_lua:") - before; grown > 4<<20 {
 			t.Errorf("the scripts have read %d bytes", grown)
 		}
@@ -322,8 +321,8 @@ func TestHostileLockDoesNotBlockTheServer(t *testing.T) {
 			forge := `for i = 1, ARGV[1] do redis.call("ZADD", KEYS[1], i, "x." .. i) end return 1`
 			p.must(p.rdb.Eval(t.Context(), forge, names[1:2], n).Err())
 			p.must(p.rdb.ConfigResetStat(t.Context()).Err())
-			p.wantHeld(p.wish("p.1"))
-			p.ask(p.wish("p.2"))
+			p.wantHeld(p.request("p.1"))
+			p.requestLock(p.request("p.2"))
 			p.wantReleased("p.1")
 			if calls := info("commandstats", "cmdstat_zrem:calls="); calls > 4097 {
 				t.Errorf("the scripts have called ZREM %d times", calls)
@@ -335,13 +334,13 @@ func TestHostileLockDoesNotBlockTheServer(t *testing.T) {
 		for i := range names {
 			p.must(p.rdb.RPush(t.Context(), names[i], "x").Err())
 		}
-		_, err := p.AcquireLock(t.Context(), p.lock, p.wish("p.1"))
-		_, errOfRelease := p.ReleaseLock(t.Context(), p.lock, p.wish("p.1"))
+		_, err := p.AcquireLock(t.Context(), p.lock, p.request("p.1"))
+		_, errOfRelease := p.ReleaseLock(t.Context(), p.lock, p.request("p.1"))
 		if !protocol.IsFinal(err) || !protocol.IsFinal(errOfRelease) {
 			t.Errorf("AcquireLock: %v; ReleaseLock: %v", err, errOfRelease)
 		}
 		p.must(p.rdb.Del(t.Context(), names[0]).Err())
-		p.wantHeld(p.wish("p.1"))
+		p.wantHeld(p.request("p.1"))
 		p.wantReleased("p.1")
 	})
 }

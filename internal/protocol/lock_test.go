@@ -13,7 +13,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// A locking is a lock in a bubble, where only a sleep lets time pass.
+// A locking is a lock in a bubble, where time passes only in a sleep.
 type locking struct {
 	*protocol.Client
 	t     *testing.T
@@ -36,11 +36,11 @@ func inLock(t *testing.T, f func(t *testing.T, l *locking)) {
 	})
 }
 
-func (l *locking) wish(owner string) protocol.LockRequest {
+func (l *locking) request(owner string) protocol.LockRequest {
 	return protocol.LockRequest{Owner: owner, Lease: lockLease, Slots: l.slots}
 }
 
-func (l *locking) ask(w protocol.LockRequest) protocol.LockAnswer {
+func (l *locking) requestLock(w protocol.LockRequest) protocol.LockAnswer {
 	l.t.Helper()
 	a, err := l.AcquireLock(l.t.Context(), l.lock, w)
 	if err != nil {
@@ -51,7 +51,7 @@ func (l *locking) ask(w protocol.LockRequest) protocol.LockAnswer {
 
 func (l *locking) has(owner string) protocol.LockAnswer {
 	l.t.Helper()
-	a := l.ask(l.wish(owner))
+	a := l.requestLock(l.request(owner))
 	if !a.Held || a.Fence == 0 {
 		l.t.Fatalf("AcquireLock of %s = %+v, want the lease", owner, a)
 	}
@@ -60,7 +60,7 @@ func (l *locking) has(owner string) protocol.LockAnswer {
 
 func (l *locking) waits(owner string) protocol.LockAnswer {
 	l.t.Helper()
-	a := l.ask(l.wish(owner))
+	a := l.requestLock(l.request(owner))
 	if a.Held || a.Ticket == "0" {
 		l.t.Fatalf("AcquireLock of %s = %+v, want a place in the queue", owner, a)
 	}
@@ -69,7 +69,7 @@ func (l *locking) waits(owner string) protocol.LockAnswer {
 
 func (l *locking) release(owner string, want bool) {
 	l.t.Helper()
-	ours, err := l.ReleaseLock(l.t.Context(), l.lock, l.wish(owner))
+	ours, err := l.ReleaseLock(l.t.Context(), l.lock, l.request(owner))
 	if err != nil || ours != want {
 		l.t.Errorf("ReleaseLock of %s = %v, %v; want %v", owner, ours, err, want)
 	}
@@ -82,14 +82,14 @@ func (l *locking) rises(before, after protocol.LockAnswer) {
 	}
 }
 
-// state returns the lock's words, of which 2 are of the lock and 3 of each holder.
+// state returns the words of the lock's string: 2, and 3 more for each holder.
 func (l *locking) state() []string {
 	return strings.Fields(l.rdb.Get(l.t.Context(), l.lock.Names()[0]).Val())
 }
 
 func TestFreeLockSentTwice(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
-		for round := range 2 { // the second time, the lock is remembered
+		for round := range 2 { // the second time, the key of the lock is still there
 			a := l.has("p.1")
 			time.Sleep(time.Second)
 			again := l.has("p.1")
@@ -97,14 +97,14 @@ func TestFreeLockSentTwice(t *testing.T) {
 				t.Errorf("round %d: AcquireLock = %+v, and sent again %+v", round, a, again)
 			}
 			if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != lockLease+time.Second {
-				t.Errorf("a lease that was asked for again lasts %v", left)
+				t.Errorf("a lease that was requested again lasts %v", left)
 			}
 			l.release("p.1", true)
 			if round > 0 {
 				l.release("p.1", false) // sent twice
 			}
 			if left := l.rdb.PTTL(t.Context(), l.lock.Names()[0]).Val(); left != time.Second {
-				t.Errorf("a free lock is remembered for %v", left)
+				t.Errorf("the key of a free lock lasts %v", left)
 			}
 		}
 	})
@@ -116,7 +116,7 @@ func TestFencesOfALockRiseWhileTheClockStandsStillOrStepsBack(t *testing.T) {
 		l.release("p.1", true)
 		for _, step := range []time.Duration{0, -time.Second / 2, -900 * time.Millisecond} {
 			l.fake.SetTime(time.Now().Add(step))
-			b := l.has("p.2") // the quick way
+			b := l.has("p.2") // the fast path
 			l.rises(a, b)
 			l.waits("p.3")
 			l.release("p.2", true)
@@ -132,8 +132,8 @@ func TestFencesOfALockRiseWhileTheClockStandsStillOrStepsBack(t *testing.T) {
 	})
 }
 
-// A holder has died: its lease has ended, and is still written there.
-func TestLeaseThatHasEndedIsWrittenOver(t *testing.T) {
+// The holder is dead. Its lease has ended, and is still in the string of the lock.
+func TestEndedLeaseIsReplaced(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
 		a := l.has("p.1")
 		time.Sleep(lockLease)
@@ -142,20 +142,20 @@ func TestLeaseThatHasEndedIsWrittenOver(t *testing.T) {
 		}
 		b := l.has("p.2")
 		l.rises(a, b)
-		if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.1")); ours || err != nil {
+		if ours, err := l.RenewLock(t.Context(), l.lock, l.request("p.1")); ours || err != nil {
 			t.Errorf("RenewLock of a lease that has ended = %v, %v", ours, err)
 		}
 		l.release("p.1", false)
 		if n := len(l.state()); n != 5 {
 			t.Errorf("a late release has left %v", l.state())
 		}
-		if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.2")); !ours || err != nil {
+		if ours, err := l.RenewLock(t.Context(), l.lock, l.request("p.2")); !ours || err != nil {
 			t.Errorf("RenewLock = %v, %v", ours, err)
 		}
 	})
 }
 
-// Nobody has had the lock since, so it is as if the release had come in time.
+// No other owner had the lock since, so the late release succeeds.
 func TestLateReleaseOfTheOnlyLease(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
 		a := l.has("p.1")
@@ -180,8 +180,8 @@ func TestReleaseOfALockThatWasDeleted(t *testing.T) {
 	})
 }
 
-// The lock's key is gone and the queue's is not: whoever waits is before those who come.
-func TestFreeLockWithAQueueIsNotForNewcomers(t *testing.T) {
+// The key of the lock is gone, and the queue is not.
+func TestWaitersGetAFreeLockBeforeNewRequests(t *testing.T) {
 	for name, free := range map[string]func(l *locking){
 		"deleted": func(l *locking) { l.rdb.Del(l.t.Context(), l.lock.Names()[0]) },
 		"released": func(l *locking) {
@@ -196,9 +196,9 @@ func TestFreeLockWithAQueueIsNotForNewcomers(t *testing.T) {
 				l.waits("p.3")
 				free(l)
 				l.waits("p.4")
-				w := l.wish("p.5")
+				w := l.request("p.5")
 				w.Try = true
-				if a := l.ask(w); a.Held {
+				if a := l.requestLock(w); a.Held {
 					l.t.Errorf("a try has overtaken the queue: %+v", a)
 				}
 			})
@@ -206,8 +206,8 @@ func TestFreeLockWithAQueueIsNotForNewcomers(t *testing.T) {
 	}
 }
 
-// Those who waited have died: their queue is there, or has just ended, and is in nobody's way.
-func TestDeadQueueOfAFreeLock(t *testing.T) {
+// The waiters are dead. Their queue is still there, or has just ended.
+func TestQueueOfDeadWaitersDoesNotBlockAFreeLock(t *testing.T) {
 	for _, since := range []time.Duration{0, 2999 * time.Millisecond, 3001 * time.Millisecond} {
 		inLock(t, func(t *testing.T, l *locking) {
 			a := l.has("p.1")
@@ -258,13 +258,13 @@ func TestStringThatIsNoLock(t *testing.T) {
 	inLock(t, func(t *testing.T, l *locking) {
 		for _, text := range []string{"mine", "1 2", "lock", "lock x", "unlock 1 2", `{"lock": 1}`, "mine 1 2 p.1 3 4"} {
 			l.rdb.Set(t.Context(), l.lock.Names()[0], text, 0)
-			if a, err := l.AcquireLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
+			if a, err := l.AcquireLock(t.Context(), l.lock, l.request("p.1")); err == nil {
 				t.Errorf("AcquireLock with %q there = %+v", text, a)
 			}
-			if ours, err := l.ReleaseLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
+			if ours, err := l.ReleaseLock(t.Context(), l.lock, l.request("p.1")); err == nil {
 				t.Errorf("ReleaseLock with %q there = %v", text, ours)
 			}
-			if ours, err := l.RenewLock(t.Context(), l.lock, l.wish("p.1")); err == nil {
+			if ours, err := l.RenewLock(t.Context(), l.lock, l.request("p.1")); err == nil {
 				t.Errorf("RenewLock with %q there = %v", text, ours)
 			}
 			if got := l.rdb.Get(t.Context(), l.lock.Names()[0]).Val(); got != text {
@@ -274,13 +274,12 @@ func TestStringThatIsNoLock(t *testing.T) {
 	})
 }
 
-// A process with a short lease releases a lock. The process that it is handed to has as
-// long as any other to confirm that.
-func TestHandOffOfAShortLease(t *testing.T) {
+// The releasing process has a short lease.
+func TestHandOffOfAShortLeaseLeavesTimeToConfirm(t *testing.T) {
 	inLock(t, func(_ *testing.T, l *locking) {
-		short := l.wish("p.1")
+		short := l.request("p.1")
 		short.Lease = 20 * time.Millisecond
-		if a := l.ask(short); !a.Held {
+		if a := l.requestLock(short); !a.Held {
 			l.t.Fatalf("AcquireLock = %+v, want the lease", a)
 		}
 		l.waits("p.2")

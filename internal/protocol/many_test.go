@@ -17,11 +17,11 @@ type saysError string
 func (e saysError) Error() string { return string(e) }
 func (saysError) RedisError()     {}
 
-// refusing answers an error to every command, for a while.
+// refusing is a Runner that answers every command with an error, for some time.
 type refusing struct {
 	err   error
 	until time.Time
-	asked int // round trips
+	trips int // round trips
 }
 
 func (r *refusing) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
@@ -29,7 +29,7 @@ func (r *refusing) Read(ctx context.Context, within time.Duration, cmd *redis.St
 }
 
 func (r *refusing) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) (err error) {
-	r.asked++
+	r.trips++
 	for _, cmd := range cmds {
 		if time.Now().Before(r.until) {
 			cmd.SetErr(r.err)
@@ -52,8 +52,7 @@ func (r *refusing) Each(ctx context.Context, within time.Duration, cmds []redis.
 	return errs
 }
 
-// The keys of a GetMany wait for the end of an error together, and no longer than
-// one of them would.
+// The keys of a GetMany are sent again together, so that takes no longer than for one key.
 func TestGetManyWaitsOnceForPassingErrors(t *testing.T) {
 	for _, err := range []error{saysError("MASTERDOWN Link with MASTER is down"), saysError("MOVED 1 127.0.0.1:1")} {
 		for _, lasts := range []time.Duration{100 * time.Millisecond, time.Hour} {
@@ -70,11 +69,11 @@ func TestGetManyWaitsOnceForPassingErrors(t *testing.T) {
 						t.Fatalf("%v for %v: key %d is %q, %v", err, lasts, i, got.Value, got.Err)
 					}
 				}
-				if took := time.Since(start); took > min(3*lasts, timeout) { // a pause may be as long as what passes
+				if took := time.Since(start); took > min(3*lasts, timeout) { // a pause may be as long as the error lasts
 					t.Errorf("%v for %v: took %v", err, lasts, took)
 				}
-				if most := int(2*timeout/(100*time.Millisecond)) + 10; run.asked > most {
-					t.Errorf("%v for %v: %d round trips", err, lasts, run.asked)
+				if most := int(2*timeout/(100*time.Millisecond)) + 10; run.trips > most {
+					t.Errorf("%v for %v: %d round trips", err, lasts, run.trips)
 				}
 			})
 		}

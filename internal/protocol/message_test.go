@@ -12,8 +12,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// Processes of different builds speak to each other, so what is said keeps its
-// layout.
+// Processes of different builds notify each other, so the layout must not change.
 func TestLayoutOfAMessage(t *testing.T) {
 	got := string(protocol.MessageHead(protocol.KindValue, 0x0102030405060708, "p:v:{k}")) + "body"
 	if want := "V\x01\x02\x03\x04\x05\x06\x07\x08\x07p:v:{k}body"; got != want {
@@ -21,7 +20,7 @@ func TestLayoutOfAMessage(t *testing.T) {
 	}
 }
 
-func TestWhatIsSaidIsUnderstood(t *testing.T) {
+func TestMessageIsParsed(t *testing.T) {
 	for _, kind := range []protocol.Kind{
 		protocol.KindValue, protocol.KindFailure, protocol.KindRetry, protocol.KindLost, protocol.KindProbe,
 	} {
@@ -82,7 +81,7 @@ func FuzzParseMessage(f *testing.F) {
 	})
 }
 
-func TestFailuresAreUnderstood(t *testing.T) {
+func TestFailureIsParsed(t *testing.T) {
 	for _, f := range []protocol.Failure{
 		{Class: protocol.FailedFetch, Text: "connection refused"},
 		{Class: protocol.FailedPanic, Text: "boom"},
@@ -97,7 +96,7 @@ func TestFailuresAreUnderstood(t *testing.T) {
 	}
 }
 
-func TestLongFailureIsCutBetweenLetters(t *testing.T) {
+func TestLongFailureIsCutBetweenRunes(t *testing.T) {
 	long := protocol.Failure{Class: protocol.FailedFetch, Text: "x" + strings.Repeat("ü", protocol.LongestFailure)}
 	got := protocol.ParseFailure(long.Encode())
 	if len(got.Text) > protocol.LongestFailure || len(got.Text) < protocol.LongestFailure-3 {
@@ -114,14 +113,14 @@ func TestLongFailureIsCutBetweenLetters(t *testing.T) {
 	if encoded := exact.Encode(); len(encoded) != protocol.LongestFailure+1 || !protocol.ParseFailure(encoded).Is(protocol.Sentinel("gone")) {
 		t.Errorf("a long failure with sentinels has %d bytes, want %d", len(encoded), protocol.LongestFailure+1)
 	}
-	// It need not be text at all.
+	// The bytes may be no UTF-8.
 	noise := protocol.Failure{Class: protocol.FailedFetch, Text: strings.Repeat("\x80", 2*protocol.LongestFailure)}
 	if got := protocol.ParseFailure(noise.Encode()); !utf8.ValidString(got.Text) {
 		t.Errorf("bytes that are no text came as %q", got.Text)
 	}
 }
 
-func TestAnythingIsSomeFailure(t *testing.T) {
+func TestAnyTextParsesAsAFailure(t *testing.T) {
 	for s, want := range map[string]protocol.Failure{
 		"":         {Class: protocol.FailedFetch, Text: "unknown failure"},
 		"e":        {Class: protocol.FailedFetch},
@@ -174,9 +173,9 @@ func FuzzParseFailure(f *testing.F) {
 	})
 }
 
-// A proxy, or a command of somebody else's, may answer in the place of a script.
+// A proxy, or another program's command, may answer in the place of a script.
 func TestAnswersOfAnyShape(t *testing.T) {
-	secret := "a value that is nobody's business"
+	secret := "a secret value"
 	shapes := []any{
 		nil, secret, int64(7), true, 1.5, errors.New(secret),
 		[]any{},
@@ -211,15 +210,15 @@ func TestAnswersOfAnyShape(t *testing.T) {
 		if a, err := protocol.ParseAcquired(shape); err == nil {
 			t.Errorf("%v was taken for an answer to Acquire: %+v", shape, a)
 		} else if strings.Contains(err.Error(), secret) {
-			t.Errorf("the error tells what was answered: %v", err)
+			t.Errorf("the error contains the reply: %v", err)
 		}
 		if f, err := protocol.ParseFilled(shape); err == nil {
 			t.Errorf("%v was taken for an answer to Fill: %+v", shape, f)
 		} else if strings.Contains(err.Error(), secret) {
-			t.Errorf("the error tells what was answered: %v", err)
+			t.Errorf("the error contains the reply: %v", err)
 		}
 	}
-	// A hostile number does not become a negative time.
+	// A forged number does not become a negative time.
 	for _, left := range []int64{-1 << 63, -1, 1<<63 - 1} {
 		a, err := protocol.ParseAcquired([]any{"wait", "1", left, "1"})
 		if err != nil || a.Left < 0 {

@@ -27,7 +27,7 @@ var (
 	key = ns.Key("k")
 )
 
-// A process speaks the protocol, and keeps what is said to it.
+// A process is a client of the protocol, with the notifications that it has received.
 type process struct {
 	*protocol.Client
 	t   *testing.T
@@ -37,12 +37,12 @@ type process struct {
 
 	leases int
 
-	mu    sync.Mutex
-	heard []protocol.Message
+	mu       sync.Mutex
+	received []protocol.Message
 }
 
-// newProcess returns a process that hears what the others say to it. At the end
-// of the test, every key that the protocol wrote must have an end.
+// newProcess returns a process that is subscribed to its notifications. At the end of the test,
+// every key that the scripts wrote must have a TTL.
 func newProcess(t *testing.T, r redistest.Backend, id string) *process {
 	t.Helper()
 	p := newClient(t, r, id)
@@ -50,8 +50,8 @@ func newProcess(t *testing.T, r redistest.Backend, id string) *process {
 	if _, err := sub.Receive(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	var listening sync.WaitGroup
-	listening.Go(func() { // ends with sub
+	var receiving sync.WaitGroup
+	receiving.Go(func() { // ends with sub
 		for {
 			m, err := sub.ReceiveMessage(context.Background()) //nolint:usetesting // it ends with sub, after the test's context
 			if err != nil {
@@ -59,21 +59,21 @@ func newProcess(t *testing.T, r redistest.Backend, id string) *process {
 			}
 			message, err := protocol.ParseMessage(m.Payload)
 			if err != nil {
-				t.Errorf("%s was told %q: %v", id, m.Payload, err)
+				t.Errorf("%s was notified with %q: %v", id, m.Payload, err)
 			}
 			p.mu.Lock()
-			p.heard = append(p.heard, message)
+			p.received = append(p.received, message)
 			p.mu.Unlock()
 		}
 	})
 	t.Cleanup(func() {
 		_ = sub.Close()
-		listening.Wait()
+		receiving.Wait()
 	})
 	return p
 }
 
-// newClient returns a process that hears nothing.
+// newClient returns a process that is not subscribed.
 func newClient(t *testing.T, r redistest.Backend, id string) *process {
 	t.Helper()
 	rdb := r.Client()
@@ -104,14 +104,14 @@ func wantEveryKeyToEnd(t *testing.T, rdb redis.UniversalClient) {
 		keys := rdb.Keys(ctx, "*").Val()
 		for _, key := range keys {
 			if ttl := rdb.PTTL(ctx, key).Val(); ttl == -1 && !strings.HasPrefix(key, "foreign") {
-				t.Errorf("%q is there for ever", key)
+				t.Errorf("%q has no TTL", key)
 			}
 		}
 		return nil
 	})
 }
 
-// owner returns the name of a new lease of p's.
+// owner returns a new owner token of p.
 func (p *process) owner() string {
 	p.leases++
 	return fmt.Sprintf("%s.%d", p.id, p.leases)
@@ -137,7 +137,7 @@ func (p *process) lease() (owner string, fence int64) {
 	return owner, a.Fence
 }
 
-// wait acquires a lease that somebody else holds, and so waits for it.
+// wait sends ACQUIRE while another process has the lease, so p is registered as a waiter.
 func (p *process) wait() protocol.Acquired {
 	p.t.Helper()
 	a := p.acquire(p.owner(), nil)
@@ -147,7 +147,7 @@ func (p *process) wait() protocol.Acquired {
 	return a
 }
 
-// leaseOf returns a lease of the key of the tests.
+// leaseOf returns a lease of the tests' key.
 func leaseOf(owner string, fence int64) protocol.Lease {
 	return protocol.Lease{Key: key, Owner: owner, Fence: fence}
 }
@@ -161,7 +161,7 @@ func (p *process) fill(owner string, fence int64, sealed []byte, ttl time.Durati
 	return f
 }
 
-// get returns the value, or "" if there is none.
+// get returns the stored value, or "".
 func (p *process) get() string {
 	p.t.Helper()
 	b, err := p.Get(p.t.Context(), key, 1<<20)
@@ -171,7 +171,7 @@ func (p *process) get() string {
 	return string(b)
 }
 
-// must fails the test if one of the others' commands failed.
+// must fails the test if err is not nil.
 func (p *process) must(err error) {
 	p.t.Helper()
 	if err != nil {
@@ -186,8 +186,7 @@ func (p *process) exists(name string) bool {
 	return n == 1
 }
 
-// wantEnd checks how long a key lasts: exactly so long in a bubble, where time
-// stands still.
+// wantEnd checks the TTL of a key. In a bubble, where time stands still, it must be exact.
 func (p *process) wantEnd(name string, want time.Duration) {
 	p.t.Helper()
 	got, err := p.rdb.PTTL(p.t.Context(), name).Result()
@@ -197,28 +196,28 @@ func (p *process) wantEnd(name string, want time.Duration) {
 	}
 }
 
-// wantTold waits for the next message to p.
-func (p *process) wantTold(kind protocol.Kind, fence int64, body string) {
+// wantNotified checks the next notification of p.
+func (p *process) wantNotified(kind protocol.Kind, fence int64, body string) {
 	p.t.Helper()
 	var m protocol.Message
-	p.r.Until(fmt.Sprintf("%s is told something", p.id), func() bool {
+	p.r.Until(fmt.Sprintf("%s is notified", p.id), func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if len(p.heard) == 0 {
+		if len(p.received) == 0 {
 			return false
 		}
-		m = p.heard[0]
-		p.heard = p.heard[1:]
+		m = p.received[0]
+		p.received = p.received[1:]
 		return true
 	})
 	if m.Kind != kind || m.Fence != fence || m.Name != key.Value || m.Body != body {
-		p.t.Errorf("%s was told %c %d %q %.100q, want %c %d %q %.100q", p.id, m.Kind, m.Fence, m.Name, m.Body, kind, fence, key.Value, body)
+		p.t.Errorf("%s was notified with %c %d %q %.100q, want %c %d %q %.100q", p.id, m.Kind, m.Fence, m.Name, m.Body, kind, fence, key.Value, body)
 	}
 }
 
-// wantSilence checks that nothing more was said to p. What it says itself comes
-// from the node that has the key, and so after everything that its scripts said.
-func (p *process) wantSilence() {
+// wantNoNotification checks that p receives no further notification. It publishes a probe on the
+// node that has the key: the probe arrives after the notifications of all earlier scripts.
+func (p *process) wantNoNotification() {
 	p.t.Helper()
 	rdb := p.rdb
 	if c, ok := rdb.(*redis.ClusterClient); ok {
@@ -230,12 +229,12 @@ func (p *process) wantSilence() {
 	p.r.Until("the probe arrives", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return len(p.heard) > 0 && p.heard[len(p.heard)-1].Kind == protocol.KindProbe
+		return len(p.received) > 0 && p.received[len(p.received)-1].Kind == protocol.KindProbe
 	})
-	for _, m := range p.heard[:len(p.heard)-1] {
-		p.t.Errorf("%s was told %c %d %.100q, want nothing", p.id, m.Kind, m.Fence, m.Body)
+	for _, m := range p.received[:len(p.received)-1] {
+		p.t.Errorf("%s was notified with %c %d %.100q, want no notification", p.id, m.Kind, m.Fence, m.Body)
 	}
-	p.heard = nil
+	p.received = nil
 }
 
 // now returns the server's time.
@@ -246,19 +245,19 @@ func (p *process) now() time.Time {
 	return now
 }
 
-// seal returns an envelope with a payload of so many bytes in it.
+// seal returns an envelope with a payload of size bytes.
 func seal(fence int64, size int) []byte {
 	return envelope.Seal(envelope.Header{
 		Kind: envelope.Value, Created: 1, Fence: fence, Fresh: ttl, Keep: ttl, Digest: key.Digest(),
 	}, []byte(strings.Repeat("x", size)))
 }
 
-// sealAt returns an envelope that was created then, and is kept for ttl.
+// sealAt returns an envelope with that time of creation, which is kept for ttl.
 func sealAt(created time.Time, size int) []byte {
 	return envelope.Seal(envelope.Header{
 		Kind: envelope.Value, Created: created.UnixMilli(), Fence: 1, Fresh: ttl, Keep: ttl, Digest: key.Digest(),
 	}, []byte(strings.Repeat("x", size)))
 }
 
-// sized returns an envelope of so many bytes in all.
+// sized returns an envelope of size bytes.
 func sized(fence int64, size int) []byte { return seal(fence, size-envelope.Size) }

@@ -20,7 +20,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-func TestScriptThatTheServerDoesNotKnowCostsOneTripMore(t *testing.T) {
+func TestUnknownScriptCostsOneMoreRoundTrip(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newClient(t, r, "p")
 		w := redistest.WireOf(p.rdb)
@@ -49,7 +49,7 @@ func TestScriptThatTheServerDoesNotKnowCostsOneTripMore(t *testing.T) {
 	})
 }
 
-// operations are all that a client does. Each returns what it found.
+// operations are all operations of a Client. Each returns its result.
 var operations = map[string]func(ctx context.Context, c *protocol.Client) (any, error){
 	"Get": func(ctx context.Context, c *protocol.Client) (any, error) {
 		b, err := c.Get(ctx, key, 100)
@@ -87,7 +87,7 @@ var operations = map[string]func(ctx context.Context, c *protocol.Client) (any, 
 	"Unmark":     func(ctx context.Context, c *protocol.Client) (any, error) { return nil, c.Unmark(ctx, key, "m") },
 }
 
-// leased makes a lease of holder.1's, over nothing.
+// leased deletes the value and gives the lease to holder.1.
 func leased(t *testing.T, rdb redis.UniversalClient) {
 	t.Helper()
 	for _, err := range []error{
@@ -101,7 +101,7 @@ func leased(t *testing.T, rdb redis.UniversalClient) {
 	}
 }
 
-// each calls do for each operation, in a bubble with a lease of holder.1's.
+// each calls do for each operation, in a bubble in which holder.1 has the lease.
 func each(t *testing.T, do func(t *testing.T, r redistest.Redis, rdb *redis.Client, op func(ctx context.Context) (any, error))) {
 	for name, op := range operations {
 		t.Run(name, func(t *testing.T) {
@@ -122,7 +122,7 @@ var passing = []string{
 	"MASTERDOWN Link with MASTER is down", "CLUSTERDOWN The cluster is down",
 }
 
-func TestPassingErrorsPass(t *testing.T) {
+func TestOperationSucceedsAfterPassingErrors(t *testing.T) {
 	each(t, func(t *testing.T, _ redistest.Redis, rdb *redis.Client, op func(context.Context) (any, error)) {
 		want, err := op(t.Context())
 		if err != nil {
@@ -139,7 +139,7 @@ func TestPassingErrorsPass(t *testing.T) {
 	})
 }
 
-func TestErrorThatDoesNotPassIsReturnedInTime(t *testing.T) {
+func TestErrorThatDoesNotPassIsReturnedAtTheTimeout(t *testing.T) {
 	each(t, func(t *testing.T, _ redistest.Redis, rdb *redis.Client, op func(context.Context) (any, error)) {
 		for _, text := range passing {
 			redistest.WireOf(rdb).Fail(redistest.All, text)
@@ -181,8 +181,8 @@ func TestLastingErrorIsReturnedAtOnce(t *testing.T) {
 	})
 }
 
-// A server that starts again knows no scripts, and says so only after LOADING.
-func TestServerThatStartsAgainIsSentTheScript(t *testing.T) {
+// A restarted server knows no scripts. It answers LOADING first.
+func TestRestartedServerReceivesTheScript(t *testing.T) {
 	each(t, func(t *testing.T, _ redistest.Redis, rdb *redis.Client, op func(context.Context) (any, error)) {
 		for _, text := range append(passing, "") {
 			if err := rdb.ScriptFlush(t.Context()).Err(); err != nil {
@@ -201,12 +201,12 @@ func TestServerThatStartsAgainIsSentTheScript(t *testing.T) {
 	})
 }
 
-func TestAnswerThatIsLostIsAskedForAgain(t *testing.T) {
+func TestOperationIsSentAgainAfterALostAnswer(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Client()
 		c := protocol.NewClient(batch.NewRouter(rdb).Link(0, 0), ns, "p", timeout, false)
 		for name, op := range operations {
-			// Before, a server that does not know the script; then one that does.
+			// The server does not know the script the first time, and knows it the second time.
 			for _, warm := range []bool{false, true} {
 				leased(t, rdb)
 				if name == "Acquire" {
@@ -226,7 +226,7 @@ func TestAnswerThatIsLostIsAskedForAgain(t *testing.T) {
 				case "Fill", "a large Fill", "Renew":
 					want = true
 				case "Release", "ReleaseFailed":
-					want = !warm // it was ours the first time; what is answered the second time nobody needs
+					want = !warm // the second request finds no lease
 				}
 				if err != nil || got != want {
 					t.Errorf("%s, known script %v: %v, %v; want %v, nil", name, warm, got, err, want)
@@ -245,7 +245,7 @@ func TestAnswerThatIsLostIsAskedForAgain(t *testing.T) {
 	})
 }
 
-func TestConnectionThatIsCutTwiceIsAnError(t *testing.T) {
+func TestConnectionCutTwiceIsAnError(t *testing.T) {
 	each(t, func(t *testing.T, _ redistest.Redis, rdb *redis.Client, op func(context.Context) (any, error)) {
 		if _, err := op(t.Context()); err != nil { // the script is known now
 			t.Fatal(err)
@@ -267,16 +267,16 @@ func TestDownRedisIsAnErrorAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, op func(context.Context) (any, error)) {
 		r.Kill()
 		start := time.Now()
-		// The connection that is in the pool may be found to be cut, then none can be made.
+		// The pooled connection may turn out to be cut, and then the dial fails.
 		if got, err := op(t.Context()); err == nil || time.Since(start) > 100*time.Millisecond {
 			t.Errorf("%v, %v after %v; want an error at once", got, err, time.Since(start))
 		}
 	})
 }
 
-// Nobody looks at a command whose answer may still come: the race detector sees
-// it if somebody does.
-func TestRedisThatHangsIsGivenUpInTime(t *testing.T) {
+// After the timeout no goroutine reads the command, whose answer may still arrive: the race detector
+// would report that.
+func TestHangingRedisIsAnErrorAtTheTimeout(t *testing.T) {
 	each(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, op func(context.Context) (any, error)) {
 		r.Pause()
 		start := time.Now()
@@ -295,7 +295,7 @@ func TestRedisThatHangsIsGivenUpInTime(t *testing.T) {
 	})
 }
 
-func TestCallerMayLeaveBetweenTwoTries(t *testing.T) {
+func TestEndOfTheContextEndsTheRetries(t *testing.T) {
 	each(t, func(t *testing.T, _ redistest.Redis, rdb *redis.Client, op func(context.Context) (any, error)) {
 		redistest.WireOf(rdb).Fail(redistest.All, "LOADING Redis is loading the dataset in memory")
 		ctx, cancel := context.WithCancel(t.Context())
@@ -307,7 +307,7 @@ func TestCallerMayLeaveBetweenTwoTries(t *testing.T) {
 	})
 }
 
-// failing is a runner that fails, and counts how often.
+// failing is a Runner that fails and counts its calls.
 type failing struct {
 	err  error
 	runs int
@@ -326,9 +326,8 @@ func (f *failing) Do(context.Context, time.Duration, ...redis.Cmder) error {
 	return f.err
 }
 
-// A connection that was lost is made again; one that cannot be made is not tried
-// again at once.
-func TestWhatIsTriedAgain(t *testing.T) {
+// An operation is sent again after a lost connection, and not after a failed dial.
+func TestWhichConnectionErrorsAreRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for err, want := range map[error]int{
 			io.EOF:              2,
@@ -352,8 +351,8 @@ func TestWhatIsTriedAgain(t *testing.T) {
 	})
 }
 
-// After a reply that was lost, nobody can say that nothing was sent.
-func TestWhatWasCutBeforeMayHaveArrived(t *testing.T) {
+// The first attempt may have arrived, so the error of the second does not prove NotSent.
+func TestErrorAfterALostReplyIsNotNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb := r.Client()
@@ -361,7 +360,7 @@ func TestWhatWasCutBeforeMayHaveArrived(t *testing.T) {
 		redistest.WireOf(rdb).LoseReplies(1, "EVALSHA")
 		var ended atomic.Bool
 		go func() {
-			time.Sleep(time.Millisecond) // the operation pauses
+			time.Sleep(time.Millisecond) // the operation is in its pause
 			r.Kill()
 			ended.Store(true)
 		}()
@@ -375,7 +374,7 @@ func TestWhatWasCutBeforeMayHaveArrived(t *testing.T) {
 	})
 }
 
-// What somebody else's command, or a proxy, answers in the place of a script.
+// What a proxy, or another program's command, may answer in the place of a script.
 type answers struct{ reply any }
 
 func (a answers) Read(ctx context.Context, within time.Duration, cmd *redis.StringCmd) error {
@@ -395,7 +394,7 @@ func (a answers) Do(_ context.Context, _ time.Duration, cmds ...redis.Cmder) err
 	return nil
 }
 
-func TestForeignAnswersAreErrorsOrNo(t *testing.T) {
+func TestForeignAnswersAreErrorsOrFalse(t *testing.T) {
 	for _, reply := range []any{nil, "OK", "1", int64(7), []any{"1"}, true} {
 		c := protocol.NewClient(answers{reply}, ns, "p", timeout, false)
 		if a, err := c.Acquire(t.Context(), key, "p.1", lease, nil); err == nil {

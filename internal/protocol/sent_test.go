@@ -18,8 +18,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// A cutter is a network that is cut once a script was written, and refuses
-// connections from then on.
+// A cutter cuts the connection when a script has been written, and refuses later dials.
 type cutter struct {
 	down atomic.Bool
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -53,8 +52,8 @@ func (c *cutConn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// go-redis' own retries hide what an earlier attempt came to.
-func TestRetriesOfTheClientDoNotHideWhatWasSent(t *testing.T) {
+// go-redis returns the error of its last attempt only.
+func TestRetriesOfTheClientDoNotProveNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		opt := *redistest.Bubble(t).Client().Options()
 		opt.MaxRetries = 3

@@ -2,6 +2,7 @@ package protocol_test
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,33 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
+
+func TestGet(t *testing.T) {
+	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
+		p := newClient(t, r, "p")
+		ctx := t.Context()
+		if got, err := p.Get(ctx, key, 100); got != nil || err != nil {
+			t.Errorf("Get of nothing = %q, %v; want nil, nil", got, err)
+		}
+		p.must(p.rdb.Set(ctx, key.Value, "0123456789", ttl).Err())
+		for limit, want := range map[int]string{100: "0123456789", 10: "0123456789", 9: "0123456789", 8: "012345678", 0: "0"} {
+			if got, err := p.Get(ctx, key, limit); string(got) != want || err != nil {
+				t.Errorf("Get with limit %d = %q, %v; want %q, nil", limit, got, err, want)
+			}
+		}
+		binary := "\x00\r\n$5\xff"
+		p.must(p.rdb.Set(ctx, key.Value, binary, ttl).Err())
+		if got, err := p.Get(ctx, key, 100); string(got) != binary || err != nil {
+			t.Errorf("Get = %q, %v; want %q, nil", got, err, binary)
+		}
+		p.must(p.rdb.Del(ctx, key.Value).Err())
+		p.must(p.rdb.RPush(ctx, key.Value, "x").Err())
+		p.must(p.rdb.PExpire(ctx, key.Value, ttl).Err())
+		if got, err := p.Get(ctx, key, 100); got != nil || !errors.Is(err, protocol.ErrType) {
+			t.Errorf("Get of a list = %q, %v; want %v", got, err, protocol.ErrType)
+		}
+	})
+}
 
 // keyOf returns the key under another schema.
 func keyOf(schema string) protocol.Key { return protocol.NewNamespace("test", schema).Key("k") }
@@ -65,7 +93,7 @@ func TestSplitFindsTheSegmentOfTheSchema(t *testing.T) {
 	}
 }
 
-// A schemas has a client for each of some schemas.
+// A schemas has a client for each of several schemas.
 type schemas struct {
 	*process
 	clients map[string]*protocol.Client
@@ -80,7 +108,7 @@ func newSchemas(t *testing.T, r redistest.Backend) schemas {
 	return s
 }
 
-// lease acquires the lease for a schema, whatever the value is.
+// lease acquires the lease for a schema over any value.
 func (s schemas) lease(schema string) (owner string, fence int64) {
 	s.t.Helper()
 	head, err := s.clients[schema].Get(s.t.Context(), key, envelope.Size-1)
@@ -93,7 +121,7 @@ func (s schemas) lease(schema string) (owner string, fence int64) {
 	return owner, a.Fence
 }
 
-// store fills the key for a schema, and returns the segment.
+// store fills the key for a schema and returns the segment.
 func (s schemas) store(schema string, keep time.Duration, size int) string {
 	s.t.Helper()
 	owner, fence := s.lease(schema)
@@ -138,7 +166,7 @@ func TestFillKeepsTheSegmentsOfOtherSchemas(t *testing.T) {
 	})
 }
 
-func TestFillDropsWhatIsNotASegmentThatLasts(t *testing.T) {
+func TestFillDropsEndedAndForgedSegments(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		s := newSchemas(t, r)
 		now := s.now()
@@ -178,7 +206,7 @@ func TestFillDropsWhatIsNotASegmentThatLasts(t *testing.T) {
 	})
 }
 
-// A value that is not kept takes away what its own schema had, and nothing of the others.
+// It removes the segment of its own schema only.
 func TestFillThatStoresNothingKeepsOtherSchemas(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		s := newSchemas(t, r)
@@ -192,7 +220,7 @@ func TestFillThatStoresNothingKeepsOtherSchemas(t *testing.T) {
 			s.wantEnd(key.Value, time.Hour)
 			s.wantValue("the other's stays", one)
 		}
-		// What was fetched during an Update ends all: a Set may have stored them for as long as the Update.
+		// A FILL of a tainted lease removes all segments: a Set may have stored them during the Update.
 		s.must(s.clients["1"].Mark(t.Context(), key, "w.1", time.Minute))
 		s.must(s.clients["1"].Set(t.Context(), keyOf("1"), s.owner(), sealFor(keyOf("1"), s.now(), 0, ttl/2, 10), ttl/2))
 		owner, fence := s.lease("2")
@@ -221,7 +249,7 @@ func TestSetAndInvalidateRemoveAllSegments(t *testing.T) {
 	})
 }
 
-// The server judges the end of the caller's segment, not of the newest one.
+// The server decides whether the caller's segment has ended, not the newest one.
 func TestEndedSegmentOfOneSchemaIsPassedOver(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		s := newSchemas(t, r)
@@ -242,7 +270,7 @@ func TestEndedSegmentOfOneSchemaIsPassedOver(t *testing.T) {
 	})
 }
 
-// A fence is above those of all segments, and a segment that was stored since is not passed over.
+// The new fence is above those of all segments. A segment that was stored since is not passed over.
 func TestOtherSchemasSegmentIsPassedOverOnce(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		s := newSchemas(t, r)
@@ -261,8 +289,7 @@ func TestOtherSchemasSegmentIsPassedOverOnce(t *testing.T) {
 	})
 }
 
-// A large segment of another schema does not hide this schema's.
-func TestReadOnFindsASegmentBehindLargeOnes(t *testing.T) {
+func TestReadRestFindsASegmentAfterLargeOnes(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		s := newSchemas(t, r)
 		const limit = 200
