@@ -13,7 +13,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// slow is a hook with which each round trip takes a while.
+// slow is a hook that delays each round trip.
 type slow time.Duration
 
 func (slow) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -32,7 +32,7 @@ func (s slow) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 	}
 }
 
-// flood has n callers send a command each, with half a second for it.
+// flood sends a command for each of n callers, with a time limit of half a second.
 func flood(t *testing.T, b *batch.Batcher, n int) []<-chan outcome {
 	t.Helper()
 	all := make([]<-chan outcome, n)
@@ -71,7 +71,7 @@ func TestQueueEndsWhenRedisHangs(t *testing.T) {
 		rdb.AddHook(slow(100 * time.Millisecond))
 		b := batch.New(rdb, func() {})
 		all := flood(t, b, 10_000)
-		time.Sleep(350 * time.Millisecond) // the last answers came after 300 ms
+		time.Sleep(350 * time.Millisecond) // the last replies came after 300 ms
 		r.Pause()
 		answered := 0
 		for _, ended := range all {

@@ -20,7 +20,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// senders is a hook that notes where each command is sent: inline, or by a pipeline.
+// senders is a hook that records how each command is sent: inline, or in a pipeline.
 type senders struct {
 	mu  sync.Mutex
 	own []bool
@@ -44,7 +44,7 @@ func (s *senders) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 
 func (s *senders) note(first redis.Cmder) {
 	if name := first.Name(); name == "hello" || name == "client" {
-		return // go-redis sets a connection up
+		return // it belongs to the setup of a connection
 	}
 	own := strings.Contains(string(debug.Stack()), "batch.(*Batcher).do(")
 	s.mu.Lock()
@@ -52,7 +52,7 @@ func (s *senders) note(first redis.Cmder) {
 	s.own = append(s.own, own)
 }
 
-// taken returns what was noted since it was last called.
+// taken returns the records since its last call.
 func (s *senders) taken() []bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,8 +61,8 @@ func (s *senders) taken() []bool {
 	return own
 }
 
-// inFront runs a test with a Redis that has just answered, and a deadline-aware client.
-func inFront(t *testing.T, test func(t *testing.T, r redistest.Redis, rdb *redis.Client, s *senders, b *batch.Batcher)) {
+// afterAPromptReply runs a test with a deadline-aware client whose Redis has just answered.
+func afterAPromptReply(t *testing.T, test func(t *testing.T, r redistest.Redis, rdb *redis.Client, s *senders, b *batch.Batcher)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := redistest.Bubble(t)
 		rdb, s := r.Client(), &senders{}
@@ -91,7 +91,7 @@ func wantSenders(t *testing.T, s *senders, want ...bool) {
 }
 
 func TestLoneCommandIsSentInline(t *testing.T) {
-	inFront(t, func(t *testing.T, _ redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, _ redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		cmd := getRange("k", 10)
 		if err := b.Read(t.Context(), within, cmd); err != nil || cmd.Val() != "v" {
 			t.Errorf("Read = %v, %q; want nil, v", err, cmd.Val())
@@ -104,10 +104,10 @@ func TestLoneCommandIsSentInline(t *testing.T) {
 	})
 }
 
-// Not before the first reply, nor by a client that may not end at a deadline.
+// Neither before the first reply nor with a client that is not deadline-aware.
 func TestNoInlineSendWithoutADeadlineOrAPromptReply(t *testing.T) {
 	for name, c := range map[string]struct {
-		before int // commands that are answered first
+		before int // commands that are answered before
 		change func(*redis.Options)
 		wrap   bool
 	}{
@@ -140,18 +140,18 @@ func TestNoInlineSendWithoutADeadlineOrAPromptReply(t *testing.T) {
 }
 
 func TestCommandsBehindAnInlineSendGoInAPipeline(t *testing.T) {
-	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		first := do(t.Context(), b, within, get("k"))
 		synctest.Wait()
 		wantSenders(t, s, true)
-		time.Sleep(10 * time.Millisecond) // now it is not sure any more that Redis answers
+		time.Sleep(10 * time.Millisecond) // the command in flight is not answered promptly
 		var rest []<-chan outcome
 		for range 3 {
 			rest = append(rest, do(t.Context(), b, within, get("k")))
 			synctest.Wait()
 		}
-		wantSenders(t, s, false) // the second takes a hand, the others wait
+		wantSenders(t, s, false) // a pipeline sends the second, and the others wait
 		r.Resume()
 		synctest.Wait()
 		wantEnded(t, "the first", first, 10*time.Millisecond, nil)
@@ -159,7 +159,7 @@ func TestCommandsBehindAnInlineSendGoInAPipeline(t *testing.T) {
 			wantEnded(t, "another", ended, 0, nil)
 		}
 		wantSenders(t, s, false)
-		answered(t, b) // is prompt, whichever reply came last before
+		answered(t, b) // makes the last reply prompt
 		s.taken()
 		answered(t, b)
 		wantSenders(t, s, true)
@@ -168,14 +168,14 @@ func TestCommandsBehindAnInlineSendGoInAPipeline(t *testing.T) {
 
 // A caller does not send the commands of another that waited before it.
 func TestCallerSendsOnlyItsOwnCommandInline(t *testing.T) {
-	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		do(t.Context(), b, within, set("a", "v"), set("b", "v"), set("c", "v"))
 		synctest.Wait()
 		before, after := get("k"), get("k")
-		waits := do(t.Context(), b, within, before) // for the three
+		waits := do(t.Context(), b, within, before) // lingers for the three
 		synctest.Wait()
-		time.Sleep(time.Millisecond) // but not for long
+		time.Sleep(time.Millisecond) // the linger ends
 		comes := do(t.Context(), b, within/2, after)
 		synctest.Wait()
 		r.Resume()
@@ -190,7 +190,7 @@ func TestCallerSendsOnlyItsOwnCommandInline(t *testing.T) {
 }
 
 func TestInlineSendTimesOut(t *testing.T) {
-	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		late := do(t.Context(), b, 200*time.Millisecond, get("k"))
 		time.Sleep(200 * time.Millisecond)
@@ -212,10 +212,9 @@ func TestInlineSendTimesOut(t *testing.T) {
 	})
 }
 
-// Redis stops answering. Only callers that are inline at that moment notice their
-// cancellation late.
+// Redis stops answering. Only the callers of inline sends in flight notice their cancellation late.
 func TestOnlyTheFirstCallersNoticeACancellationLate(t *testing.T) {
-	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		ctx, cancel := context.WithCancel(t.Context())
 		finder := do(ctx, b, 200*time.Millisecond, get("k"))
@@ -242,7 +241,7 @@ func TestOnlyTheFirstCallersNoticeACancellationLate(t *testing.T) {
 }
 
 func TestEndedContextSendsNothingInline(t *testing.T) {
-	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, _ *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, _ *senders, b *batch.Batcher) {
 		r.Pause()
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -255,7 +254,7 @@ func TestEndedContextSendsNothingInline(t *testing.T) {
 func TestCloseWaitsForAnInlineSend(t *testing.T) {
 	for _, answers := range []bool{true, false} {
 		t.Run(fmt.Sprint("answers ", answers), func(t *testing.T) {
-			inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
+			afterAPromptReply(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 				r.Pause()
 				sent := do(t.Context(), b, time.Second, get("k"))
 				synctest.Wait()
@@ -284,7 +283,7 @@ func TestCloseWaitsForAnInlineSend(t *testing.T) {
 
 // A panic of a hook is the error of its command. Other commands are sent.
 func TestPanicOfAHookIsTheCommandsError(t *testing.T) {
-	inFront(t, func(t *testing.T, r redistest.Redis, rdb *redis.Client, s *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, r redistest.Redis, rdb *redis.Client, s *senders, b *batch.Batcher) {
 		p := &panics{on: true}
 		rdb.AddHook(p)
 		err := b.Do(t.Context(), within, get("k"))
@@ -295,7 +294,7 @@ func TestPanicOfAHookIsTheCommandsError(t *testing.T) {
 		s.taken()
 		r.Pause()
 		busy(t, b, t.Context(), within)
-		time.Sleep(2 * time.Millisecond) // the third and fourth have waited long enough
+		time.Sleep(2 * time.Millisecond) // the linger of the third and fourth ends
 		synctest.Wait()
 		if n := len(s.taken()); n != 3 {
 			t.Errorf("%d are under way, want 3: two alone, and two together", n)

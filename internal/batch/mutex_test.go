@@ -25,7 +25,7 @@ func TestContextMayCallTheBatcher(t *testing.T) {
 			}
 			timed, cancel := context.WithTimeout(t.Context(), time.Minute)
 			ctx := &contexttest.Context{Context: timed, Called: called}
-			for range 5 { // the first is answered by a hand, later ones are sent inline
+			for range 5 { // a pipeline sends the first, later ones are sent inline
 				if err := b.Do(ctx, within, get("k")); err != nil && err.Error() != "redis: nil" {
 					t.Error(err)
 				}

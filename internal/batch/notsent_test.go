@@ -13,10 +13,10 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-func wantNotSent(t *testing.T, who string, err error, want bool) {
+func wantNotSent(t *testing.T, caller string, err error, want bool) {
 	t.Helper()
 	if err == nil || batch.NotSent(err) != want {
-		t.Errorf("%s: NotSent(%v) = %v, want %v", who, err, !want, want)
+		t.Errorf("%s: NotSent(%v) = %v, want %v", caller, err, !want, want)
 	}
 }
 
@@ -46,7 +46,7 @@ func TestQueuedCommandWasNotSent(t *testing.T) {
 }
 
 func TestCommandWithoutTimeWasNotSent(t *testing.T) {
-	inFront(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
 		wantNotSent(t, "with a context that had ended", b.Do(ended, within, get("k")), true)
@@ -90,7 +90,7 @@ func TestCommandWithoutAPooledConnectionWasNotSent(t *testing.T) {
 
 // A context may be another lease's, or a user's, and do anything in its methods.
 func TestNoContextMethodIsCalledUnderTheMutex(t *testing.T) {
-	inFront(t, func(t *testing.T, _ redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
+	afterAPromptReply(t, func(t *testing.T, _ redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		ctx := &nested{Context: t.Context(), use: func() {
 			if err := b.Do(t.Context(), within, get("k")); err != nil {
 				t.Error(err)

@@ -25,7 +25,7 @@ func read(ctx context.Context, b *batch.Batcher, cmd *redis.StringCmd) <-chan ou
 	return ended
 }
 
-// A turnstile is a gate that counts the pipelines that have come to it.
+// A turnstile is a gate that counts the pipelines that arrive at it.
 type turnstile struct {
 	gate
 	held atomic.Int32
@@ -71,7 +71,7 @@ func TestEqualReadsInTheQueueAreOneCommand(t *testing.T) {
 			ends = append(ends, read(t.Context(), b, cmd))
 		}
 		r.Until("all are in the queue", func() bool { return b.Queued() == 1+len(cmds) })
-		short := getRange("{k}", 4) // it is not the same
+		short := getRange("{k}", 4) // it has another range
 		cmds = append(cmds, short)
 		ends = append(ends, read(t.Context(), b, short))
 		r.Until("the short one is, too", func() bool { return b.Queued() == 1+len(cmds) })
@@ -131,22 +131,22 @@ func TestEqualReadsShareTheirError(t *testing.T) {
 	})
 }
 
-// A read in flight may have seen a value that a complete Delete has removed. A caller that
-// comes after that Delete does not share it.
+// A read in flight may have read a value that a Delete has removed since. A caller that arrives after
+// the Delete does not share it.
 func TestReadInFlightIsNotShared(t *testing.T) {
-	for later := 1; later <= 3; later++ { // alone, and in pipelines
+	for later := 1; later <= 3; later++ { // inline, and in pipelines
 		t.Run(fmt.Sprint(later), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := redistest.Bubble(t)
 				rdb := r.Client()
 				b := batch.NewEager(rdb)
-				if err := b.Do(t.Context(), within, set("k", "old")); err != nil { // and connects
+				if err := b.Do(t.Context(), within, set("k", "old")); err != nil { // this also connects
 					t.Fatal(err)
 				}
 				redistest.WireOf(rdb).Delay(time.Second)
 				before := getRange("k", 100)
 				asked := read(t.Context(), b, before)
-				time.Sleep(time.Second / 2) // it has been executed, and its reply is on its way
+				time.Sleep(time.Second / 2) // the read was executed, and its reply is in flight
 				r.Del("k")
 				var (
 					cmds []*redis.StringCmd

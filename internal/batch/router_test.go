@@ -14,8 +14,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// tell sends a node a command.
-func tell(t *testing.T, node *redistest.Process, args ...any) any {
+// send sends a command to a node.
+func send(t *testing.T, node *redistest.Process, args ...any) any {
 	t.Helper()
 	rdb := node.Client()
 	defer func() { _ = rdb.Close() }()
@@ -26,8 +26,7 @@ func tell(t *testing.T, node *redistest.Process, args ...any) any {
 	return got
 }
 
-// halfMoved moves a key, but not its slot, from its node to another one, and returns
-// what completes that.
+// halfMoved moves a key, but not its slot, from its node to another one. complete moves the slot.
 func halfMoved(t *testing.T, c *redistest.Masters, key string) (complete func()) {
 	t.Helper()
 	nodes := c.Nodes()
@@ -41,19 +40,19 @@ func halfMoved(t *testing.T, c *redistest.Masters, key string) (complete func())
 			from, to = node, nodes[(i+1)%len(nodes)]
 		}
 	}
-	slot, target := tell(t, from, "cluster", "keyslot", key), tell(t, to, "cluster", "myid")
-	tell(t, to, "cluster", "setslot", slot, "importing", tell(t, from, "cluster", "myid"))
-	tell(t, from, "cluster", "setslot", slot, "migrating", target)
+	slot, target := send(t, from, "cluster", "keyslot", key), send(t, to, "cluster", "myid")
+	send(t, to, "cluster", "setslot", slot, "importing", send(t, from, "cluster", "myid"))
+	send(t, from, "cluster", "setslot", slot, "migrating", target)
 	host, port, _ := net.SplitHostPort(to.Addr())
-	tell(t, from, "migrate", host, port, key, 0, 10_000)
+	send(t, from, "migrate", host, port, key, 0, 10_000)
 	return func() {
 		for _, node := range []*redistest.Process{to, from, nodes[0], nodes[1], nodes[2]} {
-			tell(t, node, "cluster", "setslot", slot, "node", target)
+			send(t, node, "cluster", "setslot", slot, "node", target)
 		}
 	}
 }
 
-// The client itself follows no redirection: it has no MaxRedirects.
+// The Router sends through the clients of nodes, which follow no redirection themselves.
 func TestRouterFollowsRedirections(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := batch.NewRouter(c.Client())
@@ -84,7 +83,7 @@ func TestRouterFollowsRedirections(t *testing.T) {
 	wantNotSent(t, "after Close", r.Link(0, 0).Do(t.Context(), within, get("k")), true)
 }
 
-// A refusal is known to have sent nothing: go-redis makes one attempt at a node.
+// The error proves NotSent: go-redis makes one attempt to dial a node.
 func TestClusterWithoutNodes(t *testing.T) {
 	c := redistest.Cluster(t)
 	warm, cold := batch.NewRouter(c.Client()), batch.NewRouter(c.Plain())
@@ -104,7 +103,7 @@ func TestClusterWithoutNodes(t *testing.T) {
 	}
 }
 
-// A caller waits for the topology no longer than it may.
+// A caller waits for the topology until its time limit at most.
 func TestColdRouterInFrontOfAClusterThatHangs(t *testing.T) {
 	c := redistest.Cluster(t)
 	r := batch.NewRouter(c.Client(func(opt *redis.ClusterOptions) { opt.ReadTimeout = time.Hour }))

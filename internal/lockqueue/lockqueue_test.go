@@ -30,7 +30,7 @@ func inBubble(t *testing.T, f func(t *testing.T, r redistest.Redis)) {
 	synctest.Test(t, func(t *testing.T) { f(t, redistest.Bubble(t)) })
 }
 
-// newQueue returns the queue of a process, and the client that it uses.
+// newQueue returns the queue of one process, and its client.
 func newQueue(t *testing.T, r redistest.Redis, slots int) (*lockqueue.Queue, redis.UniversalClient) {
 	t.Helper()
 	rdb := r.Client()
@@ -46,6 +46,14 @@ func newQueue(t *testing.T, r redistest.Redis, slots int) (*lockqueue.Queue, red
 		mailbox.Close()
 	})
 	return q, rdb
+}
+
+// newQueues returns the queues of two processes.
+func newQueues(t *testing.T, r redistest.Redis, slots int) (here, there *lockqueue.Queue) {
+	t.Helper()
+	here, _ = newQueue(t, r, slots)
+	there, _ = newQueue(t, r, slots)
+	return here, there
 }
 
 // A caller is a goroutine that acquires the lock "it".
@@ -100,7 +108,7 @@ func TestLocalHandoffSendsNoCommand(t *testing.T) {
 		first := acquire(t, t.Context(), q).has()
 		second := acquire(t, t.Context(), q)
 		release(t, first)
-		h := second.has() // a grant serves those that waited when it came: this one alone
+		h := second.has() // the grant is for the callers that waited when it came: this one alone
 		third, fourth := acquire(t, t.Context(), q), acquire(t, t.Context(), q)
 		release(t, h)
 		h = third.has()
@@ -120,8 +128,7 @@ func TestLocalHandoffSendsNoCommand(t *testing.T) {
 // A local hand-off is for callers that waited when the grant came.
 func TestLaterCallerDoesNotPassAnotherProcess(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {
-		here, _ := newQueue(t, r, 1)
-		there, _ := newQueue(t, r, 1)
+		here, there := newQueues(t, r, 1)
 		first := acquire(t, t.Context(), here).has()
 		other := acquire(t, t.Context(), there)
 		mine := acquire(t, t.Context(), here)
@@ -138,8 +145,7 @@ func TestLaterCallerDoesNotPassAnotherProcess(t *testing.T) {
 // After maxLocal the lock goes to the other process, though local callers waited longer.
 func TestLongHoldsAlternateBetweenProcesses(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {
-		here, _ := newQueue(t, r, 1)
-		there, _ := newQueue(t, r, 1)
+		here, there := newQueues(t, r, 1)
 		first := acquire(t, t.Context(), there).has()
 		second, third := acquire(t, t.Context(), here), acquire(t, t.Context(), here)
 		release(t, first)
@@ -159,8 +165,7 @@ func TestLongHoldsAlternateBetweenProcesses(t *testing.T) {
 // A grant of a semaphore serves one hold, so that fences rise over all slots.
 func TestSemaphoreHasNoLocalHandoff(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {
-		here, _ := newQueue(t, r, 2)
-		there, _ := newQueue(t, r, 2)
+		here, there := newQueues(t, r, 2)
 		first, second := acquire(t, t.Context(), there).has(), acquire(t, t.Context(), there).has()
 		third, fourth := acquire(t, t.Context(), here), acquire(t, t.Context(), here)
 		if !third.waits() || !fourth.waits() {
@@ -180,8 +185,7 @@ func TestSemaphoreHasNoLocalHandoff(t *testing.T) {
 
 func TestTryAcquireDoesNotPassAWaiter(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {
-		here, _ := newQueue(t, r, 1)
-		there, _ := newQueue(t, r, 1)
+		here, there := newQueues(t, r, 1)
 		h := acquire(t, t.Context(), here).has()
 		waiting := acquire(t, t.Context(), there)
 		for _, q := range []*lockqueue.Queue{here, there} {
@@ -194,8 +198,8 @@ func TestTryAcquireDoesNotPassAWaiter(t *testing.T) {
 	})
 }
 
-// A caller leaves at the moment at which it gets the lock. The lock goes to the next.
-func TestEndedCallerPassesTheLockOn(t *testing.T) {
+// A caller leaves at the moment at which it receives the lock.
+func TestLockOfAnEndedCallerGoesToTheNextWaiter(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {
 		q, _ := newQueue(t, r, 1)
 		h := acquire(t, t.Context(), q).has()
@@ -209,12 +213,12 @@ func TestEndedCallerPassesTheLockOn(t *testing.T) {
 		release(t, next.has())
 		synctest.Wait()
 		if n := q.Len(); n > 0 {
-			t.Errorf("the queue keeps %d names that nobody wants", n)
+			t.Errorf("the queue keeps %d names without callers", n)
 		}
 	})
 }
 
-// The holder does not know yet that its lock is lost. Local waiters do not wait for it.
+// The holder has not noticed yet that its lock is lost.
 func TestLostHoldFreesTheLocalQueue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {
 		q, rdb := newQueue(t, r, 1)
@@ -263,16 +267,16 @@ func TestCloseWaitsForTheHolders(t *testing.T) {
 	})
 }
 
-// Redis does not answer a request. Its owner is taken out of the lock once Redis answers
-// again, so the next caller waits for no lease.
-func TestUnansweredRequestIsTakenBack(t *testing.T) {
+// Redis does not answer a request. When it answers again, the owner is removed from the lock, so the
+// next caller does not wait for a lease.
+func TestOwnerOfAnUnansweredRequestIsRemoved(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {
 		q, rdb := newQueue(t, r, 1)
 		release(t, acquire(t, t.Context(), q).has())
 		redistest.WireOf(rdb).LoseReplies(100, "EVALSHA")
 		lost := acquire(t, t.Context(), q)
 		if <-lost.done; lost.err == nil {
-			t.Fatal("a request without an answer got the lock")
+			t.Fatal("a request without an answer received the lock")
 		}
 		redistest.WireOf(rdb).Heal()
 		began := time.Now()
@@ -283,8 +287,7 @@ func TestUnansweredRequestIsTakenBack(t *testing.T) {
 	})
 }
 
-// A caller's context may call the queue back. So the queue calls no method of it while it
-// holds its mutex.
+// The context of a caller may call the queue, so the queue calls none of its methods under the mutex.
 func TestContextMayCallTheQueue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {
 		q, _ := newQueue(t, r, 1)
