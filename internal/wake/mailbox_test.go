@@ -55,7 +55,30 @@ func newProcess(t *testing.T, r redistest.Backend) *process {
 	t.Cleanup(p.Close)
 	p.Subscribe(t.Context(), channel)
 	p.awaitSubscribed()
+	p.settle() // a node of a cluster may still forward messages of the last test
 	return p
+}
+
+// eachWaiter runs a test with a process that has one waiter, on each kind of Redis.
+func eachWaiter(t *testing.T, f func(t *testing.T, p *process, s *wake.Slot)) {
+	t.Helper()
+	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
+		p := newProcess(t, r)
+		s := p.Wait(name)
+		defer s.Close()
+		f(t, p, s)
+	})
+}
+
+// inBubble runs a test with a mailbox on a fake clock, and with a Redis in memory.
+func inBubble(t *testing.T, f func(t *testing.T, r redistest.Redis, m *wake.Mailbox)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		r := redistest.Bubble(t)
+		m := wake.New(r.Client())
+		defer m.Close()
+		f(t, r, m)
+	})
 }
 
 func (p *process) awaitSubscribed() {

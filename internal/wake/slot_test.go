@@ -8,13 +8,11 @@ import (
 
 	"github.com/fetchonce/fetchonce/internal/protocol"
 	"github.com/fetchonce/fetchonce/internal/redistest"
+	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
 func TestWaiterReceivesItsMessage(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		p := newProcess(t, r)
-		s := p.Wait(name)
-		defer s.Close()
+	eachWaiter(t, func(t *testing.T, p *process, s *wake.Slot) {
 		for _, kind := range []protocol.Kind{protocol.KindValue, protocol.KindFailure, protocol.KindRetry} {
 			p.publish(message(kind, 7, name, "body"))
 			p.awaitReady("a message arrives", s)
@@ -44,10 +42,7 @@ func TestSlotKeepsAMessageUntilTheFenceIsKnown(t *testing.T) {
 }
 
 func TestMessageOfAnOlderLeaseDoesNotCount(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		p := newProcess(t, r)
-		s := p.Wait(name)
-		defer s.Close()
+	eachWaiter(t, func(t *testing.T, p *process, s *wake.Slot) {
 		for _, c := range []struct {
 			sent   uint64
 			waited int64
@@ -72,10 +67,7 @@ func TestMessageOfAnOlderLeaseDoesNotCount(t *testing.T) {
 }
 
 func TestSlotKeepsTheNewestMessage(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		p := newProcess(t, r)
-		s := p.Wait(name)
-		defer s.Close()
+	eachWaiter(t, func(t *testing.T, p *process, s *wake.Slot) {
 		publish := func(fence uint64, body string) {
 			p.publish(message('V', fence, name, body))
 			p.settle() // one at a time, also in a cluster
@@ -137,10 +129,7 @@ func TestHolderIsNotifiedWhenItsLeaseIsLost(t *testing.T) {
 
 // A message that counts replaces a retry.
 func TestMessageReplacesARetry(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		p := newProcess(t, r)
-		s := p.Wait(name)
-		defer s.Close()
+	eachWaiter(t, func(t *testing.T, p *process, s *wake.Slot) {
 		redistest.WireOf(p.rdb).Cut()
 		p.awaitReady("the waiter is notified to retry", s)
 		p.awaitSubscribed()
@@ -152,10 +141,7 @@ func TestMessageReplacesARetry(t *testing.T) {
 }
 
 func TestGarbageIsIgnored(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		p := newProcess(t, r)
-		s := p.Wait(name)
-		defer s.Close()
+	eachWaiter(t, func(t *testing.T, p *process, s *wake.Slot) {
 		defer p.OnLost("", func() { t.Error("the holder without a name was notified") })()
 		whole := message('V', 7, name, "body")
 		for n := range len(whole) - len("body") {
@@ -176,7 +162,7 @@ func TestGarbageIsIgnored(t *testing.T) {
 		p.settle()
 		// On a busy machine the probe may take more than a second. Then the mailbox connects
 		// again, and each slot receives a retry first.
-		r.Until("a message arrives after the garbage", func() bool {
+		p.r.Until("a message arrives after the garbage", func() bool {
 			p.publish(whole)
 			m, ok := s.Take(7)
 			if ok && m.Kind != protocol.KindRetry && (m.Kind != protocol.KindValue || m.Body != "body") {

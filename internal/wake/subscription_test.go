@@ -11,18 +11,15 @@ import (
 )
 
 func TestChannelsShareOneConnection(t *testing.T) {
-	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
-		p := newProcess(t, r)
-		s := p.Wait(name)
-		defer s.Close()
+	eachWaiter(t, func(t *testing.T, p *process, s *wake.Slot) {
 		p.Subscribe(t.Context(), "second")
-		r.Until("the mailbox is subscribed to the second channel", func() bool { return p.Subscribed("second") })
+		p.r.Until("the mailbox is subscribed to the second channel", func() bool { return p.Subscribed("second") })
 		p.Subscribe(t.Context(), "second") // it is subscribed already
 		s.Take(0)
 		isReady(s)
 		receive := func(channel string) {
 			t.Helper()
-			r.Until("a message arrives on "+channel, func() bool {
+			p.r.Until("a message arrives on "+channel, func() bool {
 				if err := p.other.Publish(t.Context(), channel, message('R', 7, name, "")).Err(); err != nil {
 					t.Fatal(err)
 				}
@@ -35,7 +32,7 @@ func TestChannelsShareOneConnection(t *testing.T) {
 			t.Error("the mailbox is subscribed to a channel that no user wants")
 		}
 		redistest.WireOf(p.rdb).Cut() // the new connection subscribes to both
-		r.Until("the mailbox is subscribed to both", func() bool { return isReady(s) && p.Subscribed("second") && p.Subscribed(channel) })
+		p.r.Until("the mailbox is subscribed to both", func() bool { return isReady(s) && p.Subscribed("second") && p.Subscribed(channel) })
 		receive("second")
 		receive(channel)
 	})
@@ -65,10 +62,7 @@ func TestSubscribeWaitsForTheConfirmation(t *testing.T) {
 }
 
 func TestSubscribeWaitsForItsContextOr100ms(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := redistest.Bubble(t)
-		m := wake.New(r.Client())
-		defer m.Close()
+	inBubble(t, func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
 		r.Pause()
 		start := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
@@ -96,11 +90,8 @@ func TestSubscribeWaitsForItsContextOr100ms(t *testing.T) {
 }
 
 func TestSubscribeReturnsWhenRedisIsDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := redistest.Bubble(t)
+	inBubble(t, func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
 		r.Kill()
-		m := wake.New(r.Client())
-		defer m.Close()
 		start := time.Now()
 		m.Subscribe(t.Context(), channel)
 		if took := time.Since(start); took > 100*time.Millisecond || m.Subscribed(channel) {
@@ -137,10 +128,7 @@ func TestRefusedChannelIsUnsubscribed(t *testing.T) {
 // A channel that is added during a dial is subscribed on the new connection. Subscribe does
 // not wait for the dial.
 func TestChannelAddedDuringADialIsSubscribed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := redistest.Bubble(t)
-		m := wake.New(r.Client())
-		defer m.Close()
+	inBubble(t, func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
 		r.Pause()
 		m.Subscribe(t.Context(), channel)
 		start := time.Now()
