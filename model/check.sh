@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 #
-# Checks the models of this directory with spin, and that each of their mutants is
-# found out. Exits 1 if a model is violated, a mutant is not, or a search did not
-# see all it should have. It needs spin and a C compiler, and installs nothing.
+# Checks the models of this directory with spin, and checks that each mutant violates its
+# model. Exits 1 if a model is violated, a mutant is not caught, or a search is incomplete.
+# It needs spin and a C compiler, and installs nothing.
 #
-#	model/check.sh          all
-#	model/check.sh NAME...  those of these names
+#	model/check.sh          all searches
+#	model/check.sh NAME...  the searches with these names
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-memory=1600   # MB for a search; two run at a time
-depth=2000000 # steps, the longest run that is looked at
+memory=1600   # MB for one search; two run at a time
+depth=2000000 # steps of the longest run
 
-# The searches: name, whether it holds or fails, model, definitions. LIVE is for
-# liveness: under weak fairness, who waits does not wait for ever.
+# The searches: name, whether it holds or fails, model, definitions. LIVE searches check
+# liveness: under weak fairness, no process waits for ever.
 searches() {
 	cat <<-'END'
 		loads           holds load -DN=2 -DGETS=2 -DW=1 -DFAULTS=1
@@ -38,12 +38,12 @@ searches() {
 		m3  fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DMUTANT_INVALIDATE_KEEPS_LEASE
 		m4  fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DMUTANT_SET_KEEPS_LEASE
 		m5  fails load -DN=2 -DGETS=2 -DW=1 -DFAULTS=1 -DMUTANT_OLD_MESSAGE
-		m6  fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DJOINS=1 -DMUTANT_HEAR_LATE
+		m6  fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DJOINS=1 -DMUTANT_LATE_JOINER_RECEIVES
 		m7  fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DJOINS=1 -DMUTANT_REFUSED_TO_ALL
 		m8  fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DJOINS=1 -DMUTANT_CLOSE_LATE
 		m9  fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DMUTANT_UNTAINTED
 		m10 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DMUTANT_TAINT_ENDS
-		m11 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DMUTANT_MARK_FORGETS_NOTHING
+		m11 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DMUTANT_MARK_KEEPS_LEASE
 		m12 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DMUTANT_LATE_RENEWAL_KEEPS
 		m13 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DMUTANT_UNMARK_KEEPS
 		m14 fails load -DN=1 -DGETS=1 -DW=2 -DFAULTS=1 -DUPDATES -DMUTANT_UNMARK_ALL
@@ -63,19 +63,19 @@ searches() {
 		m28 fails near -DMUTANT_ENTRIES_OUTLIVE
 		m29 fails near -DMUTANT_TRUST_FROM_ARRIVAL
 		m30 fails near -DMUTANT_NO_HEARTBEATS
-		m31 fails near -DMUTANT_OWN_CHANGE_IS_HEARD
+		m31 fails near -DMUTANT_OWN_CHANGE_KEEPS_ENTRY
 		m32 fails store -DMUTANT_PLAIN_INSERT
 		m33 fails store -DMUTANT_RETURNS_ITS_OWN
 		m34 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=1 -DAPART -DMUTANT_VALUE_FIRST
 		m35 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DAPART -DMUTANT_MARK_LAST
 		m36 fails lock -DP=2 -DR=2 -DFAULTS=1 -DMUTANT_CLOSE_OVERTAKES
-		m37 fails lock -DP=3 -DR=2 -DFAULTS=1 -DSLOTS=2 -DMUTANT_FENCE_OF_THE_HAND_OVER
+		m37 fails lock -DP=3 -DR=2 -DFAULTS=1 -DSLOTS=2 -DMUTANT_FENCE_OF_THE_HAND_OFF
 	END
 }
 
-# search NAME WANTED MODEL DEFINITION... does one, in a directory of its own.
+# search NAME WANTED MODEL DEFINITION... runs one search in a directory of its own.
 search() {
-	local name=$1 wanted=$2 model=$3 said states
+	local name=$1 wanted=$2 model=$3 result states
 	shift 3
 	local flags=(-O1 -w -DCOLLAPSE "-DMEMLIM=$memory") run=("-m$depth")
 	case " $* " in
@@ -85,10 +85,10 @@ search() {
 	mkdir "$work/$name"
 	pushd "$work/$name" >/dev/null
 	if ! { spin -a "$@" "$here/$model.pml" && "${CC:-cc}" "${flags[@]}" -o pan pan.c; } >out 2>&1; then
-		said="could not be built: $(tail -n 1 out)"
+		result="could not be built: $(tail -n 1 out)"
 	else
 		./pan "${run[@]}" >out 2>&1 || true
-		said=$(sed -n 's/^pan:1: \(.*\) (at depth.*/\1/p' out | head -n 1)
+		result=$(sed -n 's/^pan:1: \(.*\) (at depth.*/\1/p' out | head -n 1)
 	fi
 	states=$(awk '/states, stored/ { print $1 }' out)
 	popd >/dev/null
@@ -96,21 +96,21 @@ search() {
 	local mutant=${*: -1}
 	case $wanted in
 	holds)
-		if [[ -z $said ]] && grep -q 'errors: 0$' "$work/$name/out" &&
+		if [[ -z $result ]] && grep -q 'errors: 0$' "$work/$name/out" &&
 			! grep -qE 'not completed|too small|MEMLIM' "$work/$name/out"; then
 			printf 'holds     %-14s %11s states\n' "$name" "$states"
 			return 0
 		fi
-		printf 'FAILED    %-14s %s\n' "$name" "${said:-the search did not end: $(grep -m 1 -E 'too small|MEMLIM|rror' "$work/$name/out")}"
+		printf 'FAILED    %-14s %s\n' "$name" "${result:-the search did not end: $(grep -m 1 -E 'too small|MEMLIM|rror' "$work/$name/out")}"
 		;;
 	fails)
-		case $said in
+		case $result in
 		"assertion violated"* | "acceptance cycle")
-			printf 'caught    %-5s %s: %s\n' "$model" "${mutant#-DMUTANT_}" "$said"
+			printf 'caught    %-5s %s: %s\n' "$model" "${mutant#-DMUTANT_}" "$result"
 			return 0
 			;;
 		esac
-		printf 'NOT CAUGHT %-5s %s: %s\n' "$model" "${mutant#-DMUTANT_}" "${said:-nothing was violated}"
+		printf 'NOT CAUGHT %-5s %s: %s\n' "$model" "${mutant#-DMUTANT_}" "${result:-nothing was violated}"
 		;;
 	esac
 	return 1

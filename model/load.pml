@@ -1,80 +1,80 @@
 /*
- * load.pml: the loads of one key: acquire, fill, release, invalidate, set, and
- * Update's mark.
+ * load.pml: the loads of one key: ACQUIRE, FILL, RELEASE, INVALIDATE, SET, and the write
+ * mark of Update.
  *
- * A script is one atomic step, as in Redis. Between steps anything may happen to
- * a process: its message is late or lost, its lease ends because it was stopped,
- * it dies, an answer does not come, Redis loses all it had. How often is bounded
- * by FAULTS, for all kinds together; only messages may be lost without limit.
+ * A script is one atomic step, as in Redis. Between steps anything may happen to a
+ * process: its notification is late or lost, its lease ends because the process was stopped,
+ * it dies, an answer is lost, Redis loses all data. FAULTS bounds how many faults occur, of
+ * all kinds together. Only notifications may be lost without limit.
  *
- * There is no time here: what has an end may end at any moment, by a step of
- * Clock. So what holds here holds for every TTL.
+ * There is no time in this model: whatever has a TTL may end at any moment, by a step of
+ * Clock. So the results hold for every TTL.
  *
- * A comment that begins with the name of a file quotes it, and model_test.go
- * checks that the line is still there.
+ * A comment that begins with the name of a file quotes a line of it. model_test.go checks
+ * that the line is still there. The labels of Process are the states of load.go.
  *
- * The values are versions of the source, and all versions are ghosts:
+ * A value is a version of the source. The code does not know versions; the assertions do:
  *
  *   one fetch    no lease begins while another is valid
- *   not stored   what is stored is never older than the last write that completed
- *   not left     nor, once the mark of a writer who died has ended, than his write
- *   not returned nor does a Get return what is older than the last write that had
- *                completed when it began; also not if it joined another's load
- *   no wait      (LIVE) a process that waits does not wait for ever
+ *   not stored   the stored value is never older than the last completed write
+ *   not left     nor than the write of a dead writer, once its mark has ended
+ *   not returned a Get returns no value that is older than the last write that was complete
+ *                when the Get began; this holds also if it joined another load
+ *   no wait      (LIVE) no process waits for ever
  */
 #ifndef N
 #define N 2 /* processes that Get */
 #endif
 #ifndef GETS
-#define GETS 2 /* of each, one after another */
+#define GETS 2 /* of each process, one after another */
 #endif
 #ifndef W
-#define W 1 /* writers, each of one Delete, Set or Update */
+#define W 1 /* writers; each does one Delete, Set or Update */
 #endif
 #ifndef FAULTS
 #define FAULTS 1
 #endif
 #ifndef MAIL
-#define MAIL 1 /* messages on their way to a process; a new one may take the place of an old one */
+#define MAIL 1 /* notifications in flight to a process; a new one may replace an old one */
 #endif
 #ifndef JOINS
-#define JOINS 0 /* callers who join a load of process 0 */
+#define JOINS 0 /* callers that join a load of process 0 */
 #endif
 
 #define NONE 255 /* no owner */
-#define DEAD 254 /* an owner who will never come back: he died, or does not know that he has the lease */
+#define DEAD 254 /* an owner that never releases: it died, or does not know that it has the lease */
 #define ANY 253  /* protocol.AnyFence */
 
 mtype = { V, R, E };
 
 byte source = 1; /* version there */
 
-/* The value: redis key v. */
+/* The value: key v in Redis. */
 byte val = 0, valf = 0; /* version, 0 if there is none, and fence in its envelope */
 bool brief = false;     /* it ends with the last mark */
 
-/* The meta: redis key m. */
+/* The meta: key m in Redis. */
 byte owner = NONE, fence = 0;
 bool tainted = false, failed = false;
 bool waits[N];
 
-bool marked[W]; /* the marks: redis key u */
+bool marked[W]; /* the marks: key u in Redis */
 
-byte now = 0; /* the server's clock, as far as fences need it */
-chan mail[N] = [MAIL] of { mtype, byte, byte }; /* kind, fence, version: on their way */
+byte now = 0; /* the server's clock, for fences */
+chan mail[N] = [MAIL] of { mtype, byte, byte }; /* kind, fence, version: in flight */
 
 byte completed = 0; /* the newest version whose Delete, Set or Update has completed */
-byte least = 0;     /* what is stored may not be older than this */
+byte least = 0;     /* the stored value must not be older than this */
 bool valid[N];      /* has a lease */
-bool waiting[N];
+bool isWaiting[N];
 bool dead[W];
-bool lapsed[W];  /* its mark has ended while it was stopped, or was lost */
-byte written[W]; /* by an Update whose mark had not; 0 before */
+bool lapsed[W];  /* its mark ended while the writer was stopped, or was lost */
+byte written[W]; /* the version that it wrote during its mark; 0 before */
 byte faults = FAULTS;
 
-/* The load of process 0 that others may join: see internal/flight. */
+/* The load of process 0, which other callers may join: see internal/flight. */
 bool open = false, came = false, joined = false, late = false;
-byte since = 0; /* completed, when the last one came */
+byte since = 0; /* completed, when the last caller arrived */
 byte joins = JOINS;
 
 #if W == 1
@@ -117,7 +117,7 @@ inline publish(i, kind, f, version) {
 	i = 0
 }
 
-/* The meta's end; not that of a lease, which its holder may believe in. */
+/* The meta ends. The holder of the lease may not have noticed. */
 inline deleteMeta() {
 	owner = NONE; fence = 0; tainted = false; failed = false
 }
@@ -131,7 +131,7 @@ inline noWaiters(i) {
 	i = 0
 }
 
-/* A lease ends by right: not because its owner has ended it. */
+/* The lease of another process ends. */
 inline revoke() {
 	if
 	:: owner < N -> valid[owner] = false
@@ -147,7 +147,7 @@ inline stored() {
 	assert(val >= least)
 }
 
-/* flight.Flight.Advance: callers that have come so far may receive what is read from now on. */
+/* flight.Flight.Advance: callers that have arrived may receive what is read from now on. */
 inline advanceCutoff() {
 	if
 	:: me == 0 -> late = false
@@ -164,12 +164,12 @@ inline closeFlight() {
 
 proctype Process(byte me) {
 	byte gets = 0, began = 0, got = 0, over = 0;
-	byte lease = 0, found = 0; /* fence of our lease, and what was fetched under it */
+	byte lease = 0, found = 0; /* the fence of our lease, and the version that was fetched under it */
 	byte fenceOfWait = 0, f = 0, version = 0, i = 0;
 	mtype kind;
 
 next:
-	skip; /* any time later */
+	skip; /* at any later time */
 	atomic {
 		if
 		:: gets == GETS -> goto end
@@ -180,11 +180,11 @@ next:
 		if
 		:: val != 0 -> got = val; goto done
 #ifdef PASSOVER
-		:: val != 0 -> over = valf /* it is old, or not usable */
+		:: val != 0 -> over = valf /* it is stale or unusable */
 #endif
 		:: val == 0
 		/* lookup.go: return lookup[V]{state: skipped}, nil */
-		:: val != 0 /* it has not looked */
+		:: val != 0 /* the lookup was skipped */
 		fi;
 		if
 		:: me == 0 -> open = true; joined = false; late = came
@@ -192,28 +192,28 @@ next:
 		fi
 	};
 
-acquire:
+acquiring:
 	atomic {
 		/* load.go: r.flight.Advance() */
 		advanceCutoff();
 		if
 		/* acquire.lua: return {"value", redis.call("GET", KEYS[1]), now_text} */
 		/* acquire.lua: force = head == ARGV[7] */
-		:: val != 0 && !(over != 0 && over == valf) -> waiting[me] = false; got = val; closeFlight(); goto done
+		:: val != 0 && !(over != 0 && over == valf) -> isWaiting[me] = false; got = val; closeFlight(); goto done
 		:: else
 		fi;
 		if
 #ifdef MUTANT_SECOND_LEASE
 		:: owner != NONE && false -> skip
 #else
-		:: owner != NONE -> /* it has one */
+		:: owner != NONE ->
 			/* acquire.lua: if redis.call("HLEN", KEYS[2]) < tonumber(ARGV[5]) then redis.pcall("HSET", KEYS[2], "w" .. ARGV[3], "1") end */
-			waits[me] = true; /* a full Redis refuses that, which is as if its message were lost */
+			waits[me] = true; /* a full Redis refuses that: the same as a lost notification */
 			/* acquire.lua: return {"wait", string.format("%.0f", last), left, now_text} */
-			fenceOfWait = fence; waiting[me] = true; goto wait
+			fenceOfWait = fence; isWaiting[me] = true; goto waiting
 #endif
 		/* acquire.lua: return {"failed", redis.call("HGET", KEYS[2], "e"), left} */
-		:: owner == NONE && failed -> waiting[me] = false; closeFlight(); goto done
+		:: owner == NONE && failed -> isWaiting[me] = false; closeFlight(); goto done
 		:: else
 		fi;
 		/* acquire.lua: if there > 0 then redis.call("UNLINK", KEYS[2]) end */
@@ -232,47 +232,47 @@ acquire:
 #endif
 		if
 		:: lease = fence; valid[me] = true
-		:: fault; owner = DEAD; waiting[me] = false; closeFlight(); goto done /* the answer is lost for good */
+		:: fault; owner = DEAD; isWaiting[me] = false; closeFlight(); goto done /* the answer is lost for good */
 		fi;
-		waiting[me] = false;
+		isWaiting[me] = false;
 		/* fetch.go: f := r.runFetch(limited, during, a.Fence) */
-		advanceCutoff(); found = source; goto hold
+		advanceCutoff(); found = source; goto holding
 	};
 
-wait:
+waiting:
 	if
 	:: atomic { mail[me]?kind, f, version ->
 		if
 		/* internal/wake/slot.go: message, counts := s.newest, s.present && s.newest.Fence >= fence */
 #ifndef MUTANT_OLD_MESSAGE
-		:: f < fenceOfWait -> f = 0; version = 0; goto wait
+		:: f < fenceOfWait -> f = 0; version = 0; goto waiting
 		:: f >= fenceOfWait ->
 #else
 		:: true ->
 #endif
 			f = 0; fenceOfWait = 0;
 			if
-			:: kind == V -> goto hear
-			:: kind == E -> version = 0; advanceCutoff(); closeFlight(); waiting[me] = false; goto done
-			:: kind == R -> version = 0; goto acquire
+			:: kind == V -> goto notified
+			:: kind == E -> version = 0; advanceCutoff(); closeFlight(); isWaiting[me] = false; goto done
+			:: kind == R -> version = 0; goto acquiring
 			fi
 		fi }
 #ifndef MUTANT_NO_TIMER
 	/* load.go: timer := time.NewTimer(r.recheckAfter(r.acquire.Left)) */
-	:: atomic { true -> fenceOfWait = 0; goto acquire }
+	:: atomic { true -> fenceOfWait = 0; goto acquiring }
 #endif
 	fi;
 
-hear:
+notified:
 	atomic {
 		closeFlight();
 		/* load.go: if !r.flight.HasLate() { */
 		if
-#ifndef MUTANT_HEAR_LATE
+#ifndef MUTANT_LATE_JOINER_RECEIVES
 		:: me == 0 && joined && late ->
 			/* load.go: seen, lookupErr := r.l.lookup(ctx, r.k) */
 			if
-			:: val == 0 -> version = 0; goto acquire
+			:: val == 0 -> version = 0; goto acquiring
 			:: val != 0 -> got = val; advanceCutoff()
 			fi
 #else
@@ -280,21 +280,21 @@ hear:
 #endif
 		:: else -> got = version
 		fi;
-		version = 0; waiting[me] = false; goto done
+		version = 0; isWaiting[me] = false; goto done
 	};
 
-hold:
+holding:
 	if
-	:: atomic { fault; valid[me] = false; /* it dies */
+	:: atomic { fault; valid[me] = false; /* the process dies */
 		if
 		:: mine -> owner = DEAD
 		:: else
 		fi;
 		closeFlight(); came = came && !(joined && me == 0); joined = joined && me != 0; lease = 0; found = 0; goto end }
-	:: atomic { !mine -> /* by a message, or since it could not be renewed */
+	:: atomic { !mine -> /* a notification, or a renewal that was refused */
 		/* renew.lua: if read("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end */
 		/* fetch.go: return r.acquiring // a Delete, Set or Update has ended the lease */
-		valid[me] = false; lease = 0; found = 0; over = 0; goto acquire }
+		valid[me] = false; lease = 0; found = 0; over = 0; goto acquiring }
 	:: atomic { true -> goto release }
 	/* fetch.go: r.flight.Close() */
 #ifdef MUTANT_CLOSE_LATE
@@ -311,7 +311,7 @@ fill:
 		/* fill.lua: if owner ~= ARGV[1] then */
 		:: !mine ->
 			/* fill.lua: if stored == ARGV[2] then return {"stored", 0} end */
-			/* It was refused: who came before the fetch may have the value all the same. */
+			/* FILL is refused. Callers that arrived before the fetch receive the value nevertheless. */
 			valid[me] = false;
 #ifdef MUTANT_REFUSED_TO_ALL
 			advanceCutoff();
@@ -329,7 +329,7 @@ fill:
 			/* fill.lua: refused = redis.pcall("SET", value, ARGV[3] .. others, "PX", longest_ttl).err */
 			:: !taint -> val = found; valf = lease; brief = false; stored()
 			/* fill.lua: refused = "TRYAGAIN the value is on another node" */
-			:: !taint /* so does a full Redis: what was there stays */
+			:: !taint /* so does a full Redis: the old value stays */
 			fi;
 			/* fill.lua: redis.call("UNLINK", meta) -- before the notifications: a waiter then finds the lease free */
 			i = 0; deleteMeta();
@@ -343,7 +343,7 @@ fill:
 		/* fetch.go: r.flight.Advance() // the lease was ours until now, so the value is new enough for all callers */
 		if
 		:: advanceCutoff()
-		:: true /* sent again, it found that another value had come: a loss, as far as we know */
+		:: true /* sent twice: the second FILL found another value and reports a loss */
 		fi;
 		goto done
 #endif
@@ -369,7 +369,7 @@ release:
 			:: publish(i, R, lease, 0) /* all callers have left */
 			/* release.lua: redis.call("HSET", KEYS[1], "e", ARGV[4], "f", fence or "0") */
 			/* release.lua: redis.call("PEXPIRE", KEYS[1], ARGV[5]) */
-			:: publish(i, E, lease, 0); failed = true /* the fetch failed; that may be forgotten at once */
+			:: publish(i, E, lease, 0); failed = true /* the fetch failed; the failure may end at once */
 			fi
 		fi;
 		advanceCutoff(); closeFlight(); goto done
@@ -380,7 +380,7 @@ done:
 		assert(got == 0 || got >= began); /* not returned */
 		if
 		:: me == 0 && joined ->
-			assert(got == 0 || late || got >= since); /* nor to one who joined, or he looks again */
+			assert(got == 0 || late || got >= since); /* nor to a joiner, unless it is late */
 			came = false; joined = false; late = false; since = 0
 		:: else
 		fi;
@@ -388,7 +388,7 @@ done:
 		got = 0; began = 0; over = 0; lease = 0; found = 0; fenceOfWait = 0; goto next
 	};
 
-end: /* what is still to come to it does not matter */
+end: /* later notifications do not matter */
 	atomic {
 		waits[me] = false;
 		do
@@ -398,8 +398,7 @@ end: /* what is still to come to it does not matter */
 	}
 }
 
-/* A caller of process 0 comes at any time. Its lookup takes a while, and then it joins
- * the load that runs. */
+/* A caller of process 0 arrives at any time. After its lookup it joins the running load. */
 proctype Joiner() {
 end:
 	do
@@ -419,14 +418,14 @@ inline invalidate(i) {
 	revoke(); deleteMeta();
 	/* invalidate.lua: for _, process in ipairs(waiters) do notify(ARGV[1] .. process, ARGV[2]) end */
 	publish(i, R, ANY, 0)
-	/* To the holder, who in this model finds out by himself: */
+	/* To the holder, which notices this by itself in the model: */
 	/* invalidate.lua: if holder then notify(ARGV[1] .. holder, ARGV[3] .. owner) end */
 #endif
 }
 
-/* In a half moved slot, an invalidation is three scripts. What is not named in a
- * step is not in its reach. That its first and its last are the same matters for
- * the old value that a lease may go with, which is not in this model. */
+/* In a half-moved slot, an invalidation is three scripts with one key each. The third is the
+ * same as the first because of the stale value that a lease may read, which is not in this
+ * model. */
 inline endLease(i) {
 	/* internal/protocol/tryagain.go: steps := []step{{invalidateMeta, meta}, {invalidateValue, value}, {invalidateMeta, meta}} */
 	revoke(); deleteMeta();
@@ -444,7 +443,7 @@ inline invalidateApart(i) {
 inline markEnds(w) {
 	marked[w] = false; lapsed[w] = !dead[w];
 	if
-	:: brief && !anyMark -> deleteValue() /* with the last mark, or before */
+	:: brief && !anyMark -> deleteValue() /* with the last mark, or sooner */
 	:: else
 	fi;
 	if
@@ -477,7 +476,7 @@ delete:
 	/* loader.go: if err := l.redis.Invalidate(ctx, k.names); err != nil { */
 	atomic { invalidate(i); rise(completed, version); rise(least, version); goto end };
 
-	/* Nothing orders two writers who Set; here, who sets what is newest is the last. */
+	/* Nothing orders two Sets. In the model, the last one has the newest version. */
 set:
 	atomic {
 		source++;
@@ -514,7 +513,7 @@ update:
 	invalidateApart(i);
 #endif
 #else
-#ifdef MUTANT_MARK_FORGETS_NOTHING
+#ifdef MUTANT_MARK_KEEPS_LEASE
 	atomic { marked[me] = true; lapsed[me] = false };
 #else
 	atomic { marked[me] = true; lapsed[me] = false; invalidate(i) };
@@ -523,7 +522,7 @@ update:
 marking:
 	if
 	/* invalidate.lua: if ends and ends > now then */
-	:: atomic { !marked[me] -> marked[me] = true; lapsed[me] = false; /* renewed after it had ended */
+	:: atomic { !marked[me] -> marked[me] = true; lapsed[me] = false; /* renewed after its end */
 #ifndef MUTANT_LATE_RENEWAL_KEEPS
 		invalidate(i);
 #endif
@@ -566,7 +565,7 @@ end:
 	skip
 }
 
-/* What ends by itself, and what is lost. */
+/* What ends by its TTL, and what is lost. */
 proctype Clock() {
 	byte i = 0;
 end:
@@ -577,7 +576,7 @@ end:
 	:: atomic { owner == NONE && failed -> failed = false }
 	:: atomic { owner < N && faults > 0 -> faults--; revoke(); deleteMeta(); noWaiters(i) } /* its holder was stopped */
 	:: atomic { dead[0] && (marked[0] || written[0] != 0) -> markEnds(0) }
-	:: atomic { marked[0] && !dead[0] && faults > 0 -> faults--; markEnds(0) } /* so was its writer */
+	:: atomic { marked[0] && !dead[0] && faults > 0 -> faults--; markEnds(0) } /* its writer was stopped */
 #if W > 1
 	:: atomic { dead[1] && (marked[1] || written[1] != 0) -> markEnds(1) }
 	:: atomic { marked[1] && !dead[1] && faults > 0 -> faults--; markEnds(1) }
@@ -607,5 +606,5 @@ init {
 }
 
 #ifdef LIVE
-ltl noWait { [] (waiting[0] -> <> !waiting[0]) }
+ltl noWait { [] (isWaiting[0] -> <> !isWaiting[0]) }
 #endif

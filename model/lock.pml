@@ -1,27 +1,27 @@
 /*
- * lock.pml: a lock, or with SLOTS a semaphore: acquire, hand-over, confirmation,
- * the queue, release, and turns inside a process.
+ * lock.pml: a lock, or with SLOTS > 1 a semaphore: acquire, hand-off, confirmation, the
+ * queue, release, and local hand-offs.
  *
- * As in load.pml a script is one atomic step, what has an end may end at any
- * moment, and FAULTS bounds how often something goes wrong. A renewal only puts
- * the end of a lease off, and there is no time here, so it has no step of its own.
+ * As in load.pml, a script is one atomic step, whatever has a TTL may end at any moment, and
+ * FAULTS bounds how many faults occur. A renewal only postpones the end of a lease. As there
+ * is no time in the model, it has no step.
  *
- *   one holder   no more than SLOTS are at work whose leases are valid
- *   fences rise  each turn's is higher than those of all turns before
- *   no barging   nobody is granted what somebody alive in the queue has waited for
+ *   one holder   no more than SLOTS holders have valid leases
+ *   fences rise  the fence of each hold is higher than those of all holds before
+ *   no barging   no owner is granted a slot while a live waiter is in the queue
  *   no silent    a release does not report success for a lease that was lost
  *   loss
  *   no false     a release reports a loss only if the lease was lost, or if the
  *   alarm        release was sent twice
- *   no leftovers a process that ends, or closes its locker, without dying leaves
+ *   no leftovers a process that ends, or closes its Locker, without dying leaves
  *                no lease
- *   no wait      (LIVE) who waits does not wait for ever
+ *   no wait      (LIVE) no process waits for ever
  */
 #ifndef P
 #define P 2 /* processes */
 #endif
 #ifndef R
-#define R 2 /* requests of each, one after another */
+#define R 2 /* requests of each process, one after another */
 #endif
 #ifndef SLOTS
 #define SLOTS 1
@@ -30,38 +30,38 @@
 #define FAULTS 2
 #endif
 #if SLOTS == 1
-#define FENCES 2 /* turns of a lease inside a process */
+#define FENCES 2 /* holds of a lease inside a process */
 #else
 #define FENCES 1
 #endif
 
-#define O (P * R) /* owners: each request has a name of its own */
+#define O (P * R) /* owners: one for each request */
 #define NONE 255
 #define fault faults > 0 -> faults--
 
-/* The lock: redis key l. */
-bool there = false;   /* it is there */
+/* The lock: key l in Redis. */
+bool there = false;   /* the key exists */
 byte last = 0;        /* f: the first fence of the last lease */
-bool held[O];         /* by owner, and the first of its fences */
+bool held[O];         /* by owner; first is the first of its fences */
 byte first[O];
-bool confirmed[O];    /* its lease ends like any other, and not after the grace */
+bool confirmed[O];    /* its lease has the full length, not that of a hand-off */
 byte holders = 0;
 
-/* The queue: redis key q. */
-byte ticket[O];       /* 0 if it is not in it */
+/* The queue: key q in Redis. */
+byte ticket[O];       /* 0 outside the queue */
 bool alive[O];
 byte tail = 0;
 
-byte clock = 1;       /* may stand still, and is what fences begin with */
-bool told[O];         /* the message "granted" is on its way */
+byte clock = 1;       /* of the server, for fences; it may stand still */
+bool notified[O];     /* the notification "granted" is in flight */
 bool dead[P];
 byte faults = FAULTS;
 
-bool valid[O];        /* has a lease, until it gave it back or it ended by itself */
-bool lost[O];         /* its lease has ended by itself */
-bool working[O];
+bool valid[O];        /* has a lease, until it is released or ends */
+bool lost[O];         /* its lease has ended without a release */
+bool holds[O];
 byte given = 0;       /* the highest fence given out */
-byte used = 0;        /* and the highest of a turn */
+byte used = 0;        /* the highest fence of a hold */
 bool waiting0 = false;
 
 /* lock.lua: last = string.format("%.0f", math.max(clock, past + fences_per_lease)) */
@@ -84,12 +84,12 @@ inline newFence(o) {
 
 inline grant(o, sure) {
 	newFence(o);
-	/* What a script has changed, it writes at its end, which is the same step. */
+	/* A script writes its changes at its end, which is the same step. */
 	/* lock.lua: if not redis.pcall("SET", KEYS[1], text, "PX", ms).err then return end */
 	/* lock.lua: redis.call("SET", KEYS[1], text, "PX", ms) */
-	/* It comes before the SET, in a full Redis, and sets no other end: */
+	/* In a full Redis this comes before the SET, with the same TTL: */
 	/* lock.lua: redis.call("PEXPIRE", KEYS[1], ms) */
-	/* It gives what a stranger wrote an end, and there is no stranger here: */
+	/* This is for a forged key, which the model does not have: */
 	/* lock.lua: if left == -1 or left > ms then redis.call("PEXPIRE", key, ms) end */
 	/* lock_free.lua: redis.call("SET", KEYS[1], "lock " .. fence .. holder, "PX", ARGV[2]) */
 	held[o] = true; confirmed[o] = sure; holders++;
@@ -111,7 +111,7 @@ inline findHead(o) {
 	k = 0
 }
 
-/* A request in a half moved slot reaches the lock alone, and no queue. */
+/* In a half-moved slot, a request reaches the lock and not the queue. */
 #ifdef APART
 #define reach() if :: apart = false :: apart = true fi
 #else
@@ -137,7 +137,7 @@ inline settle(o) {
 			grant(head, false);
 			if
 			/* lock.lua: notify(channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head) */
-			:: head != o -> told[head] = true
+			:: head != o -> notified[head] = true
 			:: true /* lost */
 			fi
 		:: else
@@ -165,12 +165,12 @@ inline noBarging(o) {
 	k = 0
 }
 
-/* A turn begins. */
+/* A hold begins. */
 inline begin(o, fence) {
-	working[o] = true;
+	holds[o] = true;
 	n = 0; k = 0;
 	do
-	:: k < O -> n = n + (working[k] && valid[k]); k++
+	:: k < O -> n = n + (holds[k] && valid[k]); k++
 	:: else -> break
 	od;
 	k = 0;
@@ -180,8 +180,8 @@ inline begin(o, fence) {
 	used = (fence > used -> fence : used)
 }
 
-/* A lease is given back, or was lost before. The answer is ours. */
-inline givenBack(o) {
+/* A lease is released, or was lost before. ours is the answer. */
+inline released(o) {
 #ifdef MUTANT_LOSS_IS_A_SECOND_RELEASE
 	ours = held[o] || there;
 #else
@@ -201,7 +201,7 @@ proctype Process(byte me) {
 	bool trying = false, ours = false, twice = false, apart = false, closed = false;
 
 next:
-	skip; /* any time later */
+	skip; /* at any later time */
 ready:
 	atomic {
 		if
@@ -216,18 +216,18 @@ ready:
 	};
 
 #ifdef MUTANT_CLOSE_OVERTAKES
-	/* Close does not wait for the answer: what takes the request back arrives before it. */
+	/* Close does not wait for the answer: the release arrives before the request. */
 	if
 	:: atomic { true -> ticket[o] = 0; alive[o] = false; closed = true }
 	:: atomic { true -> skip }
 	fi;
 #endif
-ask:
+requesting:
 	atomic {
 		reach();
 		/* lock_acquire.lua: drop(ARGV[6]) */
 		if
-		:: back != NONE -> givenBack(back)
+		:: back != NONE -> released(back)
 		:: else
 		fi;
 		findHead(head);
@@ -235,7 +235,7 @@ ask:
 		/* lock_acquire.lua: if fences[owner] then */
 		:: held[o] ->
 			/* lock_acquire.lua: grant(owner, lease) -- with a fence above */
-#ifdef MUTANT_FENCE_OF_THE_HAND_OVER
+#ifdef MUTANT_FENCE_OF_THE_HAND_OFF
 			skip
 #else
 			newFence(o)
@@ -281,18 +281,18 @@ ask:
 		/* lock_acquire.lua: if fences[owner] then ends[owner], lengths[owner] = now + lease, lease end */
 		confirmed[o] = held[o];
 		if
-		:: fault; /* the answer is lost: it is sent again */
+		:: fault; /* the answer is lost, so the request is sent again */
 			if
 			:: place = 0
 			:: true
 			fi;
-			twice = true; goto ask
+			twice = true; goto requesting
 		:: true
 		fi;
-		twice = false; ours = false; back = NONE; told[o] = false;
+		twice = false; ours = false; back = NONE; notified[o] = false;
 		if
 		/* lock_acquire.lua: if fences[owner] then return answer({"leased", released, fences[owner], handed}) end */
-		:: held[o] && !closed -> fence = first[o]; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto work
+		:: held[o] && !closed -> fence = first[o]; place = 0; waiting0 = waiting0 && me != 0; begin(o, fence); goto holding
 #ifdef MUTANT_CLOSE_OVERTAKES
 		:: closed -> place = 0; waiting0 = waiting0 && me != 0; goto end
 #else
@@ -304,17 +304,17 @@ ask:
 		fi
 	};
 
-wait:
+waiting:
 	if
 #ifdef MUTANT_UNCONFIRMED
-	:: atomic { told[o] -> told[o] = false; assert(valid[o]); fence = first[o]; begin(o, fence); goto work }
+	:: atomic { notified[o] -> notified[o] = false; assert(valid[o]); fence = first[o]; begin(o, fence); goto holding }
 #else
 	/* internal/lockqueue/requester.go: case <-r.slot.Ready(): */
-	:: atomic { told[o] -> told[o] = false; goto ask }
+	:: atomic { notified[o] -> notified[o] = false; goto requesting }
 #endif
 #ifndef MUTANT_NO_TIMER
 	/* internal/lockqueue/requester.go: case <-timer.C: */
-	:: atomic { true -> goto ask }
+	:: atomic { true -> goto requesting }
 #endif
 	/* internal/lockqueue/requester.go: r.withdraw(nil) */
 #ifdef LIVE
@@ -322,26 +322,26 @@ wait:
 #else
 	:: atomic { true ->
 #endif
-		place = 0; waiting0 = waiting0 && me != 0; goto leave } /* nobody waits any more */
+		place = 0; waiting0 = waiting0 && me != 0; goto leave } /* no caller waits any more */
 	:: atomic { fault; dead[me] = true; waiting0 = waiting0 && me != 0; goto end }
 	fi;
 
-work:
+holding:
 	if
-	:: atomic { fault; dead[me] = true; working[o] = false; goto end }
+	:: atomic { fault; dead[me] = true; holds[o] = false; goto end }
 #if SLOTS == 1
 	/* internal/lockqueue/hold.go: g.fence++ */
-	:: atomic { fence == first[o] && held[o] -> fence++; begin(o, fence); goto work }
+	:: atomic { fence == first[o] && held[o] -> fence++; begin(o, fence); goto holding }
 #endif
-	:: atomic { true -> working[o] = false; goto release }
+	:: atomic { true -> holds[o] = false; goto release }
 	/* internal/lockqueue/hold.go: r.request.Release = h.grant.owner */
-	:: atomic { request < R && !closed -> working[o] = false; back = o; goto ready }
+	:: atomic { request < R && !closed -> holds[o] = false; back = o; goto ready }
 	fi;
 
 release:
 	atomic {
 		reach();
-		givenBack(o);
+		released(o);
 		settle(o);
 		if
 		:: fault; twice = true; goto release
@@ -372,16 +372,16 @@ leave:
 		/* lock_release.lua: elseif queue then */
 		if
 		:: !apart -> ticket[o] = 0; alive[o] = false
-		:: else /* it falls out of the queue by itself */
+		:: else /* it stays in the queue until it counts as dead */
 		fi;
-		told[o] = false;
+		notified[o] = false;
 		settle(o);
 		goto next
 	};
 
 end:
 #ifdef APART
-	skip /* a place in a queue that was out of reach may be handed the lock, until the grace ends */
+	skip /* an owner that stayed in the unreachable queue may be handed the lock, until that is not confirmed */
 #else
 	atomic {
 		k = 0;
@@ -410,7 +410,7 @@ inline forgetLock() {
 	:: else -> break
 	od;
 	o = 0; there = false;
-	clock = (clock > last + FENCES -> clock : last + FENCES); last = 0 /* that takes longer than a row of fences */
+	clock = (clock > last + FENCES -> clock : last + FENCES); last = 0 /* the key ends later than the clock passes the last fence */
 }
 
 #ifdef MUTANT_NO_END
@@ -419,13 +419,13 @@ inline forgetLock() {
 #define mayEnd(o) (dead[o / R] || faults > 0)
 #endif
 
-/* A lease ends: its holder is dead, was stopped, or was late to confirm it. Or a
- * waiter is taken for dead: he is, or was stopped, or could not ask. */
+/* A lease ends: its holder is dead, was stopped, or confirmed too late. Or a waiter does not
+ * count any more: it is dead, was stopped, or could not send its request. */
 #define endsOf(o) \
 	atomic { held[o] && mayEnd(o) -> faults = faults - !dead[o / R]; ends(o) } \
 	:: atomic { alive[o] && (dead[o / R] || faults > 0) -> faults = faults - !dead[o / R]; alive[o] = false }
 
-/* What ends by itself, and what is lost. An end is found by whoever asks next. */
+/* What ends by its TTL, and what is lost. The next request detects an end. */
 proctype Clock() {
 	byte o = 0;
 end:

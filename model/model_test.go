@@ -8,22 +8,21 @@ import (
 	"testing"
 )
 
-// quote is how a model quotes a line of a script or of a Go file.
+// quote matches the comment by which a model quotes a line of a script or a Go file.
 var quote = regexp.MustCompile(`/\* ([\w/]+\.(?:lua|go)): (.*?) \*/`)
 
-// writes finds the commands of a script that change something, and its notifications.
+// writes matches the commands of a script that change data, and its notifications.
 var writes = regexp.MustCompile(`"(SET|SETRANGE|DEL|UNLINK|RENAME|PEXPIRE|HSET|HDEL|ZADD|ZREM|PUBLISH)"|\bnotify\(`)
 
-// TestModelsQuoteWhatIsThere says that the models are of the scripts as they are:
-// whatever line a model quotes is still there, and no line that changes something
-// in Redis is left out, unless README.md says so.
-func TestModelsQuoteWhatIsThere(t *testing.T) {
+// The models must follow the scripts. Each line that a model quotes still exists. Each line that
+// writes to Redis is quoted by a model, or listed in README.md.
+func TestModelsQuoteTheLinesOfTheScripts(t *testing.T) {
 	quoted := quotes(t)
 	for file, lines := range quoted {
 		text := read(t, filepath.Join("..", file))
 		for _, line := range lines {
 			if !strings.Contains(text, line) {
-				t.Errorf("%s has no %q any more: does the model still hold?", file, line)
+				t.Errorf("%s does not have %q any more: does the model still hold?", file, line)
 			}
 		}
 	}
@@ -40,13 +39,13 @@ func TestModelsQuoteWhatIsThere(t *testing.T) {
 				continue
 			}
 			if !isQuoted(line, quoted[file]) {
-				t.Errorf("%s changes something that no model knows: %s", file, line)
+				t.Errorf("%s has a line that writes and that no model quotes: %s", file, line)
 			}
 		}
 	}
 }
 
-// quotes returns what the models quote, by file.
+// quotes returns the quoted lines by file.
 func quotes(t *testing.T) map[string][]string {
 	t.Helper()
 	models, err := filepath.Glob("*.pml")

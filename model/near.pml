@@ -1,12 +1,12 @@
 /*
  * near.pml: the near entry of one value in one process, see internal/near.
  *
- * Time advances in steps. A tracking connection may break: invalidations under way are
- * lost. Or it stays up and silent, as after a failover.
+ * Time advances in steps. A tracking connection may break: invalidations in flight are
+ * lost. Or it stays open and silent, as after a failover.
  *
- *   for so long  an entry is returned for less than LASTS after its value has changed
- *   gone         and never after the invalidation has arrived, on a connection that works
- *   own change   nor after this process has changed the value itself
+ *   bounded      an entry is returned for less than LASTS after its value has changed
+ *   gone         never after the invalidation has arrived, on a working connection
+ *   own change   never after this process has changed the value itself
  */
 #ifndef WRITES
 #define WRITES 1 /* by others */
@@ -23,16 +23,16 @@
 #define LASTS 2 /* internal/near/heartbeat.go: = 3 * time.Second // from when the last heartbeat that arrived was sent */
 
 byte source = 1; /* version in Redis */
-byte own = 0;    /* the newest that this process has written */
+byte own = 0;    /* the newest version that this process wrote */
 byte now = 0;
-byte replaced[WRITES + OWN + 2]; /* when a version was */
+byte replaced[WRITES + OWN + 2]; /* when each version was replaced */
 
-/* The tracking connection, and the messages on it: an invalidation (0), or a heartbeat and
- * when it was sent, plus 1. */
+/* The tracking connection, and the messages on it: 0 for an invalidation, or the time at
+ * which a heartbeat was sent, plus 1. */
 bool up = false, silent = false;
 chan sent = [3] of { byte };
 byte connections = 0;
-byte heartbeat = 0; /* when the next one may be sent: one in a step of time */
+byte heartbeat = 0; /* when the next one may be sent: one in each step of time */
 
 /* The trust of the connection, and until when it lasts; 0 if it has ended. */
 bool trusted = false;
@@ -61,7 +61,7 @@ inline endTrust() {
 inline publish(what) {
 	if
 	:: up && !silent && nfull(sent) -> sent!what
-	:: up && !silent && full(sent) -> silent = true /* it ends soon */
+	:: up && !silent && full(sent) -> silent = true
 	:: else
 	fi
 }
@@ -98,7 +98,7 @@ end:
 #endif
 		fi;
 		what = 0 }
-	:: atomic { up && faults > 0 -> faults--; /* it breaks, which is detected at once or later */
+	:: atomic { up && faults > 0 -> faults--; /* the connection breaks; that is detected at once or later */
 		do
 		:: sent?_
 		:: empty(sent) -> break
@@ -120,7 +120,7 @@ end:
 #else
 	:: atomic { entry != 0 && entryTrust == trust && now < until ->
 #endif
-		assert(entry == source || now < replaced[entry] + LASTS); /* for so long */
+		assert(entry == source || now < replaced[entry] + LASTS); /* bounded */
 		assert(entry == source || silent || nempty(sent)); /* gone */
 		assert(entry >= own) } /* own change */
 	/* internal/near/near.go: return Ticket{trust, node, s.changes} */
@@ -128,18 +128,18 @@ end:
 	/* loader.go: l.Hub.Invalidate(k.names.Value) */
 	:: atomic { writesOwn > 0 -> writesOwn--; write(); version = source };
 	   atomic {
-#ifndef MUTANT_OWN_CHANGE_IS_HEARD
+#ifndef MUTANT_OWN_CHANGE_KEEPS_ENTRY
 		invalidate();
 #endif
 		own = version; version = 0 }
 	od;
 get:
 	atomic { version = source };
-	/* Another goroutine of this process may change it now. */
+	/* Another goroutine of this process may change the value now. */
 	if
 	:: atomic { writesOwn > 0 -> writesOwn--; write() };
 	   atomic {
-#ifndef MUTANT_OWN_CHANGE_IS_HEARD
+#ifndef MUTANT_OWN_CHANGE_KEEPS_ENTRY
 		invalidate();
 #endif
 		own = source }

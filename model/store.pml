@@ -1,9 +1,9 @@
 /*
- * store.pml: loads with a Store, whose leases may be lost at any time, so that any
- * number of processes create the same key at once.
+ * store.pml: loads with a Store. Their leases may be lost at any time, so any number of
+ * processes may create the same key at the same time.
  *
- * The table has the last word: one row, which everybody returns, and no error.
- * Somebody may delete the row meanwhile, once; then the next one is the row.
+ * The table decides: there is one row, all callers return it, and none gets an error. The row
+ * may be deleted once; then the next one is the row.
  */
 #ifndef N
 #define N 3
@@ -16,9 +16,9 @@
 byte row = 0;  /* its value; 0 if there is none */
 byte rows = 0;
 byte owner = NONE;
-bool duplicate = false; /* the database has refused a row */
+bool duplicate = false; /* an INSERT failed because of the unique key */
 byte deletes = DELETES;
-byte ever = 0; /* bit set of the values that were the row */
+byte ever = 0; /* bit set of the values that have been the row */
 
 proctype Process(byte me) {
 	byte seen = 0, version = 0;
@@ -33,12 +33,12 @@ proctype Process(byte me) {
 acquire:
 	if
 	:: atomic { owner == NONE -> owner = me }
-	:: atomic { owner != NONE && owner != me -> seen = row }; /* told, or by a timer */
+	:: atomic { owner != NONE && owner != me -> seen = row }; /* after a notification, or the recheck timer */
 		if
 		:: seen != 0 -> goto done
 		:: else -> goto acquire
 		fi
-	:: true /* without a lease: Redis is down */
+	:: true /* unleased: Redis is unavailable */
 	fi;
 
 	/* fetch.go: v, err := r.l.opt.Store.Lookup(ctx, r.k.user) */
@@ -67,7 +67,7 @@ create:
 #else
 	seen = row;
 	if
-	:: seen == 0 -> goto create /* it was deleted in between */
+	:: seen == 0 -> goto create /* the row was deleted since */
 	:: else
 	fi;
 #endif
