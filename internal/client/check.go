@@ -20,8 +20,8 @@ var (
 // Check returns an error if a client is refused, and otherwise whether it is the
 // client of a cluster. It sends nothing and starts no goroutine.
 //
-// It finds a client in the fields of a wrapper, down to maxLayers. If it finds none, the
-// client counts as one of a single server.
+// It searches the fields of a wrapper for clients, down to maxLayers. If it finds none, the client
+// counts as one of a single server.
 func Check(rdb redis.UniversalClient) (cluster bool, err error) {
 	err = guard.Call(func() (err error) {
 		cluster, err = check(reflect.ValueOf(rdb), maxLayers)
@@ -33,7 +33,7 @@ func Check(rdb redis.UniversalClient) (cluster bool, err error) {
 	return cluster, err
 }
 
-const maxLayers = 16 // of wrappers; it ends a cycle
+const maxLayers = 16 // of wrappers; a limit, because wrappers may form a cycle
 
 var universal = reflect.TypeFor[redis.UniversalClient]()
 

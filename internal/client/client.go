@@ -1,10 +1,12 @@
-// Package client has what all Loaders and Lockers of one Redis client share, and decides
-// which clients are accepted.
+// Package client has the objects that all Loaders and Lockers of one Redis client share, and decides
+// which clients are accepted. The Loader and the Locker use it.
 //
-// redis.UniversalClient hides differences between the clients of go-redis, and some of them
-// break the promises of fetchonce. Programs also wrap clients, most often in a struct that
-// embeds a client or a redis.UniversalClient. So [Check] examines the fields of a wrapper, and
-// reads the options of the clients that it finds.
+// [Open] returns the shared objects of a client and counts their users. The last Close closes them.
+//
+// redis.UniversalClient hides differences between the clients of go-redis, and some of them break
+// the promises of fetchonce. Programs also wrap clients, most often in a struct that embeds a
+// client or a redis.UniversalClient. So [Check] examines the fields of a wrapper, and reads the
+// options of the clients that it finds.
 package client
 
 import (
@@ -18,7 +20,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-// A Client is what the Loaders and Lockers of one Redis client share.
+// A Client has the shared objects of one Redis client.
 type Client struct {
 	Cluster bool
 	Mailbox *wake.Mailbox
@@ -35,11 +37,11 @@ var (
 	open   = make(map[redis.UniversalClient]*Client)
 )
 
-// Open returns the Client for a Redis client, of which [Check] has said whether it is that of
-// a cluster. The caller must close it. It connects to nothing until it is used.
+// Open returns the Client of a Redis client. cluster is the result of [Check]. The caller must close
+// the Client. It connects at its first use.
 //
-// Two Redis clients that are equal share a Client. One that cannot be compared, as a struct
-// with a slice in it, has a Client for each Open.
+// Redis clients that are equal share a Client. For one that cannot be compared, such as a struct
+// with a slice, each Open returns a new Client.
 func Open(rdb redis.UniversalClient, cluster bool) *Client {
 	openMu.Lock()
 	defer openMu.Unlock()
@@ -58,8 +60,8 @@ func Open(rdb redis.UniversalClient, cluster bool) *Client {
 
 func isComparable(rdb redis.UniversalClient) bool { return reflect.ValueOf(rdb).Comparable() }
 
-// Close ends one use. The last Close fails the commands that are queued with the cause, waits
-// for those in flight, and ends the connections for notifications and invalidations.
+// Close ends one use. The last Close fails the queued commands with the cause, waits for those in
+// flight, and closes the connections for notifications and invalidations.
 func (c *Client) Close(cause error) {
 	openMu.Lock()
 	c.users--

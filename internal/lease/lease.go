@@ -1,8 +1,8 @@
-// Package lease renews a lease while a function runs under it, and ends the function's
-// context no later than the lease.
+// Package lease renews a lease while a function runs under it, and ends the function's context
+// before the lease ends. The Loader and the Locker use it.
 //
-// It knows the length of a lease, when its request was sent, and a function that renews it.
-// It knows nothing of Redis, keys or values. The loader and the locker use it.
+// It gets the length of a lease, the time at which its request was sent, and a function that renews
+// it. It does not know Redis, keys or values.
 //
 // # What local time may decide
 //
@@ -45,11 +45,11 @@ type Keeper struct {
 
 	mu       sync.Mutex
 	stopped  bool               // guarded by mu, as are those below
-	cause    error              // of the context's end; not changed once stopped
-	isLost   bool               // it was stopped by Lost
+	cause    error              // of the context's end; constant once stopped
+	isLost   bool               // Lost has stopped it
 	refused  bool               // Redis has refused a renewal: the lease is lost
 	onLost   func()             // see OnLost
-	abort    context.CancelFunc // ends the running renewal; not changed once stopped
+	abort    context.CancelFunc // ends the running renewal; constant once stopped
 	deadline time.Time
 	next     time.Time   // of the next renewal
 	busy     bool        // a renewal is running
@@ -119,8 +119,8 @@ func (k *Keeper) onTimer() {
 	}
 	k.busy = false
 	if err != nil {
-		// The lease is not lost yet. Try again until the deadline, a tenth of the length after
-		// the last try was sent. If that time has passed, this is at once.
+		// The lease is not lost yet. Until the deadline, the next renewal is sent a tenth of the
+		// length after this one was sent, or at once if that time has passed.
 		k.next = sent.Add(k.length / 10)
 	} else {
 		k.deadline = sent.Add(valid(k.length))

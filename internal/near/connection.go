@@ -47,7 +47,7 @@ func (c *connection) run() error {
 		<-c.ctx.Done() // until a cache is attached
 		return context.Cause(c.ctx)
 	}
-	c.heartbeats = protocol.Heartbeats(c.changes[0], h.process) // any namespace will do
+	c.heartbeats = protocol.Heartbeats(c.changes[0], h.process) // of any namespace
 	rdb := redis.NewClient(c.options())
 	defer func() { _ = rdb.Close() }()
 	if err := rdb.RegisterPushNotificationHandler("invalidate", c, false); err != nil {
@@ -71,8 +71,8 @@ func (c *connection) run() error {
 
 // receive handles messages. It starts the heartbeats once the subscriptions are confirmed.
 func (c *connection) receive(conn *redis.PubSub) error {
-	var beating sync.WaitGroup
-	defer beating.Wait()
+	var heartbeats sync.WaitGroup
+	defer heartbeats.Wait()
 	defer c.cancel(nil)
 	for wanted := 1 + len(c.changes); ; {
 		got, err := conn.Receive(c.ctx)
@@ -86,7 +86,7 @@ func (c *connection) receive(conn *redis.PubSub) error {
 		case *redis.Subscription:
 			wanted--
 			if got.Count == 1 && c.refusal == nil || wanted == 0 {
-				beating.Go(c.beat) // ends with c.ctx
+				heartbeats.Go(c.sendHeartbeats) // ends with c.ctx
 			}
 		case *redis.Message:
 			c.changed(got.Payload)
@@ -193,7 +193,7 @@ func (c *connection) HandlePushNotification(_ context.Context, _ push.Notificati
 // changed handles the change of a value, or a heartbeat.
 func (c *connection) changed(name string) {
 	if strings.HasPrefix(name, c.heartbeats) {
-		c.beatArrived(name)
+		c.heartbeatArrived(name)
 		return
 	}
 	c.tracker.hub.Invalidate(name)

@@ -17,13 +17,13 @@ const (
 
 var errSilent = errors.New("tracking connection silent: heartbeats do not arrive")
 
-// beat sends heartbeats until the connection ends, and ends it if they do not arrive.
-func (c *connection) beat() {
+// sendHeartbeats sends a heartbeat each second until the connection ends, and ends it if they do not arrive.
+func (c *connection) sendHeartbeats() {
 	c.until = now() + int64(trustLasts)
 	ticker := time.NewTicker(heartbeatEvery)
 	defer ticker.Stop()
 	for {
-		if err := guard.Call(c.send); err != nil && c.ctx.Err() == nil {
+		if err := guard.Call(c.sendHeartbeat); err != nil && c.ctx.Err() == nil {
 			c.tracker.hub.report(false, fmt.Errorf("heartbeat: %w", err))
 		}
 		select {
@@ -41,8 +41,8 @@ func (c *connection) beat() {
 	}
 }
 
-// send sends a heartbeat over the user's client: that way it takes the route of the changes.
-func (c *connection) send() error {
+// sendHeartbeat sends a heartbeat over the user's client: that way it takes the route of the changes.
+func (c *connection) sendHeartbeat() error {
 	h := c.tracker.hub
 	ctx, cancel := context.WithTimeout(c.ctx, trustLasts)
 	defer cancel()
@@ -62,9 +62,9 @@ func (c *connection) send() error {
 	return h.client.Set(ctx, name, "", 2*trustLasts).Err()
 }
 
-// beatArrived extends the trust. The expiry of a heartbeat's key arrives, too: it does not
+// heartbeatArrived extends the trust. The expiry of a heartbeat's key arrives, too: it does not
 // count.
-func (c *connection) beatArrived(name string) {
+func (c *connection) heartbeatArrived(name string) {
 	c.mu.Lock()
 	sent, ok := c.sent[name]
 	delete(c.sent, name)

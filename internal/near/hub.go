@@ -38,7 +38,7 @@ type Hub struct {
 	byValues map[string][]*attached
 }
 
-// attached is a cache as its hub sees it.
+// An attached has the functions of a cache that its hub calls.
 type attached struct {
 	values, changes string
 	invalidate      func(tag string)

@@ -1,5 +1,5 @@
-// Package near caches values in this process, and returns none that may have changed in
-// Redis.
+// Package near caches values in this process, and returns none that may have changed in Redis.
+// The loader uses it.
 //
 // A [Cache] is a bounded map of entries. A [Hub] receives every change of their values in
 // Redis: by any client, in any language, by expiry, by eviction, by FLUSHALL. It has a
@@ -36,7 +36,7 @@
 // may not know yet that the slot has moved there. A key that leaves a node is a change on
 // that node.
 //
-// The package knows nothing of values and reads none. The loader uses it.
+// The package does not know what values mean, and reads none.
 package near
 
 import (
@@ -52,7 +52,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// A Cache has the entries of one namespace. Its keys are handles; see [protocol.Handle].
+// A Cache has the near entries of one namespace. Its keys are handles; see [protocol.Handle].
 type Cache[T any] struct {
 	hub     *Hub
 	values  string // the prefix of the names of its values
@@ -66,27 +66,27 @@ type Cache[T any] struct {
 
 type entry[T any] struct {
 	trust *trust
-	until int64 // the end of its life
-	exact bool  // its life is compared with the clock, not with the time of the last tick
+	until int64 // when its life ends
+	exact bool  // Get compares until with the clock, not with the time of the last tick
 	value T
 }
 
-// A stripe orders the changes of some keys and the making of their entries.
+// A stripe orders the changes and the new entries of some keys.
 type stripe struct {
 	mu      sync.Mutex
 	changes uint64 // received so far
 }
 
-// A trust is the promise that all changes are received which concern its entries.
+// A trust is the promise that all changes of its entries are received.
 type trust struct {
-	until atomic.Int64 // the end of the promise; never once it has ended for good
-	ended atomic.Int64 // when it has; set before until
+	until atomic.Int64 // when the promise ends; never after stop
+	ended atomic.Int64 // when stop ended it; set before until
 }
 
 // never is before every other time, also in a synctest bubble, which begins in 2000.
 const never = math.MinInt64
 
-// stop ends the promise for good. It returns until when it would have lasted.
+// stop ends the promise for ever. It returns until when the promise would have lasted.
 func (t *trust) stop() (until int64) {
 	until = t.until.Load()
 	t.ended.CompareAndSwap(0, min(until, now()))
@@ -106,9 +106,9 @@ var epoch = time.Now()
 
 func now() int64 { return int64(time.Since(epoch)) }
 
-// Reading the clock costs as much as finding an entry. So a hit uses the time of the last
-// tick, and all that ends does so one tick early. A process that is too slow to tick is too
-// slow to receive changes, too. For entries with a short life, a hit reads the clock.
+// A hit uses the time of the last tick, and every entry and trust ends one tick early. A process
+// that is too slow to tick is also too slow to receive changes. For entries with a short life, a hit
+// reads the clock: it takes 1.5 times as long (BenchmarkHit: 49 ns and 32 ns, the best of 120 runs).
 const (
 	tick      = 100 * time.Millisecond
 	shortLife = time.Second

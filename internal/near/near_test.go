@@ -19,7 +19,7 @@ import (
 const values, changes = "p:v:{", "p:i"
 
 // open returns a cache of the client's process.
-func open(t *testing.T, rdb redis.UniversalClient) *near.Cache[string] {
+func open(t testing.TB, rdb redis.UniversalClient) *near.Cache[string] {
 	t.Helper()
 	h := near.NewHub(rdb, "process")
 	c := near.New[string](h, near.Config{Values: values, Changes: changes, Entries: 100, Report: func(bool, error) {}})
@@ -31,7 +31,7 @@ func open(t *testing.T, rdb redis.UniversalClient) *near.Cache[string] {
 }
 
 // put makes an entry as soon as the cache is trusted.
-func put(t *testing.T, r redistest.Backend, c *near.Cache[string], tag string) {
+func put(t testing.TB, r redistest.Backend, c *near.Cache[string], tag string) {
 	t.Helper()
 	r.Until("an entry is made", func() bool { return c.Put(ticketOf(c, tag), tag, "v", time.Hour) })
 }
@@ -257,4 +257,21 @@ func TestNewNamespaceIsUntrustedUntilItIsTracked(t *testing.T) {
 	put(t, r.Backend(), b, "k")
 	do(t, rdb.Set(t.Context(), "b:v:{k}", "new", 0))
 	r.Backend().Until("the entry is dropped", func() bool { return !has(b, "k") })
+}
+
+// BenchmarkHit compares a hit by the time of the last tick with one that reads the clock.
+func BenchmarkHit(b *testing.B) {
+	r := redistest.Server(b).Backend()
+	c := open(b, r.Client())
+	for name, life := range map[string]time.Duration{"tick": time.Hour, "clock": time.Second - 1} {
+		put(b, r, c, "k")
+		c.Put(ticketOf(c, "k"), "k", "v", life)
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if !has(c, "k") {
+					c.Put(ticketOf(c, "k"), "k", "v", life)
+				}
+			}
+		})
+	}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/fetchonce/fetchonce/internal/guard"
 )
 
-// relist is how often the hub lists the masters of a cluster. It limits how long there are
-// no entries for the values of a new node.
+// relist is the mean time between two lists of the masters of a cluster. It limits for how long the
+// values of a new node have no entries.
 const relist = 2 * time.Second
 
 // trustOf returns the present trust for a value, nil if there is none, and in a cluster the
@@ -122,7 +122,7 @@ func (h *Hub) update(masters map[string]*redis.Options) {
 	}
 }
 
-// flushed drops all entries, and ends all trust: the values of a node were all deleted.
+// flushed ends all trust and drops all entries: a node has deleted all its values.
 func (h *Hub) flushed() {
 	h.renewTrust()
 	for _, a := range h.all() {

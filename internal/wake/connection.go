@@ -19,10 +19,9 @@ const (
 	longestPause = time.Second
 )
 
-// ended is the context of every call of a connected PubSub. When the connection breaks,
-// go-redis would dial another one at once, and hold the PubSub's lock meanwhile. Close and
-// Subscribe would wait for that lock, for as long as Redis hangs. An ended context prevents
-// that dial: run makes the next connection.
+// ended is the context of every call of a connected PubSub. When the connection breaks, go-redis
+// would dial another one at once under the PubSub's lock. Close and Subscribe would wait for that
+// lock while Redis hangs. An ended context prevents the dial: run makes the next connection.
 var ended = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -54,8 +53,8 @@ func (m *Mailbox) serve() (received bool) {
 	return received
 }
 
-// connect makes the connection and reports whether that succeeded. No other goroutine has
-// conn before that.
+// connect makes the connection and reports whether that succeeded. Until then, no other goroutine
+// uses conn.
 func (m *Mailbox) connect(conn *redis.PubSub) bool {
 	wanted := m.wanted()
 	if conn.Subscribe(m.ctx, wanted...) != nil {

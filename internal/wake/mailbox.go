@@ -1,12 +1,14 @@
 // Package wake receives the notifications that other processes publish for this one: a value
 // was stored, a fetch failed, a lease ended.
 //
-// There is one [Mailbox] for each Redis client, see internal/client. It has one connection. Notifications are hints: they may be lost, late or forged.
-// The recheck timers of the waiters cover what is lost, so no function of this package
-// returns an error.
+// The loader and internal/lockqueue use it. There is one [Mailbox] for each Redis client, with one
+// connection; see internal/client.
 //
-// The package knows the messages of the protocol. It knows nothing of values, leases or
-// policy. The loader and the locker use it.
+// Notifications are hints: they may be lost, late or forged. The recheck timers of the waiters
+// cover lost ones, so no function of this package returns an error. When notifications may have
+// been lost, all waiters receive a retry.
+//
+// The package knows the messages of the protocol, and does not know values, leases or policy.
 package wake
 
 import (
@@ -39,15 +41,15 @@ type Mailbox struct {
 
 	mu       sync.Mutex
 	conn     *redis.PubSub            // nil while there is no connection
-	channels map[string]*subscription // that the mailbox should be subscribed to
-	uses     map[string]int           // of channels, by users that have not stopped
+	channels map[string]*subscription // the channels to subscribe to
+	uses     map[string]int           // how many users each channel has
 	slots    map[string][]*Slot
 	onLost   map[string]func() // by owner
 	probing  bool
 	echo     chan struct{} // closed when the probe arrives
 }
 
-// New returns the mailbox of a client. The caller must close it. It connects on the first
+// New returns the mailbox of a client. The caller must close it. It connects at the first
 // Subscribe.
 func New(rdb Client) *Mailbox {
 	name := make([]byte, 16)
