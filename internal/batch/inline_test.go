@@ -180,8 +180,8 @@ func TestCallerSendsOnlyItsOwnCommandInline(t *testing.T) {
 		synctest.Wait()
 		r.Resume()
 		synctest.Wait()
-		wantEnded(t, "the one who waited", waits, time.Millisecond, nil)
-		wantEnded(t, "the one who came", comes, 0, nil)
+		wantEnded(t, "the one that waited", waits, time.Millisecond, nil)
+		wantEnded(t, "the one that arrived later", comes, 0, nil)
 		if before.Val() != "v" || after.Val() != "v" {
 			t.Errorf("they read %q and %q, want v", before.Val(), after.Val())
 		}
@@ -195,7 +195,7 @@ func TestInlineSendTimesOut(t *testing.T) {
 		late := do(t.Context(), b, 200*time.Millisecond, get("k"))
 		time.Sleep(200 * time.Millisecond)
 		synctest.Wait()
-		wantEnded(t, "the one alone", late, 200*time.Millisecond, batch.ErrTimeout)
+		wantEnded(t, "the lone one", late, 200*time.Millisecond, batch.ErrTimeout)
 		r.Resume()
 		answered(t, b)
 		r.Pause()
@@ -207,33 +207,33 @@ func TestInlineSendTimesOut(t *testing.T) {
 		wantEnded(t, "the one with less time", late, 100*time.Millisecond, context.DeadlineExceeded)
 		own := s.taken()
 		if !own[0] || !slices.Contains(own[1:], true) {
-			t.Errorf("sent by their callers: %v; the test has no force", own)
+			t.Errorf("sent by their callers: %v; the test needs inline sends", own)
 		}
 	})
 }
 
 // Redis stops answering. Only the callers of inline sends in flight notice their cancellation late.
-func TestOnlyTheFirstCallersNoticeACancellationLate(t *testing.T) {
+func TestOnlyInlineCallersNoticeACancellationLate(t *testing.T) {
 	afterAPromptReply(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, s *senders, b *batch.Batcher) {
 		r.Pause()
 		ctx, cancel := context.WithCancel(t.Context())
-		finder := do(ctx, b, 200*time.Millisecond, get("k"))
+		inlined := do(ctx, b, 200*time.Millisecond, get("k"))
 		time.Sleep(10 * time.Millisecond)
 		next := do(ctx, b, 200*time.Millisecond, get("k"))
 		time.Sleep(10 * time.Millisecond)
 		cancel()
 		synctest.Wait()
-		wantWaiting(t, "the one who finds it out", finder)
+		wantWaiting(t, "the inline one", inlined)
 		wantEnded(t, "the next", next, 10*time.Millisecond, context.Canceled)
 		time.Sleep(180 * time.Millisecond)
 		synctest.Wait()
-		wantEnded(t, "the one who finds it out", finder, 200*time.Millisecond, context.Canceled)
+		wantEnded(t, "the inline one", inlined, 200*time.Millisecond, context.Canceled)
 		ctx, cancel = context.WithCancel(t.Context())
 		later := do(ctx, b, 200*time.Millisecond, get("k"))
 		synctest.Wait()
 		cancel()
 		synctest.Wait()
-		wantEnded(t, "one who comes later", later, 0, context.Canceled)
+		wantEnded(t, "a later one", later, 0, context.Canceled)
 		if own := s.taken(); slices.Contains(own[1:], true) || !own[0] {
 			t.Errorf("sent by their callers: %v, want the first only", own)
 		}
@@ -247,7 +247,7 @@ func TestEndedContextSendsNothingInline(t *testing.T) {
 		cancel()
 		gone := do(ctx, b, within, get("k"))
 		synctest.Wait()
-		wantEnded(t, "the one who has left", gone, 0, context.Canceled)
+		wantEnded(t, "the one with an ended context", gone, 0, context.Canceled)
 	})
 }
 
@@ -272,7 +272,7 @@ func TestCloseWaitsForAnInlineSend(t *testing.T) {
 					t.Errorf("Close took %v, want %v", took, want)
 				}
 				synctest.Wait()
-				wantEnded(t, "the one on his way", sent, want, end)
+				wantEnded(t, "the one in flight", sent, want, end)
 				if err := b.Do(t.Context(), within, get("k")); !errors.Is(err, io.EOF) {
 					t.Errorf("Do after Close = %v, want %v", err, io.EOF)
 				}
@@ -297,7 +297,7 @@ func TestPanicOfAHookIsTheCommandsError(t *testing.T) {
 		time.Sleep(2 * time.Millisecond) // the linger of the third and fourth ends
 		synctest.Wait()
 		if n := len(s.taken()); n != 3 {
-			t.Errorf("%d are under way, want 3: two alone, and two together", n)
+			t.Errorf("%d are in flight, want 3: two lone commands, and two in one pipeline", n)
 		}
 		r.Resume()
 	})

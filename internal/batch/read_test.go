@@ -74,10 +74,10 @@ func TestEqualReadsInTheQueueAreOneCommand(t *testing.T) {
 		short := getRange("{k}", 4) // it has another range
 		cmds = append(cmds, short)
 		ends = append(ends, read(t.Context(), b, short))
-		r.Until("the short one is, too", func() bool { return b.Queued() == 1+len(cmds) })
+		r.Until("the short one is in the queue", func() bool { return b.Queued() == 1+len(cmds) })
 		leave()
 		if got := <-gone; !errors.Is(got.err, context.Canceled) {
-			t.Errorf("the first, who leaves: %v", got.err)
+			t.Errorf("the caller that leaves: %v", got.err)
 		}
 		close(g.open)
 		for _, ended := range append(held, ends...) {
@@ -145,7 +145,7 @@ func TestReadInFlightIsNotShared(t *testing.T) {
 				}
 				redistest.WireOf(rdb).Delay(time.Second)
 				before := getRange("k", 100)
-				asked := read(t.Context(), b, before)
+				inFlight := read(t.Context(), b, before)
 				time.Sleep(time.Second / 2) // the read was executed, and its reply is in flight
 				r.Del("k")
 				var (
@@ -156,13 +156,13 @@ func TestReadInFlightIsNotShared(t *testing.T) {
 					cmds = append(cmds, getRange("k", 100))
 					ends = append(ends, read(t.Context(), b, cmds[len(cmds)-1]))
 				}
-				for _, ended := range append(ends, asked) {
+				for _, ended := range append(ends, inFlight) {
 					if got := <-ended; got.err != nil {
 						t.Fatal(got.err)
 					}
 				}
 				if before.Val() != "old" {
-					t.Fatalf("the one before the deletion read %q; the test has no force", before.Val())
+					t.Fatalf("the read before the deletion = %q; the test needs the old value", before.Val())
 				}
 				for _, cmd := range cmds {
 					if cmd.Val() != "" {

@@ -21,7 +21,7 @@ type grant struct {
 	end      func(cause error)
 }
 
-// A Hold is one caller's turn of holding a lock, until its Release.
+// A Hold is the time from an Acquire to its Release, in which one caller holds a lock.
 type Hold struct {
 	q     *Queue
 	n     *name

@@ -93,7 +93,7 @@ func TestValueFetchedDuringAMarkIsNotStored(t *testing.T) {
 				end()
 				sealed := sized(fence, size)
 				if f := holder.fill(owner, fence, sealed, ttl); !f.Stored {
-					t.Errorf("%s: Fill = %+v, want that the lease was ours", name, f)
+					t.Errorf("%s: Fill = %+v, want stored: the lease was ours", name, f)
 				}
 				if holder.exists(key.Value) || holder.exists(key.Meta()) || holder.exists(key.Staged(owner)) {
 					t.Errorf("%s, %d bytes: stored: %v, lease: %v, staged: %v; want none", name, size,
@@ -107,7 +107,7 @@ func TestValueFetchedDuringAMarkIsNotStored(t *testing.T) {
 				writer.must(writer.Unmark(t.Context(), key, "m"))
 			}
 		}
-		owner, fence := holder.lease() // and after it all is as always
+		owner, fence := holder.lease() // later leases store their values again
 		if f := holder.fill(owner, fence, seal(fence, 1), ttl); !f.Stored || !holder.exists(key.Value) {
 			t.Errorf("Fill after the mark = %+v, a value: %v; want both", f, holder.exists(key.Value))
 		}

@@ -2,12 +2,12 @@
 -- this. Any of it may be forged: what is longer, later or more than fetchonce writes is ignored. See
 -- docs/internals/design.md.
 local longest = 60000 -- ms: the longest Lease of a Loader
-local ahead = 5000000 -- µs: a fence is ahead of the clock by no more, unless the clock was set back by more
+local ahead = 5000000 -- µs: how far a fence may be ahead of the clock, after the clock was set back
 local most_waiters = 512
 local most_marks = 1000
 local waiter_field = string.byte("w")
 
--- read returns a reply, or nil if the key holds another type than ours. Any other error ends the script.
+-- read returns a reply, or nil if the key has another type than expected. Any other error ends the script.
 local function read(command, key, ...)
   local reply = redis.pcall(command, key, ...)
   if type(reply) ~= "table" or not reply.err then return reply end

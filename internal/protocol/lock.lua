@@ -40,9 +40,9 @@ if foreign then
   return redis.error_reply(foreign)
 end
 if last then
-  if (tonumber(last) or math.huge) > clock + fence_ahead then last = "0" end -- not a fence of ours: see grant
+  if (tonumber(last) or math.huge) > clock + fence_ahead then last = "0" end -- it is forged: see grant
   for owner, fence, stop, length in string.gmatch(rest, " (%S+) (%d+) (%d+)/?(%d*)") do
-    -- Another process may have a longer lease than ours. It counts up to longest_lease.
+    -- Another process may have a longer lease than this one. It counts up to longest_lease.
     length = math.max(lease, math.min(tonumber(length) or 0, longest_lease))
     stop = math.min(tonumber(stop) or 0, now + length)
     if stop > now then

@@ -16,7 +16,7 @@ if ARGV[6] then
   drop(ARGV[6])
 end
 
--- isTicket reports whether a score may be a ticket of ours: a time that is past.
+-- isTicket reports whether a score may be a ticket: a time that is past.
 local function isTicket(score) return score and score > 0 and score < clock + clock_back * 1000 end
 
 local handed = 0

@@ -1,6 +1,6 @@
 -- lock_release.lua: release a lease, or leave the queue. The longest waiter receives the lease.
 -- Returns 1 if there was such a lease, else 0. Sent twice, the second request finds none and answers 0: it cannot
--- tell a release from a loss, which does no harm.
+-- distinguish a release from a loss, which is harmless.
 local ours = 0
 if fences[ARGV[1]] then
   ours = 1

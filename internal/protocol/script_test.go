@@ -146,7 +146,7 @@ func TestErrorThatDoesNotPassIsReturnedAtTheTimeout(t *testing.T) {
 			start := time.Now()
 			_, err := op(t.Context())
 			if took := time.Since(start); took > timeout || took < timeout/2 {
-				t.Errorf("%q for ever: gave up after %v, want near %v", text, took, timeout)
+				t.Errorf("%q for ever: failed after %v, want near %v", text, took, timeout)
 			}
 			if err == nil || err.Error() != text {
 				t.Errorf("error = %v, want the server's, %q", err, text)
@@ -258,7 +258,7 @@ func TestConnectionCutTwiceIsAnError(t *testing.T) {
 			t.Errorf("%v, nil; want an error", got)
 		}
 		if took := time.Since(start); took > 100*time.Millisecond || w.RoundTrips() != 2 {
-			t.Errorf("gave up after %v and %d round trips, want 2", took, w.RoundTrips())
+			t.Errorf("failed after %v and %d round trips, want 2", took, w.RoundTrips())
 		}
 	})
 }
@@ -267,7 +267,7 @@ func TestDownRedisIsAnErrorAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, r redistest.Redis, _ *redis.Client, op func(context.Context) (any, error)) {
 		r.Kill()
 		start := time.Now()
-		// The pooled connection may turn out to be cut, and then the dial fails.
+		// The pooled connection may be cut, and then the dial fails.
 		if got, err := op(t.Context()); err == nil || time.Since(start) > 100*time.Millisecond {
 			t.Errorf("%v, %v after %v; want an error at once", got, err, time.Since(start))
 		}

@@ -1,7 +1,7 @@
 -- segment.lua: the segments of a value: see internal/envelope. FILL has this after lease.lua.
 local most_segments = 3 -- in a value, each of another schema
 local most_bytes = 16777216 -- of other schemas: what a script copies blocks the server for 1.4 ms per MiB
-local clock_skew = 1000 -- ms: the clock of a process that stamps a segment may be ahead of the server's by so much
+local clock_skew = 1000 -- ms: how far the clock of a process that stamps a segment may be ahead of the server's
 
 -- segment_size returns the length of a segment that begins with these 56 bytes, or nil if they are no header.
 local function segment_size(head)
