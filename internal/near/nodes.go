@@ -9,6 +9,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/guard"
+	"github.com/fetchonce/fetchonce/internal/sleep"
 )
 
 // relist is the mean time between two lists of the masters of a cluster. It limits for how long the
@@ -55,7 +56,7 @@ func (h *Hub) run() {
 		} else if h.ctx.Err() == nil {
 			h.report(false, err)
 		}
-		if !sleep(h.ctx, relist*3/4+rand.N(relist/2)) {
+		if !sleep.For(h.ctx, relist*3/4+rand.N(relist/2)) {
 			return
 		}
 	}
@@ -145,16 +146,5 @@ func (h *Hub) renewTrust() {
 func (h *Hub) reconnect() {
 	for _, t := range *h.trackers.Load() {
 		t.reconnect()
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

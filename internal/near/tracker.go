@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/fetchonce/fetchonce/internal/guard"
+	"github.com/fetchonce/fetchonce/internal/sleep"
 )
 
 // The pause before the next connection. It doubles while no connection becomes trusted.
@@ -62,7 +63,7 @@ func (t *tracker) run() {
 		if t.ctx.Err() == nil {
 			t.hub.report(false, err)
 		}
-		sleep(t.ctx, pause/2+rand.N(pause))
+		sleep.For(t.ctx, pause/2+rand.N(pause))
 		pause = min(2*pause, longestPause)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fetchonce/fetchonce/internal/breaker"
+	"github.com/fetchonce/fetchonce/internal/sleep"
 )
 
 const (
@@ -44,7 +45,7 @@ func (c *Client) persist(ctx context.Context, err error, send func(within time.D
 			}
 			return err
 		}
-		if !sleep(ctx, pause/2+rand.N(pause)) {
+		if !sleep.For(ctx, pause/2+rand.N(pause)) {
 			return ctx.Err()
 		}
 		err = send(c.timeout - time.Since(started))
@@ -73,15 +74,4 @@ func cut(err error) bool {
 	}
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe)
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/fetchonce/fetchonce/internal/guard"
 	"github.com/fetchonce/fetchonce/internal/protocol"
+	"github.com/fetchonce/fetchonce/internal/sleep"
 )
 
 // The pause before the next connection. It doubles while no connection receives anything.
@@ -34,7 +35,7 @@ func (m *Mailbox) run() {
 		if m.serve() {
 			pause = firstPause
 		}
-		m.sleep(pause/2 + rand.N(pause))
+		sleep.For(m.ctx, pause/2+rand.N(pause))
 	}
 }
 
@@ -103,15 +104,6 @@ func (m *Mailbox) wanted() []string {
 		channels = append(channels, channel)
 	}
 	return channels
-}
-
-func (m *Mailbox) sleep(d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-m.ctx.Done():
-	}
 }
 
 func (m *Mailbox) handle(got any) {
