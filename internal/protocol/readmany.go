@@ -5,14 +5,14 @@ import (
 	"slices"
 )
 
-// ReadMany reads so much at once, and hands it out before it reads on.
+// Limits of what ReadMany reads before it calls take.
 const (
-	readBytes = 32 << 20 // if all values are as large as the read allows
-	readKeys  = 2000
-	readLeast = 16 << 10 // of each value
+	readBytes  = 32 << 20 // the sum of the values, if each is as large as its share
+	readKeys   = 2000
+	leastShare = 16 << 10 // of readBytes, for each value
 )
 
-// A readMany is one ReadMany.
+// A readMany is the state of one ReadMany.
 type readMany struct {
 	*Client
 	at    Runner
@@ -21,12 +21,11 @@ type readMany struct {
 	take  func(i int, got Got)
 }
 
-// ReadMany reads values of up to limit bytes, and calls take with each value and the index of
-// its key. It reads at the node at, or at the node of each key if at is nil.
+// ReadMany reads values of up to limit bytes, and calls take with each value and the index of its
+// key. It sends the reads to at or, if that is nil, to the node of each key.
 //
-// Small values take one round trip for each thousand keys. The first read of a value that is
-// larger than its share of readBytes gets its beginning only. Such values are read once more,
-// few at a time.
+// Small values take one round trip for each thousand keys. The first read of a value gets at most
+// its share of readBytes. If the value is larger, it is read again, with few others at a time.
 func (c *Client) ReadMany(ctx context.Context, at Runner, keys []Key, limit int, take func(i int, got Got)) {
 	r := readMany{c, at, keys, limit, take}
 	all := make([]int, len(keys))
@@ -34,7 +33,7 @@ func (c *Client) ReadMany(ctx context.Context, at Runner, keys []Key, limit int,
 		all[i] = i
 	}
 	for some := range slices.Chunk(all, readKeys) {
-		share := max(readBytes/len(some), readLeast)
+		share := max(readBytes/len(some), leastShare)
 		large := r.read(ctx, some, min(share, limit))
 		for few := range slices.Chunk(large, max(readBytes/limit, 1)) {
 			r.read(ctx, few, limit)
@@ -42,8 +41,8 @@ func (c *Client) ReadMany(ctx context.Context, at Runner, keys []Key, limit int,
 	}
 }
 
-// read reads the values of some keys, up to limit bytes of each. It returns the keys whose
-// values are larger, and not too large.
+// read reads up to limit bytes of the values of some keys. It returns the keys whose values are
+// larger and still to be read.
 func (r *readMany) read(ctx context.Context, some []int, limit int) (large []int) {
 	keys := make([]Key, len(some))
 	for j, i := range some {
