@@ -208,7 +208,7 @@ func (l *locking) forgeWaiters(score, until float64, waiters ...string) {
 	}
 }
 
-// A stranger leaves a member without a ticket in a queue that has no waiters. The lock is free, and the member expires.
+// The queue has a forged member without a ticket, and no waiters. The lock is free, and the member expires.
 func TestForgedQueueWithoutWaitersExpires(t *testing.T) {
 	for _, ttl := range []time.Duration{0, time.Second, year} {
 		inLock(t, func(t *testing.T, l *locking) {
