@@ -8,8 +8,7 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// bars are what fetchonce should reach: most of them beside its peers in the same
-// repetition.
+// bars returns the targets of fetchonce. Most compare it with its peers in the same repetition.
 func bars() []report.Bar {
 	all := slices.Concat(hitBars, loadBars, lockBars, outageBars)
 	for i := range all {
@@ -18,7 +17,7 @@ func bars() []report.Bar {
 	return all
 }
 
-// ours is the peer that the bars are for.
+// ours is the peer that has targets.
 const ours = "fetchonce"
 
 var hitBars = []report.Bar{
@@ -36,18 +35,18 @@ var one = run.Params{"goroutines": "1"}
 
 var loadBars = []report.Bar{
 	{What: "a miss beside the best peer that fetches once", Workload: miss.Name, Figure: "us_per_op", Against: others(miss, fetchesOnce), Most: 1, Why: whyMiss},
-	{What: "fetches of a value that all want", Workload: stampede.Name, Figure: fetches.Figure, Most: 1},
+	{What: "fetches of one value for all callers", Workload: stampede.Name, Figure: fetches.Figure, Most: 1},
 	{What: "p99 after the fetch's end beside the best peer that fetches once", Workload: stampede.Name, Figure: afterP99.Figure, Against: others(stampede, fetchesOnce), Most: 1},
 	{What: "Redis commands beside the best peer that fetches once", Workload: stampede.Name, Figure: "commands", Against: others(stampede, fetchesOnce), Most: 1, Why: whyStampede},
-	{What: "fetches to those that were needed", Workload: zipf.Name, Figure: "fetches_to_minimum", Most: 1.02},
+	{What: "fetches to the fetches that were needed", Workload: zipf.Name, Figure: "fetches_to_minimum", Most: 1.02},
 }
 
 var lockBars = []report.Bar{
-	{What: "hand-overs beside the best peer", Workload: handover.Name, Figure: handoversPerSecond.Figure, Against: otherLockers, Least: 2},
-	{What: "acquisitions of the goroutine that has fewest to those of the one that has most", Workload: handover.Name, Figure: "fairness", Least: 0.9},
+	{What: "hand-offs beside the best peer", Workload: handover.Name, Figure: handoversPerSecond.Figure, Against: otherLockers, Least: 2},
+	{What: "fewest acquisitions of a goroutine to the most", Workload: handover.Name, Figure: "fairness", Least: 0.9},
 	{What: "p99 of the wait to its mean", Workload: handover.Name, Figure: "wait_p99_to_mean", Most: 10},
-	{What: "two who hold the lock at once", Workload: handover.Name, Figure: "overlaps", Most: 0},
-	{What: "requests under a lock that nobody else wants, beside the best peer", Workload: overHTTP.Name, Where: run.Params{"key": uniqueKey}, Figure: "ops_per_s", Against: otherLockers, Least: 1, Why: whyHTTP},
+	{What: "two holders of the lock at once", Workload: handover.Name, Figure: "overlaps", Most: 0},
+	{What: "requests under an uncontended lock beside the best peer", Workload: overHTTP.Name, Where: run.Params{"key": uniqueKey}, Figure: "ops_per_s", Against: otherLockers, Least: 1, Why: whyHTTP},
 }
 
 var outageBars = []report.Bar{
@@ -56,23 +55,23 @@ var outageBars = []report.Bar{
 	{What: "fetches of a key that the process already fetched", Workload: outage.Name, Figure: "overlaps", Most: 0},
 }
 
-// Why bars are missed, where they are. The shares are those of CPU profiles: -profile.
+// The reasons why targets are missed. The shares are from CPU profiles, see -profile.
 const (
 	whyHit = "a fifth of the client's CPU is spent outside go-redis, where the bare loop spends an eighth on decoding: " +
-		"the batcher's book-keeping, the checks of the envelope, and names"
-	whyMiss = "two scripts of 10 commands take Redis longer than the best peer's, and the load has a goroutine of its own, so that a caller can leave it and it can outlive " +
-		"its first caller: a sixth of the client's CPU finds and wakes threads for that. Alone, rockscache is ahead, whose callers fetch by themselves; at 64, rueidisaside"
-	whyStampede = "rockscache-100ms asks again after 100 ms, which is what the fetch takes here: it has few commands, and its callers the value 100 ms late. " +
-		"The next best needs more than fetchonce"
-	whyHTTP = "the two scripts keep a queue, fences and an end for each holder, and cost Redis half as much again as SET NX and a script that compares and deletes; and few " +
-		"requests at once wait for each other to share round trips, which pays with many"
+		"the batcher, the checks of the envelope, and names"
+	whyMiss = "two scripts of 10 commands take Redis longer than the best peer's. The load has its own goroutine, so that callers can leave it; " +
+		"a sixth of the client's CPU finds and wakes threads for that. With one goroutine rockscache is ahead, whose callers fetch themselves; with 64, rueidisaside"
+	whyStampede = "rockscache-100ms polls after 100 ms, which is the duration of the fetch here. It sends few commands, and its callers receive the value 100 ms late. " +
+		"The next best peer sends more commands than fetchonce"
+	whyHTTP = "the two scripts keep a queue, fences and an end for each holder. They cost Redis half as much again as SET NX and a script that compares and deletes. " +
+		"A few concurrent requests wait to share round trips, which is faster only with many"
 )
 
 func peers(names ...string) func(run.Params) []string {
 	return func(run.Params) []string { return names }
 }
 
-// others returns the peers of a workload but ours and the bounds.
+// others returns the peers of a workload except fetchonce and the floors.
 func others(load *run.Workload, of func(peer.Kind) bool) func(run.Params) []string {
 	return func(p run.Params) []string {
 		return slices.DeleteFunc(slices.Clone(load.Peers(p)), func(name string) bool {

@@ -15,13 +15,13 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// drop is how long a copy outlives its value.
+// drop measures how long a near entry is served after its value was deleted.
 var drop = &run.Workload{
 	Name:    "drop",
-	About:   "A process deletes a value, through the library or with DEL from another client, while a second one gets it again and again from its copy: from the end of the deletion to the begin of the last Get that returned the old value.",
+	About:   "A process deletes a value, through the library or with DEL from another client, while a second process Gets it repeatedly from its near cache. The time is from the end of the deletion to the beginning of the last Get that returned the old value.",
 	Full:    run.Times(run.Grid("processes", 2), "by", "delete", "del"),
 	Short:   run.Times(run.Grid("processes", 2), "by", "delete"),
-	Peers:   loaders(func(l peer.Loader) bool { return l.Kind.Hears }),
+	Peers:   loaders(func(l peer.Loader) bool { return l.Kind.Subscribes }),
 	Run:     runDrop,
 	Columns: []run.Column{run.P99, run.P50, run.Max, {Figure: "ops", Title: "of so many"}, run.Errors},
 	Base:    "fetchonce",
@@ -42,7 +42,7 @@ func runDrop(ctx context.Context, w *run.Worker) error {
 	return a.Close()
 }
 
-// A dropper is one of both processes: the first deletes, the second reads.
+// A dropper is one of the two processes. The first deletes, the second reads.
 type dropper struct {
 	w       *run.Worker
 	a       peer.Adapter
@@ -53,7 +53,7 @@ type dropper struct {
 
 const dropKey = "dropped"
 
-// dropTimeout is when a copy counts as never dropped.
+// dropTimeout is after how long an entry counts as never dropped.
 const dropTimeout = 5 * time.Second
 
 func (d *dropper) run(ctx context.Context) error {
@@ -89,7 +89,7 @@ func (d *dropper) deleter(ctx context.Context) error {
 	if _, err := d.w.Meet(""); err != nil { // the reader has its copy
 		return err
 	}
-	time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Millisecond)))) // at any moment of whatever has a rhythm
+	time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Millisecond)))) // at a random moment of any polling interval
 	if err := d.delete(ctx); err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (d *dropper) delete(ctx context.Context) error {
 	if d.w.Params["by"] == "delete" {
 		return d.a.(peer.Deleter).Delete(ctx, dropKey)
 	}
-	keys, err := d.rdb.Keys(ctx, "*"+dropKey+"*").Result() // whatever the library calls it
+	keys, err := d.rdb.Keys(ctx, "*"+dropKey+"*").Result() // under any name that the library uses
 	if err != nil {
 		return err
 	}
@@ -143,8 +143,7 @@ func (d *dropper) reader(ctx context.Context) error {
 	return nil
 }
 
-// settle returns the value that the reader has a copy of: the one it gets without
-// a fetch, after what was deleted before has ceased to have effects.
+// settle waits until the reader Gets the same value repeatedly without a fetch, and returns that value.
 func (d *dropper) settle(ctx context.Context) (id int64, err error) {
 	const same = 100
 	for n := 0; n < same; n++ {

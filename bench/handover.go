@@ -16,14 +16,13 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-var handoversPerSecond = run.Column{Figure: "handovers_per_s", Title: "hand-overs/s"}
+var handoversPerSecond = run.Column{Figure: "handovers_per_s", Title: "hand-offs/s"}
 
-// handover is many who want one lock, for nothing but to have it. A library can
-// be fast at that by giving the lock again and again to the goroutine that has
-// just had it; what counts is how often somebody else gets it.
+// handover measures one lock that many goroutines acquire for an empty section. A library may be fast
+// by granting the lock repeatedly to its last holder, so the hand-offs to another goroutine count.
 var handover = &run.Workload{
 	Name:  "handover",
-	About: "One lock that all goroutines of all processes want, all the time, for an empty section.",
+	About: "All goroutines of all processes acquire one lock repeatedly, for an empty section.",
 	Full:  run.Times(run.Grid("processes", 4), "goroutines", 8),
 	Short: run.Times(run.Grid("processes", 4), "goroutines", 8),
 	Peers: lockerNames,
@@ -80,7 +79,7 @@ type handovers struct {
 }
 
 func (h *handovers) run(ctx context.Context) error {
-	// Once without measuring: who waits for the first time subscribes, or connects.
+	// Once without measuring: a first waiter connects and subscribes.
 	if _, err := h.w.Meet(""); err != nil {
 		return err
 	}
@@ -102,7 +101,7 @@ func (h *handovers) run(ctx context.Context) error {
 
 const warmUp = 200 * time.Millisecond
 
-// contend has all goroutines acquire the lock until a moment.
+// contend makes all goroutines acquire the lock repeatedly until a moment.
 func (h *handovers) contend(ctx context.Context, until time.Time, counts []tally) {
 	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
@@ -136,14 +135,14 @@ func (t *tally) report(w *run.Worker) {
 	w.List("acquisitions", float64(t.acquired))
 }
 
-// acquire acquires the lock until ctx ends. A wait that ends with it counts, for
-// those would be the longest.
+// acquire acquires the lock repeatedly until ctx ends. The wait that ctx ends counts too, because the
+// longest waits would otherwise be missing.
 func (h *handovers) acquire(ctx context.Context, me int64, t *tally) {
 	for ctx.Err() == nil {
-		asked := time.Now()
+		began := time.Now()
 		had := false
 		err := h.lock.Do(ctx, "section", func(context.Context) error {
-			t.waits.Add(time.Since(asked))
+			t.waits.Add(time.Since(began))
 			before, overlap := h.section.enter(me)
 			had = true
 			t.acquired++
@@ -161,19 +160,19 @@ func (h *handovers) acquire(ctx context.Context, me int64, t *tally) {
 		})
 		switch {
 		case !had && ctx.Err() != nil:
-			t.waits.Add(time.Since(asked))
+			t.waits.Add(time.Since(began))
 		case err != nil:
 			h.w.Failed(err)
 		}
 	}
 }
 
-// A section is memory that all processes share. It is where two that hold a lock
-// at once are seen, whatever Redis says.
+// A section is memory that all processes share. It shows two holders of a lock at once, independently
+// of Redis.
 type section struct {
 	memory []byte
-	inside *atomic.Int64 // who is in it now
-	last   *atomic.Int64 // who was the last to enter it
+	inside *atomic.Int64 // the current holder, or 0
+	last   *atomic.Int64 // the last holder
 }
 
 func openSection(path string) (*section, error) {
@@ -197,7 +196,7 @@ func openSection(path string) (*section, error) {
 	}, nil
 }
 
-// enter returns who was the last before, and whether somebody is inside still.
+// enter returns the last holder, and whether another is still inside.
 func (s *section) enter(me int64) (before int64, overlap bool) {
 	overlap = s.inside.Swap(me) != 0
 	return s.last.Swap(me), overlap

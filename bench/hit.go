@@ -9,10 +9,10 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// hit reads what is in Redis, as fast as it goes.
+// hit measures reads of values in Redis, without pauses.
 var hit = &run.Workload{
 	Name:    "hit",
-	About:   "Get of 10,000 keys at random, all in Redis and none in the process; each goroutine asks as soon as it has its answer.",
+	About:   "Get of 10,000 keys at random, all in Redis and none in the process; each goroutine starts the next Get when the last one returns.",
 	Full:    run.Grid("goroutines", 1, 8, 64, 256),
 	Short:   run.Grid("goroutines", 1, 64),
 	Peers:   loaders(readsItsOwnWay),
@@ -21,8 +21,8 @@ var hit = &run.Workload{
 	Base:    "floor-goredis",
 }
 
-// paced is hit below the machine's limits. A client that gathers commands before
-// it sends them is quick in hit and slow here.
+// paced is hit with pauses. A client that waits for more commands before it sends is fast in hit and
+// slow here.
 var paced = &run.Workload{
 	Name:    "hit-paced",
 	About:   "The same with a pause of 2 ms before each Get, so that neither Redis nor the process is busy.",
@@ -52,8 +52,8 @@ const (
 	sizeMemory = 64 << 20 // of Redis, for all keys of size
 )
 
-// readsItsOwnWay leaves out what reads as another does: a cache with a lock around
-// its fetch reads as floor-goredis, and how long it waits for a lock plays no part.
+// readsItsOwnWay leaves out peers that read as another does: a cache with a lock around its fetch reads
+// as floor-goredis.
 func readsItsOwnWay(l peer.Loader) bool {
 	return !l.Kind.Local && !l.Kind.Locks && l.Name != "rockscache-10ms"
 }

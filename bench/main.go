@@ -1,4 +1,4 @@
-// Bench measures fetchonce beside what its users have today.
+// Bench measures fetchonce and the libraries that its users would choose instead.
 //
 //	go run ./bench                  # everything, and what the flags are: -help
 //	go run ./bench hit near         # some workloads
@@ -62,7 +62,7 @@ func measureCommand(args []string) error {
 	flags.StringVar(&set.peers, "peers", "", "only these `peers`: a,b")
 	flags.StringVar(&set.where, "where", "", "only these `parameters`: goroutines=64,size=200")
 	flags.StringVar(&set.out, "out", "", "append the lines to this `file`, not to standard output")
-	flags.StringVar(&set.dir, "dir", "", "write lines.jsonl and the report to this `directory`, in the place of what is there")
+	flags.StringVar(&set.dir, "dir", "", "write lines.jsonl and the report to this `directory`, replacing earlier ones")
 	flags.StringVar(&set.profile, "profile", "", "write a CPU profile of each process of each run to this `directory`")
 	flags.Usage = func() { usage(flags) }
 
@@ -131,7 +131,7 @@ func usage(flags *flag.FlagSet) {
 
 func (set settings) plan(names []string) (*run.Plan, error) {
 	if set.reps < 1 || set.each <= 0 {
-		return nil, errors.New("-reps and -for are to be more than 0")
+		return nil, errors.New("-reps and -for must be more than 0")
 	}
 	plan := &run.Plan{Short: set.short, Reps: set.reps, For: set.each, Profile: set.profile, Workloads: workloads}
 	if len(names) > 0 {
@@ -168,7 +168,7 @@ func parseParams(text string) (run.Params, error) {
 	return p, nil
 }
 
-// progress tells the one who waits.
+// progress prints the progress to standard error.
 func progress(done, all int, line *run.Line) {
 	fmt.Fprintf(os.Stderr, "%d/%d %s %s %s", done, all, line.Workload, line.Params, line.Peer)
 	if line.Error != "" {

@@ -8,10 +8,10 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// miss is what a fetch costs beside the fetch.
+// miss measures the cost of a Get that fetches, without the fetch.
 var miss = &run.Workload{
 	Name:    "miss",
-	About:   "Get of keys that nobody has asked for before; the fetch takes no time.",
+	About:   "Get of keys that are new; the fetch takes no time.",
 	Full:    run.Grid("goroutines", 1, 64),
 	Short:   run.Grid("goroutines", 1, 64),
 	Peers:   loaders(misses),
@@ -26,8 +26,8 @@ var miss = &run.Workload{
 
 var fetchesPerOp = run.Column{Figure: "fetches_per_op", Title: "fetches/op", Less: true}
 
-// misses leaves out what differs from others only in how long it waits, as
-// nobody waits here, and in how it keeps copies.
+// misses leaves out peers that differ from others only in how long they wait or in their near cache:
+// no caller waits here.
 func misses(l peer.Loader) bool {
 	switch l.Name {
 	case "rockscache-10ms", "redislock-sf-10ms", "goredis-csc":

@@ -7,10 +7,10 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// near reads what is in the process.
+// near measures reads of near entries.
 var near = &run.Workload{
 	Name:    "near",
-	About:   "Get of 1,000 keys in turn of which the process has copies.",
+	About:   "Get of 1,000 keys in turn, which all have near entries.",
 	Full:    run.Grid("goroutines", 1, 8, 64),
 	Short:   run.Grid("goroutines", 8),
 	Peers:   loaders(func(l peer.Loader) bool { return l.Kind.Near }),
@@ -33,7 +33,7 @@ func runNear(ctx context.Context, w *run.Worker) error {
 	if err := fill(ctx, a, keys, 0); err != nil {
 		return err
 	}
-	if err := getAll(ctx, a, keys, 1, noFetch); err != nil { // who reads from Redis once more has its copies now
+	if err := getAll(ctx, a, keys, 1, noFetch); err != nil { // a second read from Redis keeps a near entry
 		return err
 	}
 	loop := run.Loop{Goroutines: w.Params.Int("goroutines"), Batch: nearBatch}

@@ -18,7 +18,7 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// outage is what callers meet while Redis is unavailable, and after it is back.
+// outage measures calls while Redis is unavailable, and after it is available again.
 var outage = &run.Workload{
 	Name: "outage",
 	About: "64 callers, each a Get and a Do of its own lock in turn with pauses of 5 ms, while Redis is unavailable for 3 seconds, or for as long as -for says. " +
@@ -150,7 +150,7 @@ func (o *outageRun) open(rdb *redis.Client) (err error) {
 	return err
 }
 
-// warm has all values stored, and the callers' connections made.
+// warm stores all values and makes the callers connect.
 func (o *outageRun) warm(ctx context.Context) error {
 	for _, key := range o.keys {
 		if _, err := o.loader.Load(ctx, key, o.fetch); err != nil {
@@ -185,7 +185,7 @@ func (o *outageRun) fetch(_ context.Context, f *fetchonce.Fetch[peer.Thing]) (pe
 	return thing(f.Key, 0), nil
 }
 
-// run has the callers call before, in and after the outage.
+// run makes the callers call before, during and after the outage.
 func (o *outageRun) run(ctx context.Context) error {
 	if err := o.w.Begin(); err != nil {
 		return err

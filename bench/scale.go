@@ -16,13 +16,13 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// The workloads below are what docs/scale.md counts with: what a Get costs the
-// server, and what one change costs it by how many processes are to be told.
+// docs/scale.md uses these workloads. They measure what a Get costs the server, and what a change costs
+// it by the number of processes that receive a notification.
 
-// mix is Gets of which some miss.
+// mix measures Gets of which some miss.
 var mix = &run.Workload{
 	Name:    "mix",
-	About:   "Get on 64 goroutines, of which so many in 1,000 find their value in Redis and the others fetch it at once: what the server has to do for each.",
+	About:   "Get on 64 goroutines. Of 1,000 Gets, hits find their value in Redis; the others miss, and their fetch takes no time.",
 	Full:    run.Times(run.Times(run.Grid("goroutines", 64), "hits", 1000, 990, 900, 0), "size", 200, 10<<10),
 	Short:   run.Times(run.Times(run.Grid("goroutines", 64), "hits", 990), "size", 200),
 	Peers:   oursAlone,
@@ -31,26 +31,27 @@ var mix = &run.Workload{
 	Base:    ours,
 }
 
-// told is changes of values of which other processes have copies.
-var told = &run.Workload{
+// invalidate measures changes of values of which other processes have near entries. Its name in reports
+// is "told".
+var invalidate = &run.Workload{
 	Name:    "told",
-	About:   "Set on 8 goroutines, while so many clients keep near copies and are told of each change.",
+	About:   "Set on 8 goroutines, while clients with near caches receive a notification of each change.",
 	Full:    run.Grid("clients", 0, 1, 4, 16, 64),
 	Short:   run.Grid("clients", 16),
 	Peers:   oursAlone,
-	Run:     runTold,
+	Run:     runInvalidate,
 	Columns: []run.Column{run.RedisCPU, run.OpsPerSecond, redisIn, redisOut, run.Commands, run.Errors},
 	Base:    ours,
 }
 
-// woken is values that many processes want at once.
-var woken = &run.Workload{
+// notify measures values for which many processes wait. Its name in reports is "woken".
+var notify = &run.Workload{
 	Name:  "woken",
-	About: "A key that so many clients Get at the same time, each as a process of its own would; one fetches it for 10 ms, the others are told. Eight such keys at a time.",
+	About: "Get of one key by clients at the same time, each like another process. One fetches for 10 ms, and the others receive a notification. Eight such keys at a time.",
 	Full:  run.Grid("clients", 1, 4, 16, 64),
 	Short: run.Grid("clients", 16),
 	Peers: oursAlone,
-	Run:   runWoken,
+	Run:   runNotify,
 	Finish: func(_ run.Params, _ *run.Result, f run.Figures) error {
 		f[fetchesPerOp.Figure] = f["fetches"] / f["ops"]
 		return nil
@@ -91,7 +92,7 @@ func runMix(ctx context.Context, w *run.Worker) error {
 	return errors.Join(err, a.Close())
 }
 
-// A client is a Loader on a connection of its own, as another process has.
+// A client is a Loader with its own Redis client, like another process.
 type client struct {
 	rdb *redis.Client
 	l   *fetchonce.Loader[peer.Thing]
@@ -128,7 +129,7 @@ func closeAll(clients []client) error {
 	return err
 }
 
-func runTold(ctx context.Context, w *run.Worker) error {
+func runInvalidate(ctx context.Context, w *run.Worker) error {
 	readers, err := openClients(w, true)
 	if err != nil {
 		return err
@@ -138,7 +139,7 @@ func runTold(ctx context.Context, w *run.Worker) error {
 		return err
 	}
 	for i, r := range readers {
-		if err := r.hasCopies(ctx); err != nil {
+		if err := r.awaitNear(ctx); err != nil {
 			return fmt.Errorf("client %d: %w", i, err)
 		}
 	}
@@ -150,8 +151,8 @@ func runTold(ctx context.Context, w *run.Worker) error {
 	return errors.Join(err, closeAll(append(readers, writer)))
 }
 
-// hasCopies waits until a client hears of changes: until then it keeps no copy.
-func (c client) hasCopies(ctx context.Context) error {
+// awaitNear waits until a client keeps near entries, which it does when it is subscribed.
+func (c client) awaitNear(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for {
@@ -165,7 +166,7 @@ func (c client) hasCopies(ctx context.Context) error {
 	}
 }
 
-func runWoken(ctx context.Context, w *run.Worker) error {
+func runNotify(ctx context.Context, w *run.Worker) error {
 	clients, err := openClients(w, false)
 	if err != nil {
 		return err

@@ -12,10 +12,10 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// stampede is many who want the same value, at a moment when nobody has it.
+// stampede measures many callers of one key that no cache has.
 var stampede = &run.Workload{
 	Name:    "stampede",
-	About:   "All callers of all processes ask for one key that is in no cache; the fetch takes 100 ms. Of 10 such moments.",
+	About:   "All callers of all processes Get one key that is in no cache; the fetch takes 100 ms. The figures are of 10 such rounds.",
 	Full:    run.Times(run.Grid("processes", 4), "callers", 250),
 	Short:   run.Times(run.Grid("processes", 4), "callers", 250),
 	Peers:   loaders(stampedes),
@@ -35,8 +35,7 @@ const (
 	fetched = 100 * time.Millisecond
 )
 
-// stampedes leaves out the bounds but for one, which shows what happens when
-// nothing is done about it.
+// stampedes leaves out all floors except one, which shows a cache without protection.
 func stampedes(l peer.Loader) bool {
 	return l.Name == "floor-goredis" || !l.Kind.Floor && l.Name != "goredis-csc"
 }
@@ -91,13 +90,13 @@ func wallSince(zero, t time.Time) time.Duration {
 	return time.Duration(t.UnixNano() - zero.UnixNano())
 }
 
-// round has all callers ask for key, and notes when each fetch ended and each
-// caller returned, in microseconds.
-func (s *stampeders) round(ctx context.Context, key string, note func(what string, at float64)) {
+// round makes all callers Get key. It records when each fetch ended and each caller returned, in
+// microseconds.
+func (s *stampeders) round(ctx context.Context, key string, record func(what string, at float64)) {
 	now := func() float64 { return float64(wallSince(s.zero, time.Now())) / float64(time.Microsecond) }
 	fetch := func(_ context.Context, key string) (peer.Thing, error) {
 		time.Sleep(fetched)
-		note("ended", now())
+		record("ended", now())
 		return thing(key, 0), nil
 	}
 	var all sync.WaitGroup
@@ -106,7 +105,7 @@ func (s *stampeders) round(ctx context.Context, key string, note func(what strin
 			if _, err := s.a.Get(ctx, key, fetch); err != nil {
 				s.w.Failed(err)
 			}
-			note("returned", now())
+			record("returned", now())
 		})
 	}
 	all.Wait()

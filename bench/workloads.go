@@ -2,7 +2,7 @@ package main
 
 import "github.com/fetchonce/fetchonce/bench/run"
 
-// workloads has all, in the order of the report.
+// workloads lists all workloads in the order of the report.
 var workloads = []*run.Workload{
 	hit,
 	paced,
@@ -16,7 +16,7 @@ var workloads = []*run.Workload{
 	handover,
 	overHTTP,
 	mix,
-	told,
-	woken,
+	invalidate,
+	notify,
 	outage,
 }

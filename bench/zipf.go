@@ -12,11 +12,10 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// zipf is a stampede of everyday life: some keys are busy, most are not, and
-// every value grows old while it is asked for.
+// zipf measures fetches under a usual load: few keys are popular, and values expire all the time.
 var zipf = &run.Workload{
 	Name:  "zipf",
-	About: "Get of 200 keys by Zipf's law, in 4 processes, with a pause of 1 ms before each; a value lives for a second, a fetch takes 20 ms. A fetch was needed if no value was fresh when it began, and no needed one was under way.",
+	About: "Get of 200 keys by Zipf's law, in 4 processes, with a pause of 1 ms before each; a value lives for a second, a fetch takes 20 ms. A fetch was needed if no value was fresh when it began, and no needed one was running.",
 	Full:  run.Times(run.Grid("processes", 4), "goroutines", 16),
 	Short: run.Times(run.Grid("processes", 4), "goroutines", 16),
 	Peers: loaders(stampedes),
@@ -100,8 +99,8 @@ func (l *fetchLog) add(key float64, began, ended time.Time) {
 	l.ended = append(l.ended, wallSince(l.zero, ended).Seconds())
 }
 
-// neededFetches returns how many of the fetches began when neither a value was
-// fresh that a needed one had brought nor a needed one was under way.
+// neededFetches returns how many fetches were needed: when they began, no needed fetch of the key was
+// running, and no value of one was fresh.
 func neededFetches(key, began, ended []float64) int {
 	order := make([]int, len(key))
 	for i := range order {

@@ -9,8 +9,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// goRedis is the least that a cache does: GET, decode, and after a miss the fetch
-// and SET. It keeps nobody from fetching the same.
+// goRedis is the simplest cache: GET and decode, and after a miss fetch and SET. Concurrent callers all
+// fetch.
 type goRedis struct {
 	rdb redis.UniversalClient
 	ttl time.Duration
@@ -58,7 +58,7 @@ func openGoRedisCSC(_ context.Context, cfg Config) (Adapter, error) {
 }
 
 func (a *goRedis) Get(ctx context.Context, key string, fetch Fetch) (Thing, error) {
-	t, err := a.look(ctx, key)
+	t, err := a.lookup(ctx, key)
 	if !errors.Is(err, redis.Nil) {
 		return t, err
 	}
@@ -68,8 +68,8 @@ func (a *goRedis) Get(ctx context.Context, key string, fetch Fetch) (Thing, erro
 	return t, a.store(ctx, key, t)
 }
 
-// look returns redis.Nil if there is no value.
-func (a *goRedis) look(ctx context.Context, key string) (Thing, error) {
+// lookup returns redis.Nil if there is no value.
+func (a *goRedis) lookup(ctx context.Context, key string) (Thing, error) {
 	b, err := a.rdb.Get(ctx, key).Bytes()
 	if err != nil {
 		return Thing{}, err

@@ -14,9 +14,9 @@ import (
 
 // jetcache is jetcache-go through Once, and MGet for many. Its statistics are off,
 // its codec is plain msgpack (its own msgpack also compresses), and its local cache is
-// TinyLFU, as in the first example of its documentation and quicker than its
-// FreeCache. Copies in other processes are told of a change only by what the user
-// builds for it, so here they are not.
+// TinyLFU, as in the first example of its documentation and faster than its
+// FreeCache. It sends no notification of a change to other processes, unless the user
+// adds one.
 type jetcache struct {
 	rdb *redis.Client
 	c   cache.Cache
@@ -24,8 +24,8 @@ type jetcache struct {
 	ttl time.Duration
 }
 
-// tinyLFUCost is what an entry counts in jetcache-go's TinyLFU, whose size is not
-// in entries: ristretto adds 56 for itself to the 1 that it is told.
+// tinyLFUCost is the cost of an entry in jetcache-go's TinyLFU, whose size is not in entries: ristretto
+// adds 56 to the 1 of jetcache-go.
 const tinyLFUCost = 57
 
 func openJetcache(_ context.Context, cfg Config) (Adapter, error) {

@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// cacheAndLock is what is built from a lock library and a plain cache: look,
-// and after a miss lock, look again, fetch, store, unlock. A process sends one of
-// its callers to the lock and the others wait for it (singleflight), as without
-// that the callers of a busy key wait for seconds.
+// cacheAndLock is a lock library and a plain cache: a lookup, and after a miss lock, lookup, fetch,
+// store, unlock. One caller of a process acquires the lock and the others wait for it (singleflight);
+// otherwise callers of a popular key would wait for seconds.
 type cacheAndLock struct {
 	goRedis
 	alone singleflight.Group
@@ -23,7 +22,7 @@ type cacheAndLock struct {
 }
 
 func (a *cacheAndLock) Get(ctx context.Context, key string, fetch Fetch) (Thing, error) {
-	t, err := a.look(ctx, key)
+	t, err := a.lookup(ctx, key)
 	if !errors.Is(err, redis.Nil) {
 		return t, err
 	}
@@ -52,9 +51,8 @@ func lockLifeOf(cfg Config) time.Duration {
 	return lockLife
 }
 
-// openCacheAndRedislock has bsm/redislock ask again in a fixed rhythm, for as long
-// as it takes: 100ms is what its documentation has in its example of a backoff,
-// 10ms is for those in a hurry.
+// openCacheAndRedislock makes bsm/redislock poll at a fixed interval without a limit. 100 ms is the
+// interval of the backoff example in its documentation, and 10 ms a short one.
 func openCacheAndRedislock(backoff time.Duration) func(context.Context, Config) (Adapter, error) {
 	return func(_ context.Context, cfg Config) (Adapter, error) {
 		rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
@@ -74,8 +72,7 @@ func openCacheAndRedislock(backoff time.Duration) func(context.Context, Config) 
 	}
 }
 
-// openCacheAndRedsync has redsync with its defaults: it asks again after 50 to
-// 250ms, 32 times.
+// openCacheAndRedsync uses redsync with its defaults: it polls after 50 to 250 ms, 32 times.
 func openCacheAndRedsync(_ context.Context, cfg Config) (Adapter, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
 	locks, life := redsync.New(redsyncpool.NewPool(rdb)), lockLifeOf(cfg)

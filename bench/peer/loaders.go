@@ -7,7 +7,7 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// Loaders are all that can load a value. Versions stand in go.mod.
+// Loaders lists the libraries that can load a value. Their versions are in go.mod.
 //
 // What is the same for all, so that the libraries are compared and not their
 // defaults: values are msgpack without compression wherever the library lets its
@@ -15,7 +15,7 @@ import (
 // be another one for each), and a library that is given a go-redis client gets
 // one with go-redis' own defaults.
 var Loaders = []Loader{
-	{Name: "fetchonce", Kind: Kind{Once: true, Near: true, Hears: true, Many: true}, Open: openFetchonce},
+	{Name: "fetchonce", Kind: Kind{Once: true, Near: true, Subscribes: true, Many: true}, Open: openFetchonce},
 
 	{Name: "floor-goredis", Kind: Kind{Floor: true, Many: true}, Open: openGoRedis},
 	{Name: "floor-goredis-ap", Kind: Kind{Floor: true, Many: true}, Open: openGoRedisPipelined},
@@ -23,11 +23,11 @@ var Loaders = []Loader{
 	{Name: "floor-otter", Kind: Kind{Floor: true, Near: true, Local: true}, Open: openOtter},
 
 	{Name: "goredis-cache", Kind: Kind{Near: true}, Open: openGoRedisCache},
-	{Name: "goredis-csc", Kind: Kind{Near: true, Hears: true, Late: true, Always: true}, Open: openGoRedisCSC},
+	{Name: "goredis-csc", Kind: Kind{Near: true, Subscribes: true, Late: true, Always: true}, Open: openGoRedisCSC},
 	{Name: "jetcache", Kind: Kind{Near: true, Many: true}, Open: openJetcache},
 	{Name: "sturdyc", Kind: Kind{Near: true, Late: true, Always: true, Many: true}, Open: openSturdyc},
 
-	{Name: "rueidisaside", Kind: Kind{Once: true, Near: true, Hears: true, Always: true}, Open: openRueidisAside},
+	{Name: "rueidisaside", Kind: Kind{Once: true, Near: true, Subscribes: true, Always: true}, Open: openRueidisAside},
 	{Name: "rockscache-10ms", Kind: Kind{Once: true, Many: true}, Open: openRockscache(10 * time.Millisecond)},
 	{Name: "rockscache-100ms", Kind: Kind{Once: true, Many: true}, Open: openRockscache(100 * time.Millisecond)},
 	{Name: "redislock-sf-10ms", Kind: Kind{Once: true, Locks: true}, Open: openCacheAndRedislock(10 * time.Millisecond)},

@@ -13,8 +13,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// A broken adapter must not look fast: each gives back what was fetched, and
-// fetches it once.
+// Each adapter returns the fetched value and fetches once, so that a broken one does not look fast.
 func TestEveryLoaderFetchesOnce(t *testing.T) {
 	eachLoader(t, func(peer.Kind) bool { return true }, func(t *testing.T, l peer.Loader, addr string) {
 		for _, near := range []bool{false, true} {
@@ -43,7 +42,7 @@ func TestEveryLoaderFetchesOnce(t *testing.T) {
 	})
 }
 
-// What stands among those that lock across processes does so.
+// Each Loader of the kind Once fetches once in two processes.
 func TestOnceLoadersFetchOnceInTwoProcesses(t *testing.T) {
 	once := func(k peer.Kind) bool { return k.Once }
 	eachLoader(t, once, func(t *testing.T, l peer.Loader, addr string) {
@@ -84,10 +83,10 @@ func TestManyGettersReturnAllKeys(t *testing.T) {
 	})
 }
 
-// What stands among those that hear of a change drops its copy.
+// Each Loader of the kind Subscribes drops its near entry after a change.
 func TestLoadersThatSubscribeDropTheirEntries(t *testing.T) {
-	hears := func(k peer.Kind) bool { return k.Hears }
-	eachLoader(t, hears, func(t *testing.T, l peer.Loader, addr string) {
+	subscribes := func(k peer.Kind) bool { return k.Subscribes }
+	eachLoader(t, subscribes, func(t *testing.T, l peer.Loader, addr string) {
 		here, there := open(t, l, addr, true), open(t, l, addr, true)
 		var fetches atomic.Int32
 		get(t, here, t.Name(), &fetches, 0)

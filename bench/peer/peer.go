@@ -1,7 +1,6 @@
-// Package peer holds what is measured: fetchonce and the libraries that its users
-// would choose instead, each behind the same few methods, a file for each. It
-// knows no workload and measures nothing. A floor is no peer but a bound: a bare
-// client or a bare map, which does less than any of them.
+// Package peer has the libraries that are measured: fetchonce and those that its users would choose
+// instead, one file for each, all with the same few methods. It knows no workload and measures nothing.
+// A floor is no peer but a lower bound: a bare client or a bare map.
 package peer
 
 import (
@@ -52,15 +51,15 @@ type Deleter interface {
 
 // Kind says in which comparisons a Loader stands.
 type Kind struct {
-	Floor  bool // a bound, not a peer
-	Once   bool // fetches once over all processes, so it locks across them
-	Locks  bool // by a lock around what is else floor-goredis
-	Many   bool // is a ManyGetter
-	Near   bool // has copies in the process
-	Hears  bool // and drops them when somebody changes the value
-	Always bool // and cannot be without: without Near it has as few as it can
-	Local  bool // has nothing but those: no Redis
-	Late   bool // a Get after a fetch may miss for a moment: stores, or hears of its own store, later
+	Floor      bool // a bound, not a peer
+	Once       bool // fetches once over all processes, so it locks across them
+	Locks      bool // by a lock around what is else floor-goredis
+	Many       bool // is a ManyGetter
+	Near       bool // has copies in the process
+	Subscribes bool // and drops them when somebody changes the value
+	Always     bool // and cannot be without: without Near it has as few as it can
+	Local      bool // has nothing but those: no Redis
+	Late       bool // a Get after a fetch may miss for a moment: it stores later, or receives the notification of its own store later
 }
 
 // A Loader is a library that can be opened.

@@ -6,8 +6,8 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// A Bar is what a peer should reach. It is of a figure, or, with Against, of its
-// ratio to the best of others. One of Least and Most is its limit.
+// A Bar is a target for a figure of a peer or, with Against, for its ratio to the best of others. Least
+// or Most is its limit.
 type Bar struct {
 	What     string // in words
 	Peer     string
@@ -20,14 +20,14 @@ type Bar struct {
 	Why      string // why it is missed, where it is known to be
 }
 
-// A Verdict is what was measured beside a bar.
+// A Verdict is a bar and its measurements.
 type Verdict struct {
 	Bar    Bar
 	Params run.Params
 	Spread Spread // empty if it was not measured
 }
 
-// Judge holds results to bars.
+// Judge compares results with bars.
 func Judge(bars []Bar, all []*Results) []Verdict {
 	var verdicts []Verdict
 	for _, bar := range bars {
@@ -52,8 +52,7 @@ func (b Bar) measured(r *Results) Spread {
 	return r.ratio(b.Peer, b.column(r.Load), b.Against(r.Params))
 }
 
-// column returns the column of the bar's figure, which knows whether less of it
-// is better.
+// column returns the column of the bar's figure, which says whether less is better.
 func (b Bar) column(load *run.Workload) run.Column {
 	for _, c := range load.Columns {
 		if c.Figure == b.Figure {

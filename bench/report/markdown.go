@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Write writes results as Markdown. If plots are drawn, plot returns where the
-// one of some results is; else it is nil.
+// Write writes results as Markdown. plot returns the file of the plot of some results; it is nil if
+// there are no plots.
 func Write(w io.Writer, all []*Results, verdicts []Verdict, plot func(r *Results) string) error {
 	p := &page{w: w}
 	for i, r := range all {

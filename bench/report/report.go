@@ -1,9 +1,7 @@
-// Package report compares what package run has measured: ratios within each
-// repetition, medians of them over the repetitions, tables, plots, and a verdict
-// on what was promised.
+// Package report compares the lines that package run has measured: ratios within each repetition, their
+// medians over the repetitions, tables, plots, and verdicts on targets.
 //
-// It knows no peer. What a figure is, and whether less of it is better, the
-// columns of a workload say.
+// It knows no peer. The columns of a workload say what a figure is, and whether less is better.
 package report
 
 import (
@@ -51,9 +49,9 @@ type Results struct {
 // A Rep is the figures of one repetition, by peer.
 type Rep map[string]run.Figures
 
-// Collect sorts lines by workload and parameters, both in the order in which
-// they were measured. Left out are lines of a workload that there is no more, and
-// those during which other programs used more of the machine than a share of it.
+// Collect groups lines by workload and parameters, in the order in which they were measured. It leaves
+// out lines of unknown workloads, and lines during which other programs used more than the share most
+// of the machine.
 func Collect(workloads []*run.Workload, lines []run.Line, most float64) []*Results {
 	var all []*Results
 	reps := make(map[string]Rep)
@@ -96,7 +94,7 @@ func Collect(workloads []*run.Workload, lines []run.Line, most float64) []*Resul
 	return all
 }
 
-// peers returns all that were measured.
+// peers returns all peers that were measured.
 func (r *Results) peers() []string {
 	var peers []string
 	for _, rep := range r.Reps {
@@ -181,7 +179,7 @@ func (s Spread) String() string {
 	return fmt.Sprintf("%s (%s–%s)", number(s.Median()), number(s[0]), number(s[len(s)-1]))
 }
 
-// short returns the median for people.
+// short returns the median as text.
 func (s Spread) short() string {
 	if len(s) == 0 {
 		return "–"

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Figures are what a run gave, each by its name.
+// Figures are the results of a run, by name.
 type Figures map[string]float64
 
 // A Line is a run, as it is written to a file of JSON lines.
@@ -15,13 +15,13 @@ type Line struct {
 	Workload string        `json:"workload"`
 	Params   Params        `json:"params"`
 	Peer     string        `json:"peer"`
-	Session  string        `json:"session"` // of one plan; what is compared was measured in the same repetition of the same session
+	Session  string        `json:"session"` // of one plan; ratios are within a repetition of a session
 	Rep      int           `json:"rep"`
 	When     time.Time     `json:"when"`
 	For      time.Duration `json:"for"`
 	Machine  Machine       `json:"machine"`
 	Figures  Figures       `json:"figures,omitempty"`
-	Error    string        `json:"error,omitempty"` // why it has no figures, or one of the errors of its operations
+	Error    string        `json:"error,omitempty"` // the reason why there are no figures, or an error of an operation
 }
 
 // A Machine is where a run took place.
@@ -48,8 +48,7 @@ type Result struct {
 	busy    time.Duration // of all CPUs of the machine, in that time
 }
 
-// foreignCPU returns which share of the machine was used by programs that are not
-// of the run. Such a run says little.
+// foreignCPU returns the share of the machine that other programs used during the run.
 func (r *Result) foreignCPU() float64 {
 	foreign := r.busy - r.client.CPU - r.redis.cpu
 	return max(0, float64(foreign)/float64(r.window)/float64(runtime.NumCPU()))

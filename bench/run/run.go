@@ -21,20 +21,18 @@ import (
 type Plan struct {
 	Workloads []*Workload
 	Short     bool                                  // the short form of each
-	Reps      int                                   // repetitions of everything
-	For       time.Duration                         // how long each run is to measure
+	Reps      int                                   // repetitions of every run
+	For       time.Duration                         // how long each run measures
 	Profile   string                                // a directory for CPU profiles; "" for none
-	Only      func(p Params, peer string) bool      // nil is all
+	Only      func(p Params, peer string) bool      // reports whether to measure; nil means all
 	Report    func(done, all int, line *Line) error // called after each run
 }
 
-// patience is how long a run may take beyond the time that it is to measure.
+// patience is how long a run may take beyond the time that it measures.
 const patience = 90 * time.Second
 
-// Run measures what p says. All peers of one workload and its parameters are
-// measured one after the other, in a new order each time, before anything is
-// measured once more: so that what changes in a machine over minutes is the same
-// for them.
+// Run measures the plan. The peers of a workload with its parameters run one after the other, in a new
+// order in each repetition. So a machine that is slower some minutes later affects all of them.
 func (p *Plan) Run(ctx context.Context) error {
 	if p.Profile != "" {
 		if err := os.MkdirAll(p.Profile, 0o755); err != nil {
@@ -87,13 +85,13 @@ func (p *Plan) runs() []turn {
 	return all
 }
 
-// run measures once, and returns what it gave, or why it failed.
+// run measures once and returns the figures, or the error.
 func (t turn) run(ctx context.Context, duration time.Duration, profile string) *Line {
 	line := &Line{
 		Workload: t.load.Name, Params: t.params, Peer: t.peer, Rep: t.rep, When: time.Now().Round(time.Second), For: duration,
 		Machine: Machine{CPUs: runtime.NumCPU(), OS: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version()},
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, duration+patience, errors.New("it took too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, duration+patience, errors.New("the run took too long"))
 	defer cancel()
 	if err := t.measure(ctx, line, profile); err != nil {
 		line.Figures = nil
@@ -134,17 +132,17 @@ func (t turn) measure(ctx context.Context, line *Line, profile string) (err erro
 	return nil
 }
 
-// A crew is the worker processes of a run, from the outside.
+// A crew is the worker processes of a run, in the process that started them.
 type crew struct {
 	server  *server
 	workers []*process
-	began   time.Time // and what was then
+	began   time.Time // of the measurement, and the usages at that moment
 	before  redisUsage
 	busy    time.Duration
 	result  Result
 }
 
-// A process is one of them.
+// A process is a worker process.
 type process struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -189,21 +187,21 @@ func startProcess(ctx context.Context, job Job) (*process, error) {
 	return &process{cmd: cmd, in: in, out: json.NewDecoder(bufio.NewReader(out))}, nil
 }
 
-// follow brings the workers together whenever they meet, until all have ended.
+// follow answers the workers' meetings until all have sent their part. It returns the result.
 func (c *crew) follow() (*Result, error) {
 	c.result = Result{Counts: make(map[string]float64), Lists: make(map[string][]float64), Times: make(map[string]*Samples)}
 	for {
-		said, err := c.listen()
+		messages, err := c.receive()
 		if err != nil {
 			return nil, errors.Join(err, c.end())
 		}
-		if said[0].Kind != kindPart {
-			if err := c.meeting(said); err != nil {
+		if messages[0].Kind != kindPart {
+			if err := c.meeting(messages); err != nil {
 				return nil, errors.Join(err, c.end())
 			}
 			continue
 		}
-		for _, m := range said {
+		for _, m := range messages {
 			if err := c.result.add(m.Part); err != nil {
 				return nil, errors.Join(err, c.end())
 			}
@@ -212,33 +210,33 @@ func (c *crew) follow() (*Result, error) {
 	}
 }
 
-// listen returns what each worker says next, which is the same kind of thing.
-func (c *crew) listen() ([]message, error) {
-	said := make([]message, len(c.workers))
+// receive returns the next message of each worker. All must have the same kind.
+func (c *crew) receive() ([]message, error) {
+	messages := make([]message, len(c.workers))
 	for i, p := range c.workers {
-		if err := p.out.Decode(&said[i]); err != nil {
+		if err := p.out.Decode(&messages[i]); err != nil {
 			return nil, fmt.Errorf("process %d ended without a result: %w", i, err)
 		}
-		if said[i].Kind == kindError {
-			return nil, fmt.Errorf("process %d: %s", i, said[i].Note)
+		if messages[i].Kind == kindError {
+			return nil, fmt.Errorf("process %d: %s", i, messages[i].Note)
 		}
-		if said[i].Kind != said[0].Kind {
-			return nil, fmt.Errorf("process %d is at %q while process 0 is at %q", i, said[i].Kind, said[0].Kind)
+		if messages[i].Kind != messages[0].Kind {
+			return nil, fmt.Errorf("process %d is at %q while process 0 is at %q", i, messages[i].Kind, messages[0].Kind)
 		}
 	}
-	return said, nil
+	return messages, nil
 }
 
-// soon is when all begin, after they are told so.
+// soon is the time between the answer to Begin and the moment at which all workers begin.
 const soon = 10 * time.Millisecond
 
-// meeting answers workers that have all come to the same point.
-func (c *crew) meeting(said []message) (err error) {
-	notes := make([]string, len(said))
-	for i, m := range said {
+// meeting answers the workers when all of them have reached the same point.
+func (c *crew) meeting(messages []message) (err error) {
+	notes := make([]string, len(messages))
+	for i, m := range messages {
 		notes[i] = m.Note
 	}
-	switch said[0].Kind {
+	switch messages[0].Kind {
 	case kindBegin:
 		if c.before, err = c.server.usage(); err != nil {
 			return err
@@ -257,7 +255,7 @@ func (c *crew) meeting(said []message) (err error) {
 	if err != nil {
 		return err
 	}
-	// Side by side, for the pipe to a worker that is slow to read may be full.
+	// At once, because the pipe of a slow worker may be full.
 	var all sync.WaitGroup
 	errs := make([]error, len(c.workers))
 	for i, p := range c.workers {
@@ -267,8 +265,7 @@ func (c *crew) meeting(said []message) (err error) {
 	return errors.Join(errs...)
 }
 
-// end waits for the end of all workers, which comes when they find that nobody
-// listens any more, if not before.
+// end closes the workers' inputs and waits until they have ended.
 func (c *crew) end() error {
 	var all error
 	for _, p := range c.workers {

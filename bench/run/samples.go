@@ -6,7 +6,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// longest is the longest duration that is told from a longer one.
+// longest is the longest duration; longer ones count as this.
 const longest = 10 * time.Minute
 
 // Samples are durations, to about a hundredth of each.
@@ -35,7 +35,7 @@ func decodeSamples(data []byte) (*Samples, error) {
 // Count returns how many durations there are.
 func (s *Samples) Count() int64 { return s.h.TotalCount() }
 
-// Quantile returns the duration that a share q of all do not exceed.
+// Quantile returns the duration that a share q of all durations do not exceed.
 func (s *Samples) Quantile(q float64) time.Duration {
 	return time.Duration(s.h.ValueAtQuantile(100 * q))
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
-// A server is a redis-server of one run. It keeps nothing on disk.
+// A server is the redis-server of one run. It stores nothing on disk.
 type server struct {
 	addr    string
 	version string
@@ -42,7 +42,7 @@ func startServer() (*server, error) {
 	_, port, _ := net.SplitHostPort(addr)
 	s.daemon, err = daemon.Start(daemon.Options{
 		Dir: dir, Remove: true, Signal: "KILL", Ready: s.answers,
-		As: daemon.OwnGroup, // a ^C ends us, and we then stop it
+		As: daemon.OwnGroup, // ^C ends this process, which then stops the server
 	}, bin, "--port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--appendonly", "no")
 	if err != nil {
 		return nil, errors.Join(err, s.rdb.Close())
@@ -70,18 +70,18 @@ func (s *server) stop() error {
 	return errors.Join(s.rdb.Close(), s.daemon.Stop())
 }
 
-// A redisUsage is what a server has done since it was started.
+// A redisUsage is the work of a server since its start.
 type redisUsage struct {
 	cpu      time.Duration
 	commands float64 // with those that scripts call
-	reads    float64 // how often it read from a connection: a pipeline is read at once
+	reads    float64 // reads from connections; a pipeline is one read
 	in, out  float64 // bytes
 }
 
 func (u redisUsage) minus(v redisUsage) redisUsage {
 	return redisUsage{
 		cpu:      u.cpu - v.cpu,
-		commands: u.commands - v.commands - 2, // those that asked for u
+		commands: u.commands - v.commands - 2, // the commands that read u
 		reads:    u.reads - v.reads - 2,
 		in:       u.in - v.in,
 		out:      u.out - v.out,

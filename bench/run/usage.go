@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// A usage is what a process has used up since it began.
+// A usage is what a process has used since it began.
 type usage struct {
 	CPU    time.Duration
 	Allocs uint64
@@ -32,8 +32,8 @@ func (u usage) plus(v usage) usage {
 // tick is the unit of /proc/stat.
 const tick = 10 * time.Millisecond
 
-// machineBusy returns for how long the machine's CPUs have been busy since it was
-// booted, in all, or 0 where that cannot be known.
+// machineBusy returns the busy time of all CPUs since the machine booted, or 0 if the system does not
+// report it.
 func machineBusy() time.Duration {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {

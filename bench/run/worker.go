@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// A Worker is one process of a run, from the inside.
+// A Worker is one process of a run, in that process.
 type Worker struct {
 	Job
 	in  *json.Decoder
@@ -23,14 +23,14 @@ type Worker struct {
 
 	begun   time.Time
 	before  usage
-	profile *os.File // if there is to be one
+	profile *os.File // nil if none is written
 
 	mu    sync.Mutex // guards what follows
 	part  Part
 	times map[string][]*Samples
 }
 
-// A Job is what a worker process is told.
+// A Job tells a worker process what to measure.
 type Job struct {
 	Workload string
 	Peer     string
@@ -38,8 +38,8 @@ type Job struct {
 	Index    int           // of this process, from 0
 	Rep      int           // the repetition, from 1
 	For      time.Duration // how long to measure
-	Redis    string        // host:port; it is empty, and this run's own
-	Dir      string        // a directory of this run, for all of its processes
+	Redis    string        // host:port of an empty server, which only this run uses
+	Dir      string        // a directory that the processes of this run share
 	Profile  string        // where CPU profiles go; "" for none
 }
 
@@ -55,7 +55,7 @@ type Part struct {
 	Times   map[string][]byte // histograms
 }
 
-// jobVariable has the job of a worker, as JSON. With it, this program is one.
+// jobVariable is the environment variable that makes this program a worker. Its value is a Job in JSON.
 const jobVariable = "FETCHONCE_BENCH_JOB"
 
 // IsWorker reports whether this process is to call [Work].
@@ -65,7 +65,7 @@ func IsWorker() bool { return os.Getenv(jobVariable) != "" }
 func Work(workloads []*Workload) error {
 	w := &Worker{in: json.NewDecoder(os.Stdin), out: json.NewEncoder(os.Stdout), times: make(map[string][]*Samples)}
 	w.part.Counts, w.part.Lists = make(map[string]float64), make(map[string][]float64)
-	os.Stdout = os.Stderr // what a library prints is not for the one we report to
+	os.Stdout = os.Stderr // the parent reads only messages, and not what a library prints
 	if err := json.Unmarshal([]byte(os.Getenv(jobVariable)), &w.Job); err != nil {
 		return err
 	}
@@ -90,8 +90,8 @@ func Find(workloads []*Workload, name string) *Workload {
 	return nil
 }
 
-// Meet waits until all processes of the run have called it, and returns their
-// notes, in the order of their Index.
+// Meet waits until all processes of the run have called it. It returns their notes in the order of
+// Index.
 func (w *Worker) Meet(note string) ([]string, error) { return w.meet(kindMeet, note) }
 
 func (w *Worker) meet(kind, note string) ([]string, error) {
@@ -105,10 +105,10 @@ func (w *Worker) meet(kind, note string) ([]string, error) {
 	return notes, nil
 }
 
-// Begin waits until all processes of the run are ready, and returns in all of them
-// at the same moment. What happens between Begin and End is measured.
+// Begin waits until all processes of the run are ready, and returns in all of them at the same moment.
+// The time between Begin and End is measured.
 func (w *Worker) Begin() error {
-	runtime.GC() // the garbage of the preparation is not the peer's
+	runtime.GC() // the garbage of the preparation must not count
 	if err := w.startProfile(); err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (w *Worker) Begin() error {
 	return nil
 }
 
-// End ends what is measured, and waits until all processes have come to it.
+// End ends the measurement and waits until all processes have called it.
 func (w *Worker) End() error {
 	w.part.Seconds = time.Since(w.begun).Seconds()
 	if _, err := w.meet(kindEnd, ""); err != nil {
@@ -156,10 +156,10 @@ func (w *Worker) stopProfile() error {
 	return w.profile.Close()
 }
 
-// Begun returns that moment, which may be a little before Begin returned.
+// Begun returns the moment at which the measurement began, just before Begin returned.
 func (w *Worker) Begun() time.Time { return w.begun }
 
-// Ops counts operations. The figures per operation and per second are of them.
+// Ops adds n operations, to which the figures per operation and per second refer.
 func (w *Worker) Ops(n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -181,18 +181,16 @@ func (w *Worker) Count(figure string, n float64) {
 	w.part.Counts[figure] += n
 }
 
-// List appends values to a list, which all processes make together, for
-// [Workload.Finish].
+// List appends values to a list of all processes, for [Workload.Finish].
 func (w *Worker) List(name string, values ...float64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.part.Lists[name] = append(w.part.Lists[name], values...)
 }
 
-// Samples returns a place to record durations, for one goroutine at a time. All
-// of one name, of all processes, are taken together, and give the figures
-// name_p50_us, _p99_us, _mean_us and _max_us. Those of the name "" are the
-// latencies of the operations: p50_us and so on.
+// Samples returns new Samples, which one goroutine at a time may use. All samples of a name, in all
+// processes, give the figures name_p50_us, name_p99_us, name_mean_us and name_max_us. The samples of
+// the name "" are the durations of operations and give p50_us and so on.
 func (w *Worker) Samples(name string) *Samples {
 	s := newSamples()
 	w.mu.Lock()
@@ -216,16 +214,15 @@ func (w *Worker) report() error {
 	return w.out.Encode(message{Kind: kindPart, Part: &w.part})
 }
 
-// A Loop is operations that are done again and again.
+// A Loop says how operations are repeated.
 type Loop struct {
 	Goroutines int
-	Pause      time.Duration // before each: then the load is not as high as it can be
-	Batch      int           // look at the clock once in so many: for what is as fast as a clock [1]
+	Pause      time.Duration // before each operation; without it, the load is as high as it can be
+	Batch      int           // time one operation in Batch, if an operation is as fast as a clock; defaults to 1
 }
 
-// Loop measures an operation for as long as the run is to take: it calls Begin,
-// then do, on so many goroutines, and End. A failed operation is counted, and
-// the loop goes on. The goroutines are numbered from 0.
+// Loop measures an operation for the time of the run. It calls Begin, then do repeatedly on each
+// goroutine, and End. A failed operation is counted. The goroutines are numbered from 0.
 func (w *Worker) Loop(ctx context.Context, l Loop, do func(ctx context.Context, goroutine int) error) error {
 	if l.Batch == 0 {
 		l.Batch = 1
@@ -237,17 +234,17 @@ func (w *Worker) Loop(ctx context.Context, l Loop, do func(ctx context.Context, 
 	if err := w.Begin(); err != nil {
 		return err
 	}
-	deadline := w.begun.Add(w.For)
 	var all sync.WaitGroup
 	for g := range l.Goroutines {
-		all.Go(func() { w.loop(ctx, l, deadline, samples[g], g, do) })
+		all.Go(func() { w.loop(l, samples[g], func() error { return do(ctx, g) }) })
 	}
 	all.Wait()
 	return w.End()
 }
 
 // loop is one goroutine of Loop. It times the first operation of each batch.
-func (w *Worker) loop(ctx context.Context, l Loop, deadline time.Time, s *Samples, g int, do func(context.Context, int) error) {
+func (w *Worker) loop(l Loop, s *Samples, do func() error) {
+	deadline := w.begun.Add(w.For)
 	var ops int64
 	defer func() { w.Ops(ops) }()
 	for {
@@ -258,10 +255,10 @@ func (w *Worker) loop(ctx context.Context, l Loop, deadline time.Time, s *Sample
 		if start.After(deadline) {
 			return
 		}
-		err := do(ctx, g)
+		err := do()
 		s.Add(time.Since(start))
 		for range l.Batch - 1 {
-			err = errors.Join(err, do(ctx, g))
+			err = errors.Join(err, do())
 		}
 		ops += int64(l.Batch)
 		if err != nil {
@@ -270,8 +267,8 @@ func (w *Worker) loop(ctx context.Context, l Loop, deadline time.Time, s *Sample
 	}
 }
 
-// A message is what a worker says to the one that started it. The answer to a
-// meeting, of one kind or another, is the notes of all.
+// A message is what a worker sends to the process that started it. The answer to kindMeet, kindBegin
+// and kindEnd is the notes of all workers.
 type message struct {
 	Kind string
 	Note string `json:",omitempty"`

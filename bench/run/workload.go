@@ -1,8 +1,7 @@
-// Package run measures: it runs a workload for each of its peers, in processes
-// of their own, on a redis-server of their own, and writes a line for each run.
+// Package run measures workloads. It runs a workload for each of its peers, in new processes and on a
+// new redis-server, and makes a line for each run.
 //
-// It knows neither the workloads nor the peers, and compares nothing: package
-// report does, from the lines.
+// It knows neither the workloads nor the peers. Package report compares the lines.
 package run
 
 import (
@@ -14,39 +13,37 @@ import (
 	"strings"
 )
 
-// A Workload is a thing to do that is measured for several peers.
+// A Workload is work that is measured for several peers.
 type Workload struct {
 	Name  string
 	About string // a sentence or two, for the report
 
-	// Full has the parameters that it is measured with, and Short those of the
-	// short form.
+	// Full has the parameters of a full measurement, and Short those of a short one.
 	Full, Short []Params
 
-	// Processes is in how many processes it runs at once, or 0 for the parameter
-	// "processes", and 1 without that.
+	// Processes is the number of processes. 0 means the parameter "processes", or 1
+	// without that parameter.
 	Processes int
 
-	// Peers returns who is measured, for some parameters.
+	// Peers returns the names of the peers that are measured with some parameters.
 	Peers func(p Params) []string
 
-	// Run does it, in each process. It prepares, calls [Worker.Begin], does what
-	// is measured, and calls [Worker.End]; or leaves both to [Worker.Loop].
+	// Run does the work in each process. It prepares, calls [Worker.Begin], does what is
+	// measured, and calls [Worker.End]. Or it calls [Worker.Loop], which does both.
 	Run func(ctx context.Context, w *Worker) error
 
-	// Finish, if there is one, adds the workload's own figures to those that every
-	// run has.
+	// Finish, if not nil, adds the workload's own figures.
 	Finish func(p Params, r *Result, f Figures) error
 
-	// Columns are the figures that the report shows. It sorts by the first, forms
-	// the ratios of it, and draws it.
+	// Columns are the figures that the report shows. The first one decides the order,
+	// the ratios and the plot.
 	Columns []Column
 
-	// Base is the peer to which the ratios are.
+	// Base is the peer to which ratios refer.
 	Base string
 }
 
-// Params tell apart the measurements of one workload: "goroutines" to "64".
+// Params are the parameters of one measurement of a workload, such as "goroutines": "64".
 type Params map[string]string
 
 // Grid returns a Params with one parameter for each of its values.
@@ -54,8 +51,7 @@ func Grid(name string, values ...any) []Params {
 	return Times([]Params{{}}, name, values...)
 }
 
-// Times returns each of some Params with one parameter more, for each of its
-// values.
+// Times returns each of some Params with one more parameter, once for each value.
 func Times(some []Params, name string, values ...any) []Params {
 	var all []Params
 	for _, p := range some {
@@ -68,8 +64,7 @@ func Times(some []Params, name string, values ...any) []Params {
 	return all
 }
 
-// Int returns a parameter that is a number. It panics if it is none, which is a
-// mistake in the workload.
+// Int returns a parameter that is a number. It panics if the parameter is no number.
 func (p Params) Int(name string) int {
 	n, err := strconv.Atoi(p[name])
 	if err != nil {
@@ -98,7 +93,7 @@ func (p Params) Match(some Params) bool {
 	return true
 }
 
-// String returns p for people, always in the same order.
+// String returns p as text, sorted by name.
 func (p Params) String() string {
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(p)) {
@@ -114,7 +109,7 @@ type Column struct {
 	Less   bool   // less is better
 }
 
-// Columns that most workloads have.
+// The columns that most workloads have.
 var (
 	OpsPerSecond = Column{Figure: "ops_per_s", Title: "ops/s"}
 	MicrosPerOp  = Column{Figure: "us_per_op", Title: "µs/op", Less: true}
