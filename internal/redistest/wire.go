@@ -110,12 +110,10 @@ func (w *Wire) Reset() {
 	w.commands, w.trips = nil, 0
 }
 
-// Pause lets nothing through, in neither direction, while connections stay
-// open and new ones are taken: it is what a hung server looks like, and a
-// network that loses every packet.
+// Pause passes nothing on, in either direction. Connections stay open and new ones are accepted, as with
+// a hung server or a network that loses every packet.
 //
-// What was sent meanwhile arrives after all when Resume is called, even if the
-// client has given up and closed the connection.
+// What was sent meanwhile arrives when Resume is called, even if the client has closed the connection.
 func (w *Wire) Pause() { w.set(func() { w.paused = true }) }
 
 // Resume ends a Pause.
@@ -142,13 +140,12 @@ func (w *Wire) Cut() {
 	}
 }
 
-// Delay makes all that is received arrive so much later: the time of a round
-// trip.
+// Delay delays everything that is received by d, which lengthens a round trip by d.
 func (w *Wire) Delay(d time.Duration) { w.set(func() { w.delay = d }) }
 
-// Fail makes the next n commands fail with the error, as in "LOADING Redis is
-// loading the dataset in memory": those of the given names, or else all that
-// Commands counts. The server does not see them.
+// Fail makes the next n commands fail with an error, such as "LOADING Redis is loading the dataset in
+// memory". It counts commands of the given names or, without names, all that Commands counts. The
+// server does not receive them.
 func (w *Wire) Fail(n int, text string, names ...string) {
 	w.set(func() { w.fail, w.failure = rule{n, among(upper(names))}, text })
 }
@@ -173,7 +170,7 @@ func (w *Wire) DropMessagesWhere(n int, where func(channel string) bool) {
 	w.set(func() { w.drop = rule{n, where} })
 }
 
-// Heal ends all faults. What it cut stays cut.
+// Heal ends all faults. Connections that were cut stay closed.
 func (w *Wire) Heal() {
 	w.set(func() {
 		w.down, w.delay, w.failure = false, 0, ""
