@@ -6,20 +6,26 @@
 //
 //	Acquire ──► local queue ◄── granted ── requester ◄──► queue in Redis
 //	                 │                        ▲
-//	                 ▼                        │ no local hand-off
+//	                 ▼                        │ release and request
 //	               Hold ── Release ───────────┤
-//	                 ▲        │               ▼
-//	                 └────────┘           released in Redis, for the next process
+//	                 ▲        │               ▼ release
+//	                 └────────┘           Redis grants the lock to the next process
 //	             local hand-off
 //
-// A local hand-off passes the lock to the next local waiter without a command. After
-// protocol.LockFences holds, or maxLocal, the lock is released in Redis, so that other processes
-// receive it too. A semaphore has no local hand-off. If local waiters remain, release and request
-// are one script; see "What does each mechanism for speed gain?" in docs/internals/design.md.
+// A local hand-off passes the lock to the next local waiter without a command. Local hand-offs serve
+// as many callers as waited when Redis granted the lock, for at most protocol.LockFences holds in
+// all. None begins later than maxLocal after the grant. Then the lock is released in Redis, so that
+// other processes receive it too. After a TryAcquire, callers that came later are served within the
+// same limits. A semaphore has no local hand-off.
+//
+// A release in Redis grants the lock to the longest waiter of the queue there, and notifies its
+// process. The requester of that process confirms the grant by sending its request again. If it does
+// not do so within 250 ms, the next waiter gets the lock; see lock.lua in internal/protocol. If local
+// waiters remain, release and request are one script; see "What does each mechanism for speed gain?"
+// in docs/internals/design.md.
 //
 // A requester always waits for the answer to its request, within RedisTimeout. If the answer is
 // unknown, internal/cleanup removes the owner from the lock in the background.
 //
-// The package renews no leases by a timer, and does not know the errors of package fetchonce: the
-// Locker does both.
+// The Locker renews the leases, and turns the errors of this package into those of fetchonce.
 package lockqueue

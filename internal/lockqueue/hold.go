@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// maxLocal is for how long a process makes local hand-offs before it releases the lock in Redis.
-// They save a round trip for each hold, which matters only if holds are short.
+// maxLocal is for how long after a grant a process makes local hand-offs. Each saves a round trip,
+// which matters only if holds are short.
 const maxLocal = 10 * time.Millisecond
 
 // A grant is one lease of a lock in Redis. This process uses it for one hold after another.
@@ -21,7 +21,7 @@ type grant struct {
 	end      func(cause error)
 }
 
-// A Hold is the time from an Acquire to its Release, in which one caller holds a lock.
+// A Hold is one caller's hold of a lock, from Acquire to Release.
 type Hold struct {
 	q     *Queue
 	n     *name
@@ -67,8 +67,8 @@ func (h *Hold) Renew(ctx context.Context) (bool, error) {
 	return ours, err
 }
 
-// Lost is called when the lock was lost. A requester starts for the local waiters, which do not
-// wait for the holder to return. The holder still calls Release.
+// Lost is called when the lock was lost. A requester starts at once for the local waiters: they do
+// not wait until the holder calls Release.
 func (h *Hold) Lost() {
 	h.q.mu.Lock()
 	defer h.q.mu.Unlock()
@@ -78,8 +78,9 @@ func (h *Hold) Lost() {
 }
 
 // Release ends the hold: by a local hand-off, or in Redis. held says whether the caller still has
-// the lock, as far as it knows. Release returns ErrLost if the lock was lost. After an error of
-// Redis, it releases the lock in the background.
+// the lock, as far as it knows. If it has not, Release still sends the release: the lease may be in
+// Redis. Release returns ErrLost if the lock was lost. After an error of Redis, it releases the lock
+// in the background.
 func (h *Hold) Release(held bool) error {
 	after := h.finish(held)
 	if after == handedOff {
@@ -90,16 +91,13 @@ func (h *Hold) Release(held bool) error {
 		return h.releaseAndRequest()
 	}
 	ours, err := h.q.Redis.ReleaseLock(context.Background(), h.n.lock, h.q.request(h.grant.owner))
-	switch {
-	case !held:
-		return ErrLost // the lease may still be in Redis, so it was released
-	case err != nil:
+	if err != nil {
 		h.q.removeOwner(h.n.lock, h.grant.owner, 0)
-		return err
-	case !ours:
+	}
+	if !held || err == nil && !ours {
 		return ErrLost
 	}
-	return nil
+	return err
 }
 
 // What follows a hold.

@@ -13,7 +13,7 @@ import (
 type name struct {
 	text    string
 	lock    protocol.Lock
-	emptied chan struct{} // receives when the last waiter leaves
+	emptied chan struct{} // receives a signal when the last waiter leaves
 
 	waiters    list.List // of *waiter, in order of arrival
 	grants     []*grant

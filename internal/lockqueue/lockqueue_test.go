@@ -287,6 +287,26 @@ func TestOwnerOfAnUnansweredRequestIsRemoved(t *testing.T) {
 	})
 }
 
+// A hold is lost by the holder's clock, its lease is still in Redis, and Redis refuses the release.
+// When Redis takes writes again, the owner is removed from the lock.
+func TestOwnerOfALostHoldIsRemovedAfterAFailedRelease(t *testing.T) {
+	inBubble(t, func(t *testing.T, r redistest.Redis) {
+		q, rdb := newQueue(t, r, 1)
+		h := acquire(t, t.Context(), q).has()
+		redistest.WireOf(rdb).Fail(100, "READONLY You can't write against a read only replica.", "EVALSHA")
+		h.Lost()
+		if err := h.Release(false); !errors.Is(err, lockqueue.ErrLost) {
+			t.Errorf("Release = %v, want ErrLost", err)
+		}
+		redistest.WireOf(rdb).Heal()
+		began := time.Now()
+		release(t, acquire(t, t.Context(), q).has())
+		if took := time.Since(began); took >= length/2 {
+			t.Errorf("the next caller waited %v for the lease of the lost hold", took)
+		}
+	})
+}
+
 // The context of a caller may call the queue, so the queue calls none of its methods under the mutex.
 func TestContextMayCallTheQueue(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis) {

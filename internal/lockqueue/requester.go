@@ -11,10 +11,12 @@ import (
 
 // The pauses of a requester between its requests.
 const (
-	longestRecheck = time.Second           // covers a lost notification; a lease if that is shorter
+	longestRecheck = time.Second           // covers a lost notification; the length of a lease if that is shorter
 	recheckJitter  = 50 * time.Millisecond // at most, after the end of a lease
-	firstPoll      = 10 * time.Millisecond // while the mailbox is unsubscribed,
-	longestPoll    = 100 * time.Millisecond
+
+	// While the mailbox is unsubscribed.
+	firstPoll   = 10 * time.Millisecond
+	longestPoll = 100 * time.Millisecond
 )
 
 // A requester requests a lock with one owner token, and so has one place in the queue in Redis.
@@ -142,7 +144,7 @@ func (r *requester) pause(d time.Duration) wakeup {
 		}
 		select {
 		case <-r.slot.Ready():
-			r.slot.Take(0) // empties the slot; the next request is sent whatever the notification says
+			r.slot.Take(0) // empties the slot: a forged notification with a high fence would keep out the next one
 			return byNotification
 		case <-timer.C:
 			return byTimer
@@ -175,7 +177,8 @@ func (r *requester) failed(err error) {
 }
 
 // granted gives the lock to the first waiter. It reports whether to request another slot. Local
-// hand-offs serve the callers that wait now. Later ones wait behind the other processes.
+// hand-offs serve as many callers as wait now. Callers that come later wait for another grant,
+// behind the other processes.
 func (r *requester) granted(answer protocol.LockAnswer) (more bool) {
 	q, n := r.q, r.n
 	q.mu.Lock()

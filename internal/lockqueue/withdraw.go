@@ -9,9 +9,9 @@ import (
 )
 
 // withdraw removes the requester's owner from the lock in the background, whether it waits or
-// holds. err is the error of the last send. If the answer is unknown, the request may still arrive
-// in Redis, so withdraw removes the owner again after RedisTimeout. If nothing was sent, or the
-// error is final, there is nothing to remove.
+// holds. err is the error of the last send. After an error the request may still arrive in Redis, so
+// withdraw removes the owner again after RedisTimeout. It removes nothing if Redis never had the
+// owner: no request was answered, and the last one was not sent or was refused for good.
 func (r *requester) withdraw(err error) {
 	var again time.Duration
 	if err != nil {
