@@ -48,7 +48,6 @@ type Batcher struct {
 	inTime    time.Duration // when Redis last replied within the time limit of the callers
 	closed    error
 	idle      chan struct{} // closed when the Batcher is closed and pipelines is 0
-	unusedEnd chan struct{} // for the next limit: the channel of an earlier one that was not closed
 	alarm     alarm
 }
 

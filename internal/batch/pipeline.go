@@ -28,11 +28,8 @@ func (b *Batcher) run(f *batch) {
 
 // setInFlight notes that a batch is in flight from now. The caller holds b.mu.
 func (b *Batcher) setInFlight(f *batch) {
-	if b.unusedEnd == nil {
-		b.unusedEnd = make(chan struct{})
-	}
 	f.floor = b.replied + f.within
-	f.sent, f.limit, b.unusedEnd = now(), limit{until: epoch.Add(max(f.until, f.floor)), over: b.unusedEnd}, nil
+	f.sent, f.limit = now(), limit{until: epoch.Add(max(f.until, f.floor)), over: make(chan struct{})}
 	b.inFlight = append(b.inFlight, f)
 }
 
@@ -51,9 +48,6 @@ func (b *Batcher) noteReply(f *batch, ok bool) {
 		if t < max(f.until, f.floor) {
 			b.inTime = t
 		}
-	}
-	if f.limit.Err() == nil {
-		b.unusedEnd = f.limit.over
 	}
 }
 
