@@ -2,8 +2,7 @@
 // A caller joins the flight of its key, or starts it, and waits for its result.
 //
 // Each flight has a cutoff. Callers that came after it are late, and receive no result: what
-// the load read may be older than their call. A load moves the cutoff with [Flight.Advance]
-// before each read.
+// the load read may be older than their call. A load moves the cutoff with [Flight.Advance].
 //
 // The package knows nothing of Redis or of what is loaded. The loader uses it.
 //
@@ -61,9 +60,9 @@ type Flight[V any] struct {
 	kept    bool    // it continues without callers
 }
 
-// An Arrival orders a caller's call among the cutoffs of all flights: a later call has the
-// same Arrival or a greater one. A late caller keeps its Arrival for its next Join. It is not
-// late for a flight that starts after its call, however soon that flight advances.
+// An Arrival says after which cutoff a call began. Cutoffs are numbered over all flights. A call is
+// late for a flight if its Arrival is above the flight's cutoff. A late caller joins the next flight
+// with the same Arrival: a flight that starts after the call is not too old for it.
 type Arrival uint64
 
 // Arrive returns the Arrival of a call that begins now. It reads one atomic and takes no
@@ -94,8 +93,9 @@ func (g *Group[V]) Join(ctx context.Context, key string, came Arrival, load func
 	return g.start(ctx, key, load).join(came, true), nil
 }
 
-// Start is Join for a caller that joins no running flight: one that has made no lookup. It
-// reports whether it started a flight. It does not if the key has one, or the group is closed.
+// Start starts a flight for a key that has none. It reports false if the key has one or the group
+// is closed. A caller that has made no lookup calls it instead of Join: a running flight does not
+// replace its lookup.
 func (g *Group[V]) Start(ctx context.Context, key string, came Arrival, load func(ctx context.Context, f *Flight[V]) (V, error)) (Ticket[V], bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -112,14 +112,14 @@ func (f *Flight[V]) join(came Arrival, started bool) Ticket[V] {
 	return Ticket[V]{Started: started, flight: f, came: came}
 }
 
-// An Answer is what a caller receives of a flight.
+// An Answer is what [Ticket.Wait] returns.
 type Answer[V any] struct {
 	Value V
 	Late  bool // the caller came after the cutoff: it has no result, and should make a lookup
 }
 
-// Wait waits for the flight's result or for the end of ctx. The error is the load's or that
-// of ctx, and nil for a late caller.
+// Wait waits for the flight's result or for the end of ctx. The error is that of the load, or
+// ctx.Err(). It is nil for a late caller.
 func (t Ticket[V]) Wait(ctx context.Context) (Answer[V], error) {
 	f := t.flight
 	select {
@@ -185,7 +185,7 @@ func (f *Flight[V]) leave() (ended bool) {
 	return ended
 }
 
-// remove is leave without the cancellation. The last caller must cancel the load itself.
+// remove is leave without the cancellation: if last is true, its caller cancels the load.
 func (f *Flight[V]) remove() (ended, last bool) {
 	f.group.mu.Lock()
 	defer f.group.mu.Unlock()
@@ -218,16 +218,17 @@ func (f *Flight[V]) Kept() bool {
 	return f.kept
 }
 
-// Advance moves the cutoff to now: callers that have come so far may receive what the load
-// reads from now on. A load calls it right before it reads from Redis or the origin. What is
-// read after a call began is not older than the call.
+// Advance moves the cutoff to now: all callers that have come so far receive the result. A load
+// calls it right before it reads from Redis or the origin, because what is read after a call began
+// is new enough for it. A load also calls it when its result is new enough for every caller: after
+// FILL has stored the value, or for a failure.
 func (f *Flight[V]) Advance() {
 	f.group.mu.Lock()
 	defer f.group.mu.Unlock()
 	f.cutoff = Arrival(f.group.cutoffs.Add(1))
 }
 
-// HasLate reports whether a late caller has joined: one that came after the cutoff.
+// HasLate reports whether a late caller has joined: one that came after the cutoff. It may have left.
 func (f *Flight[V]) HasLate() bool {
 	f.group.mu.Lock()
 	defer f.group.mu.Unlock()

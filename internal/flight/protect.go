@@ -17,8 +17,8 @@ type PanicError struct {
 func (p *PanicError) Error() string { return "panic" }
 
 // Protect calls f and passes its result to done. A panic of f becomes a [*PanicError] and a
-// Goexit becomes [ErrGoexit]. After a Goexit, the goroutine of f ends once done has
-// returned, so only done can report the result.
+// Goexit becomes [ErrGoexit]. done always runs. After a Goexit, Protect does not return: the
+// goroutine ends once done has returned.
 func Protect[V any](f func() (V, error), done func(V, error)) {
 	var v V
 	err := ErrGoexit

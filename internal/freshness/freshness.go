@@ -1,12 +1,16 @@
-// Package freshness says for how long a value is kept, and whether a stored one may be
-// returned. It has no clock of its own, and knows nothing of Redis or codecs. The loader uses
-// it.
+// Package freshness decides how long a value is kept and whether a stored value may be returned.
+// The loader uses it.
+//
+// [Rules] decide by a value's header and its age. Only early refresh and jitter are random. [Clock]
+// estimates the clock of the Redis server. The package sends nothing to Redis.
 //
 // The states of a value follow each other. RFC 5861 has the terms.
 //
-//	stored ──► Fresh, Early ──► Stale ──► Fallback ──► Expired
-//	           TTL              StaleWhileRevalidate
-//	                            StaleIfError ────────►
+//	0 ───── TTL ──── TTL + StaleWhileRevalidate ──── TTL + StaleIfError ────►
+//	  Fresh      Stale                        Fallback               Expired
+//
+// A fresh value is Early for a caller that XFetch selects: this caller refreshes it. There is a
+// Fallback only if StaleIfError is longer than StaleWhileRevalidate.
 package freshness
 
 import (
@@ -40,13 +44,14 @@ type State int
 const (
 	Fresh    State = iota // it is returned
 	Early                 // it is returned, and this caller refreshes it
-	Stale                 // it is returned while it is refreshed
+	Stale                 // it is returned at once, and refreshed in the background
 	Fallback              // it is returned if the fetch fails
 	Expired               // it is not returned
 )
 
-// Judge returns the state of a value by its age. A value that is kept no longer than it is fresh
-// is fresh until Redis removes it, whatever the clocks say.
+// Judge returns the state of a value by its age. If a value is kept no longer than it is fresh, its
+// age does not matter: Redis removes it at its end. The caller checks for a value that outlives its
+// Keep.
 func (r *Rules) Judge(h envelope.Header, age time.Duration) State {
 	switch {
 	case age < h.Fresh || h.Keep <= h.Fresh:
@@ -72,8 +77,8 @@ func (r *Rules) IsEarly(h envelope.Header, age time.Duration) bool {
 	return float64(h.Cost)*r.EarlyRefresh*rand.ExpFloat64() >= float64(h.Fresh-age) // ExpFloat64 is -ln(random)
 }
 
-// Lifetime returns for how long a value, or an absence, is fresh and is kept. With own, the
-// fetch has set the TTL. A value that is not to be kept has 0.
+// Lifetime returns for how long a value, or an absence, is fresh and is kept. own is the TTL that
+// the fetch has set, or 0. Both results are 0 for a value that is not to be stored.
 func (r *Rules) Lifetime(kind envelope.Kind, own time.Duration) (fresh, keep time.Duration) {
 	ttl, extra := r.TTL, max(r.StaleWhileRevalidate, r.StaleIfError)
 	if kind == envelope.NotFound {
@@ -101,14 +106,14 @@ type Clock struct {
 	ahead atomic.Int64 // by how many ns the server's clock is ahead of ours
 }
 
-// Learn notes what the server's clock showed at some time between sent and the present. It
-// ignores a zero time.
-func (c *Clock) Learn(now, sent time.Time) {
-	if now.IsZero() {
+// Learn takes the server's time from the answer to a request that was sent at sent. It assumes that
+// the server read its clock halfway between then and now. A zero time is ignored.
+func (c *Clock) Learn(server, sent time.Time) {
+	if server.IsZero() {
 		return
 	}
 	took := time.Since(sent)
-	c.ahead.Store(int64(now.Sub(sent.Round(0).Add(took / 2))))
+	c.ahead.Store(int64(server.Sub(sent.Round(0).Add(took / 2))))
 }
 
 // Now returns the server's time.

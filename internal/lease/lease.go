@@ -8,14 +8,14 @@
 //
 // Only Redis decides which process has a lease. But a holder that cannot reach Redis must
 // stop without its help. It can: the lease began when the request arrived in Redis, which is
-// after it was sent. So
+// after it was sent. The holder's deadline is
 //
-//	the holder's deadline = time of sending + lease - margin
+//	time of sending + lease - margin
 //
-// is before the end of the lease, whatever the network does and whatever the clocks of the
-// two machines show: only durations by this process's monotonic clock are compared. The
-// margin is a twentieth of the lease. It covers clocks that run at different speeds, and the
-// time until the function notices the end of its context.
+// It is before the end of the lease, whatever the network and the clocks of the two machines do,
+// because only durations of this process's monotonic clock are compared. The margin is a twentieth
+// of the lease. It covers clocks that run at different speeds, and the time until the function
+// notices the end of its context.
 //
 //	sent        1/3          2/3        deadline  end in Redis
 //	 |-----------|------------|------------|---|----> t
@@ -56,7 +56,7 @@ type Keeper struct {
 	timer    *time.Timer // for the deadline or the next renewal
 }
 
-// Keep keeps a lease of the given length. Its request was sent at sent. After each third of
+// Keep keeps a lease of the given length. sent is when its request was sent. After each third of
 // the length it calls renew, which reports whether this process still has the lease. The
 // returned context ends with the cause lost when renew reports false, when Lost is called, or
 // at the holder's deadline.
@@ -138,8 +138,8 @@ func (k *Keeper) setTimer() {
 	k.timer.Reset(time.Until(due))
 }
 
-// Lost ends the context with the cause lost. It is called when another process has ended the
-// lease.
+// Lost ends the context with the cause given to Keep. The keeper calls it at the deadline and after
+// a refused renewal. Its user calls it when another process has ended the lease.
 func (k *Keeper) Lost() {
 	k.mu.Lock()
 	first := !k.stopped
@@ -156,7 +156,8 @@ func (k *Keeper) Lost() {
 }
 
 // OnLost makes the keeper call f when the lease is lost, after the context has ended. If it
-// is lost already, OnLost calls f. The context's Err and Done may call f, too.
+// is lost already, OnLost calls f. f may run inside the context's Err or Done, so it must not lock a
+// mutex under which these are called.
 func (k *Keeper) OnLost(f func()) {
 	k.mu.Lock()
 	lost := k.isLost
@@ -170,7 +171,7 @@ func (k *Keeper) OnLost(f func()) {
 // End ends the context with a cause. The keeper renews the lease until Stop.
 func (k *Keeper) End(cause error) { k.cancel(cause) }
 
-// Stop ends the renewals and the context. The caller releases the lease before or after it.
+// Stop ends the renewals and the context. It does not release the lease.
 // Stop waits for a renewal that is running. It reports whether this process had the lease
 // until now, as far as it knows: the keeper was not lost or stopped before, and the running
 // renewal was not refused.

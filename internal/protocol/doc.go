@@ -2,8 +2,11 @@
 // notifications between processes. No other package knows the KEYS and ARGV of a script, or how
 // a name is made.
 //
-// Each operation is one script, which Redis runs as one step, and may be sent twice: the second
-// time changes nothing. So every operation is sent again after an error that ends soon.
+// A read is a GETRANGE. Each other operation is one script, which Redis runs as one step. While a
+// slot of a cluster moves, it may be scripts with one Redis key each instead; see tryagain.go.
+//
+// An operation may be sent twice. The second time does no harm, but its answer may differ; see the
+// head of its script. So every operation is sent again after an error that ends soon.
 //
 // The package does not know what values mean and has no policy: the loader and internal/lockqueue
 // decide what follows an answer. internal/wake and internal/near use its names and messages.

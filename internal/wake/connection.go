@@ -14,7 +14,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/sleep"
 )
 
-// The pause before the next connection. It doubles while no connection receives anything.
+// The pause before the next connection. It doubles after each connection that received nothing.
 const (
 	firstPause   = 10 * time.Millisecond
 	longestPause = time.Second

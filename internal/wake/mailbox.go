@@ -1,10 +1,10 @@
 // Package wake receives the notifications that other processes publish for this one: a value
-// was stored, a fetch failed, a lease ended.
+// was stored, a fetch failed, a lease ended, a lock was granted.
 //
 // The loader and internal/lockqueue use it. There is one [Mailbox] for each Redis client, with one
 // connection; see internal/client.
 //
-// Notifications are hints: they may be lost, late or forged. The recheck timers of the waiters
+// Notifications are hints: they may be lost, delayed or forged. The recheck timers of the waiters
 // cover lost ones, so no function of this package returns an error. When notifications may have
 // been lost, all waiters receive a retry.
 //

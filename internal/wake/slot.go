@@ -37,7 +37,7 @@ func (m *Mailbox) Wait(name string) *Slot {
 func (s *Slot) Ready() <-chan struct{} { return s.ready }
 
 // Take empties the slot. It returns the notification and true if its lease is not older than
-// fence. Else, if notifications may have been lost, it returns one of kind retry and true.
+// fence. A caller that takes any notification passes 0. Else, if notifications may have been lost, it returns one of kind retry and true.
 func (s *Slot) Take(fence int64) (protocol.Message, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -23,7 +23,8 @@ type subscription struct {
 func (s *subscription) setTried() { s.once.Do(func() { close(s.tried) }) }
 
 // Use registers a user of a channel. When all users have called stop, the mailbox
-// unsubscribes from the channel, unless it is its only channel: a connection needs one.
+// unsubscribes from the channel, unless it is the only one: a mailbox that has connected once stays
+// subscribed to at least one channel.
 func (m *Mailbox) Use(channel string) (stop func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
