@@ -539,6 +539,26 @@ func TestNotFoundIsCached(t *testing.T) {
 	})
 }
 
+// A hit on a remembered absence allocates less than one on a value, which is decoded.
+func TestHitOfAnAbsenceAllocatesNoValue(t *testing.T) {
+	r := redistest.Server(t).Backend()
+	l := newLoader(t, r, func(opt *options) { opt.NotFoundTTL = time.Hour })
+	testkit.Set(t, l, "k", "value")
+	none := func(context.Context, string) (string, error) { return "", fetchonce.ErrNotFound }
+	const runs = 2000 // the race detector empties pools at random, so the limit is a fraction
+	allocs := func(key string) float64 {
+		return testing.AllocsPerRun(1, func() {
+			for range runs {
+				_, _ = l.Get(t.Context(), key, none)
+			}
+		}) / runs
+	}
+	// The value is allocated, and the string in it.
+	if absent, found := allocs("absent"), allocs("k"); absent > found-1.5 {
+		t.Errorf("a hit on an absence makes %v allocations, and one on a value %v", absent, found)
+	}
+}
+
 func TestErrorTTLSharesAFailureWithLaterCallers(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		o := testkit.NewOrigin(t)

@@ -188,10 +188,11 @@ func (l *Loader[V]) unpack(k keyed, v protocol.Value, source Source) (lookup[V],
 	case e.Codec != l.codec.ID():
 		return l.unusable(v, errCodec), nil
 	}
-	if err := l.codec.Decode(k.user, e.Payload, &seen.result.Value); err != nil {
+	value := new(V) // not a pointer into seen: that would allocate all of seen, for an absence too
+	if err := l.codec.Decode(k.user, e.Payload, value); err != nil {
 		return l.unusable(v, codec.WhyUnread(err)), nil
 	}
-	seen.result.Age = l.clock.Age(e.Header)
+	seen.result.Value, seen.result.Age = *value, l.clock.Age(e.Header)
 	return seen, nil
 }
 
