@@ -254,8 +254,12 @@ func (l *Loader[V]) Get(ctx context.Context, key string, fetch func(ctx context.
 
 // Load is [Loader.Get] whose fetch receives a [Fetch], and which returns a [Result].
 func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context.Context, f *Fetch[V]) (V, error)) (Result[V], error) {
-	b, err := l.begin(ctx, "load", key, l.nearGet(ctx, key), fetch == nil)
+	hit := l.nearGet(ctx, key)
+	b, err := l.begin(ctx, "load", key, hit, fetch == nil)
 	if b.caller == nil {
+		if hit.entry != nil && err == nil {
+			b.result.Age = l.clock.Age(hit.entry.header)
+		}
 		return b.result, err
 	}
 	b.caller.fetch = fetch
@@ -272,9 +276,9 @@ type begun[V any] struct {
 // on the stack of each caller that waits for a load.
 func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearHit[V], noFetch bool) (begun[V], error) {
 	if hit.entry != nil && !hit.refresh && !hit.entry.stale && !noFetch {
-		seen, err := l.lookupNear(hit)
+		v, err := l.nearValue(hit.entry) // without its age, which only Load returns: a near hit reads no clock
 		l.trace.gotByLookup(ctx, key, true, SourceNear, err)
-		return begun[V]{result: seen.result}, err
+		return begun[V]{result: Result[V]{Value: v, Source: SourceNear}}, err
 	}
 	k, err := l.enter(ctx, op, key, noFetch)
 	if err != nil {

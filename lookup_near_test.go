@@ -194,6 +194,22 @@ func TestNearEntryIsServedOnlyWhileItIsFresh(t *testing.T) {
 	})
 }
 
+// A Load of a near entry returns the age of its value, not of the entry.
+func TestNearEntryHasTheAgeOfItsValue(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		l, other := nearPair(t, r)
+		testkit.Set(t, other, "k", "v")
+		born := time.Now()
+		time.Sleep(30 * time.Second)
+		testkit.WarmNear(t, r, l, "k", "v")
+		time.Sleep(10 * time.Second)
+		got, err := l.Load(t.Context(), "k", func(context.Context, *fetchonce.Fetch[string]) (string, error) { return "fetched", nil })
+		if age := time.Since(born); got != (fetchonce.Result[string]{Value: "v", Source: fetchonce.SourceNear, Age: age}) || err != nil {
+			t.Errorf("Load = %+v, %v; want an age of %v", got, err, age)
+		}
+	})
+}
+
 func TestNearCacheKeepsAnAbsence(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r backend) {
 		none := func(context.Context, string) (string, error) { return "", fetchonce.ErrNotFound }
