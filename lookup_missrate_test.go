@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,11 +17,13 @@ import (
 	"github.com/fetchonce/fetchonce/internal/testkit"
 )
 
+var nothings atomic.Int64 // counts the keys of predictMisses, which are all different
+
 // predictMisses has a loader miss so often that it skips its lookups.
 func predictMisses(t *testing.T, l loader) {
 	t.Helper()
-	for i := range 60 {
-		key := "nothing:" + strconv.Itoa(i)
+	for range 60 {
+		key := "nothing:" + strconv.FormatInt(nothings.Add(1), 10)
 		if _, err := l.Get(t.Context(), key, func(context.Context, string) (string, error) { return "v", nil }); err != nil {
 			t.Fatal(err)
 		}
@@ -224,6 +227,36 @@ func TestCallersOfAPredictedMissShareOneLoad(t *testing.T) {
 			g.Want("v")
 		}
 		o.Want(1)
+	})
+}
+
+// A value that ACQUIRE finds is deleted before its load has decoded it. A caller that arrives
+// after the Delete joins that load, and does not receive the value.
+func TestCallerAfterADeleteReceivesNothingThatAcquireFound(t *testing.T) {
+	inBubble(t, func(t *testing.T, r backend) {
+		codec := slowCodec{fetchonce.JSON, make(chan chan struct{}, 1), make(chan struct{})}
+		withCodec := func(opt *options) { opt.Codec = codec }
+		o, x := testkit.NewOrigin(t), &traceRecorder{t: t}
+		l, other := newLoader(t, r, withCodec, x.with), newLoader(t, r, withCodec)
+		testkit.Set(t, other, "k", "old")
+		predictMisses(t, l)
+		x.gets = nil
+		on := make(chan struct{})
+		codec.stop <- on
+		first := testkit.Get(t, t.Context(), l, "k", o)
+		<-codec.stopped
+		testkit.Get(t, t.Context(), l, "k", o).Want("old") // by its own lookup
+		if err := other.Delete(t.Context(), "k"); err != nil {
+			t.Fatal(err)
+		}
+		last := testkit.Get(t, t.Context(), l, "k", o)
+		r.Until("the last caller has joined", func() bool { return l.Callers("k") == 2 })
+		close(on)
+		first.Want("old") // it began before the Delete
+		o.Next().Returns("new")
+		last.Want("new")
+		o.Want(1)
+		x.wantKinds(2, 1, 0, 0)
 	})
 }
 
