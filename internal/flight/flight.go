@@ -169,7 +169,7 @@ func (f *Flight[V]) end(v V, err error) {
 	defer f.group.mu.Unlock()
 	f.close()
 	delete(f.group.all, f)
-	if isCrash(err) {
+	if IsCrash(err) {
 		f.cutoff = math.MaxUint64 // late callers receive it, too: they should not repeat it
 	}
 	f.v, f.err = v, err

@@ -32,7 +32,8 @@ func Protect[V any](f func() (V, error), done func(V, error)) {
 	v, err = f()
 }
 
-func isCrash(err error) bool {
+// IsCrash reports whether the error of a load is a panic or a Goexit.
+func IsCrash(err error) bool {
 	_, panicked := errors.AsType[*PanicError](err)
 	return panicked || errors.Is(err, ErrGoexit)
 }
