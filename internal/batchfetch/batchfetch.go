@@ -37,7 +37,7 @@ type Config[V any] struct {
 	NotFound error // of a key that Fetch does not return
 
 	// Lookup looks keys up in a Store, before Fetch. It is nil without a Store.
-	Lookup func(ctx context.Context, keys []string) (found map[string]V, errs map[string]error)
+	Lookup func(ctx context.Context, keys []string) (values map[string]V, errs map[string]error)
 
 	// ForKeys returns the context of the calls for some keys.
 	ForKeys func(ctx context.Context, keys []string) context.Context
@@ -72,29 +72,29 @@ type Observer interface {
 type Batch[V any] struct {
 	Config[V]
 
-	slots chan struct{} // one for each load that uses Redis
-	down  chan struct{} // closed when Redis fails: then no load waits for a slot
-	fell  sync.Once     // closes down
+	slots       chan struct{} // one for each load that uses Redis
+	redisFailed chan struct{} // closed when Redis fails: then no load waits for a slot
+	failOnce    sync.Once     // closes redisFailed
 
 	mu        sync.Mutex
 	undecided int
-	wanting   []*member[V] // loads that want to fetch
-	started   bool         // all loads are decided
+	wanting   []*batchKey[V] // loads that want to fetch
+	started   bool           // all loads are decided
 }
 
 // New returns a batch. Its Decide is called when all loads have joined.
 func New[V any](c Config[V]) *Batch[V] {
-	return &Batch[V]{Config: c, undecided: 1, slots: make(chan struct{}, width), down: make(chan struct{})}
+	return &Batch[V]{Config: c, undecided: 1, slots: make(chan struct{}, width), redisFailed: make(chan struct{})}
 }
 
-// A Load is one key's part in a batch. Its methods but Fetch do nothing on nil.
+// A Load is the load of one key of a batch. All methods but Fetch do nothing on nil.
 type Load[V any] struct {
 	batch   *Batch[V]
 	decided sync.Once
 	hasSlot atomic.Bool
 }
 
-// Join returns the part of a new load. Its Decide must be called.
+// Join adds a load to the batch. Its Decide must be called.
 func (b *Batch[V]) Join() *Load[V] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -103,37 +103,37 @@ func (b *Batch[V]) Join() *Load[V] {
 }
 
 // Begin waits until the load may use Redis, or ctx ends.
-func (p *Load[V]) Begin(ctx context.Context) {
-	if p == nil {
+func (l *Load[V]) Begin(ctx context.Context) {
+	if l == nil {
 		return
 	}
 	select {
-	case p.batch.slots <- struct{}{}:
-		p.hasSlot.Store(true)
-	case <-p.batch.down:
+	case l.batch.slots <- struct{}{}:
+		l.hasSlot.Store(true)
+	case <-l.batch.redisFailed:
 	case <-ctx.Done():
 	}
 }
 
 // Pause says that the load does not use Redis for now. It may be called more than once.
-func (p *Load[V]) Pause() {
-	if p != nil && p.hasSlot.Swap(false) {
-		<-p.batch.slots
+func (l *Load[V]) Pause() {
+	if l != nil && l.hasSlot.Swap(false) {
+		<-l.batch.slots
 	}
 }
 
 // RedisFailed says that Redis does not answer. All other loads then find that out at once,
 // and not one after another.
-func (p *Load[V]) RedisFailed() {
-	if p != nil {
-		p.batch.fell.Do(func() { close(p.batch.down) })
+func (l *Load[V]) RedisFailed() {
+	if l != nil {
+		l.batch.failOnce.Do(func() { close(l.batch.redisFailed) })
 	}
 }
 
 // Decide says that the batch need not wait for the load. It may be called more than once.
-func (p *Load[V]) Decide() {
-	if p != nil {
-		p.decided.Do(p.batch.Decide)
+func (l *Load[V]) Decide() {
+	if l != nil {
+		l.decided.Do(l.batch.Decide)
 	}
 }
 
@@ -153,8 +153,8 @@ type Result[V any] struct {
 	FromStore bool // the value, or the error, is the Store's
 }
 
-// A member is a key that is to be fetched.
-type member[V any] struct {
+// A batchKey is a key that is to be fetched.
+type batchKey[V any] struct {
 	key        string
 	background bool
 	unleased   bool
@@ -171,39 +171,39 @@ type call struct {
 	fromStore bool // the Store is looked up; for the goroutine of the call alone
 
 	// Guarded by the batch's mu.
-	waiting  int      // members that have not left
+	waiting  int      // how many of its keys a load still waits for
 	observer Observer // nil before Fetch
 }
 
 // Fetch has a key fetched with the others, and waits for it. unleased says that the load
 // has no lease, background that no caller waits for it.
-func (p *Load[V]) Fetch(ctx context.Context, key string, background, unleased bool) (Result[V], error) {
-	b := p.batch
-	m := &member[V]{key: key, background: background, unleased: unleased, done: make(chan struct{})}
-	b.want(m)
-	p.Decide()
-	p.Pause()
+func (l *Load[V]) Fetch(ctx context.Context, key string, background, unleased bool) (Result[V], error) {
+	b := l.batch
+	k := &batchKey[V]{key: key, background: background, unleased: unleased, done: make(chan struct{})}
+	b.want(k)
+	l.Decide()
+	l.Pause()
 	select {
-	case <-m.done:
-		p.Begin(ctx) // what was fetched is to be stored
-		return m.result, m.err
+	case <-k.done:
+		l.Begin(ctx) // what was fetched is to be stored
+		return k.result, k.err
 	case <-ctx.Done():
 	}
 	select {
-	case <-m.done: // at the same moment: what was fetched is not discarded
-		return m.result, m.err
+	case <-k.done: // at the same moment: what was fetched is not discarded
+		return k.result, k.err
 	default:
-		b.leave(ctx, m)
+		b.leave(ctx, k)
 		return Result[V]{}, ctx.Err()
 	}
 }
 
-// want adds a member. After the first call, the first member to want a fetch starts another
-// call after regroup, for all that want one by then.
-func (b *Batch[V]) want(m *member[V]) {
+// want adds a key. After the first call, the first key that is added starts another call after
+// regroup, for all keys that were added by then.
+func (b *Batch[V]) want(k *batchKey[V]) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.wanting = append(b.wanting, m)
+	b.wanting = append(b.wanting, k)
 	if b.started && len(b.wanting) == 1 {
 		time.AfterFunc(regroup, func() {
 			b.mu.Lock()
@@ -213,12 +213,12 @@ func (b *Batch[V]) want(m *member[V]) {
 	}
 }
 
-// leave removes a member. The last member of a call cancels it.
-func (b *Batch[V]) leave(ctx context.Context, m *member[V]) {
+// leave removes a key, because its load has left. After the last key of a call, it cancels the call.
+func (b *Batch[V]) leave(ctx context.Context, k *batchKey[V]) {
 	b.mu.Lock()
-	c := m.call
+	c := k.call
 	if c == nil {
-		b.wanting = slices.DeleteFunc(b.wanting, func(other *member[V]) bool { return other == m })
+		b.wanting = slices.DeleteFunc(b.wanting, func(other *batchKey[V]) bool { return other == k })
 		b.mu.Unlock()
 		return
 	}
@@ -240,20 +240,20 @@ func end(o Observer, err error) {
 
 // start starts a call for all that want to fetch. The caller holds b.mu.
 func (b *Batch[V]) start() {
-	members := b.wanting
+	wanted := b.wanting
 	b.wanting = nil
-	if len(members) == 0 {
+	if len(wanted) == 0 {
 		return
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(b.Context))
-	c := &call{cancel: cancel, waiting: len(members)}
-	for _, m := range members {
-		m.call = c
+	c := &call{cancel: cancel, waiting: len(wanted)}
+	for _, k := range wanted {
+		k.call = c
 	}
 	// It ends with Fetch, which may ignore its context.
 	go flight.Protect(
 		func() (struct{}, error) {
-			b.run(b.ForKeys(ctx, keysOf(members)), c, members)
+			b.run(b.ForKeys(ctx, keysOf(wanted)), c, wanted)
 			return struct{}{}, nil
 		},
 		func(_ struct{}, err error) {
@@ -262,16 +262,16 @@ func (b *Batch[V]) start() {
 			b.mu.Unlock()
 			end(observer, err)
 			cancel(nil)
-			failAll(members, c.fromStore, err) // those that have not ended: Fetch or the Store panicked
+			failAll(wanted, c.fromStore, err) // those that have not ended: Fetch or the Store panicked
 		})
 }
 
-// run looks the members up in the Store, if there is one, and fetches the rest.
-func (b *Batch[V]) run(ctx context.Context, c *call, members []*member[V]) {
-	rest := members
+// run looks the keys up in the Store, if there is one, and fetches the rest.
+func (b *Batch[V]) run(ctx context.Context, c *call, wanted []*batchKey[V]) {
+	rest := wanted
 	if b.Lookup != nil {
 		c.fromStore = true
-		rest = b.lookup(ctx, members)
+		rest = b.lookup(ctx, wanted)
 		c.fromStore = false
 	}
 	if len(rest) == 0 {
@@ -290,35 +290,35 @@ func (b *Batch[V]) run(ctx context.Context, c *call, members []*member[V]) {
 	if err == nil {
 		err = b.NotFound
 	}
-	for _, m := range rest {
-		if v, ok := values[m.key]; ok {
-			m.end(Result[V]{Value: v}, nil)
+	for _, k := range rest {
+		if v, ok := values[k.key]; ok {
+			k.end(Result[V]{Value: v}, nil)
 		} else {
-			m.end(Result[V]{}, err)
+			k.end(Result[V]{}, err)
 		}
 	}
 }
 
-// lookup ends the members that the Store has, and returns the others.
-func (b *Batch[V]) lookup(ctx context.Context, members []*member[V]) (rest []*member[V]) {
-	found, errs := b.Lookup(ctx, keysOf(members))
-	for _, m := range members {
-		v, ok := found[m.key]
-		if err := errs[m.key]; ok || err != nil {
-			m.end(Result[V]{Value: v, FromStore: true}, err)
+// lookup ends the wait for the keys that the Store has, and returns the others.
+func (b *Batch[V]) lookup(ctx context.Context, wanted []*batchKey[V]) (rest []*batchKey[V]) {
+	values, errs := b.Lookup(ctx, keysOf(wanted))
+	for _, k := range wanted {
+		v, ok := values[k.key]
+		if err := errs[k.key]; ok || err != nil {
+			k.end(Result[V]{Value: v, FromStore: true}, err)
 		} else {
-			rest = append(rest, m)
+			rest = append(rest, k)
 		}
 	}
 	return rest
 }
 
 // observe starts the observer of a call.
-func (b *Batch[V]) observe(ctx context.Context, c *call, members []*member[V]) Observer {
-	info := Call{Keys: keysOf(members), Background: true}
-	for _, m := range members {
-		info.Background = info.Background && m.background
-		info.Unleased = info.Unleased || m.unleased
+func (b *Batch[V]) observe(ctx context.Context, c *call, wanted []*batchKey[V]) Observer {
+	info := Call{Keys: keysOf(wanted), Background: true}
+	for _, k := range wanted {
+		info.Background = info.Background && k.background
+		info.Unleased = info.Unleased || k.unleased
 	}
 	observer := b.Trace(ctx, info)
 	b.mu.Lock()
@@ -327,27 +327,27 @@ func (b *Batch[V]) observe(ctx context.Context, c *call, members []*member[V]) O
 	return observer
 }
 
-// end ends the wait of a member, once.
-func (m *member[V]) end(r Result[V], err error) {
+// end ends the wait for a key, once.
+func (k *batchKey[V]) end(r Result[V], err error) {
 	select {
-	case <-m.done:
+	case <-k.done:
 	default:
-		m.result, m.err = r, err
-		close(m.done)
+		k.result, k.err = r, err
+		close(k.done)
 	}
 }
 
-// failAll ends members with an error.
-func failAll[V any](members []*member[V], fromStore bool, err error) {
-	for _, m := range members {
-		m.end(Result[V]{FromStore: fromStore}, err)
+// failAll ends the wait for some keys with an error.
+func failAll[V any](wanted []*batchKey[V], fromStore bool, err error) {
+	for _, k := range wanted {
+		k.end(Result[V]{FromStore: fromStore}, err)
 	}
 }
 
-func keysOf[V any](members []*member[V]) []string {
-	keys := make([]string, len(members))
-	for i, m := range members {
-		keys[i] = m.key
+func keysOf[V any](wanted []*batchKey[V]) []string {
+	keys := make([]string, len(wanted))
+	for i, k := range wanted {
+		keys[i] = k.key
 	}
 	return keys
 }
