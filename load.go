@@ -123,7 +123,7 @@ func (r *load[V]) run(ctx context.Context, s state) {
 // registered runs the states that need Redis. The mailbox knows the load before Redis does:
 // the notification may arrive before the answer to ACQUIRE.
 func (r *load[V]) registered(ctx context.Context) state {
-	r.wait.slot = r.l.Mailbox.Wait(r.k.names.Value)
+	r.wait.slot = r.l.Mailbox.OpenSlot(r.k.names.Value)
 	defer r.wait.slot.Close()
 	defer func() { r.waitEnds(ctx, ctx.Err() == nil) }()
 	r.l.Mailbox.Subscribe(ctx, r.l.channel)
@@ -380,7 +380,7 @@ func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 func (r *load[V]) suspectMailbox() {
 	a := &r.acquire
 	if r.wait.timedOut != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.wait.timedOut) {
-		r.l.Mailbox.Suspect(r.l.channel)
+		r.l.Mailbox.CheckConnection(r.l.channel)
 	}
 	if r.wait.timedOut != 0 && a.State == protocol.Leased {
 		r.l.log.Info(logTakenOver)

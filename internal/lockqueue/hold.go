@@ -24,7 +24,7 @@ type grant struct {
 // A Hold is one caller's hold of a lock, from Acquire to Release.
 type Hold struct {
 	q     *Queue
-	n     *name
+	state *lockState
 	grant *grant
 	fence int64
 	local bool
@@ -58,7 +58,7 @@ func (h *Hold) Begin(end func(cause error)) error {
 // Renew extends the lease: it lasts from now. It reports whether this process still has the lock.
 func (h *Hold) Renew(ctx context.Context) (bool, error) {
 	sent := time.Now()
-	ours, err := h.q.Redis.RenewLock(ctx, h.n.lock, h.q.request(h.grant.owner))
+	ours, err := h.q.Redis.RenewLock(ctx, h.state.lock, h.q.request(h.grant.owner))
 	if err == nil && ours {
 		h.q.mu.Lock()
 		h.grant.sent = sent
@@ -72,9 +72,9 @@ func (h *Hold) Renew(ctx context.Context) (bool, error) {
 func (h *Hold) Lost() {
 	h.q.mu.Lock()
 	defer h.q.mu.Unlock()
-	h.q.removeGrant(h.n, h.grant)
-	h.q.startRequester(h.n)
-	h.q.drop(h.n)
+	h.q.removeGrant(h.state, h.grant)
+	h.q.startRequester(h.state)
+	h.q.drop(h.state)
 }
 
 // Release ends the hold: by a local hand-off, or in Redis. held says whether the caller still has
@@ -82,17 +82,17 @@ func (h *Hold) Lost() {
 // Redis. Release returns ErrLost if the lock was lost. After an error of Redis, it releases the lock
 // in the background.
 func (h *Hold) Release(held bool) error {
-	after := h.finish(held)
-	if after == handedOff {
+	next := h.finish(held)
+	if next == stepHandedOff {
 		return nil
 	}
-	defer h.q.done()
-	if after == requestAgain {
+	defer h.q.pendingDone()
+	if next == stepReleaseAndRequest {
 		return h.releaseAndRequest()
 	}
-	ours, err := h.q.Redis.ReleaseLock(context.Background(), h.n.lock, h.q.request(h.grant.owner))
+	ours, err := h.q.Redis.ReleaseLock(context.Background(), h.state.lock, h.q.request(h.grant.owner))
 	if err != nil {
-		h.q.removeOwner(h.n.lock, h.grant.owner, 0)
+		h.q.removeOwner(h.state.lock, h.grant.owner, 0)
 	}
 	if !held || err == nil && !ours {
 		return ErrLost
@@ -100,39 +100,39 @@ func (h *Hold) Release(held bool) error {
 	return err
 }
 
-// What follows a hold.
-type after int
+// A nextStep is what follows a hold.
+type nextStep int
 
 const (
-	handedOff    after = iota // a local waiter has the lock: nothing follows
-	release                   // release it in Redis
-	requestAgain              // release it in Redis, and request it for the local waiters
+	stepHandedOff         nextStep = iota // a local waiter has the lock: nothing follows
+	stepRelease                           // release it in Redis
+	stepReleaseAndRequest                 // release it in Redis, and request it for the local waiters
 )
 
 // finish hands the lock to the next local waiter if that is allowed. Otherwise it ends the grant,
-// and Close waits until the caller has called done.
-func (h *Hold) finish(held bool) after {
-	q, n, g := h.q, h.n, h.grant
+// and Close waits until the caller has called pendingDone.
+func (h *Hold) finish(held bool) nextStep {
+	q, s, g := h.q, h.state, h.grant
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if w := n.first(); held && w != nil && g.handOffs > 0 && time.Since(g.granted) < maxLocal && !q.closed {
+	if w := s.first(); held && w != nil && g.handOffs > 0 && time.Since(g.granted) < maxLocal && !q.closed {
 		g.handOffs--
 		g.fence++
 		g.end = nil
-		w.send(result{hold: &Hold{q: q, n: n, grant: g, fence: g.fence, local: true}})
-		return handedOff
+		w.send(result{hold: &Hold{q: q, state: s, grant: g, fence: g.fence, local: true}})
+		return stepHandedOff
 	}
-	q.open++ // before removeGrant, so the queue is not idle in between
-	q.removeGrant(n, g)
-	next := release
+	q.pending++ // before removeGrant, so the queue is not idle in between
+	q.removeGrant(s, g)
+	next := stepRelease
 	switch {
 	case !held:
-		q.startRequester(n)
-	case q.needsRequester(n):
-		n.requesting = true
-		next = requestAgain
+		q.startRequester(s)
+	case q.needsRequester(s):
+		s.requesting = true
+		next = stepReleaseAndRequest
 	}
-	q.drop(n)
+	q.drop(s)
 	return next
 }
 
@@ -140,14 +140,14 @@ func (h *Hold) finish(held bool) after {
 // lock takes 1.20 times the commands, and 1.06 times as long.
 func (h *Hold) releaseAndRequest() error {
 	q := h.q
-	r := q.newRequester(h.n)
+	r := q.newRequester(h.state)
 	r.request.Release = h.grant.owner
 	answer, err := r.send()
 	q.mu.Lock()
 	q.start(func() { r.run(answer, err) })
 	q.mu.Unlock()
 	if err != nil {
-		q.removeOwner(h.n.lock, h.grant.owner, q.RedisTimeout)
+		q.removeOwner(h.state.lock, h.grant.owner, q.RedisTimeout)
 		return err
 	}
 	if !answer.Released {

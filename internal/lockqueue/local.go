@@ -8,10 +8,10 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// A name is the state of one lock in this process. It exists while a caller holds the lock or
+// A lockState is the state of one lock in this process. It exists while a caller holds the lock or
 // waits for it. The queue's mu guards its fields.
-type name struct {
-	text    string
+type lockState struct {
+	name    string
 	lock    protocol.Lock
 	emptied chan struct{} // receives a signal when the last waiter leaves
 
@@ -24,7 +24,7 @@ type name struct {
 // A waiter is a caller that waits for a lock.
 type waiter struct {
 	q     *Queue
-	n     *name
+	state *lockState
 	ctx   context.Context // the caller's, without its end
 	ready chan result     // has room for one
 
@@ -39,22 +39,21 @@ type result struct {
 	err  error
 }
 
-// join appends a waiter to the local queue of a name, and starts a requester if one is
-// needed.
-func (q *Queue) join(ctx context.Context, text string) (*waiter, error) {
+// join appends a waiter to the local queue of a lock, and starts a requester if one is needed.
+func (q *Queue) join(ctx context.Context, name string) (*waiter, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
 		return nil, ErrClosed
 	}
-	w := q.newWaiter(ctx, q.named(text))
-	w.place = w.n.waiters.PushBack(w)
-	q.startRequester(w.n)
+	w := q.newWaiter(ctx, q.stateOf(name))
+	w.place = w.state.waiters.PushBack(w)
+	q.startRequester(w.state)
 	return w, nil
 }
 
-func (q *Queue) newWaiter(ctx context.Context, n *name) *waiter {
-	return &waiter{q: q, n: n, ctx: context.WithoutCancel(ctx), ready: make(chan result, 1)}
+func (q *Queue) newWaiter(ctx context.Context, s *lockState) *waiter {
+	return &waiter{q: q, state: s, ctx: context.WithoutCancel(ctx), ready: make(chan result, 1)}
 }
 
 // await waits for the result, at most until limit is closed. If the context has ended, it returns
@@ -96,14 +95,14 @@ func (w *waiter) leave() bool {
 	if w.place == nil {
 		return true
 	}
-	w.n.waiters.Remove(w.place)
+	w.state.waiters.Remove(w.place)
 	w.place = nil
-	if w.n.waiters.Len() == 0 {
+	if w.state.waiters.Len() == 0 {
 		select {
-		case w.n.emptied <- struct{}{}:
+		case w.state.emptied <- struct{}{}:
 		default:
 		}
-		w.q.drop(w.n)
+		w.q.drop(w.state)
 	}
 	return true
 }
@@ -111,41 +110,41 @@ func (w *waiter) leave() bool {
 // send ends the wait with a result. The caller holds q.mu.
 func (w *waiter) send(r result) {
 	if w.place != nil {
-		w.n.waiters.Remove(w.place)
+		w.state.waiters.Remove(w.place)
 		w.place = nil
 	}
 	w.over = true
 	w.ready <- r // has room
 }
 
-// named returns the state of a name. The caller holds q.mu, as for each function below.
-func (q *Queue) named(text string) *name {
-	n := q.names[text]
-	if n == nil {
-		n = &name{text: text, lock: q.Names.Lock(text), emptied: make(chan struct{}, 1)}
-		q.names[text] = n
+// stateOf returns the state of a lock. The caller holds q.mu, as for each function below.
+func (q *Queue) stateOf(name string) *lockState {
+	s := q.states[name]
+	if s == nil {
+		s = &lockState{name: name, lock: q.Names.Lock(name), emptied: make(chan struct{}, 1)}
+		q.states[name] = s
 	}
-	return n
+	return s
 }
 
-// drop deletes the state of a name if no caller holds the lock or waits for it.
-func (q *Queue) drop(n *name) {
-	if n.waiters.Len() == 0 && len(n.grants) == 0 && !n.requesting && n.trying == 0 && q.names[n.text] == n {
-		delete(q.names, n.text)
+// drop deletes the state of a lock if no caller holds the lock or waits for it.
+func (q *Queue) drop(s *lockState) {
+	if s.waiters.Len() == 0 && len(s.grants) == 0 && !s.requesting && s.trying == 0 && q.states[s.name] == s {
+		delete(q.states, s.name)
 	}
 }
 
 // first returns the waiter that has waited longest, or nil.
-func (n *name) first() *waiter {
-	if n.waiters.Len() == 0 {
+func (s *lockState) first() *waiter {
+	if s.waiters.Len() == 0 {
 		return nil
 	}
-	return n.waiters.Front().Value.(*waiter)
+	return s.waiters.Front().Value.(*waiter)
 }
 
 // fail ends the wait of all waiters with an error.
-func (n *name) fail(err error) {
-	for w := n.first(); w != nil; w = n.first() {
+func (s *lockState) fail(err error) {
+	for w := s.first(); w != nil; w = s.first() {
 		w.send(result{err: err})
 	}
 }
@@ -153,18 +152,18 @@ func (n *name) fail(err error) {
 // addGrant gives a grant to a waiter. After its hold, at most handOffs local hand-offs follow.
 func (q *Queue) addGrant(w *waiter, g *grant, handOffs int) {
 	g.handOffs = handOffs
-	w.n.grants = append(w.n.grants, g)
-	q.open++
-	w.send(result{hold: &Hold{q: q, n: w.n, grant: g, fence: g.fence}})
+	w.state.grants = append(w.state.grants, g)
+	q.pending++
+	w.send(result{hold: &Hold{q: q, state: w.state, grant: g, fence: g.fence}})
 }
 
-// removeGrant removes a grant from its name, if it is still there.
-func (q *Queue) removeGrant(n *name, g *grant) {
-	i := slices.Index(n.grants, g)
+// removeGrant removes a grant from its lock, if it is still there.
+func (q *Queue) removeGrant(s *lockState, g *grant) {
+	i := slices.Index(s.grants, g)
 	if i < 0 {
 		return
 	}
-	n.grants = slices.Delete(n.grants, i, i+1)
-	q.open--
+	s.grants = slices.Delete(s.grants, i, i+1)
+	q.pending--
 	q.checkIdle()
 }

@@ -29,7 +29,7 @@ type Config struct {
 	RedisTimeout time.Duration // of one request
 }
 
-// A Queue has the local queues of all names of one Locker. The caller must close it.
+// A Queue has the local queues of all locks of one Locker. The caller must close it.
 type Queue struct {
 	Config
 	channel     string // of the notifications for this process
@@ -39,16 +39,16 @@ type Queue struct {
 	ctx  context.Context // ends with Close; it is not the context of requests
 	stop context.CancelFunc
 
-	mu     sync.Mutex
-	closed bool
-	names  map[string]*name
-	open   int           // grants, and goroutines of start: Close waits for them
-	idle   chan struct{} // closed when the queue is closed and open is 0
+	mu      sync.Mutex
+	closed  bool
+	states  map[string]*lockState
+	pending int           // how many grants and goroutines of start exist: Close waits for them
+	idle    chan struct{} // closed when the queue is closed and pending is 0
 }
 
 // New returns a Queue. It sends nothing before the first Acquire.
 func New(c Config) *Queue {
-	q := &Queue{Config: c, channel: c.Names.Channel(c.Mailbox.Process()), names: make(map[string]*name), idle: make(chan struct{})}
+	q := &Queue{Config: c, channel: c.Names.Channel(c.Mailbox.Process()), states: make(map[string]*lockState), idle: make(chan struct{})}
 	q.leftovers.IsFinal = protocol.IsFinal
 	q.unsubscribe = c.Mailbox.Use(q.channel)
 	q.ctx, q.stop = context.WithCancel(context.Background())
@@ -68,7 +68,7 @@ func (q *Queue) Acquire(ctx context.Context, name string, limit <-chan struct{})
 // TryAcquire is Acquire without the wait: it returns ErrBusy if the lock is held, or if other
 // callers wait for it.
 func (q *Queue) TryAcquire(ctx context.Context, name string) (*Hold, error) {
-	w, err := q.try(ctx, name)
+	w, err := q.startTry(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +92,8 @@ func (q *Queue) Close(cause error) {
 func (q *Queue) Waiting(name string) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if n := q.names[name]; n != nil {
-		return n.waiters.Len()
+	if s := q.states[name]; s != nil {
+		return s.waiters.Len()
 	}
 	return 0
 }
@@ -102,7 +102,7 @@ func (q *Queue) Waiting(name string) int {
 func (q *Queue) Len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.names)
+	return len(q.states)
 }
 
 // Leftovers returns how many owners the queue still has to remove from locks in the background.
@@ -114,9 +114,9 @@ func (q *Queue) shut() []func(error) {
 	defer q.mu.Unlock()
 	q.closed = true
 	var ends []func(error)
-	for _, n := range q.names {
-		n.fail(ErrClosed)
-		for _, g := range n.grants {
+	for _, s := range q.states {
+		s.fail(ErrClosed)
+		for _, g := range s.grants {
 			if g.end != nil { // else its hold has not begun, and Begin fails
 				ends = append(ends, g.end)
 			}
@@ -128,23 +128,23 @@ func (q *Queue) shut() []func(error) {
 
 // start runs f on a goroutine that Close waits for. The caller holds q.mu.
 func (q *Queue) start(f func()) {
-	q.open++
+	q.pending++
 	go func() {
-		defer q.done()
+		defer q.pendingDone()
 		f()
 	}()
 }
 
-// done undoes one increment of open.
-func (q *Queue) done() {
+// pendingDone undoes one increment of pending.
+func (q *Queue) pendingDone() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.open--
+	q.pending--
 	q.checkIdle()
 }
 
 func (q *Queue) checkIdle() {
-	if !q.closed || q.open > 0 {
+	if !q.closed || q.pending > 0 {
 		return
 	}
 	select {

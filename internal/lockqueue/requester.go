@@ -22,7 +22,7 @@ const (
 // A requester requests a lock with one owner token, and so has one place in the queue in Redis.
 type requester struct {
 	q        *Queue
-	n        *name
+	state    *lockState
 	request  protocol.LockRequest
 	slot     *wake.Slot
 	sent     time.Time
@@ -30,28 +30,28 @@ type requester struct {
 }
 
 // startRequester starts a requester if one is needed. The caller holds q.mu.
-func (q *Queue) startRequester(n *name) {
-	if !q.needsRequester(n) {
+func (q *Queue) startRequester(s *lockState) {
+	if !q.needsRequester(s) {
 		return
 	}
-	n.requesting = true
+	s.requesting = true
 	q.start(func() { // ends when no caller waits
-		r := q.newRequester(n)
+		r := q.newRequester(s)
 		r.run(r.send())
 	})
 }
 
 // needsRequester reports whether callers wait, a slot may be free in Redis, and no requester
 // exists. The caller holds q.mu.
-func (q *Queue) needsRequester(n *name) bool {
-	return n.waiters.Len() > 0 && !n.requesting && len(n.grants) < q.Slots && !q.closed
+func (q *Queue) needsRequester(s *lockState) bool {
+	return s.waiters.Len() > 0 && !s.requesting && len(s.grants) < q.Slots && !q.closed
 }
 
-func (q *Queue) newRequester(n *name) *requester {
+func (q *Queue) newRequester(s *lockState) *requester {
 	owner := q.Mailbox.Owner()
 	return &requester{
-		q: q, n: n, request: q.request(owner),
-		slot: q.Mailbox.Wait(owner), // before the request: the notification may arrive before the answer
+		q: q, state: s, request: q.request(owner),
+		slot: q.Mailbox.OpenSlot(owner), // before the request: the notification may arrive before the answer
 	}
 }
 
@@ -63,7 +63,7 @@ func (q *Queue) request(owner string) protocol.LockRequest {
 // process has all slots.
 func (r *requester) run(answer protocol.LockAnswer, err error) {
 	for r.untilGranted(answer, err) {
-		r = r.q.newRequester(r.n)
+		r = r.q.newRequester(r.state)
 		answer, err = r.send()
 	}
 }
@@ -74,7 +74,7 @@ func (r *requester) send() (protocol.LockAnswer, error) { return r.sendIn(r.firs
 
 func (r *requester) sendIn(ctx context.Context) (protocol.LockAnswer, error) {
 	r.sent = time.Now()
-	answer, err := r.q.Redis.AcquireLock(ctx, r.n.lock, r.request)
+	answer, err := r.q.Redis.AcquireLock(ctx, r.state.lock, r.request)
 	r.answered = r.answered || err == nil
 	r.request.Ticket = answer.Ticket
 	r.request.Release = ""
@@ -85,7 +85,7 @@ func (r *requester) sendIn(ctx context.Context) (protocol.LockAnswer, error) {
 func (r *requester) firstContext() context.Context {
 	r.q.mu.Lock()
 	defer r.q.mu.Unlock()
-	if w := r.n.first(); w != nil {
+	if w := r.state.first(); w != nil {
 		return w.ctx
 	}
 	return context.Background()
@@ -104,7 +104,7 @@ func (r *requester) untilGranted(answer protocol.LockAnswer, err error) (more bo
 			return false
 		case answer.Held:
 			if answer.Handed && timedOut {
-				q.Mailbox.Suspect(q.channel) // the notification should have arrived before the timer fired
+				q.Mailbox.CheckConnection(q.channel) // the notification should have arrived before the timer fired
 			}
 			return r.granted(answer)
 		}
@@ -148,7 +148,7 @@ func (r *requester) pause(d time.Duration) wakeup {
 			return byNotification
 		case <-timer.C:
 			return byTimer
-		case <-r.n.emptied: // other callers may have come since: abandon decides
+		case <-r.state.emptied: // other callers may have come since: abandon decides
 		case <-r.q.ctx.Done(): // Close has failed all waiters
 		}
 	}
@@ -158,20 +158,20 @@ func (r *requester) pause(d time.Duration) wakeup {
 func (r *requester) abandon() bool {
 	r.q.mu.Lock()
 	defer r.q.mu.Unlock()
-	if r.n.waiters.Len() > 0 {
+	if r.state.waiters.Len() > 0 {
 		return false
 	}
-	r.n.requesting = false
-	r.q.drop(r.n)
+	r.state.requesting = false
+	r.q.drop(r.state)
 	return true
 }
 
 // failed ends the requester and fails all waiters with the error of Redis.
 func (r *requester) failed(err error) {
 	r.q.mu.Lock()
-	r.n.fail(err)
-	r.n.requesting = false
-	r.q.drop(r.n)
+	r.state.fail(err)
+	r.state.requesting = false
+	r.q.drop(r.state)
 	r.q.mu.Unlock()
 	r.withdraw(err)
 }
@@ -180,19 +180,19 @@ func (r *requester) failed(err error) {
 // hand-offs serve as many callers as wait now. Callers that come later wait for another grant,
 // behind the other processes.
 func (r *requester) granted(answer protocol.LockAnswer) (more bool) {
-	q, n := r.q, r.n
+	q, s := r.q, r.state
 	q.mu.Lock()
-	n.requesting = false
-	w := n.first()
+	s.requesting = false
+	w := s.first()
 	if w == nil {
-		q.drop(n)
+		q.drop(s)
 		q.mu.Unlock()
 		r.withdraw(nil)
 		return false
 	}
-	q.addGrant(w, r.grant(answer), min(n.waiters.Len(), q.holds())-1)
-	more = q.needsRequester(n)
-	n.requesting = more
+	q.addGrant(w, r.grant(answer), min(s.waiters.Len(), q.holds())-1)
+	more = q.needsRequester(s)
+	s.requesting = more
 	q.mu.Unlock()
 	return more
 }

@@ -20,7 +20,7 @@ func (r *requester) withdraw(err error) {
 		}
 		again = r.q.RedisTimeout
 	}
-	r.q.removeOwner(r.n.lock, r.request.Owner, again)
+	r.q.removeOwner(r.state.lock, r.request.Owner, again)
 }
 
 // removeOwner removes an owner from a lock in the background. If again is not 0, it does so once

@@ -79,7 +79,7 @@ func (m *Mailbox) connect(conn *redis.PubSub) bool {
 // whether there were any.
 //
 // It calls Receive without a time limit: when a limit passes in the middle of a message,
-// go-redis loses its place in the stream. Suspect detects a connection that stays silent.
+// go-redis loses its place in the stream. CheckConnection detects a connection that stays silent.
 func (m *Mailbox) receive(conn *redis.PubSub) (received bool) {
 	answered := m.awaitAnswer(conn)
 	for {

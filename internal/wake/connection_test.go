@@ -19,7 +19,7 @@ import (
 func TestReconnectionMakesAllWaitersRetry(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newProcess(t, r)
-		a, b, early := p.Wait(name), p.Wait("test:v:{other}"), p.Wait(name)
+		a, b, early := p.OpenSlot(name), p.OpenSlot("test:v:{other}"), p.OpenSlot(name)
 		defer early.Close()
 		defer b.Close()
 		defer a.Close()
@@ -121,7 +121,7 @@ func TestNoMessageIsLostWithoutARetry(t *testing.T) {
 				case <-time.After(5 * time.Millisecond):
 				}
 				p.Subscribe(t.Context(), fmt.Sprint("more", i%3))
-				p.Suspect(channel)
+				p.CheckConnection(channel)
 				p.OnLost(p.Owner(), func() {})()
 				if i%4 == 0 {
 					redistest.WireOf(p.rdb).Cut()
@@ -132,7 +132,7 @@ func TestNoMessageIsLostWithoutARetry(t *testing.T) {
 			waiters.Go(func() {
 				name := fmt.Sprint("test:v:{", i/2, "}") // two of each
 				for n := range 50 {
-					s := p.Wait(name)
+					s := p.OpenSlot(name)
 					subscribed := p.Subscribed(channel)
 					if err := p.other.Publish(t.Context(), channel, message('V', uint64(n+1), name, "")).Err(); err != nil {
 						t.Error(err)
@@ -150,7 +150,7 @@ func TestNoMessageIsLostWithoutARetry(t *testing.T) {
 	})
 }
 
-// isNotified waits for a message or a retry. It calls Suspect as the loader does after its
+// isNotified waits for a message or a retry. It calls CheckConnection as the loader does after its
 // recheck timer.
 func (p *process) isNotified(s *wake.Slot) bool {
 	for range 100 {
@@ -160,7 +160,7 @@ func (p *process) isNotified(s *wake.Slot) bool {
 			timer.Stop()
 			return true
 		case <-timer.C:
-			p.Suspect(channel)
+			p.CheckConnection(channel)
 		}
 	}
 	return false

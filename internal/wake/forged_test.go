@@ -36,7 +36,7 @@ func allocated(f func()) uint64 {
 
 func TestMessageIsNotCopied(t *testing.T) {
 	m := unconnected(t)
-	s := m.Wait(name)
+	s := m.OpenSlot(name)
 	defer s.Close()
 	for what, payload := range map[string]string{
 		"a long one without a waiter": message('V', 7, "another", strings.Repeat("x", 20<<20)),
@@ -66,7 +66,7 @@ func FuzzForgedMessage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, payload string, times uint8) {
 		payload = strings.Repeat(payload, int(times)%64)
 		m := unconnected(t)
-		s := m.Wait(name)
+		s := m.OpenSlot(name)
 		defer s.Close()
 		stop := m.OnLost("owner", func() {
 			if !strings.HasSuffix(payload, "owner") || payload[0] != 'L' {

@@ -64,7 +64,7 @@ func eachWaiter(t *testing.T, f func(t *testing.T, p *process, s *wake.Slot)) {
 	t.Helper()
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newProcess(t, r)
-		s := p.Wait(name)
+		s := p.OpenSlot(name)
 		defer s.Close()
 		f(t, p, s)
 	})
@@ -99,7 +99,7 @@ func (p *process) settle() {
 	p.t.Helper()
 	p.marks++
 	name := fmt.Sprint("mark", p.marks) // a new name: one of the last settle may still arrive
-	mark := p.Wait(name)
+	mark := p.OpenSlot(name)
 	defer mark.Close()
 	p.r.Until("a message arrives", func() bool {
 		p.publish(message('V', 1, name, "")) // again: the connection may be new
@@ -197,13 +197,13 @@ func TestCloseLeavesNothing(t *testing.T) {
 		"while it sends a probe": func(t *testing.T, _ redistest.Redis, m *wake.Mailbox) {
 			t.Helper()
 			m.Subscribe(t.Context(), channel)
-			m.Suspect(channel)
+			m.CheckConnection(channel)
 		},
 		"while a probe is lost": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
 			t.Helper()
 			m.Subscribe(t.Context(), channel)
 			r.Wire().DropMessages(redistest.All)
-			m.Suspect(channel)
+			m.CheckConnection(channel)
 			synctest.Wait()
 		},
 		"while it reconnects": func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
@@ -234,7 +234,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 				}
 				start = time.Now()
 				m.Subscribe(t.Context(), "after") // starts nothing and does not wait
-				m.Suspect(channel)
+				m.CheckConnection(channel)
 				if took := time.Since(start); took > 0 || m.Subscribed("after") {
 					t.Errorf("Subscribe after Close took %v, Subscribed = %v; want no time, false", took, m.Subscribed("after"))
 				}

@@ -47,11 +47,11 @@ func TestMailboxLeavesAFailedNode(t *testing.T) {
 				}
 			})
 
-			slot := mailbox.Wait("name")
+			slot := mailbox.OpenSlot("name")
 			defer slot.Close()
 			healthy := rdbs[(failed+1)%len(rdbs)]
 			r.Until("a message of another node arrives", func() bool {
-				mailbox.Suspect(channel) // as after a recheck timer
+				mailbox.CheckConnection(channel) // as after a recheck timer
 				if err := healthy.Publish(t.Context(), channel, message('V', 1, "name", "")).Err(); err != nil {
 					t.Fatal(err)
 				}

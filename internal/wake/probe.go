@@ -11,10 +11,10 @@ import (
 // probeTime limits how long a probe waits for its echo.
 const probeTime = time.Second
 
-// Suspect is called when a notification on this channel should have arrived and did not.
-// The mailbox then publishes a probe to the channel. If the probe does not arrive, it makes
-// a new connection: after a failover, the old one may stay open for ever without a message.
-func (m *Mailbox) Suspect(channel string) {
+// CheckConnection publishes a probe to a channel. A caller calls it when a notification on this
+// channel should have arrived and did not. If the probe does not arrive, the mailbox makes a new
+// connection: after a failover, the old one may stay open for ever without a message.
+func (m *Mailbox) CheckConnection(channel string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.probing || m.ctx.Err() != nil || m.channels[channel] == nil || !m.channels[channel].subscribed {

@@ -10,11 +10,11 @@ import (
 	"github.com/fetchonce/fetchonce/internal/wake"
 )
 
-func TestSuspectFindsASilentConnection(t *testing.T) {
+func TestCheckConnectionFindsASilentConnection(t *testing.T) {
 	eachWaiter(t, func(t *testing.T, p *process, s *wake.Slot) {
 		redistest.WireOf(p.rdb).DropMessages(redistest.All)
 		p.publish(message('V', 7, name, "lost"))
-		p.Suspect(channel)
+		p.CheckConnection(channel)
 		p.awaitReady("the waiter is notified to retry", s) // a new connection was made
 		wantMessage(t, s, 7, protocol.Message{Kind: 'R', Fence: 7, Name: name})
 		redistest.WireOf(p.rdb).Heal()
@@ -26,13 +26,13 @@ func TestSuspectFindsASilentConnection(t *testing.T) {
 	})
 }
 
-func TestSuspectKeepsAGoodConnection(t *testing.T) {
+func TestCheckConnectionKeepsAGoodConnection(t *testing.T) {
 	eachWaiter(t, func(t *testing.T, p *process, s *wake.Slot) {
 		w := redistest.WireOf(p.rdb)
 		for range 3 {
 			w.Reset()
 			p.r.Until("it sends a probe", func() bool {
-				p.Suspect(channel) // again: the last probe may still run
+				p.CheckConnection(channel) // again: the last probe may still run
 				return len(w.Commands()) > 0
 			})
 			p.settle()
@@ -48,26 +48,26 @@ func TestSuspectKeepsAGoodConnection(t *testing.T) {
 	})
 }
 
-func TestSuspectSendsOneProbeAtATime(t *testing.T) {
+func TestCheckConnectionSendsOneProbeAtATime(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
 		w := r.Wire()
-		m.Suspect(channel) // not subscribed yet, so no message is missing
+		m.CheckConnection(channel) // not subscribed yet, so no message is missing
 		r.Wire().Delay(80 * time.Millisecond)
 		m.Subscribe(t.Context(), channel)
 		if m.Subscribed(channel) {
 			t.Fatal("it is subscribed too early")
 		}
-		m.Suspect(channel)
+		m.CheckConnection(channel)
 		r.Wire().Heal()
 		time.Sleep(time.Second)
-		m.Suspect("another")
+		m.CheckConnection("another")
 		synctest.Wait()
 		if sent := w.Commands(); len(sent) > 0 {
 			t.Errorf("sent %v for channels without a subscription, want nothing", sent)
 		}
 		w.DropMessages(redistest.All)
 		for range 10 {
-			m.Suspect(channel)
+			m.CheckConnection(channel)
 			time.Sleep(50 * time.Millisecond)
 		}
 		if sent := w.Commands(); len(sent) != 1 {
@@ -76,7 +76,7 @@ func TestSuspectSendsOneProbeAtATime(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		w.Reset()
-		m.Suspect(channel) // sends the next probe
+		m.CheckConnection(channel) // sends the next probe
 		synctest.Wait()
 		if sent := w.Commands(); len(sent) != 1 {
 			t.Errorf("sent %v, want another PUBLISH", sent)
@@ -88,10 +88,10 @@ func TestSuspectSendsOneProbeAtATime(t *testing.T) {
 func TestProbeThatCannotBeSentKeepsTheConnection(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
 		m.Subscribe(t.Context(), channel)
-		s := m.Wait(name)
+		s := m.OpenSlot(name)
 		defer s.Close()
 		r.Wire().Fail(1, "NOPERM this user has no permissions to run the 'publish' command")
-		m.Suspect(channel)
+		m.CheckConnection(channel)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if !m.Subscribed(channel) || isReady(s) {
@@ -104,10 +104,10 @@ func TestMailboxReconnectsWhenRedisNoLongerHangs(t *testing.T) {
 	inBubble(t, func(t *testing.T, r redistest.Redis, m *wake.Mailbox) {
 		other := r.Client()
 		m.Subscribe(t.Context(), channel)
-		s := m.Wait(name)
+		s := m.OpenSlot(name)
 		defer s.Close()
 		r.Pause()
-		m.Suspect(channel)
+		m.CheckConnection(channel)
 		time.Sleep(10 * time.Second)
 		r.Resume()
 		time.Sleep(10 * time.Second)

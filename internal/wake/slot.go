@@ -23,9 +23,9 @@ type Slot struct {
 	retry   bool // notifications may have been lost
 }
 
-// Wait returns a new slot for notifications about a value, or for the owner token of a
-// waiter for a lock. The caller must close it.
-func (m *Mailbox) Wait(name string) *Slot {
+// OpenSlot returns a new slot for the notifications with this name: the name of a value, or the
+// owner token of a waiter for a lock. The caller must close it.
+func (m *Mailbox) OpenSlot(name string) *Slot {
 	s := &Slot{mailbox: m, name: name, ready: make(chan struct{}, 1)}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -29,7 +29,7 @@ func TestSlotKeepsAMessageUntilTheFenceIsKnown(t *testing.T) {
 		p := newProcess(t, r)
 		p.publish(message('V', 7, name, "too early"))
 		p.settle()
-		s := p.Wait(name)
+		s := p.OpenSlot(name)
 		defer s.Close()
 		p.publish(message('V', 8, name, "kept"))
 		p.settle()
@@ -85,7 +85,7 @@ func TestSlotKeepsTheNewestMessage(t *testing.T) {
 func TestEachWaiterOfAKeyReceivesTheMessage(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newProcess(t, r)
-		a, b, c, other := p.Wait(name), p.Wait(name), p.Wait(name), p.Wait("test:v:{other}")
+		a, b, c, other := p.OpenSlot(name), p.OpenSlot(name), p.OpenSlot(name), p.OpenSlot("test:v:{other}")
 		defer other.Close()
 		defer c.Close()
 		defer a.Close()
@@ -105,7 +105,7 @@ func TestEachWaiterOfAKeyReceivesTheMessage(t *testing.T) {
 func TestHolderIsNotifiedWhenItsLeaseIsLost(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		p := newProcess(t, r)
-		waiter := p.Wait(name)
+		waiter := p.OpenSlot(name)
 		defer waiter.Close()
 		var lost, otherLost atomic.Int32
 		mine, others := p.Owner(), p.Owner()
@@ -155,7 +155,7 @@ func TestGarbageIsIgnored(t *testing.T) {
 		}
 		p.settle()
 		wantNone(t, "after garbage", s, 0)
-		p.Suspect(channel)
+		p.CheckConnection(channel)
 		for range 3 {
 			p.publish(string(protocol.Probe())) // besides its own probe
 		}

@@ -79,7 +79,7 @@ func TestSubscribeWaitsForItsContextOr100ms(t *testing.T) {
 		if took := time.Since(start); took != 100*time.Millisecond || m.Subscribed(channel) {
 			t.Errorf("the third took until %v, Subscribed = %v; want no time, and false", took, m.Subscribed(channel))
 		}
-		s := m.Wait(name)
+		s := m.OpenSlot(name)
 		defer s.Close()
 		r.Resume()
 		time.Sleep(10 * time.Second)
