@@ -121,7 +121,7 @@ func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched
 	}()
 	select {
 	case f := <-ended:
-		f.cancelled = f.err != nil && !isCrash(f.err)
+		f.cancelled = f.err != nil && !flight.IsCrash(f.err)
 		if f.cancelled && limited.Err() != nil && !errors.Is(f.err, ErrNotFound) {
 			f.err = r.causeOf(limited)
 		}
@@ -134,9 +134,6 @@ func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched
 		return fetched[V]{err: err, cancelled: true}
 	}
 }
-
-// isCrash reports whether an error of [flight.Protect] is a panic or a Goexit.
-func isCrash(err error) bool { return isPanic(err) || errors.Is(err, flight.ErrGoexit) }
 
 func isPanic(err error) bool {
 	_, ok := errors.AsType[*flight.PanicError](err)
@@ -213,7 +210,7 @@ func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[
 // Delete.
 func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
 	sealed, unkept := r.seal(f)
-	r.flight.Close()
+	r.flight.CloseToJoiners()
 	filled, err := r.l.redis.Fill(context.WithoutCancel(ctx), r.lease(), sealed.bytes, sealed.keep)
 	switch {
 	case err != nil:
@@ -301,7 +298,7 @@ func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
 	case !seen.found():
 		return lookup[V]{}, nil
 	}
-	r.flight.Close()
+	r.flight.CloseToJoiners()
 	return seen, lookupErr
 }
 

@@ -145,7 +145,7 @@ func (r *load[V]) fail(err error) state {
 }
 
 func (r *load[V]) closeForAll() {
-	r.flight.Close()
+	r.flight.CloseToJoiners()
 	r.flight.Advance()
 }
 
@@ -235,7 +235,7 @@ func (r *load[V]) judged(ctx context.Context, seen lookup[V], err error) state {
 	case err != nil && ctx.Err() != nil:
 		return r.fail(context.Cause(ctx))
 	case r.acquire.skipped && (seen.found() || seen.state == fallback):
-		r.flight.Close()
+		r.flight.CloseToJoiners()
 		r.out = outcome[V]{found: &seen, err: err}
 		return nil
 	}
@@ -245,7 +245,7 @@ func (r *load[V]) judged(ctx context.Context, seen lookup[V], err error) state {
 	}
 	r.replaces = seen.replaces
 	if err != nil || seen.found() {
-		r.flight.Close()
+		r.flight.CloseToJoiners()
 		return r.done(seen.result, err)
 	}
 	return r.acquiring
@@ -278,7 +278,7 @@ func (r *load[V]) unleased(ctx context.Context) state {
 	f := r.runFetch(limited, limited, 0)
 	// A caller that joined after the cutoff looks the key up again: Redis may be unavailable
 	// for this process alone, and another may have deleted the key.
-	r.flight.Close()
+	r.flight.CloseToJoiners()
 	if f.err != nil && !errors.Is(f.err, ErrNotFound) {
 		r.fail(f.err)
 		r.out.noLease = true
@@ -337,7 +337,7 @@ func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 	if !got.found() {
 		return r.acquiring
 	}
-	r.flight.Close()
+	r.flight.CloseToJoiners()
 	if !r.flight.HasLate() {
 		return r.done(got.result, err)
 	}

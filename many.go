@@ -136,7 +136,7 @@ func (w *wanted[V]) take(got protocol.Got) {
 	flight.Protect(
 		func() (lookup[V], error) { return w.l.readFrom(w.ctx, w.k, w.near, got) },
 		func(seen lookup[V], err error) {
-			w.seen, w.out.err, w.out.shared = seen, err, isCrash(err)
+			w.seen, w.out.err, w.out.shared = seen, err, flight.IsCrash(err)
 		})
 }
 
@@ -154,7 +154,7 @@ func (l *Loader[V]) lookupAllInStore(ctx context.Context, all []*wanted[V]) {
 			w.seen = lookup[V]{state: fresh, result: Result[V]{Value: v, Source: SourceStore}}
 		default:
 			w.out.err = errs[w.k.user]
-			w.out.shared = isCrash(w.out.err)
+			w.out.shared = flight.IsCrash(w.out.err)
 		}
 	}
 }

@@ -61,11 +61,11 @@ var mutants = []judged{
 	), byLoad},
 	{with(
 		"late callers receive a value that was fetched before they came", "fetch.go",
-		"	r.flight.Close()\n	filled, err :=", "	r.flight.Close()\n	r.flight.Advance()\n	filled, err :=",
+		"	r.flight.CloseToJoiners()\n	filled, err :=", "	r.flight.CloseToJoiners()\n	r.flight.Advance()\n	filled, err :=",
 	), byLoad},
 	{with(
 		"a load can be joined while it is stored", "fetch.go",
-		"	r.flight.Close()\n	filled, err :=", "	filled, err :=",
+		"	r.flight.CloseToJoiners()\n	filled, err :=", "	filled, err :=",
 	), byLateReplies},
 	{with(
 		"late callers receive the value of a notification", "load.go",

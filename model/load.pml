@@ -296,7 +296,7 @@ holding:
 		/* fetch.go: return r.acquiring // a Delete, Set or Update has ended the lease */
 		valid[me] = false; lease = 0; found = 0; over = 0; goto acquiring }
 	:: atomic { true -> goto release }
-	/* fetch.go: r.flight.Close() */
+	/* fetch.go: r.flight.CloseToJoiners() */
 #ifdef MUTANT_CLOSE_LATE
 	:: atomic { true -> goto fill }
 #else

@@ -18,15 +18,15 @@ var Soaked = []Mutant{
 	{
 		Name:   "a value that was not stored is returned to all callers",
 		File:   "fetch.go",
-		Old:    `r.flight.Close() filled, err :=`,
-		New:    "r.flight.Close()\n\tr.flight.Advance()\n\tfilled, err :=",
+		Old:    `r.flight.CloseToJoiners() filled, err :=`,
+		New:    "r.flight.CloseToJoiners()\n\tr.flight.Advance()\n\tfilled, err :=",
 		Faults: "delay",
 	},
 	{
 		Name:   "a load can be joined while it is stored, and late callers receive its value",
 		File:   "fetch.go",
-		Old:    `r.flight.Close() filled, err := r.l.redis.Fill(`,
-		New:    "defer r.flight.Close()\n\tdefer r.flight.Advance()\n\tfilled, err := r.l.redis.Fill(",
+		Old:    `r.flight.CloseToJoiners() filled, err := r.l.redis.Fill(`,
+		New:    "defer r.flight.CloseToJoiners()\n\tdefer r.flight.Advance()\n\tfilled, err := r.l.redis.Fill(",
 		Faults: "delay",
 	},
 	{

@@ -13,9 +13,9 @@ import (
 
 func TestNoCallerJoinsAClosedFlight(t *testing.T) {
 	closings := map[string]func(g *flight.Group[string], f *stringFlight){
-		"by the load":    func(_ *flight.Group[string], f *stringFlight) { f.Close() },
+		"by the load":    func(_ *flight.Group[string], f *stringFlight) { f.CloseToJoiners() },
 		"by its group":   func(g *flight.Group[string], _ *stringFlight) { g.Forget("k") },
-		"by both, twice": func(g *flight.Group[string], f *stringFlight) { f.Close(); g.Forget("k"); f.Close() },
+		"by both, twice": func(g *flight.Group[string], f *stringFlight) { f.CloseToJoiners(); g.Forget("k"); f.CloseToJoiners() },
 	}
 	for name, closing := range closings {
 		t.Run(name, func(t *testing.T) {
@@ -55,9 +55,9 @@ func TestSecondCloseDoesNotCloseTheNextFlight(t *testing.T) {
 		again, end := make(chan struct{}), make(chan struct{})
 		old := do(t.Context(), &g, "k", func(_ context.Context, f *stringFlight) (string, error) {
 			f.Advance()
-			f.Close()
+			f.CloseToJoiners()
 			<-again
-			f.Close()
+			f.CloseToJoiners()
 			<-end
 			return "old", nil
 		})

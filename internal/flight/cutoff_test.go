@@ -201,7 +201,7 @@ func TestNoCallerReceivesAValueReadBeforeItsCall(t *testing.T) {
 		case 1:
 			runtime.Goexit()
 		case 2:
-			f.Close()
+			f.CloseToJoiners()
 		}
 		runtime.Gosched()
 		return v, context.Cause(ctx)

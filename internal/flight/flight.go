@@ -235,8 +235,8 @@ func (f *Flight[V]) HasLate() bool {
 	return f.newest > f.cutoff
 }
 
-// Close closes the flight to joiners: the next caller of the key starts another flight.
-func (f *Flight[V]) Close() {
+// CloseToJoiners closes the flight to joiners: the next caller of the key starts another flight.
+func (f *Flight[V]) CloseToJoiners() {
 	f.group.mu.Lock()
 	defer f.group.mu.Unlock()
 	f.close()
