@@ -39,22 +39,22 @@
 //
 // A lease expires [Options.Lease] after its last renewal. The process renews it after
 // a third of that time. If it cannot, the context of its fetch ends with [ErrLockLost]
-// no later than the lease expires in Redis, by the process's own monotonic clock.
+// at the latest when the lease expires in Redis. The process measures that with its own
+// monotonic clock.
 //
 // Notifications make waiting short. They are not needed for correctness: if one is
 // lost, the recheck timer fires within a second, or when the lease should have expired.
 //
-// With [Options.Near], a process keeps values in a near cache, and a Get of one costs
-// no round trip. The server reports every change of such a value, whatever program
-// makes it. An entry is used only while heartbeats show that these reports arrive; see
-// [Near].
+// With [Options.Near], a process keeps values in a near cache. A Get of such an entry
+// costs no round trip. The server reports every change of its value, by any program. An
+// entry is used only while heartbeats show that these reports arrive; see [Near].
 //
 // # What is promised
 //
 //   - While a lease is valid, one process fetches a key, on one goroutine.
-//   - A value whose fetch began before a [Loader.Delete] or [Loader.Set] returned is
-//     not stored after it, nor returned to a Get that began after it.
-//   - A fetched value is returned to its callers, even if Redis fails then.
+//   - If a fetch began before a [Loader.Delete] or [Loader.Set] returned, its value is
+//     not stored after that, and no Get that begins after that returns it.
+//   - A fetched value is returned to its callers, even if Redis fails.
 //   - A caller waits no longer than its own context. When it leaves, the others keep
 //     waiting. When the last one leaves, the fetch's context ends and the lease is
 //     released; a caller that arrives later starts a new load.
@@ -67,8 +67,8 @@
 //     server's report arrives.
 //   - With a [Store] that keeps one row for each key, all callers get the value of
 //     that row, even if leases are lost.
-//   - No caller waits for ever: not for a dead process, a fetch that hangs, a lost
-//     notification, or a Redis that does not answer.
+//   - No caller waits for ever: neither for a dead process nor for a fetch that hangs,
+//     a lost notification, or a Redis that does not answer.
 //
 // # What is not promised
 //
@@ -79,7 +79,7 @@
 // A failover that loses acknowledged writes may lose a Delete too. The old value then
 // stays until its TTL ends.
 //
-// With [FailOpen], a process that cannot reach Redis fetches without a lease, and
-// learns of no Delete. A caller that arrives during such a fetch looks the key up again
+// With [FailOpen], a process that cannot reach Redis fetches without a lease and does
+// not learn of Deletes. A caller that arrives during such a fetch looks the key up again
 // after it.
 package fetchonce
