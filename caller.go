@@ -26,11 +26,9 @@ type caller[V any] struct {
 // A fetchFunc is the fetch of a [Loader.Load]. Those of Get and GetMany are wrapped in one.
 type fetchFunc[V any] = func(ctx context.Context, f *Fetch[V]) (V, error)
 
-// maxRounds is how many loads a caller joins before it starts its own.
-const maxRounds = 3
-
-// errSoftTimeout ends the wait of a caller that has a fallback value.
-var errSoftTimeout = errors.New("soft timeout")
+// maxBackoffs is how many failures of a backoff a caller without a stale value receives before it
+// closes the flight to joiners, so that its own load is the next.
+const maxBackoffs = 3
 
 // settledLoad loads the key, and returns what the caller of Get receives.
 func (c *caller[V]) settledLoad() (Result[V], error) {
@@ -50,14 +48,14 @@ func (c *caller[V]) load() *outcome[V] {
 			return o
 		}
 	}
-	for round := 1; ; round++ {
+	for backoffs := 0; ; {
 		if o, done := c.answer(nil); done {
 			return o
 		}
 		o := c.wait()
 		switch {
 		case o.found != nil: // the load was started by a caller that skipped its lookup
-			if o, done := c.judge(o); done {
+			if o, done := c.adopt(o); done {
 				return o
 			}
 		case c.late || o.backoff && c.seen.state != fallback:
@@ -68,7 +66,10 @@ func (c *caller[V]) load() *outcome[V] {
 			if done {
 				return next
 			}
-			if o.backoff && round >= maxRounds {
+			if o.backoff {
+				backoffs++
+			}
+			if backoffs >= maxBackoffs {
 				c.l.flights.Forget(c.k.user)
 			}
 		default:
@@ -82,7 +83,7 @@ func (c *caller[V]) load() *outcome[V] {
 func (c *caller[V]) reentered() *outcome[V] {
 	if c.seen.state == skipped {
 		o, _ := c.lookupAgain()
-		if o.err != nil || c.seen.found() {
+		if o.err != nil || c.seen.answers() {
 			return o
 		}
 	}
@@ -111,17 +112,20 @@ func (c *caller[V]) lookupAgain() (o *outcome[V], done bool) {
 	seen, err := c.l.lookup(c.ctx, c.k)
 	c.l.learn(&seen)
 	c.seen = seen
-	if seen.found() {
+	if seen.answers() {
 		c.trace.byLookup()
 	}
 	return c.own(err), err != nil || seen.state == fresh
 }
 
-// answer answers the caller without a wait, if it has a value to refresh, or a fallback
-// value during the backoff. It starts the refresh.
+// answer returns the caller's own value without a wait, if it may: an early or stale value, which
+// is then refreshed in the background. During a backoff it returns a fallback value, too, and
+// nothing is fetched.
+//
+// Old values are returned here and in orFallback, orLastGood, lookupOrSkip and nearGet.
 func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool) {
 	switch {
-	case c.seen.replaceable() && c.l.backoffs.Active(c.k.user):
+	case c.seen.hasOld() && c.l.backoffs.Active(c.k.user):
 		batch.Decide()
 	case c.seen.refreshes():
 		t, err := c.join(batch) // this caller never leaves, so the refresh continues
@@ -146,7 +150,7 @@ func (c *caller[V]) wait() *outcome[V] {
 	defer permit.Yield(c.ctx, c.l)()
 	ctx := c.ctx
 	if c.seen.state == fallback && c.l.opt.SoftTimeout > 0 {
-		soft, cancel := context.WithTimeoutCause(ctx, c.l.opt.SoftTimeout, errSoftTimeout)
+		soft, cancel := context.WithTimeout(ctx, c.l.opt.SoftTimeout)
 		defer cancel()
 		ctx = soft
 		t, _ := c.join(nil) // a second join, which never leaves
@@ -172,18 +176,18 @@ func (c *caller[V]) await(ctx context.Context, t flight.Ticket[*outcome[V]]) *ou
 
 // judge takes what the ACQUIRE of a load found as the caller's own lookup. It is done if
 // that answers the caller.
-func (c *caller[V]) judge(o *outcome[V]) (own *outcome[V], done bool) {
+func (c *caller[V]) adopt(o *outcome[V]) (own *outcome[V], done bool) {
 	c.seen = *o.found
 	if c.l.opt.Clone != nil && o.err == nil {
 		c.seen.result.Value = c.l.opt.Clone(c.seen.result.Value)
 	}
-	c.trace.byAcquire(c.seen.found())
+	c.trace.byAcquire(c.seen.answers())
 	return c.own(o.err), o.err != nil || c.seen.state == fresh
 }
 
 // orFallback returns the fallback value in the place of a failure, if there is one.
 func (c *caller[V]) orFallback(o *outcome[V]) *outcome[V] {
-	if c.seen.state == fallback && c.ctx.Err() == nil && isFailure(o.err) {
+	if c.seen.state == fallback && c.ctx.Err() == nil && mayFallBack(o.err) {
 		return c.ownOld()
 	}
 	return o
@@ -192,7 +196,7 @@ func (c *caller[V]) orFallback(o *outcome[V]) *outcome[V] {
 // orLastGood returns the last good near entry in the place of a failure without Redis; see
 // [Near.FailSafe].
 func (c *caller[V]) orLastGood(o *outcome[V]) *outcome[V] {
-	if !isFailure(o.err) || !o.noLease && !errors.Is(o.err, ErrUnavailable) {
+	if !mayFallBack(o.err) || !o.unleased && !errors.Is(o.err, ErrUnavailable) {
 		return o
 	}
 	r, ok := c.l.lastGood(c.k)
@@ -203,9 +207,9 @@ func (c *caller[V]) orLastGood(o *outcome[V]) *outcome[V] {
 	return &outcome[V]{result: r}
 }
 
-// isFailure reports whether a caller receives its fallback value instead of the error. It does
+// mayFallBack reports whether a caller receives its fallback value instead of the error. It does
 // not if the key has no value, the Loader is closed, or the fetch panicked.
-func isFailure(err error) bool {
+func mayFallBack(err error) bool {
 	return err != nil && !isPanic(err) && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
 }
 
@@ -218,10 +222,9 @@ func (c *caller[V]) loadSkipped() (o *outcome[V], done bool) {
 		return c.lookupAgain()
 	}
 	c.trace.joined(true)
-	defer permit.Yield(c.ctx, c.l)()
-	o = c.await(c.ctx, t)
+	o = c.await(c.ctx, t) // without a permit to yield: see skipsLookup
 	if o.found != nil {
-		return c.judge(o)
+		return c.adopt(o)
 	}
 	return o, true
 }

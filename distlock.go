@@ -119,7 +119,8 @@ func (lk *Locker) do(ctx context.Context, name string, fn func(ctx context.Conte
 
 // Acquire waits for the lock. It returns a [Lease], which the caller must release, and a context
 // that ends when the lease does; see [Locker.Do]. A caller whose ctx has ended never gets the lock:
-// the error wraps [ErrLocked] and the cause.
+// the error wraps [ErrLocked] and the cause. After [LockOptions.MaxWait] it is ErrLocked, after
+// Close [ErrClosed], and otherwise an [*Error].
 func (lk *Locker) Acquire(ctx context.Context, name string) (context.Context, *Lease, error) {
 	if err := lk.check(ctx, name); err != nil {
 		return ctx, nil, err
@@ -239,7 +240,8 @@ type Lease struct {
 // set back by more than a second.
 func (ls *Lease) Fence() int64 { return ls.hold.Fence() }
 
-// Release releases the lock. It works after the context has ended, and takes at most RedisTimeout.
+// Release releases the lock. It works after the context has ended, and takes as long as
+// one operation; see [LockOptions.RedisTimeout].
 // It returns [ErrLockLost] if the lock was lost before. It returns an [*Error] if Redis did not
 // answer: the lock then stays held until a background request releases it, or until the lease ends.
 //
@@ -267,8 +269,8 @@ func (ls *Lease) Release() error {
 }
 
 // Close ends the Locker. Waiting callers receive [ErrClosed]. The contexts of holders end with that
-// cause, and their leases are no longer renewed. A holder keeps its lock until it calls
-// [Lease.Release], because only the holder knows when it has stopped.
+// cause, and their leases are no longer renewed. Close does not release their locks, because only a
+// holder knows when it has stopped: a lock is held until [Lease.Release] or the end of its lease.
 //
 // Close returns when all holders have released their locks or their leases have ended. It also waits
 // for requests that may change the holder of a lock, at most RedisTimeout for each, and then undoes

@@ -3,8 +3,8 @@
 //
 // A [Loader] keeps values in Redis. [Loader.Get] returns the value of a key, or calls
 // a function to fetch it. While that fetch runs, every other caller of the key waits
-// for its result. Goroutines of one process share a flight; processes wait for a
-// notification. So a slow remote API is called once, a row is inserted once, and an
+// for its result. Goroutines of one process share a flight; other processes wait for
+// a notification of it. So a slow remote API is called once, a row is inserted once, and an
 // expired cache entry does not send a thousand callers to its origin.
 //
 // [Loader.GetMany] loads many keys with one fetch. [Loader.Update] changes the source
@@ -14,7 +14,7 @@
 // # How a key is loaded
 //
 //	Get ──► GET in Redis ──► found ─────────────────────────────────────► value
-//	          │ missing or unusable; skipped when recent lookups missed
+//	          │ missing, unusable, or not looked up because recent lookups missed
 //	          ▼
 //	        the process's flight: one load, which all its callers join
 //	          │
@@ -30,7 +30,7 @@
 //	   │    holding: Store.Lookup, fetch, Store.Create
 //	   │      ├─ value ──► FILL: stored, lease ended, waiters notified ──► value
 //	   │      ├─ error ──► RELEASE: lease ended, waiters notified ───────► error
-//	   └──────┴─ the lease was lost (Delete, Set, Redis unreachable)
+//	   └──────┴─ the lease was lost: a Delete, Set or Update, or no renewal in time
 //
 // ACQUIRE, FILL and RELEASE are scripts, so each is atomic. ACQUIRE looks the value up
 // again, because another process may have stored it since the GET. FILL stores nothing
@@ -41,6 +41,9 @@
 // a third of that time. If it cannot, the context of its fetch ends with [ErrLockLost]
 // at the latest when the lease expires in Redis. The process measures that with its own
 // monotonic clock.
+//
+// If the process dies before its FILL reaches Redis, the lease expires, and a waiter gets
+// the next one when its recheck timer fires.
 //
 // Notifications make waiting short. They are not needed for correctness: if one is
 // lost, the recheck timer fires within a second, or when the lease should have expired.
@@ -55,11 +58,13 @@
 //   - If a fetch began before a [Loader.Delete] or [Loader.Set] returned, its value is
 //     not stored after that, and no Get that begins after that returns it.
 //   - A fetched value is returned to its callers, even if Redis fails.
-//   - A caller waits no longer than its own context. When it leaves, the others keep
+//   - A caller waits no longer than its own context; see [Loader.Get] for a cancellation
+//     during a command to Redis. When it leaves, the others keep
 //     waiting. When the last one leaves, the fetch's context ends and the lease is
 //     released; a caller that arrives later starts a new load.
 //   - A failure reaches every caller that waited for that fetch, in all processes. It
-//     is not remembered unless [Options.ErrorTTL] is set.
+//     is not remembered unless [Options.ErrorTTL] is set. After a failed refresh, callers
+//     with a stale value fetch again only after a backoff.
 //   - A process that dies in an Update leaves no value from before its write for
 //     longer than a lease.
 //   - After a [Loader.Delete], [Loader.Set] or [Loader.Update] returns, the same
@@ -67,8 +72,9 @@
 //     server's report arrives.
 //   - With a [Store] that keeps one row for each key, all callers get the value of
 //     that row, even if leases are lost.
-//   - No caller waits for ever: neither for a dead process nor for a fetch that hangs,
-//     a lost notification, or a Redis that does not answer.
+//   - No caller waits for ever: neither for a dead process nor for a fetch that hangs
+//     (unless [Options.FetchTimeout] is off), a lost notification, or a Redis that does
+//     not answer.
 //
 // # What is not promised
 //
@@ -80,6 +86,8 @@
 // stays until its TTL ends.
 //
 // With [FailOpen], a process that cannot reach Redis fetches without a lease and does
-// not learn of Deletes. A caller that arrives during such a fetch looks the key up again
-// after it.
+// not learn of Deletes. A caller that arrives during such a fetch is late: it looks the key
+// up again after the fetch.
+//
+// docs/internals/design.md lists the files through which a Get goes.
 package fetchonce

@@ -202,20 +202,20 @@ func errorsByKey(err error) (map[string]error, bool) {
 
 // sentinels returns the errors that keep their identity in other processes: those of the
 // options, and the timeout of a fetch, which another fetch may return.
-func (l *values[V]) sentinels() failure.Sentinels {
-	return append(failure.Sentinels{ErrFetchTimeout}, l.opt.Errors...)
+func (v *values[V]) sentinels() failure.Sentinels {
+	return append(failure.Sentinels{ErrFetchTimeout}, v.opt.Errors...)
 }
 
 // describe returns what other processes receive of a failure.
-func (l *values[V]) describe(err error, inStore bool) protocol.Failure {
+func (v *values[V]) describe(err error, inStore bool) protocol.Failure {
 	if e, ok := err.(*Error); ok && e.Err == ErrFetchTimeout { //nolint:errorlint // its own, and no wrapped one
 		return protocol.Failure{Class: protocol.FetchTimeout}
 	}
-	return l.sentinels().Describe(err, inStore)
+	return v.sentinels().Describe(err, inStore)
 }
 
 // failureOf returns the error for a failure in another process.
-func (l *values[V]) failureOf(key string, f protocol.Failure) error {
+func (v *values[V]) failureOf(key string, f protocol.Failure) error {
 	var err error
 	switch f.Class {
 	case protocol.FetchTimeout:
@@ -223,7 +223,7 @@ func (l *values[V]) failureOf(key string, f protocol.Failure) error {
 	case protocol.FailedPanic:
 		err = errors.New("fetch panicked: " + f.Text)
 	default:
-		err = l.sentinels().Peer(f)
+		err = v.sentinels().Peer(f)
 	}
 	return &Error{Op: "fetch", Key: key, Err: err}
 }
@@ -259,7 +259,7 @@ const (
 	logNotStored   = "fetchonce: fetched value not stored"
 	logRefresh     = "fetchonce: refresh failed; serving the stale value"
 	logNotReleased = "fetchonce: lock not released; it ends with its lease"
-	logLost        = "fetchonce: the codec does not keep all of the value's type"
+	logLossyCodec  = "fetchonce: the codec does not keep all of the value's type"
 	logTrace       = "fetchonce: trace function panicked"
 )
 

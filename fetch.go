@@ -18,34 +18,40 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// holding fetches under the lease, which is renewed until the fetch has ended, and stores
-// the value.
+// holding fetches under the lease and stores the value. The lease is renewed until FILL or
+// RELEASE is answered. Three contexts end for more and more reasons:
+//
+//	the flight's ctx   all callers have left, or Close
+//	timeoutCtx         these, and FetchTimeout
+//	leaseCtx           these, and the lease is lost
+//
+// The fetch has leaseCtx, but for the last fetch of a key that is deleted again and again.
 func (r *load[V]) holding(ctx context.Context) state {
 	defer r.releasePermit()
 	a := &r.acquire
 	r.waitEnds(ctx, false)
 	if ctx.Err() != nil {
-		r.release(ctx, nil)
+		r.release(ctx)
 		return r.fail(context.Cause(ctx))
 	}
-	limited, cancel := r.limit(ctx)
+	timeoutCtx, cancel := r.limit(ctx)
 	defer cancel()
-	held, keeper := lease.Keep(limited, a.sent, r.l.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
+	leaseCtx, keeper := lease.Keep(timeoutCtx, a.sent, r.l.opt.Lease, ErrLockLost, func(ctx context.Context) (bool, error) {
 		return r.l.redis.Renew(ctx, r.lease(), r.l.opt.Lease)
 	})
 	defer keeper.Stop()
 	defer r.l.Mailbox.OnLost(a.owner, keeper.Lost)()
 
-	during := held
+	fetchCtx := leaseCtx
 	if r.reloads >= maxReloads {
-		// The key is deleted faster than it can be fetched. This fetch continues when its lease
-		// is lost. It starts after its callers arrived, so its value is new enough for them. It is
-		// not stored.
-		during = limited
+		// The key is deleted faster than it can be fetched. This fetch continues if its lease is
+		// lost. Its callers arrived before it started, so they may have its value. FILL refuses
+		// the value of a lost lease.
+		fetchCtx = timeoutCtx
 	}
 	r.flight.Advance()
-	f := r.runFetch(limited, during, a.Fence)
-	if held.Err() != nil && errors.Is(context.Cause(held), ErrLockLost) {
+	f := r.runFetch(timeoutCtx, fetchCtx, a.Fence)
+	if leaseCtx.Err() != nil && errors.Is(context.Cause(leaseCtx), ErrLockLost) {
 		r.l.trace.leaseLost(ctx, TraceLease{Key: r.k.user, Held: time.Since(a.sent)})
 	}
 	switch {
@@ -53,29 +59,29 @@ func (r *load[V]) holding(ctx context.Context) state {
 		r.fill(ctx, f)
 		return r.done(f.result(), f.err)
 	case ctx.Err() != nil:
-		r.release(ctx, nil)
+		r.release(ctx)
 		return r.fail(context.Cause(ctx))
-	case f.cancelled && !r.flight.Kept() && errors.Is(context.Cause(during), ErrLockLost):
+	case !flight.IsCrash(f.err) && !r.flight.Kept() && errors.Is(context.Cause(fetchCtx), ErrLockLost):
 		r.reloads++
 		r.replaces, r.old = nil, nil
 		return r.acquiring // a Delete, Set or Update has ended the lease
 	}
-	r.fail(f.err) // first: no caller may join a load that releases its lease
-	described := r.l.describe(f.err, f.inStore)
-	r.release(ctx, &described)
+	shared := r.sharing()
+	r.startBackoff(shared.Lasts) // first: a caller that arrives after fail finds the backoff
+	r.fail(f.err)                // then: no caller may join a load that releases its lease
+	r.releaseFailed(ctx, r.l.describe(f.err, f.inStore), shared)
 	return nil
 }
 
 // A fetched is what a fetch returned, with the Store's part in it.
 type fetched[V any] struct {
-	value     V
-	source    Source
-	cost      time.Duration
-	ttl       time.Duration // as the fetch set it
-	err       error         // nil, ErrNotFound, or the failure
-	cancelled bool          // the failure may be due to the end of the context
-	inStore   bool          // the failure is the Store's
-	trace     *fetchTrace
+	value   V
+	source  Source
+	cost    time.Duration
+	ttl     time.Duration // as the fetch set it
+	err     error         // nil, ErrNotFound, or the failure
+	inStore bool          // the failure is the Store's
+	trace   *fetchTrace
 }
 
 func (f fetched[V]) result() Result[V] { return Result[V]{Value: f.value, Source: f.source} }
@@ -100,10 +106,10 @@ func (r *load[V]) limit(ctx context.Context) (context.Context, context.CancelFun
 }
 
 // runFetch runs the fetch on a goroutine of its own, with the context during, and waits for
-// it until limited ends: a fetch that ignores its context continues without callers. The
+// it until timeoutCtx ends: a fetch that ignores its context continues without callers. The
 // fetch takes the permit, and releases it when it returns.
-func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched[V] {
-	trace := r.l.trace.fetching(during, TraceFetch{Key: r.k.user, Keys: 1, Background: r.background, Unleased: fence == 0})
+func (r *load[V]) runFetch(timeoutCtx, fetchCtx context.Context, fence int64) fetched[V] {
+	trace := r.l.trace.fetching(fetchCtx, TraceFetch{Key: r.k.user, Keys: 1, Background: r.background, Unleased: fence == 0})
 	ended := make(chan fetched[V], 1)
 	permit := r.permit
 	r.permit = nil
@@ -111,7 +117,7 @@ func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched
 	go func() {
 		f := fetched[V]{trace: trace}
 		flight.Protect(
-			func() (V, error) { return r.fetchAndCreate(limited, during, info, &f) },
+			func() (V, error) { return r.fetchAndCreate(timeoutCtx, fetchCtx, info, &f) },
 			func(v V, err error) {
 				f.value, f.err = v, err
 				f.trace.End(err) // if it panicked
@@ -121,17 +127,16 @@ func (r *load[V]) runFetch(limited, during context.Context, fence int64) fetched
 	}()
 	select {
 	case f := <-ended:
-		f.cancelled = f.err != nil && !flight.IsCrash(f.err)
-		if f.cancelled && limited.Err() != nil && !errors.Is(f.err, ErrNotFound) {
-			f.err = r.causeOf(limited)
+		if f.err != nil && !flight.IsCrash(f.err) && !errors.Is(f.err, ErrNotFound) && timeoutCtx.Err() != nil {
+			f.err = r.causeOf(timeoutCtx)
 		}
 		r.logFailure(f.err, f.inStore)
 		return f
-	case <-limited.Done():
-		trace.End(limited.Err())
-		err := r.causeOf(limited)
+	case <-timeoutCtx.Done():
+		trace.End(timeoutCtx.Err())
+		err := r.causeOf(timeoutCtx)
 		r.logFailure(err, false)
-		return fetched[V]{err: err, cancelled: true}
+		return fetched[V]{err: err}
 	}
 }
 
@@ -142,8 +147,8 @@ func isPanic(err error) bool {
 
 // logFailure logs the failure of a fetch that may have no caller to return it to.
 func (r *load[V]) logFailure(err error, inStore bool) {
-	alone := r.background || r.old != nil && r.l.opt.SoftTimeout > 0
-	if alone && err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrLockLost) {
+	unobserved := r.background || r.old != nil && r.l.opt.SoftTimeout > 0
+	if unobserved && err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrLockLost) {
 		r.l.log.Warn(logRefresh, loggable(keyless(callerError(r.k.user, err)), inStore))
 	}
 }
@@ -156,36 +161,36 @@ func (r *load[V]) causeOf(ctx context.Context) error {
 	return cause
 }
 
-// fetchAndCreate looks the key up in the Store once more, or else fetches its value and
+// fetchAndCreate returns the Store's value of the key. If there is none, it fetches the value and
 // creates it in the Store.
 //
 // If all callers leave after the fetch has succeeded, the flight is kept, so that the fetch is
-// not repeated. Create has the context limited, which does not end with the lease either: the
+// not repeated. Create has the context timeoutCtx, which does not end with the lease either: the
 // unique key of the row makes Create safe, and FILL is refused without the lease.
-func (r *load[V]) fetchAndCreate(limited, during context.Context, info *Fetch[V], f *fetched[V]) (v V, err error) {
+func (r *load[V]) fetchAndCreate(timeoutCtx, fetchCtx context.Context, info *Fetch[V], f *fetched[V]) (v V, err error) {
 	began := time.Now()
 	if r.batch != nil {
-		got, batchErr := r.batch.Fetch(during, r.k.user, r.background, info.Fence == 0)
+		got, batchErr := r.batch.Fetch(fetchCtx, r.k.user, r.background, info.Fence == 0)
 		v, err, f.source = got.Value, batchErr, SourceFetch
 		if got.FromStore {
 			f.source, f.inStore = SourceStore, err != nil
 		}
 	} else {
-		v, err = r.lookupOrFetch(during, info, f)
+		v, err = r.lookupOrFetch(fetchCtx, info, f)
 	}
 	f.cost = time.Since(began)
 	if err != nil || r.l.opt.Store == nil || f.source == SourceStore {
 		return v, err
 	}
-	if err = during.Err(); err == nil && !r.flight.Keep() {
-		<-limited.Done()
-		err = limited.Err()
+	if err = fetchCtx.Err(); err == nil && !r.flight.Keep() {
+		<-timeoutCtx.Done()
+		err = timeoutCtx.Err()
 	}
 	if err != nil {
 		return v, err
 	}
 	f.inStore = true // if it fails or panics
-	return r.l.opt.Store.Create(limited, r.k.user, v)
+	return r.l.opt.Store.Create(timeoutCtx, r.k.user, v)
 }
 
 func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[V]) (V, error) {
@@ -252,24 +257,27 @@ func (r *load[V]) seal(f fetched[V]) (sealed, error) {
 	return sealed{envelope.Seal(h, payload), h.Keep}, nil
 }
 
-// release releases the lease without a value, and notifies the waiters: of the failure, or
-// to look the key up.
-func (r *load[V]) release(ctx context.Context, failure *protocol.Failure) {
-	ctx = context.WithoutCancel(ctx)
-	var err error
-	if failure == nil {
-		_, err = r.l.redis.Release(ctx, r.lease())
-	} else {
-		sharing := protocol.Sharing{Lasts: r.l.opt.ErrorTTL}
-		if r.old != nil && sharing.Lasts == 0 {
-			sharing = protocol.Sharing{Lasts: backoff.After(r.staleFor), StaleOnly: true}
-		}
-		r.startBackoff(sharing.Lasts)
-		_, err = r.l.redis.ReleaseFailed(ctx, r.lease(), *failure, sharing)
-	}
-	if err != nil {
+// release releases the lease without a value, and notifies the waiters to look the key up.
+func (r *load[V]) release(ctx context.Context) {
+	if _, err := r.l.redis.Release(context.WithoutCancel(ctx), r.lease()); err != nil {
 		r.dropLease(0)
 	}
+}
+
+// releaseFailed releases the lease and notifies the waiters of the failure.
+func (r *load[V]) releaseFailed(ctx context.Context, f protocol.Failure, shared protocol.Sharing) {
+	if _, err := r.l.redis.ReleaseFailed(context.WithoutCancel(ctx), r.lease(), f, shared); err != nil {
+		r.dropLease(0)
+	}
+}
+
+// sharing returns for how long later callers receive the failure of this fetch: all callers with
+// ErrorTTL, else those with a stale value, during a backoff.
+func (r *load[V]) sharing() protocol.Sharing {
+	if r.old != nil && r.l.opt.ErrorTTL == 0 {
+		return protocol.Sharing{Lasts: backoff.After(r.staleFor), StaleOnly: true}
+	}
+	return protocol.Sharing{Lasts: r.l.opt.ErrorTTL}
 }
 
 // startBackoff starts the backoff of the key in this process, if callers have a stale value.
@@ -289,13 +297,13 @@ func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
 	r.permit, err = r.l.permits.Acquire(ctx, func() bool {
 		r.flight.Advance()
 		seen, lookupErr = r.l.lookup(ctx, r.k)
-		return seen.found() // an error of the lookup does not end the wait
+		return seen.answers() // an error of the lookup does not end the wait
 	})
 	switch {
 	case err != nil:
 		r.closeForAll()
 		return lookup[V]{}, noPermit(err)
-	case !seen.found():
+	case !seen.answers():
 		return lookup[V]{}, nil
 	}
 	r.flight.CloseToJoiners()
@@ -337,8 +345,8 @@ func (r *load[V]) dropLease(again time.Duration) {
 	})
 }
 
-// mayArrive returns for how long a script that failed with err may still arrive in Redis: 0
-// if Redis has answered, or was sent nothing.
+// mayArrive returns for how long a script that failed with err may still arrive in Redis:
+// RedisTimeout after a timeout or a cancellation of a script that was sent, else 0.
 func (l *Loader[V]) mayArrive(err error) time.Duration {
 	if protocol.NotSent(err) || !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
 		return 0

@@ -21,23 +21,27 @@ type outcome[V any] struct {
 	result Result[V]
 	err    error // nil, ErrNotFound, or the failure
 
-	found   *lookup[V] // instead of a result: the value that ACQUIRE found; each caller judges it
-	backoff bool       // err is the failure of an earlier fetch, for callers with a stale value
-	noLease bool       // it was fetched without a lease
-	shared  bool       // other callers receive the same result
+	found    *lookup[V] // instead of a result: the value that ACQUIRE found; each caller judges it
+	backoff  bool       // err is the failure of an earlier fetch, for callers with a stale value
+	unleased bool       // err is the failure of a fetch without a lease
+	shared   bool       // other callers receive the same result
 }
 
 // A load is one load of one key in this process: what happens after a miss. It is in one
-// state at a time; each state is a method that returns the next one:
+// state at a time. Each state is a method that returns the next one:
 //
-//	acquiring ──► holding ──► done        we have the lease: fetch, and FILL
-//	    │  ▲ ▲        │
-//	    │  │ └────────┘ the lease was lost
-//	    │  └── waiting ──► done            another process has it, and notifies us
-//	    ├────► reading ──► done            a value is stored
-//	    └────► unleased ──► done           Redis is unavailable
+//	acquiring ──► holding ──► done        this process has the lease: fetch, and FILL
+//	 ▲ ▲ ▲ │ │       └──► acquiring       the lease was lost
+//	 │ │ │ │ └──► waiting ──► done        another process has it, and notifies this one
+//	 │ │ └─│─────────┘                    notified to retry, or the recheck timer fired
+//	 │ └───│─► reading ──► done           a value is stored that is too large for the answer
+//	 └─────│─► passingOver                a value is stored, but Options.TTL is off
+//	       └─► unleased ──► done          Redis is unavailable
 //
-// The context of each is the flight's.
+// ACQUIRE may also end the load: with a stored value, or the failure of a backoff. A load whose
+// lookup found Redis unavailable begins in unleased.
+//
+// The context of each state is the flight's.
 type load[V any] struct {
 	l      *Loader[V]
 	k      keyed
@@ -74,10 +78,10 @@ func (r *load[V]) lease() protocol.Lease {
 
 // A wait is a load's wait for another process.
 type wait struct {
-	slot     *wake.Slot
-	began    time.Time     // for the Trace; zero if none is reported
-	timedOut int64         // the fence of the lease that was held when the recheck timer fired
-	poll     time.Duration // the last pause while the mailbox is unsubscribed
+	slot           *wake.Slot
+	began          time.Time     // for the Trace; zero if none is reported
+	recheckedFence int64         // the fence of the lease that was held when the recheck timer fired
+	poll           time.Duration // the last pause while the mailbox is unsubscribed
 }
 
 // A state does one part of a load, and returns the next state, or nil when the load is done.
@@ -97,18 +101,18 @@ func (c *caller[V]) newLoad(batch *batchfetch.Load[V]) func(context.Context, *fl
 	return func(ctx context.Context, f *flight.Flight[*outcome[V]]) (*outcome[V], error) {
 		r := &load[V]{l: l, k: k, flight: f, fetch: fetch, batch: batch, replaces: seen.replaces, background: seen.refreshes()}
 		r.acquire.skipped = seen.state == skipped
-		if seen.replaceable() {
+		if seen.hasOld() {
 			r.old, r.staleFor = &seen.result, seen.staleFor()
 		}
 		defer r.releasePermit()
 		defer batch.Decide()
 		batch.Begin(ctx)
 		defer batch.Pause()
-		first := r.registered
 		if seen.state == unavailable {
-			first = r.unleased
+			r.run(ctx, r.unleased)
+		} else {
+			r.runWithMailbox(ctx)
 		}
-		r.run(ctx, first)
 		return &r.out, nil
 	}
 }
@@ -120,15 +124,14 @@ func (r *load[V]) run(ctx context.Context, s state) {
 	}
 }
 
-// registered runs the states that need Redis. The mailbox knows the load before Redis does:
-// the notification may arrive before the answer to ACQUIRE.
-func (r *load[V]) registered(ctx context.Context) state {
+// runWithMailbox runs the states from acquiring on. It opens a slot of the mailbox before ACQUIRE
+// is sent: the notification may arrive before the answer.
+func (r *load[V]) runWithMailbox(ctx context.Context) {
 	r.wait.slot = r.l.Mailbox.OpenSlot(r.k.names.Value)
 	defer r.wait.slot.Close()
 	defer func() { r.waitEnds(ctx, ctx.Err() == nil) }()
 	r.l.Mailbox.Subscribe(ctx, r.l.channel)
 	r.run(ctx, r.acquiring)
-	return nil
 }
 
 // done ends the load with a result or an error.
@@ -151,7 +154,7 @@ func (r *load[V]) closeForAll() {
 
 // acquiring sends ACQUIRE: for the value, the lease, or a registration as a waiter.
 func (r *load[V]) acquiring(ctx context.Context) state {
-	if seen, err := r.awaitPermit(ctx); err != nil || seen.found() {
+	if seen, err := r.awaitPermit(ctx); err != nil || seen.answers() {
 		if err != nil && ctx.Err() != nil {
 			return r.fail(context.Cause(ctx))
 		}
@@ -197,7 +200,7 @@ func (r *load[V]) answered(ctx context.Context) state {
 	switch a.State {
 	case protocol.Stored:
 		seen, err := r.l.open(a.ticket, r.k, r.k.names.Split(a.Value, len(a.Value)))
-		return r.judged(ctx, seen, err)
+		return r.stored(ctx, seen, err)
 	case protocol.Large:
 		return r.reading
 	case protocol.Failed:
@@ -223,18 +226,18 @@ func (r *load[V]) passingOver(ctx context.Context) state {
 // reading reads a stored value that is too large for the answer to ACQUIRE.
 func (r *load[V]) reading(ctx context.Context) state {
 	seen, err := r.l.lookup(ctx, r.k)
-	return r.judged(ctx, seen, err)
+	return r.stored(ctx, seen, err)
 }
 
 // judged ends the load with a stored value, if it is usable. If no caller has looked the
 // key up, each one judges it for itself.
-func (r *load[V]) judged(ctx context.Context, seen lookup[V], err error) state {
+func (r *load[V]) stored(ctx context.Context, seen lookup[V], err error) state {
 	switch {
 	case seen.state == unavailable:
 		return r.redisFailed(ctx, seen.cause)
 	case err != nil && ctx.Err() != nil:
 		return r.fail(context.Cause(ctx))
-	case r.acquire.skipped && (seen.found() || seen.state == fallback):
+	case r.acquire.skipped && (seen.answers() || seen.state == fallback):
 		r.flight.CloseToJoiners()
 		r.out = outcome[V]{found: &seen, err: err}
 		return nil
@@ -244,7 +247,7 @@ func (r *load[V]) judged(ctx context.Context, seen lookup[V], err error) state {
 		seen.replaces.Ended = 0 // the server has answered that once
 	}
 	r.replaces = seen.replaces
-	if err != nil || seen.found() {
+	if err != nil || seen.answers() {
 		r.flight.CloseToJoiners()
 		return r.done(seen.result, err)
 	}
@@ -258,7 +261,7 @@ func (r *load[V]) redisFailed(ctx context.Context, err error) state {
 	if ctx.Err() != nil {
 		return r.fail(context.Cause(ctx))
 	}
-	if err := r.l.refuse(r.k, "acquire", err); err != nil {
+	if err := r.l.onRedisDown(r.k, "acquire", err); err != nil {
 		return r.fail(err)
 	}
 	return r.unleased
@@ -272,16 +275,16 @@ func (r *load[V]) unleased(ctx context.Context) state {
 			return r.fail(err)
 		}
 	}
-	limited, cancel := r.limit(ctx)
+	timeoutCtx, cancel := r.limit(ctx)
 	defer cancel()
 	r.flight.Advance()
-	f := r.runFetch(limited, limited, 0)
+	f := r.runFetch(timeoutCtx, timeoutCtx, 0)
 	// A caller that joined after the cutoff looks the key up again: Redis may be unavailable
 	// for this process alone, and another may have deleted the key.
 	r.flight.CloseToJoiners()
 	if f.err != nil && !errors.Is(f.err, ErrNotFound) {
 		r.fail(f.err)
-		r.out.noLease = true
+		r.out.unleased = true
 		return nil
 	}
 	return r.done(f.result(), f.err)
@@ -301,7 +304,7 @@ func (r *load[V]) waiting(ctx context.Context) state {
 		case <-ctx.Done():
 			return r.fail(context.Cause(ctx)) // our registration ends with the lease
 		case <-timer.C:
-			r.wait.timedOut = r.acquire.Fence
+			r.wait.recheckedFence = r.acquire.Fence
 			return r.acquiring
 		case <-r.wait.slot.Ready():
 			m, ok := r.wait.slot.Take(r.acquire.Fence)
@@ -334,7 +337,7 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 // up once more, for all callers.
 func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 	got, err := r.l.unpack(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
-	if !got.found() {
+	if !got.answers() {
 		return r.acquiring
 	}
 	r.flight.CloseToJoiners()
@@ -343,9 +346,9 @@ func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 	}
 	seen, lookupErr := r.l.lookup(ctx, r.k)
 	switch {
-	case ctx.Err() != nil || seen.state == unavailable || lookupErr != nil && !seen.found():
+	case ctx.Err() != nil || seen.state == unavailable || lookupErr != nil && !seen.answers():
 		return r.done(got.result, err) // for the callers that are not late
-	case !seen.found():
+	case !seen.answers():
 		r.replaces = seen.replaces
 		return r.acquiring
 	}
@@ -362,8 +365,8 @@ func (r *load[V]) waitEnds(ctx context.Context, answered bool) {
 	}
 }
 
-// recheckAfter returns the time of the recheck timer: a second, or less if the lease ends before
-// that or the mailbox is unsubscribed.
+// recheckAfter returns the delay of the recheck timer: 0.75 to 1 s. If the lease ends before that,
+// it is a moment after its end. While the mailbox is unsubscribed, it is a poll of 10 to 250 ms.
 func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 	if !r.l.Mailbox.Subscribed(r.l.channel) {
 		r.wait.poll = min(max(2*r.wait.poll, firstPoll), longestPoll)
@@ -376,16 +379,16 @@ func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 }
 
 // suspectMailbox makes the mailbox check its connection, if the recheck timer fired and ACQUIRE
-// then shows that a notification was lost. It logs a lease that ended without one.
+// shows that the lease has ended: its notification may have been lost. It logs a takeover.
 func (r *load[V]) suspectMailbox() {
 	a := &r.acquire
-	if r.wait.timedOut != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.wait.timedOut) {
+	if r.wait.recheckedFence != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.wait.recheckedFence) {
 		r.l.Mailbox.CheckConnection(r.l.channel)
 	}
-	if r.wait.timedOut != 0 && a.State == protocol.Leased {
+	if r.wait.recheckedFence != 0 && a.State == protocol.Leased {
 		r.l.log.Info(logTakenOver)
 	}
-	r.wait.timedOut = 0
+	r.wait.recheckedFence = 0
 }
 
 // learnMiss counts the answer to ACQUIRE for the miss prediction.

@@ -56,12 +56,12 @@ type values[V any] struct {
 // shared is what a Loader shares with the other users of its Redis client, and how it uses it.
 type shared struct {
 	*client.Client
-	link        *batch.Link
-	redis       *protocol.Client
-	names       *protocol.Namespace
-	channel     string // of the notifications for this process
-	unsubscribe func()
-	unwatch     func() // ends the calls when Redis is back
+	link            *batch.Link
+	redis           *protocol.Client
+	names           *protocol.Namespace
+	channel         string // of the notifications for this process
+	unsubscribe     func()
+	stopOnRecovered func() // ends the calls when Redis is back
 }
 
 // A Result is a value and its origin.
@@ -141,8 +141,8 @@ type Fetch[V any] struct {
 // delays only its own keys. Hooks of the ClusterClient do not run for these commands: add hooks to
 // the nodes' clients, in OnNewNode.
 //
-// Set the client's timeouts. No caller waits longer than [Options.RedisTimeout], but a connection
-// stays busy for as long as the client does: by default 5 seconds and several retries. With
+// Set the client's timeouts. A caller gives up after [Options.RedisTimeout], but its connection stays
+// busy for as long as the client waits: by default 5 seconds and several retries. With
 // ContextTimeoutEnabled, a lone command is sent on its caller's goroutine, which makes a hit faster.
 func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	err := opt.check()
@@ -166,7 +166,7 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 	}
 	l := newLoader(client.Open(rdb, cluster), opt, form.Unsure)
 	if len(form.Lost) > 0 {
-		l.log.Note(logLost, "codec", codec.Name(opt.Codec), "lost", shape.List(form.Lost))
+		l.log.Note(logLossyCodec, "codec", codec.Name(opt.Codec), "lost", shape.List(form.Lost))
 	}
 	return l, nil
 }
@@ -180,7 +180,7 @@ func newLoader[V any](c *client.Client, opt Options[V], readBack bool) *Loader[V
 	l.trace = newTracer(opt.Trace, l.log)
 	l.channel = l.names.Channel(l.Mailbox.Process())
 	l.unsubscribe = l.Mailbox.Use(l.channel)
-	l.unwatch = l.Router.OnRecovered(func() { l.log.Over(logBack, logUnavailable) })
+	l.stopOnRecovered = l.Router.OnRecovered(func() { l.log.Over(logBack, logUnavailable) })
 	l.link = l.Router.Link(opt.RedisBreaker, opt.RedisTimeout)
 	l.redis = protocol.NewClient(l.link, l.names, l.Mailbox.Process(), opt.RedisTimeout, l.Cluster)
 	l.redis.Renewals = l.Router.Link(0, 0)
@@ -210,7 +210,7 @@ func (l *Loader[V]) Close() error {
 	l.flights.Close(ErrClosed)
 	l.cleanup.Close(time.Until(ends))
 	l.unsubscribe()
-	l.unwatch()
+	l.stopOnRecovered()
 	if l.near != nil {
 		l.near.Close()
 	}
@@ -274,20 +274,20 @@ type begun[V any] struct {
 
 // begin makes the lookup of a Get. It is a function of its own, so that its large frame is not
 // on the stack of each caller that waits for a load.
-func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearHit[V], noFetch bool) (begun[V], error) {
+func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearLookup[V], noFetch bool) (begun[V], error) {
 	if hit.entry != nil && !hit.refresh && !hit.entry.stale && !noFetch {
 		v, err := l.nearValue(hit.entry) // without its age, which only Load returns: a near hit reads no clock
 		l.trace.gotByLookup(ctx, key, true, SourceNear, err)
 		return begun[V]{result: Result[V]{Value: v, Source: SourceNear}}, err
 	}
-	k, err := l.enter(ctx, op, key, noFetch)
+	k, err := l.checkArgs(ctx, op, key, noFetch)
 	if err != nil {
 		return begun[V]{}, err
 	}
 	came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough
 	seen, err := l.lookupOrSkip(ctx, k, hit)
 	if err != nil || seen.state == fresh {
-		l.trace.gotByLookup(ctx, key, seen.found(), seen.result.Source, err)
+		l.trace.gotByLookup(ctx, key, seen.answers(), seen.result.Source, err)
 		return begun[V]{result: seen.result}, err
 	}
 	return begun[V]{caller: &caller[V]{l: l, ctx: ctx, k: k, came: came, seen: seen}}, nil
@@ -298,7 +298,7 @@ func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearHit[V], n
 // there is no usable value, an [*Error] if Redis does not answer, whatever [Options.OnRedisDown] is,
 // or ctx.Err().
 func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
-	k, err := l.enter(ctx, "peek", key, false)
+	k, err := l.checkArgs(ctx, "peek", key, false)
 	if err != nil {
 		return Result[V]{}, err
 	}
@@ -312,22 +312,22 @@ func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 	case err != nil:
 	case seen.state == unavailable:
 		err = &Error{Op: "read", Key: key, Err: seen.cause}
-	case !seen.found() && seen.state != fallback:
+	case !seen.answers() && seen.state != fallback:
 		err = ErrNotFound
 	}
 	return seen.result, err
 }
 
 // Set stores a value in Redis for [Options.TTL] and replaces any other. It does not change the
-// Store. A running fetch of the key loses its lease, in any process: its value is not stored, and
-// its callers receive v.
+// Store. A running fetch of the key loses its lease, in any process, and its value is not stored.
+// Its callers receive v, or the fetched value if the fetch succeeds nevertheless.
 //
 // After Set has returned nil, a Get that starts later returns v or a newer value. After an error, v
 // may or may not be stored. v is certainly not stored if it cannot be encoded or read back, is
 // larger than [Options.MaxBytes], or TTL is off. The error is an [*Error], or [ErrClosed] or
 // ctx.Err() if nothing was sent because the Loader was closed or ctx had ended.
 func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
-	k, err := l.enter(ctx, "set", key, false)
+	k, err := l.checkArgs(ctx, "set", key, false)
 	if err != nil {
 		return err
 	}
@@ -347,10 +347,11 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	return nil
 }
 
-// Delete makes the next Get of each key fetch it again. It does not change the Store. A running
-// fetch of a key loses its lease, in any process: its value is not stored, and no Get that starts
-// after Delete has returned receives it. If the Store is creating a row at that moment, the row is
-// created anyway, and a later Get may return it.
+// Delete ends the stored value of each key, so the next Get loads the key again. It does not change
+// the Store: with a Store, that Get returns the row. A running fetch of a key loses its lease, in
+// any process: its value is not stored, and no Get that starts after Delete has returned receives
+// it. If the Store is creating a row at that moment, the row is created anyway, and a later Get may
+// return it.
 //
 // Deleting a missing key is not an error. If the key may not have been deleted, the error is an
 // [*Error] with [ErrNotInvalidated]: a Get may return the stored value until its TTL ends. The
@@ -363,7 +364,7 @@ func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 	var all errgroup.Group
 	all.SetLimit(deletesAtOnce)
 	for i, key := range keys {
-		k, err := l.enter(ctx, "delete", key, false)
+		k, err := l.checkArgs(ctx, "delete", key, false)
 		if err != nil {
 			errs[i] = err
 			continue
@@ -389,8 +390,8 @@ type keyed struct {
 	names protocol.Key
 }
 
-// enter checks the arguments of a method.
-func (l *Loader[V]) enter(ctx context.Context, op, key string, noFetch bool) (keyed, error) {
+// checkArgs checks the arguments of a method.
+func (l *Loader[V]) checkArgs(ctx context.Context, op, key string, noFetch bool) (keyed, error) {
 	switch {
 	case ctx == nil:
 		return keyed{}, &Error{Op: op, Key: key, Err: errors.New("the context is nil")}
@@ -417,8 +418,8 @@ func (l *Loader[V]) changed(k keyed) {
 
 // header returns the header of a value, or an absence, that is made now. With ttl, the fetch
 // has set how long it is kept. What is not to be kept has Keep 0.
-func (l *values[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envelope.Header {
-	h := envelope.Header{Kind: kind, Codec: l.codec.ID(), Digest: k.names.Digest(), Created: l.clock.Now().UnixMilli()}
-	h.Fresh, h.Keep = l.rules.Lifetime(kind, ttl)
+func (v *values[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envelope.Header {
+	h := envelope.Header{Kind: kind, Codec: v.codec.ID(), Digest: k.names.Digest(), Created: v.clock.Now().UnixMilli()}
+	h.Fresh, h.Keep = v.rules.Lifetime(kind, ttl)
 	return h
 }

@@ -37,20 +37,22 @@ const (
 	fallback                       // a value to return if the fetch fails; see StaleIfError
 )
 
-// found reports whether a Get returns the value without waiting for a load.
-func (s *lookup[V]) found() bool { return s.state == fresh || s.refreshes() }
+// answers reports whether the lookup answers a Get: with a fresh, early or stale value, or a
+// remembered absence.
+func (s *lookup[V]) answers() bool { return s.state == fresh || s.refreshes() }
 
 // refreshes reports whether the value is returned and fetched again in the background.
 func (s *lookup[V]) refreshes() bool { return s.state == early || s.state == stale }
 
-// replaceable reports whether there is a value that a fetch replaces.
-func (s *lookup[V]) replaceable() bool { return s.refreshes() || s.state == fallback }
+// hasOld reports whether there is a value to return while, or if, the fetch of a new one fails.
+func (s *lookup[V]) hasOld() bool { return s.refreshes() || s.state == fallback }
 
 // staleFor returns for how long the value has been stale.
 func (s *lookup[V]) staleFor() time.Duration { return max(s.result.Age-s.header.Fresh, 0) }
 
-// lookup reads where values are kept, without a lease. Its error is the end of ctx, the
-// Store's, [ErrNotFound] for a remembered absence, or that of Redis under FailClosed.
+// lookup reads the value of a key without a lease: from Redis or, with TTL off, from the Store.
+// The error is ctx.Err(), [ErrClosed], the Store's, [ErrNotFound] for a remembered absence or,
+// under FailClosed, an [*Error]. Under FailOpen an unavailable Redis is a state, and no error.
 func (l *Loader[V]) lookup(ctx context.Context, k keyed) (lookup[V], error) {
 	if l.opt.TTL == 0 {
 		return l.lookupStore(ctx, k)
@@ -93,7 +95,7 @@ func (l *Loader[V]) read(ctx context.Context, k keyed, ticket near.Ticket, b []b
 	case errors.Is(err, ErrClosed):
 		return lookup[V]{}, ErrClosed
 	case err != nil:
-		return lookup[V]{state: unavailable, cause: err}, l.refuse(k, "read", err)
+		return lookup[V]{state: unavailable, cause: err}, l.onRedisDown(k, "read", err)
 	case b == nil:
 		return lookup[V]{}, nil
 	}
@@ -125,9 +127,9 @@ func (l *Loader[V]) lookupStore(ctx context.Context, k keyed) (lookup[V], error)
 	return lookup[V]{state: fresh, result: Result[V]{Value: v, Source: SourceStore}}, nil
 }
 
-// refuse returns the error of a call that cannot use Redis, if OnRedisDown is FailClosed.
-// Otherwise it logs it.
-func (l *Loader[V]) refuse(k keyed, op string, err error) error {
+// onRedisDown returns the error of a call that cannot use Redis, under FailClosed. Under FailOpen
+// it logs the error and returns nil: the call continues without Redis.
+func (l *Loader[V]) onRedisDown(k keyed, op string, err error) error {
 	if l.opt.OnRedisDown == FailClosed {
 		return &Error{Op: op, Key: k.user, Err: err}
 	}
@@ -148,7 +150,7 @@ const clockSlack = time.Minute
 // near cache.
 func (l *Loader[V]) open(t near.Ticket, k keyed, v protocol.Value) (lookup[V], error) {
 	seen, err := l.unpack(k, v, SourceRedis)
-	if !seen.found() {
+	if !seen.answers() {
 		return seen, err
 	}
 	slack := clockSlack
@@ -163,7 +165,7 @@ func (l *Loader[V]) open(t near.Ticket, k keyed, v protocol.Value) (lookup[V], e
 		return lookup[V]{state: unusable, replaces: over}, nil
 	}
 	if err == nil {
-		l.judge(&seen, v)
+		l.setState(&seen, v)
 	}
 	l.keepNear(t, k, &seen, v)
 	return seen, err
@@ -204,9 +206,9 @@ func (o Options[V]) rules() freshness.Rules {
 	}
 }
 
-// judge sets the state of a value by its age. This is where it is decided that a stale value is
-// returned.
-func (l *Loader[V]) judge(seen *lookup[V], v protocol.Value) {
+// setState sets the state of a value by its age; see internal/freshness. What a caller receives is
+// decided by [caller.answer] and [caller.orFallback].
+func (l *Loader[V]) setState(seen *lookup[V], v protocol.Value) {
 	switch l.rules.Judge(seen.header, seen.result.Age) {
 	case freshness.Fresh:
 		return
@@ -236,8 +238,9 @@ func passOver(v protocol.Value) *protocol.PassOver {
 }
 
 // lookupOrSkip is the lookup of a caller that loads what is missing. Without a near entry it
-// skips the lookup if the key is most likely absent.
-func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, hit nearHit[V]) (lookup[V], error) {
+// skips the lookup if the key is most likely absent. Under FailClosed it returns the last good near
+// entry if Redis is unavailable; see [Near.FailSafe].
+func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, hit nearLookup[V]) (lookup[V], error) {
 	switch {
 	case hit.entry != nil:
 		return l.lookupNear(hit)
@@ -304,23 +307,23 @@ func (l *Loader[V]) reportNear(refused bool, why error) {
 	}
 }
 
-// A nearHit is what a lookup in the near cache found.
-type nearHit[V any] struct {
+// A nearLookup is what a lookup in the near cache found.
+type nearLookup[V any] struct {
 	entry   *nearEntry[V] // nil for a miss
 	refresh bool          // this caller refreshes the value early
 }
 
 // nearGet looks a key up in the near cache. It is a miss if the call has an error to return
 // first.
-func (l *Loader[V]) nearGet(ctx context.Context, key string) nearHit[V] {
+func (l *Loader[V]) nearGet(ctx context.Context, key string) nearLookup[V] {
 	if l.near == nil || ctx == nil || l.closed.Load() || ctx.Err() != nil {
-		return nearHit[V]{}
+		return nearLookup[V]{}
 	}
 	c, ok := l.near.Get(protocol.Handle(key))
 	if !ok || c.stale && (!l.backoffs.Active(key) || l.clock.Age(c.header)-c.header.Fresh >= l.opt.StaleIfError) {
-		return nearHit[V]{}
+		return nearLookup[V]{}
 	}
-	return nearHit[V]{c, !c.stale && l.opt.EarlyRefresh > 0 && !c.absent && l.rules.IsEarly(c.header, l.clock.Age(c.header))}
+	return nearLookup[V]{c, !c.stale && l.opt.EarlyRefresh > 0 && !c.absent && l.rules.IsEarly(c.header, l.clock.Age(c.header))}
 }
 
 // nearValue returns the value of a near entry to a caller of Get.
@@ -335,7 +338,7 @@ func (l *Loader[V]) nearValue(c *nearEntry[V]) (v V, err error) {
 }
 
 // lookupNear returns the lookup for a near entry.
-func (l *Loader[V]) lookupNear(hit nearHit[V]) (lookup[V], error) {
+func (l *Loader[V]) lookupNear(hit nearLookup[V]) (lookup[V], error) {
 	c := hit.entry
 	v, err := l.nearValue(c)
 	seen := lookup[V]{state: fresh, header: c.header, result: Result[V]{Source: SourceNear}}
@@ -397,8 +400,8 @@ func (l *Loader[V]) keepNear(t near.Ticket, k keyed, seen *lookup[V], v protocol
 }
 
 // A Store is the durable place of a Loader's values, usually a table. Package oncesql has one over
-// [database/sql]. A Loader looks a key up in it before a fetch, and again under the lease. It
-// creates fetched values in it.
+// [database/sql]. Under the lease, a Loader looks the key up in it before it fetches, and creates
+// the fetched value in it. If [Options.TTL] is off, each Get also begins with a Lookup.
 //
 // A Store may also have this method, which looks up many keys at once:
 //

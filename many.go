@@ -29,10 +29,10 @@ import (
 //
 // The returned map has the values of the keys that have one. A key may be given more than once. With
 // no keys the map is empty. If keys fail, the error is a [*ManyError] with the error of each, and
-// the map has the values of the others. Otherwise it is nil, [ErrClosed], or ctx.Err() if ctx had
-// ended before the call.
+// the map has the values of the others. Otherwise it is nil, [ErrClosed], an [*Error] for a nil
+// argument, or ctx.Err() if ctx had ended before the call.
 func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx context.Context, keys []string) (map[string]V, error)) (map[string]V, error) {
-	all, err := l.enterMany(ctx, keys, fetch)
+	all, err := l.manyKeys(ctx, keys, fetch)
 	if err != nil {
 		return nil, err
 	}
@@ -52,23 +52,23 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 // loadsAtOnce is how many keys of a GetMany load again at once.
 const loadsAtOnce = 64
 
-// A wanted is one key of a GetMany: a caller that shares its lookup and its fetch.
-type wanted[V any] struct {
+// A manyKey is one key of a GetMany: a caller that shares its lookup and its fetch.
+type manyKey[V any] struct {
 	caller[V]
-	near   near.Ticket                // to keep what is read in the near cache
-	flight flight.Ticket[*outcome[V]] // once it waits
-	waits  bool                       // for the flight
-	again  bool                       // the outcome of the flight does not answer it
-	own    outcome[V]
-	out    *outcome[V] // own, or that of a load
+	nearTicket near.Ticket                // to keep what is read in the near cache
+	ticket     flight.Ticket[*outcome[V]] // of the flight that it has joined
+	joined     bool
+	retries    bool // the outcome of the flight does not answer it
+	lookupOut  outcome[V]
+	out        *outcome[V] // lookupOut, or that of a load
 }
 
 // has reports whether the lookup answers the key.
-func (w *wanted[V]) has() bool { return w.out.err != nil || w.seen.state == fresh }
+func (w *manyKey[V]) has() bool { return w.out.err != nil || w.seen.state == fresh }
 
-// enterMany checks the arguments and returns each key once.
-func (l *Loader[V]) enterMany(ctx context.Context, keys []string, fetch func(ctx context.Context, keys []string) (map[string]V, error)) ([]*wanted[V], error) {
-	if _, err := l.enter(ctx, "get many", "", fetch == nil); err != nil {
+// manyKeys checks the arguments of a GetMany, and returns each key once.
+func (l *Loader[V]) manyKeys(ctx context.Context, keys []string, fetch func(ctx context.Context, keys []string) (map[string]V, error)) ([]*manyKey[V], error) {
+	if _, err := l.checkArgs(ctx, "get many", "", fetch == nil); err != nil {
 		return nil, err
 	}
 	one := func(ctx context.Context, f *Fetch[V]) (V, error) { // for a key that loads again
@@ -79,15 +79,15 @@ func (l *Loader[V]) enterMany(ctx context.Context, keys []string, fetch func(ctx
 		}
 		return v, err
 	}
-	var all []*wanted[V]
+	var all []*manyKey[V]
 	came, have := l.flights.Arrive(), make(map[string]bool, len(keys))
 	for _, key := range keys {
 		if have[key] {
 			continue
 		}
 		have[key] = true
-		w := &wanted[V]{caller: caller[V]{l: l, ctx: ctx, k: l.keyed(key), came: came, fetch: one}}
-		w.out = &w.own
+		w := &manyKey[V]{caller: caller[V]{l: l, ctx: ctx, k: l.keyed(key), came: came, fetch: one}}
+		w.out = &w.lookupOut
 		if ctx.Value(fetching{l, key}) != nil {
 			w.out.err = reentrant(key)
 		}
@@ -97,29 +97,29 @@ func (l *Loader[V]) enterMany(ctx context.Context, keys []string, fetch func(ctx
 }
 
 // lookupAll looks all keys up, without a lease.
-func (l *Loader[V]) lookupAll(ctx context.Context, all []*wanted[V]) {
+func (l *Loader[V]) lookupAll(ctx context.Context, all []*manyKey[V]) {
 	if l.opt.TTL == 0 {
 		l.lookupAllInStore(ctx, all)
 		return
 	}
-	groups := make(map[*redis.Client][]*wanted[V]) // by the node from which the near cache reads the key, if one
+	groups := make(map[*redis.Client][]*manyKey[V]) // by the node from which the near cache reads the key, if one
 	for _, w := range all {
 		if hit := l.nearGet(ctx, w.k.user); hit.entry != nil && w.out.err == nil {
 			w.seen, w.out.err = l.lookupNear(hit)
 			continue
 		}
-		w.near = l.nearTicket(w.k)
-		groups[w.near.Node()] = append(groups[w.near.Node()], w)
+		w.nearTicket = l.nearTicket(w.k)
+		groups[w.nearTicket.Node()] = append(groups[w.nearTicket.Node()], w)
 	}
-	var asking sync.WaitGroup
+	var reads sync.WaitGroup
 	for node, group := range groups {
-		asking.Go(func() { l.readAll(ctx, l.link.At(node), group) })
+		reads.Go(func() { l.readAll(ctx, l.link.At(node), group) })
 	}
-	asking.Wait()
+	reads.Wait()
 }
 
 // readAll reads the values of keys at one node, or at the node of each key.
-func (l *Loader[V]) readAll(ctx context.Context, at protocol.Runner, all []*wanted[V]) {
+func (l *Loader[V]) readAll(ctx context.Context, at protocol.Runner, all []*manyKey[V]) {
 	keys := make([]protocol.Key, len(all))
 	for i, w := range all {
 		keys[i] = w.k.names
@@ -127,20 +127,20 @@ func (l *Loader[V]) readAll(ctx context.Context, at protocol.Runner, all []*want
 	l.redis.ReadMany(ctx, at, keys, l.readLimit(), func(i int, got protocol.Got) { all[i].take(got) })
 }
 
-// take notes what was read. A panic of Clone is the error of this key, so that it reaches
-// the caller of GetMany and not the goroutine that reads.
-func (w *wanted[V]) take(got protocol.Got) {
+// take makes the lookup of a reply. A panic of Clone becomes the error of this key: it reaches the
+// caller of GetMany, and not the goroutine that reads.
+func (w *manyKey[V]) take(got protocol.Got) {
 	if w.out.err != nil {
 		return
 	}
 	flight.Protect(
-		func() (lookup[V], error) { return w.l.readFrom(w.ctx, w.k, w.near, got) },
+		func() (lookup[V], error) { return w.l.readFrom(w.ctx, w.k, w.nearTicket, got) },
 		func(seen lookup[V], err error) {
 			w.seen, w.out.err, w.out.shared = seen, err, flight.IsCrash(err)
 		})
 }
 
-func (l *Loader[V]) lookupAllInStore(ctx context.Context, all []*wanted[V]) {
+func (l *Loader[V]) lookupAllInStore(ctx context.Context, all []*manyKey[V]) {
 	keys := make([]string, len(all))
 	for i, w := range all {
 		keys[i] = w.k.user
@@ -161,7 +161,7 @@ func (l *Loader[V]) lookupAllInStore(ctx context.Context, all []*wanted[V]) {
 
 // joinAll joins or starts the loads of the keys that the lookup does not answer. The loads
 // that it starts share a batch fetch.
-func (l *Loader[V]) joinAll(ctx context.Context, all []*wanted[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
+func (l *Loader[V]) joinAll(ctx context.Context, all []*manyKey[V], fetch func(ctx context.Context, keys []string) (map[string]V, error)) {
 	b := batchfetch.New(l.batchConfig(ctx, fetch))
 	defer b.Decide() // all have joined
 	m := l.trace.missed()
@@ -169,7 +169,7 @@ func (l *Loader[V]) joinAll(ctx context.Context, all []*wanted[V], fetch func(ct
 		w.trace = m
 		if w.has() {
 			w.out.result = w.seen.result
-			if w.seen.found() || w.out.err == nil {
+			if w.seen.answers() || w.out.err == nil {
 				w.trace.byLookup()
 			}
 			continue
@@ -179,7 +179,7 @@ func (l *Loader[V]) joinAll(ctx context.Context, all []*wanted[V], fetch func(ct
 }
 
 // joinBatch joins the load of the key, or starts it as a part of a batch fetch.
-func (w *wanted[V]) joinBatch(batch *batchfetch.Load[V]) {
+func (w *manyKey[V]) joinBatch(batch *batchfetch.Load[V]) {
 	o, done := w.answer(batch)
 	if done {
 		w.out = o
@@ -193,7 +193,7 @@ func (w *wanted[V]) joinBatch(batch *batchfetch.Load[V]) {
 		w.out.err = ErrClosed
 		return
 	}
-	w.flight, w.waits = t, true
+	w.ticket, w.joined = t, true
 	w.trace.joined(t.Started)
 	if w.seen.state == fallback && w.l.opt.SoftTimeout > 0 {
 		_, _ = w.join(nil) // a second join, which never leaves: the flight continues after SoftTimeout
@@ -212,7 +212,7 @@ func (l *Loader[V]) batchConfig(ctx context.Context, fetch func(ctx context.Cont
 			}
 			return l.trace.fetching(ctx, info)
 		},
-		Enter: l.enterBatch,
+		Enter: l.acquireBatchPermit,
 	}
 	if l.opt.Store != nil {
 		c.Lookup = l.storeMany
@@ -220,8 +220,8 @@ func (l *Loader[V]) batchConfig(ctx context.Context, fetch func(ctx context.Cont
 	return c
 }
 
-// enterBatch acquires the permit of a batch fetch, which counts as one fetch.
-func (l *Loader[V]) enterBatch(ctx context.Context) (batchfetch.Entered, error) {
+// acquireBatchPermit acquires the permit of a batch fetch, which counts as one fetch.
+func (l *Loader[V]) acquireBatchPermit(ctx context.Context) (batchfetch.Entered, error) {
 	if l.permits == nil {
 		return batchfetch.Entered{Context: ctx, Leave: func() {}}, nil
 	}
@@ -233,33 +233,33 @@ func (l *Loader[V]) enterBatch(ctx context.Context) (batchfetch.Entered, error) 
 }
 
 // awaitAll waits for the loads. A key with a fallback value waits for SoftTimeout at most.
-func (l *Loader[V]) awaitAll(ctx context.Context, all []*wanted[V]) {
+func (l *Loader[V]) awaitAll(ctx context.Context, all []*manyKey[V]) {
 	soft := ctx
 	if l.opt.SoftTimeout > 0 {
 		var cancel context.CancelFunc
-		soft, cancel = context.WithTimeoutCause(ctx, l.opt.SoftTimeout, errSoftTimeout)
+		soft, cancel = context.WithTimeout(ctx, l.opt.SoftTimeout)
 		defer cancel()
 	}
 	for _, w := range all {
-		if !w.waits {
+		if !w.joined {
 			continue
 		}
 		until := ctx
 		if w.seen.state == fallback {
 			until = soft
 		}
-		o := w.await(until, w.flight)
-		w.again = w.late || o.found != nil || o.backoff && w.seen.state != fallback
+		o := w.await(until, w.ticket)
+		w.retries = w.late || o.found != nil || o.backoff && w.seen.state != fallback
 		w.out = w.orFallback(o)
 	}
 }
 
 // retryAll loads, one by one, the keys whose flight had no answer for this call.
-func retryAll[V any](all []*wanted[V]) {
+func retryAll[V any](all []*manyKey[V]) {
 	var again errgroup.Group
 	again.SetLimit(loadsAtOnce)
 	for _, w := range all {
-		if !w.again {
+		if !w.retries {
 			continue
 		}
 		again.Go(func() error {
@@ -277,8 +277,8 @@ func retryAll[V any](all []*wanted[V]) {
 	_ = again.Wait() // the errors are in the outcomes
 }
 
-// retry loads the key as a Get does that joined a load too late.
-func (w *wanted[V]) retry() *outcome[V] {
+// retry loads the key like a Get that was late: it looks the key up first.
+func (w *manyKey[V]) retry() *outcome[V] {
 	if o, done := w.lookupAgain(); done {
 		return o
 	}
@@ -286,7 +286,7 @@ func (w *wanted[V]) retry() *outcome[V] {
 }
 
 // settleAll returns the values and errors of all keys.
-func (l *Loader[V]) settleAll(all []*wanted[V]) (map[string]V, error) {
+func (l *Loader[V]) settleAll(all []*manyKey[V]) (map[string]V, error) {
 	values, errs := make(map[string]V, len(all)), make(map[string]error)
 	for _, w := range all {
 		r, err := l.settle(w.k, w.out)

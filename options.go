@@ -34,8 +34,9 @@ type Options[V any] struct {
 	// tags. Set Schema by hand if only the meaning of a value changes.
 	Schema string
 
-	// TTL is how long a value is fresh, and how long Redis keeps it. With Off, Redis keeps only
-	// leases: a Store is then required, and every Get looks it up first. Defaults to 5 minutes.
+	// TTL is how long a value is fresh. Redis keeps it for that time, and then for the longer of
+	// StaleWhileRevalidate and StaleIfError. With Off, Redis keeps only leases: a Store is then
+	// required, and every Get looks it up first. Defaults to 5 minutes.
 	TTL time.Duration
 
 	// Jitter is the largest share of a TTL that is subtracted at random, so values that were stored
@@ -50,9 +51,9 @@ type Options[V any] struct {
 
 	// Errors are sentinels that keep their identity in other processes. If [errors.Is] finds one in
 	// a fetch's error, it finds it for every caller that shares the failure, in every process that
-	// lists a sentinel with the same text. Nothing else of an error is sent: in another process,
-	// [errors.As] does not find the fetch's error. [ErrNotFound] needs no entry. Defaults to none;
-	// at most 100.
+	// lists a sentinel with the same text. An error is at most 16 of them. Nothing else of it is sent:
+	// in another process, [errors.As] does not find the fetch's error. [ErrNotFound] needs no entry.
+	// Defaults to none; at most 100.
 	Errors []error
 
 	// ErrorTTL is how long a failure of a fetch other than ErrNotFound is returned to later callers
@@ -61,10 +62,10 @@ type Options[V any] struct {
 	ErrorTTL time.Duration
 
 	// StaleWhileRevalidate is how long after its TTL a stale value is returned at once, while one
-	// process fetches a new one (RFC 5861). Defaults to off.
+	// process fetches a new one (RFC 5861). A failed fetch is followed by a backoff; see
+	// StaleIfError. Defaults to off.
 	//
-	// The server's clock decides how old a value is. A process learns that clock with its first
-	// miss, and uses its own clock until then.
+	// The server's clock decides how old a value is. A process learns it with its first miss.
 	StaleWhileRevalidate time.Duration
 
 	// StaleIfError is how long after its TTL a stale value is returned if the fetch of a new one
@@ -73,9 +74,9 @@ type Options[V any] struct {
 	// [ErrNotFound] is not a failure. Defaults to off.
 	StaleIfError time.Duration
 
-	// SoftTimeout is how long a caller waits for a new value if StaleIfError or StaleWhileRevalidate
-	// allows a stale one. Then it receives the stale value, and the fetch continues. Defaults to
-	// off: the caller waits for the fetch.
+	// SoftTimeout is how long a caller waits for a new value if StaleIfError allows a stale one. Then
+	// it receives the stale value, and the fetch continues. StaleWhileRevalidate needs none: its
+	// stale values are returned at once. Defaults to off: the caller waits for the fetch.
 	SoftTimeout time.Duration
 
 	// EarlyRefresh is the beta of XFetch ("Optimal Probabilistic Cache Stampede Prevention",
@@ -112,8 +113,8 @@ type Options[V any] struct {
 
 	// RedisTimeout is how long an operation waits for an answer from Redis. A renewal waits for a
 	// third of Lease if that is less. A passing error, as in a failover, is retried for another
-	// RedisTimeout. Time in the queue does not count while Redis answers other operations. A caller
-	// never waits longer than its context. Defaults to 500 ms.
+	// RedisTimeout. Time in the queue does not count while Redis answers other operations. No
+	// operation takes longer than its caller's deadline. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
 	// RedisBreaker is how often a failed node of Redis is probed. A node has failed if it did not
@@ -341,8 +342,8 @@ type Near struct {
 	// Entries is the largest number of entries. Defaults to 0: the near cache is off.
 	Entries int
 
-	// TTL is the longest time for which an entry is used. An entry also ends when its value is no
-	// longer fresh. Defaults to a minute.
+	// TTL is the longest time for which an entry is used. An entry also ends with its value's TTL.
+	// With StaleIfError, entries of stale values are used during a backoff. Defaults to a minute.
 	TTL time.Duration
 
 	// FailSafe is how long after it was last known good an entry is returned, with [Result.Stale],
@@ -376,9 +377,8 @@ type LockOptions struct {
 	// its context ends.
 	MaxWait time.Duration
 
-	// RedisTimeout limits each operation in Redis, with its retries. A renewal is limited to a third
-	// of Lease if that is less. The wait for a lock is limited by the caller's context and MaxWait
-	// instead. Defaults to 500 ms.
+	// RedisTimeout is [Options.RedisTimeout] for locks. It does not limit the wait for a lock, which
+	// the caller's context and MaxWait do. Defaults to 500 ms.
 	RedisTimeout time.Duration
 
 	// RedisBreaker is [Options.RedisBreaker] for locks. While a node has failed, calls return an

@@ -214,7 +214,7 @@ func (t *tracer) reportLookup(ctx context.Context, key string, found bool, sourc
 	t.Got(ctx, TraceGet{Key: key, Kind: kind, Source: source, Err: err})
 }
 
-// A miss is a Get on its way through a load.
+// A miss is what is noted for the event of a Get that its lookup did not answer.
 type miss struct {
 	began time.Time // zero without a Got hook
 	kind  GetKind
@@ -251,7 +251,7 @@ func (m *miss) byAcquire(found bool) {
 	}
 }
 
-// gotByLoad reports the end of a Get that was a miss.
+// gotByLoad reports the end of a Get whose first lookup did not answer it.
 func gotByLoad[V any](ctx context.Context, t *tracer, key string, m miss, o *outcome[V]) {
 	if t.Got != nil {
 		t.reportLoad(ctx, m, TraceGet{Key: key, Source: o.result.Source, Stale: o.result.Stale, Err: o.err})
@@ -317,7 +317,7 @@ func (f *fetchTrace) End(err error) {
 
 // outcome returns the error of a fetch; if its context has ended, the cause of that.
 func (f *fetchTrace) outcome(err error) error {
-	if err = callerError(f.info.Key, err); !isFailure(err) || f.ctx.Err() == nil {
+	if err = callerError(f.info.Key, err); !mayFallBack(err) || f.ctx.Err() == nil {
 		return err
 	}
 	if cause := context.Cause(f.ctx); !errors.Is(cause, flight.ErrAbandoned) {
@@ -327,8 +327,10 @@ func (f *fetchTrace) outcome(err error) error {
 }
 
 func (t *tracer) waited(ctx context.Context, w TraceWait) {
-	defer t.caught()
-	t.Waited(ctx, w)
+	if t.Waited != nil {
+		defer t.caught()
+		t.Waited(ctx, w)
+	}
 }
 
 func (t *tracer) stored(ctx context.Context, s TraceStore) {

@@ -27,13 +27,14 @@ import (
 // write receives the caller's ctx. Its error is returned unchanged. If write succeeds and the
 // invalidation fails, the error is an [*Error] with [ErrNotInvalidated]: a Get may return a stored
 // value until its TTL. If both fail, the error joins both. If write panics, Update ends as after an
-// error, and panics.
+// error, and panics. If the Loader is closed or ctx had ended before the call, Update returns
+// [ErrClosed] or ctx.Err(), and does not call write.
 //
 // If Redis is unavailable, [Options.OnRedisDown] decides. With [FailClosed], Update returns an
 // *Error and does not call write. If the mark arrives later anyway, it is removed in the background.
 // With [FailOpen], Update calls write, and the error is nil only if Redis answers after it.
 func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx context.Context) error) (err error) {
-	k, err := l.enter(ctx, "update", key, false)
+	k, err := l.checkArgs(ctx, "update", key, false)
 	if err != nil {
 		return err
 	}
@@ -44,7 +45,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 	markErr := l.redis.Mark(ctx, k.names, mark, l.opt.Lease)
 	if markErr != nil {
 		if err = ctx.Err(); err == nil {
-			err = l.refuse(k, "update", markErr)
+			err = l.onRedisDown(k, "update", markErr)
 		}
 		if err != nil {
 			if !protocol.NotSent(markErr) {
@@ -56,7 +57,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 	l.Hub.Invalidate(k.names.Value)
 	stop := l.keepMark(context.WithoutCancel(ctx), k, mark, sent, l.mayArrive(markErr))
 	defer func() {
-		if ours := l.written(ctx, k, mark, stop); err == nil {
+		if ours := l.finishUpdate(ctx, k, mark, stop); err == nil {
 			err = ours
 		} else if ours != nil {
 			err = errors.Join(err, ours)
@@ -69,9 +70,9 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 // context has ended. A late renewal is sent all the same. If a value was stored in between,
 // the renewal removes it.
 //
-// late is for how long an unanswered Mark may still arrive in Redis. stop returns the longest
+// inFlight is for how long an unanswered Mark may still arrive in Redis. stop returns the longest
 // such time of all renewals.
-func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent time.Time, late time.Duration) (stop func() time.Duration) {
+func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent time.Time, inFlight time.Duration) (stop func() time.Duration) {
 	stopped := make(chan struct{})
 	var renewing sync.WaitGroup
 	renewing.Go(func() { // ends when stopped
@@ -88,7 +89,7 @@ func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent tim
 			// arrive, after the Unmark.
 			if err := l.redis.Remark(ctx, k.names, mark, l.opt.Lease); err != nil {
 				pause = l.opt.Lease / 10
-				late = max(late, l.mayArrive(err))
+				inFlight = max(inFlight, l.mayArrive(err))
 			}
 			next.Reset(time.Until(sent.Add(pause)))
 		}
@@ -96,18 +97,18 @@ func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent tim
 	return func() time.Duration {
 		close(stopped)
 		renewing.Wait()
-		return late
+		return inFlight
 	}
 }
 
 // written ends an Update. A Mark that was not answered may arrive after the Unmark: then the
 // mark is removed once more.
-func (l *Loader[V]) written(ctx context.Context, k keyed, mark string, stop func() time.Duration) error {
-	late := stop() // first: a renewal would set the mark again
+func (l *Loader[V]) finishUpdate(ctx context.Context, k keyed, mark string, stop func() time.Duration) error {
+	inFlight := stop() // first: a renewal would set the mark again
 	err := l.redis.Unmark(context.WithoutCancel(ctx), k.names, mark)
 	l.changed(k)
-	if err != nil || late > 0 {
-		l.dropMark(k, mark, late)
+	if err != nil || inFlight > 0 {
+		l.dropMark(k, mark, inFlight)
 	}
 	if err != nil {
 		return &Error{Op: "update", Key: k.user, Err: fmt.Errorf("written, but %w: %w", ErrNotInvalidated, err)}

@@ -47,7 +47,7 @@ func (f Func[A, V]) Get(ctx context.Context, arg A) (V, error) {
 		var zero V
 		return zero, err
 	}
-	b, err := f.loader.begin(ctx, "get", key, f.loader.nearGet(ctx, key), f.fetch == nil)
+	b, err := f.loader.begin(ctx, "get", key, f.loader.nearGet(ctx, key), false)
 	if b.caller == nil {
 		return b.result.Value, err
 	}

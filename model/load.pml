@@ -235,7 +235,7 @@ acquiring:
 		:: fault; owner = DEAD; isWaiting[me] = false; closeFlight(); goto done /* the answer is lost for good */
 		fi;
 		isWaiting[me] = false;
-		/* fetch.go: f := r.runFetch(limited, during, a.Fence) */
+		/* fetch.go: f := r.runFetch(timeoutCtx, fetchCtx, a.Fence) */
 		advanceCutoff(); found = source; goto holding
 	};
 

@@ -50,7 +50,7 @@ acquire:
 	version = me + 1; /* the fetch */
 
 create:
-	/* fetch.go: return r.l.opt.Store.Create(limited, r.k.user, v) */
+	/* fetch.go: return r.l.opt.Store.Create(timeoutCtx, r.k.user, v) */
 	/* oncesql/dialect.go: insert += " ON CONFLICT (" + d.quote(key) + ") DO NOTHING" + */
 	atomic {
 		if
