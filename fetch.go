@@ -64,7 +64,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 	case !flight.IsCrash(f.err) && !r.flight.Kept() && errors.Is(context.Cause(fetchCtx), ErrLockLost):
 		r.reloads++
 		r.replaces, r.old = nil, nil
-		return r.acquiring // a Delete, Set or Update has ended the lease
+		return r.acquiring // a Delete, Set or Update ended the lease, or no renewal was in time
 	}
 	shared := r.sharing()
 	r.startBackoff(shared.Lasts) // first: a caller that arrives after fail finds the backoff

@@ -30,16 +30,16 @@ type outcome[V any] struct {
 // A load is one load of one key in this process: what happens after a miss. It is in one
 // state at a time. Each state is a method that returns the next one:
 //
-//	acquiring ──► holding ──► done        this process has the lease: fetch, and FILL
-//	 ▲ ▲ ▲ │ │       └──► acquiring       the lease was lost
-//	 │ │ │ │ └──► waiting ──► done        another process has it, and notifies this one
-//	 │ │ └─│─────────┘                    notified to retry, or the recheck timer fired
-//	 │ └───│─► reading ──► done           a value is stored that is too large for the answer
-//	 └─────│─► passingOver                a value is stored, but Options.TTL is off
-//	       └─► unleased ──► done          Redis is unavailable
+//	acquiring ─┬─► holding ───► done    this process has the lease: fetch, and FILL
+//	           ├─► waiting ───► done    another process has it, and notifies this one
+//	           ├─► reading ───► done    a stored value is too large for the answer to ACQUIRE
+//	           ├─► unleased ──► done    Redis is unavailable
+//	           ├─► passingOver          a value is stored, but Options.TTL is off
+//	           └──────────────► done    a stored value, or the failure of a backoff
 //
-// ACQUIRE may also end the load: with a stored value, or the failure of a backoff. A load whose
-// lookup found Redis unavailable begins in unleased.
+// Each of the first three, and passingOver, may lead back to acquiring: the lease was lost, the
+// recheck timer fired or a notification says to retry, or the stored value is unusable. A load
+// whose lookup found Redis unavailable begins in unleased.
 //
 // The context of each state is the flight's.
 type load[V any] struct {

@@ -293,7 +293,7 @@ holding:
 		closeFlight(); came = came && !(joined && me == 0); joined = joined && me != 0; lease = 0; found = 0; goto end }
 	:: atomic { !mine -> /* a notification, or a renewal that was refused */
 		/* renew.lua: if read("HGET", KEYS[1], "o") == ARGV[1] then return redis.call("PEXPIRE", KEYS[1], ARGV[2]) end */
-		/* fetch.go: return r.acquiring // a Delete, Set or Update has ended the lease */
+		/* fetch.go: return r.acquiring // a Delete, Set or Update ended the lease, or no renewal was in time */
 		valid[me] = false; lease = 0; found = 0; over = 0; goto acquiring }
 	:: atomic { true -> goto release }
 	/* fetch.go: r.flight.CloseToJoiners() */
