@@ -15,8 +15,8 @@ import (
 type caller[V any] struct {
 	l     *Loader[V]
 	ctx   context.Context
-	k     keyed
-	came  flight.Arrival // when the call began
+	k     cacheKey
+	came  flight.Arrival // orders the call among the cutoffs of flights
 	fetch fetchFunc[V]
 	seen  lookup[V]
 	trace miss
@@ -38,9 +38,9 @@ func (c *caller[V]) settledLoad() (Result[V], error) {
 	return c.l.settle(c.k, o)
 }
 
-// load returns the outcome for the caller: of a load, or of a lookup.
+// load returns the caller's outcome: that of a flight, or of its own lookup.
 func (c *caller[V]) load() *outcome[V] {
-	if c.ctx.Value(fetching{c.l, c.k.user}) != nil {
+	if c.ctx.Value(fetchKey{c.l, c.k.user}) != nil {
 		return c.reentered()
 	}
 	if c.seen.state == skipped {
@@ -128,7 +128,7 @@ func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool)
 	case c.seen.hasOld() && c.l.backoffs.Active(c.k.user):
 		batch.Decide()
 	case c.seen.refreshes():
-		t, err := c.join(batch) // this caller never leaves, so the refresh continues
+		t, err := c.join(batch) // no Wait follows, so the refresh continues without callers
 		if err != nil || !t.Started {
 			batch.Decide()
 		}
@@ -153,7 +153,7 @@ func (c *caller[V]) wait() *outcome[V] {
 		soft, cancel := context.WithTimeout(ctx, c.l.opt.SoftTimeout)
 		defer cancel()
 		ctx = soft
-		t, _ := c.join(nil) // a second join, which never leaves
+		t, _ := c.join(nil) // no Wait follows: the flight continues without callers
 		c.trace.joined(t.Started)
 	}
 	t, err := c.join(nil)
@@ -174,7 +174,7 @@ func (c *caller[V]) await(ctx context.Context, t flight.Ticket[*outcome[V]]) *ou
 	return a.Value
 }
 
-// judge takes what the ACQUIRE of a load found as the caller's own lookup. It is done if
+// adopt takes what the ACQUIRE of a load found as the caller's own lookup. It is done if
 // that answers the caller.
 func (c *caller[V]) adopt(o *outcome[V]) (own *outcome[V], done bool) {
 	c.seen = *o.found
@@ -193,7 +193,7 @@ func (c *caller[V]) orFallback(o *outcome[V]) *outcome[V] {
 	return o
 }
 
-// orLastGood returns the last good near entry in the place of a failure without Redis; see
+// orLastGood returns the last good near entry instead of a failure while Redis is unavailable; see
 // [Near.FailSafe].
 func (c *caller[V]) orLastGood(o *outcome[V]) *outcome[V] {
 	if !mayFallBack(o.err) || !o.unleased && !errors.Is(o.err, ErrUnavailable) {
@@ -213,8 +213,8 @@ func mayFallBack(err error) bool {
 	return err != nil && !isPanic(err) && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrClosed) && !errors.Is(err, flight.ErrClosed)
 }
 
-// loadSkipped starts a load whose ACQUIRE is the caller's lookup. It is not done if the caller
-// needs another load.
+// loadSkipped starts a load whose ACQUIRE is the caller's lookup. It is not done if the caller must
+// look up or load again.
 func (c *caller[V]) loadSkipped() (o *outcome[V], done bool) {
 	t, started := c.l.flights.Start(c.ctx, c.k.user, c.came, c.newLoad(nil))
 	if !started {
@@ -230,7 +230,7 @@ func (c *caller[V]) loadSkipped() (o *outcome[V], done bool) {
 }
 
 // settle turns an outcome into what the caller returns.
-func (l *Loader[V]) settle(k keyed, o *outcome[V]) (Result[V], error) {
+func (l *Loader[V]) settle(k cacheKey, o *outcome[V]) (Result[V], error) {
 	switch {
 	case !o.shared:
 		return o.result, o.err

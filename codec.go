@@ -13,8 +13,8 @@ import (
 // to change the format, use a codec of a new type or another [Options.Schema].
 //
 // A value is stored only if Unmarshal can read what Marshal wrote. So a Loader calls Unmarshal once
-// before it stores a value. It does not for [Msgpack] and [JSON] if the type is always readable: it
-// has no interface and no type with its own encoder, and does not contain itself.
+// before it stores a value. With [Msgpack] and [JSON] it does not if every value of the type can be
+// read: the type has no interface and no type with its own encoder, and does not contain itself.
 type Codec interface {
 	Marshal(v any) ([]byte, error)
 	Unmarshal(data []byte, v any) error

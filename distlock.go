@@ -21,9 +21,9 @@ import (
 // holders with [LockOptions.Slots]. [NewLocker] returns one. It is safe for concurrent use, and must
 // be closed.
 //
-// Callers wait in a queue. The process that has waited longest gets the lock next, and its goroutine
-// that has waited longest gets it first. A process may pass the lock to more of its goroutines, at
-// most 16 in total and for at most 10 ms, before the next process gets it.
+// Callers wait in a queue. The process that has waited longest gets the lock next, for its
+// goroutine that has waited longest. It may then pass the lock to other goroutines that waited: to
+// at most 16 in all, and not later than 10 ms after it got the lock.
 //
 // A lock in Redis saves work. It does not make work safe. It is lost if Redis fails over to a
 // replica that does not have it, or if a process is stopped for longer than its lease. The holder's
@@ -77,10 +77,10 @@ func NewLocker(rdb redis.UniversalClient, opt LockOptions) (*Locker, error) {
 // RedisTimeout, the error is an [*Error], and fn is not called. A Do with the context of a hold of
 // the same name returns an *Error, because it would wait for itself.
 //
-// The context of fn compares the clock in Err and Done. So if the process was stopped for longer
-// than the lease, the next call of Err or Done reports the end. A context that is derived from it,
-// for example by [context.WithTimeout], ends a moment later, when the runtime has run its timers.
-// Code that must not continue without the lock must check the context of fn itself.
+// Err and Done of fn's context also check the clock. So if the process was stopped for longer than
+// the lease, the next call of Err or Done reports the end. A context that is derived from it, for
+// example by [context.WithTimeout], ends a moment later, when the runtime has run its timers. Code
+// that must not continue without the lock must check the context of fn itself.
 func (lk *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context) error) error {
 	return lk.do(ctx, name, fn, lk.Acquire)
 }
@@ -193,8 +193,8 @@ var errTooLate = errors.New("redis granted the lock too late: its lease has ende
 
 var errReentrant = errors.New("this call holds the lock already, and would wait for itself")
 
-// heldKey is the key of a context's value: the lease of a locker that the context belongs to.
-// The lease's own context may have another.
+// heldKey is the context key of the Lease under which a context was made. The context of that Lease
+// may have another one, of an outer hold.
 type heldKey struct{ locker *Locker }
 
 func (lk *Locker) check(ctx context.Context, name string) error {
@@ -218,8 +218,8 @@ type Lease struct {
 	name     string
 	hold     *lockqueue.Hold
 	keeper   *lease.Keeper
-	ctx      context.Context // of the caller that acquired it; for its values
-	begun    time.Time       // zero if it was never usable
+	ctx      context.Context // of the caller of Acquire; only its values are used
+	begun    time.Time       // zero if the lease had ended before Acquire returned
 	maxHold  *time.Timer     // nil without a MaxHold
 	released atomic.Bool
 	once     sync.Once
@@ -227,14 +227,14 @@ type Lease struct {
 	traced   atomic.Bool
 }
 
-// Fence returns the fencing token of the hold, a number higher than those of all earlier holds of
-// this lock. A table that stores the highest fence can refuse a holder that does not know that its
-// lease has ended:
+// Fence returns the fencing token of the hold: a number higher than those of all holds of this lock
+// that Redis granted before. A table that stores the highest fence can refuse a holder that does
+// not know that its lease has ended:
 //
 //	UPDATE thing SET state = $1, fence = $2 WHERE id = $3 AND fence < $2
 //
-// Earlier means earlier in the order in which Redis grants leases. With [LockOptions.Slots] above 1,
-// two calls of Acquire may return in the other order.
+// With [LockOptions.Slots] above 1, two calls of Acquire may return in another order than Redis
+// granted their leases.
 //
 // The next fence may be lower if Redis has lost all data of the lock, or if the server's clock is
 // set back by more than a second.

@@ -123,8 +123,8 @@ func (e *Error) Error() string {
 	return "fetchonce: " + e.Op + " " + keytext.Quote(e.Key) + ": " + oneLine(e.Err)
 }
 
-// oneLine returns the text of an error on one line. That of a panic has its stack behind an
-// empty line, which is for the log.
+// oneLine returns the text of an error on one line. The text of a panic has the stack after an
+// empty line. Only the log gets the stack.
 func oneLine(err error) string {
 	text, _, _ := strings.Cut(err.Error(), "\n\n")
 	return strings.ReplaceAll(text, "\n", "; ")
@@ -228,8 +228,7 @@ func (v *values[V]) failureOf(key string, f protocol.Failure) error {
 	return &Error{Op: "fetch", Key: key, Err: err}
 }
 
-// loggable returns what the log receives of the error of a load. Of a panic it has the stack,
-// too.
+// loggable returns what the log receives of the error of a load. For a panic it includes the stack.
 func loggable(err error, inStore bool) error {
 	if p, ok := errors.AsType[*PanicError](err); ok {
 		return &PanicError{Value: failure.OfPanic(p.Value, inStore), Stack: p.Stack}

@@ -28,8 +28,8 @@ func (l *Loader[V]) Callers(key string) int { return l.flights.Callers(key) }
 func (l *Loader[V]) Listen() bool {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	l.Mailbox.Subscribe(ended, l.channel)
-	return l.Mailbox.Subscribed(l.channel)
+	l.client.Mailbox.Subscribe(ended, l.channel)
+	return l.client.Mailbox.Subscribed(l.channel)
 }
 
 // Leftovers returns how many requests wait for their cleanup in Redis.

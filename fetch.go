@@ -40,7 +40,7 @@ func (r *load[V]) holding(ctx context.Context) state {
 		return r.l.redis.Renew(ctx, r.lease(), r.l.opt.Lease)
 	})
 	defer keeper.Stop()
-	defer r.l.Mailbox.OnLost(a.owner, keeper.Lost)()
+	defer r.l.client.Mailbox.OnLost(a.owner, keeper.Lost)()
 
 	fetchCtx := leaseCtx
 	if r.reloads >= maxReloads {
@@ -73,8 +73,8 @@ func (r *load[V]) holding(ctx context.Context) state {
 	return nil
 }
 
-// A fetched is what a fetch returned, with the Store's part in it.
-type fetched[V any] struct {
+// A fetchResult is the result of a fetch, or of the Store.
+type fetchResult[V any] struct {
 	value   V
 	source  Source
 	cost    time.Duration
@@ -84,18 +84,17 @@ type fetched[V any] struct {
 	trace   *fetchTrace
 }
 
-func (f fetched[V]) result() Result[V] { return Result[V]{Value: f.value, Source: f.source} }
+func (f fetchResult[V]) result() Result[V] { return Result[V]{Value: f.value, Source: f.source} }
 
-// A fetching is the context key by which a Get finds that it is called by the fetch of its own
-// key.
-type fetching struct {
+// A fetchKey is the context key with which a Get detects that the fetch of the same key calls it.
+type fetchKey struct {
 	loader any
 	key    string
 }
 
 // limit returns the context of a fetch: with FetchTimeout, its key and its permit.
 func (r *load[V]) limit(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx = context.WithValue(ctx, fetching{r.l, r.k.user}, true)
+	ctx = context.WithValue(ctx, fetchKey{r.l, r.k.user}, true)
 	if r.permit != nil {
 		ctx = r.permit.Context(ctx, r.l)
 	}
@@ -108,14 +107,14 @@ func (r *load[V]) limit(ctx context.Context) (context.Context, context.CancelFun
 // runFetch runs the fetch on a goroutine of its own, with the context during, and waits for
 // it until timeoutCtx ends: a fetch that ignores its context continues without callers. The
 // fetch takes the permit, and releases it when it returns.
-func (r *load[V]) runFetch(timeoutCtx, fetchCtx context.Context, fence int64) fetched[V] {
+func (r *load[V]) runFetch(timeoutCtx, fetchCtx context.Context, fence int64) fetchResult[V] {
 	trace := r.l.trace.fetching(fetchCtx, TraceFetch{Key: r.k.user, Keys: 1, Background: r.background, Unleased: fence == 0})
-	ended := make(chan fetched[V], 1)
+	ended := make(chan fetchResult[V], 1)
 	permit := r.permit
 	r.permit = nil
-	info := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old} // a new one, as a fetch may run beside the next one
+	info := &Fetch[V]{Key: r.k.user, Fence: fence, Old: r.old} // one for each fetch, as a fetch that ignores its context may run beside the next
 	go func() {
-		f := fetched[V]{trace: trace}
+		f := fetchResult[V]{trace: trace}
 		flight.Protect(
 			func() (V, error) { return r.fetchAndCreate(timeoutCtx, fetchCtx, info, &f) },
 			func(v V, err error) {
@@ -136,7 +135,7 @@ func (r *load[V]) runFetch(timeoutCtx, fetchCtx context.Context, fence int64) fe
 		trace.End(timeoutCtx.Err())
 		err := r.causeOf(timeoutCtx)
 		r.logFailure(err, false)
-		return fetched[V]{err: err}
+		return fetchResult[V]{err: err}
 	}
 }
 
@@ -167,7 +166,7 @@ func (r *load[V]) causeOf(ctx context.Context) error {
 // If all callers leave after the fetch has succeeded, the flight is kept, so that the fetch is
 // not repeated. Create has the context timeoutCtx, which does not end with the lease either: the
 // unique key of the row makes Create safe, and FILL is refused without the lease.
-func (r *load[V]) fetchAndCreate(timeoutCtx, fetchCtx context.Context, info *Fetch[V], f *fetched[V]) (v V, err error) {
+func (r *load[V]) fetchAndCreate(timeoutCtx, fetchCtx context.Context, info *Fetch[V], f *fetchResult[V]) (v V, err error) {
 	began := time.Now()
 	if r.batch != nil {
 		got, batchErr := r.batch.Fetch(fetchCtx, r.k.user, r.background, info.Fence == 0)
@@ -193,7 +192,7 @@ func (r *load[V]) fetchAndCreate(timeoutCtx, fetchCtx context.Context, info *Fet
 	return r.l.opt.Store.Create(timeoutCtx, r.k.user, v)
 }
 
-func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[V]) (V, error) {
+func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetchResult[V]) (V, error) {
 	if r.l.opt.Store != nil {
 		f.source, f.inStore = SourceStore, true // if it fails or panics
 		v, err := r.l.opt.Store.Lookup(ctx, r.k.user)
@@ -210,10 +209,10 @@ func (r *load[V]) lookupOrFetch(ctx context.Context, info *Fetch[V], f *fetched[
 	return v, err
 }
 
-// fill stores the fetched value and notifies the waiters. It closes the flight to joiners first:
-// a Get that starts during FILL, after a Delete, must not receive a value from before the
-// Delete.
-func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
+// fill stores the fetched value and notifies the waiters. It closes the flight to joiners first: a
+// Delete may end before FILL arrives, and a Get that starts after the Delete must not join this
+// flight.
+func (r *load[V]) fill(ctx context.Context, f fetchResult[V]) {
 	sealed, unkept := r.seal(f)
 	r.flight.CloseToJoiners()
 	filled, err := r.l.redis.Fill(context.WithoutCancel(ctx), r.lease(), sealed.bytes, sealed.keep)
@@ -232,29 +231,29 @@ func (r *load[V]) fill(ctx context.Context, f fetched[V]) {
 	}
 }
 
-// A sealed is a value in its envelope. Without bytes, FILL notifies the waiters to look the key
+// A sealedValue is a value in its envelope. Without bytes, FILL notifies the waiters to look the key
 // up.
-type sealed struct {
+type sealedValue struct {
 	bytes []byte
 	keep  time.Duration // how long Redis keeps it; 0: not at all
 }
 
 // seal puts the fetched value, or its absence, into an envelope. The error says why the value
 // is not kept.
-func (r *load[V]) seal(f fetched[V]) (sealed, error) {
+func (r *load[V]) seal(f fetchResult[V]) (sealedValue, error) {
 	kind, payload := envelope.NotFound, []byte(nil)
 	if f.err == nil {
 		var err error
 		if payload, err = r.l.codec.Encode(r.k.user, f.value); err != nil {
 			err = codec.WhyUnstored(err)
 			r.l.log.Warn(logNotStored, err)
-			return sealed{}, err
+			return sealedValue{}, err
 		}
 		kind = envelope.Value
 	}
 	h := r.l.header(r.k, kind, f.ttl)
 	h.Cost, h.Fence = f.cost, r.acquire.Fence
-	return sealed{envelope.Seal(h, payload), h.Keep}, nil
+	return sealedValue{envelope.Seal(h, payload), h.Keep}, nil
 }
 
 // release releases the lease without a value, and notifies the waiters to look the key up.
@@ -331,7 +330,7 @@ func (r *load[V]) releasePermit() {
 }
 
 // dropLease releases, in the background, a lease that this load may hold. If again is not 0, it
-// sends the RELEASE a second time after that long.
+// sends the RELEASE a second time, that much later: the ACQUIRE may arrive in between.
 func (r *load[V]) dropLease(again time.Duration) {
 	held, redis := r.lease(), r.l.redis
 	held.Fence = protocol.AnyFence // that of a failed ACQUIRE is unknown

@@ -21,8 +21,8 @@ type outcome[V any] struct {
 	result Result[V]
 	err    error // nil, ErrNotFound, or the failure
 
-	found    *lookup[V] // instead of a result: the value that ACQUIRE found; each caller judges it
-	backoff  bool       // err is the failure of an earlier fetch, for callers with a stale value
+	found    *lookup[V] // instead of a result if ACQUIRE was the lookup: each caller decides whether to return it
+	backoff  bool       // err is an earlier failure, which only callers with a stale value may receive
 	unleased bool       // err is the failure of a fetch without a lease
 	shared   bool       // other callers receive the same result
 }
@@ -41,10 +41,10 @@ type outcome[V any] struct {
 // recheck timer fired or a notification says to retry, or the stored value is unusable. A load
 // whose lookup found Redis unavailable begins in unleased.
 //
-// The context of each state is the flight's.
+// Each state runs with the flight's context.
 type load[V any] struct {
 	l      *Loader[V]
-	k      keyed
+	k      cacheKey
 	flight *flight.Flight[*outcome[V]]
 	fetch  fetchFunc[V]
 	batch  *batchfetch.Load[V] // fetches in place of fetch; nil except in a GetMany
@@ -53,7 +53,7 @@ type load[V any] struct {
 	replaces   *protocol.PassOver // the stored value to replace; nil if there is none
 	old        *Result[V]         // that value, if a caller may receive it
 	staleFor   time.Duration      // how long old has been stale
-	permit     *permit.Permit     // of MaxFetches, until the fetch takes it
+	permit     *permit.Permit     // of MaxFetches; nil once the fetch has it
 	reloads    int                // fetches that lost their lease
 
 	acquire acquire
@@ -81,7 +81,7 @@ type wait struct {
 	slot           *wake.Slot
 	began          time.Time     // for the Trace; zero if none is reported
 	recheckedFence int64         // the fence of the lease that was held when the recheck timer fired
-	poll           time.Duration // the last pause while the mailbox is unsubscribed
+	poll           time.Duration // the last interval of polling while the mailbox is unsubscribed
 }
 
 // A state does one part of a load, and returns the next state, or nil when the load is done.
@@ -91,7 +91,7 @@ const (
 	longestRecheck = time.Second // covers a lost notification
 	firstPoll      = 10 * time.Millisecond
 	longestPoll    = 250 * time.Millisecond
-	maxReloads     = 3 // the next fetch continues when its lease is lost
+	maxReloads     = 3 // the end of the lease does not cancel the next fetch
 )
 
 // newLoad returns the function of a flight that loads the caller's key, after its lookup. With
@@ -127,10 +127,10 @@ func (r *load[V]) run(ctx context.Context, s state) {
 // runWithMailbox runs the states from acquiring on. It opens a slot of the mailbox before ACQUIRE
 // is sent: the notification may arrive before the answer.
 func (r *load[V]) runWithMailbox(ctx context.Context) {
-	r.wait.slot = r.l.Mailbox.OpenSlot(r.k.names.Value)
+	r.wait.slot = r.l.client.Mailbox.OpenSlot(r.k.names.Value)
 	defer r.wait.slot.Close()
 	defer func() { r.waitEnds(ctx, ctx.Err() == nil) }()
-	r.l.Mailbox.Subscribe(ctx, r.l.channel)
+	r.l.client.Mailbox.Subscribe(ctx, r.l.channel)
 	r.run(ctx, r.acquiring)
 }
 
@@ -140,8 +140,7 @@ func (r *load[V]) done(result Result[V], err error) state {
 	return nil
 }
 
-// fail ends the load with an error for all callers, also for those that joined late: a
-// failure is not stale.
+// fail ends the load with an error for all callers, late ones too: a failure cannot be too old.
 func (r *load[V]) fail(err error) state {
 	r.closeForAll()
 	return r.done(Result[V]{}, err)
@@ -161,7 +160,7 @@ func (r *load[V]) acquiring(ctx context.Context) state {
 		return r.done(seen.result, err)
 	}
 	a := &r.acquire
-	a.owner = r.l.Mailbox.Owner()
+	a.owner = r.l.client.Mailbox.Owner()
 	r.flight.Advance()
 	if a.skipped {
 		// In a cluster, the near cache keeps only what was read from the key's own node.
@@ -199,7 +198,7 @@ func (r *load[V]) answered(ctx context.Context) state {
 	}
 	switch a.State {
 	case protocol.Stored:
-		seen, err := r.l.open(a.ticket, r.k, r.k.names.Split(a.Value, len(a.Value)))
+		seen, err := r.l.fromValue(a.ticket, r.k, r.k.names.Split(a.Value, len(a.Value)))
 		return r.stored(ctx, seen, err)
 	case protocol.Large:
 		return r.reading
@@ -229,8 +228,9 @@ func (r *load[V]) reading(ctx context.Context) state {
 	return r.stored(ctx, seen, err)
 }
 
-// judged ends the load with a stored value, if it is usable. If no caller has looked the
-// key up, each one judges it for itself.
+// stored ends the load with a stored value, if it may be returned. If ACQUIRE was the lookup, the
+// outcome has the lookup, and each caller decides for itself. Else the load sends an ACQUIRE that
+// passes over the value.
 func (r *load[V]) stored(ctx context.Context, seen lookup[V], err error) state {
 	switch {
 	case seen.state == unavailable:
@@ -244,7 +244,7 @@ func (r *load[V]) stored(ctx context.Context, seen lookup[V], err error) state {
 	}
 	r.acquire.skipped = false
 	if seen.replaces != nil && r.replaces != nil && r.replaces.Ended != 0 {
-		seen.replaces.Ended = 0 // the server has answered that once
+		seen.replaces.Ended = 0 // ACQUIRE has compared it with the server's clock once
 	}
 	r.replaces = seen.replaces
 	if err != nil || seen.answers() {
@@ -302,7 +302,7 @@ func (r *load[V]) waiting(ctx context.Context) state {
 	for {
 		select {
 		case <-ctx.Done():
-			return r.fail(context.Cause(ctx)) // our registration ends with the lease
+			return r.fail(context.Cause(ctx)) // the registration is deleted with the lease
 		case <-timer.C:
 			r.wait.recheckedFence = r.acquire.Fence
 			return r.acquiring
@@ -332,11 +332,11 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 	return r.acquiring
 }
 
-// received ends the load with the value of a notification. A late caller, which joined after
-// the ACQUIRE, may have joined after a Delete, too. If there is one, received looks the value
-// up once more, for all callers.
+// received ends the load with the value of a notification. A caller that joined after ACQUIRE is
+// late: a Delete may have completed before it joined. If there are late callers, received looks the
+// key up once, for all of them.
 func (r *load[V]) received(ctx context.Context, sealed []byte) state {
-	got, err := r.l.unpack(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
+	got, err := r.l.decode(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
 	if !got.answers() {
 		return r.acquiring
 	}
@@ -368,7 +368,7 @@ func (r *load[V]) waitEnds(ctx context.Context, answered bool) {
 // recheckAfter returns the delay of the recheck timer: 0.75 to 1 s. If the lease ends before that,
 // it is a moment after its end. While the mailbox is unsubscribed, it is a poll of 10 to 250 ms.
 func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
-	if !r.l.Mailbox.Subscribed(r.l.channel) {
+	if !r.l.client.Mailbox.Subscribed(r.l.channel) {
 		r.wait.poll = min(max(2*r.wait.poll, firstPoll), longestPoll)
 		return min(r.wait.poll, left+time.Millisecond)/2 + rand.N(r.wait.poll)
 	}
@@ -383,7 +383,7 @@ func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 func (r *load[V]) suspectMailbox() {
 	a := &r.acquire
 	if r.wait.recheckedFence != 0 && (a.State == protocol.Stored || a.State == protocol.Large || a.Fence != r.wait.recheckedFence) {
-		r.l.Mailbox.CheckConnection(r.l.channel)
+		r.l.client.Mailbox.CheckConnection(r.l.channel)
 	}
 	if r.wait.recheckedFence != 0 && a.State == protocol.Leased {
 		r.l.log.Info(logTakenOver)

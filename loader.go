@@ -28,9 +28,9 @@ import (
 	"github.com/fetchonce/fetchonce/internal/shape"
 )
 
-// A Loader loads values of one type. If callers request a key at the same time, in any process that
-// shares the Redis, it loads the value once for all of them. [New] returns a Loader. It is safe for
-// concurrent use, and must be closed.
+// A Loader loads values of one type. It loads a key once for all callers that request it at the
+// same time, in all processes that share a Redis. [New] returns a Loader. It is safe for concurrent
+// use, and must be closed.
 type Loader[V any] struct {
 	values[V]
 	shared
@@ -55,7 +55,7 @@ type values[V any] struct {
 
 // shared is what a Loader shares with the other users of its Redis client, and how it uses it.
 type shared struct {
-	*client.Client
+	client          *client.Client
 	link            *batch.Link
 	redis           *protocol.Client
 	names           *protocol.Namespace
@@ -68,7 +68,7 @@ type shared struct {
 type Result[V any] struct {
 	Value  V
 	Source Source
-	Age    time.Duration // since the fetch, as far as the clocks agree; 0 if unknown
+	Age    time.Duration // since the fetch, by the estimated clock of the server; 0 if unknown
 	Stale  bool          // its TTL has ended; see [Options.StaleWhileRevalidate]
 }
 
@@ -112,11 +112,12 @@ type Fetch[V any] struct {
 	// server's clock: if that is set back, a fence may be lower than that of an earlier lease.
 	Fence int64
 
-	// Old is the value to replace, stale or refreshed early, or nil. If the origin has not changed,
-	// the fetch may return Old.Value. Treat it as read-only.
+	// Old is the stored value that this fetch replaces: a stale one, or a fresh one that is refreshed
+	// early. It is nil if there is none. If the origin has not changed, the fetch may return
+	// Old.Value. Treat it as read-only.
 	Old *Result[V]
 
-	// TTL may be set by the fetch. It is how long the value, or its absence, is kept, and replaces
+	// TTL may be set by the fetch. It is how long the value, or its absence, is fresh, and replaces
 	// [Options.TTL] or [Options.NotFoundTTL]. If it is negative, below a millisecond or above 100
 	// years, the value is not kept, and only the waiting callers receive it.
 	TTL time.Duration
@@ -133,9 +134,9 @@ type Fetch[V any] struct {
 //
 // New also refuses a V that [Msgpack] or [JSON] cannot encode: a channel, a function, a complex
 // number, or a struct without an exported field. The error has the path, as in `Order.Items[].Done:
-// chan struct {}`. Once for each Loader, New logs what the codec keeps only in part: unexported
-// fields beside exported ones, and interfaces, which are decoded as other types. It does not check a
-// codec of your own.
+// chan struct {}`. New logs once what the codec does not keep completely: unexported fields beside
+// exported ones, and interfaces, which are decoded as other types. It does not check a codec of
+// your own.
 //
 // Over a *redis.ClusterClient, the clients of its nodes send the commands, so a node that hangs
 // delays only its own keys. Hooks of the ClusterClient do not run for these commands: add hooks to
@@ -174,16 +175,16 @@ func New[V any](rdb redis.UniversalClient, opt Options[V]) (*Loader[V], error) {
 func newLoader[V any](c *client.Client, opt Options[V], readBack bool) *Loader[V] {
 	l := &Loader[V]{
 		values: values[V]{opt: opt, codec: codec.New[V](opt.Codec, opt.MaxBytes, readBack), rules: opt.rules()},
-		shared: shared{Client: c, names: protocol.NewNamespace(opt.Prefix, opt.Schema)},
+		shared: shared{client: c, names: protocol.NewNamespace(opt.Prefix, opt.Schema)},
 		log:    ratelog.New(opt.Logger, "prefix", opt.Prefix, "type", reflect.TypeFor[V]().String(), "instance", cmp.Or(opt.Instance, instance())),
 	}
 	l.trace = newTracer(opt.Trace, l.log)
-	l.channel = l.names.Channel(l.Mailbox.Process())
-	l.unsubscribe = l.Mailbox.Use(l.channel)
-	l.stopOnRecovered = l.Router.OnRecovered(func() { l.log.Over(logBack, logUnavailable) })
-	l.link = l.Router.Link(opt.RedisBreaker, opt.RedisTimeout)
-	l.redis = protocol.NewClient(l.link, l.names, l.Mailbox.Process(), opt.RedisTimeout, l.Cluster)
-	l.redis.Renewals = l.Router.Link(0, 0)
+	l.channel = l.names.Channel(l.client.Mailbox.Process())
+	l.unsubscribe = l.client.Mailbox.Use(l.channel)
+	l.stopOnRecovered = l.client.Router.OnRecovered(func() { l.log.Over(logBack, logUnavailable) })
+	l.link = l.client.Router.Link(opt.RedisBreaker, opt.RedisTimeout)
+	l.redis = protocol.NewClient(l.link, l.names, l.client.Mailbox.Process(), opt.RedisTimeout, l.client.Cluster)
+	l.redis.Renewals = l.client.Router.Link(0, 0)
 	l.redis.Failed = l.trace.redisFailed()
 	l.redis.Unnotified = func(err error) { l.log.Once(logNoPublish, err) }
 	l.redis.ErrorTTL, l.redis.Backoff = opt.ErrorTTL, backoff.Longest
@@ -214,7 +215,7 @@ func (l *Loader[V]) Close() error {
 	if l.near != nil {
 		l.near.Close()
 	}
-	l.Client.Close(ErrClosed) // after everything that releases leases
+	l.client.Close(ErrClosed) // after everything that releases leases
 	return nil
 }
 
@@ -266,7 +267,7 @@ func (l *Loader[V]) Load(ctx context.Context, key string, fetch func(ctx context
 	return b.caller.settledLoad()
 }
 
-// A begun is a Get after its lookup: it has a result, or a caller that waits for a load.
+// A begun is a Get after its lookup: it has a result, or a caller that needs a load.
 type begun[V any] struct {
 	result Result[V]
 	caller *caller[V] // nil if the lookup answers the Get
@@ -284,7 +285,7 @@ func (l *Loader[V]) begin(ctx context.Context, op, key string, hit nearLookup[V]
 	if err != nil {
 		return begun[V]{}, err
 	}
-	came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough
+	came := l.flights.Arrive() // before the lookup: a fetch that starts during the lookup is not older than this call
 	seen, err := l.lookupOrSkip(ctx, k, hit)
 	if err != nil || seen.state == fresh {
 		l.trace.gotByLookup(ctx, key, seen.answers(), seen.result.Source, err)
@@ -341,7 +342,7 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	h := l.header(k, envelope.Value, 0) // the server stamps it with its time and a fence
 	sealed := envelope.Seal(h, payload)
 	defer l.changed(k) // whatever the outcome
-	if err := l.redis.Set(ctx, k.names, l.Mailbox.Owner(), sealed, h.Keep); err != nil {
+	if err := l.redis.Set(ctx, k.names, l.client.Mailbox.Owner(), sealed, h.Keep); err != nil {
 		return &Error{Op: "set", Key: key, Err: err}
 	}
 	return nil
@@ -353,9 +354,9 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 // it. If the Store is creating a row at that moment, the row is created anyway, and a later Get may
 // return it.
 //
-// Deleting a missing key is not an error. If the key may not have been deleted, the error is an
-// [*Error] with [ErrNotInvalidated]: a Get may return the stored value until its TTL ends. The
-// errors of several keys are joined. A closed Loader returns [ErrClosed].
+// Deleting a missing key is not an error. If it is not certain that the key was deleted, the error
+// is an [*Error] with [ErrNotInvalidated]: a Get may return the stored value until its TTL ends.
+// The errors of several keys are joined. A closed Loader returns [ErrClosed].
 func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 	if l.closed.Load() {
 		return ErrClosed
@@ -384,41 +385,41 @@ func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 // deletesAtOnce is how many scripts of one Delete are in flight: they share round trips.
 const deletesAtOnce = 256
 
-// A keyed is a caller's key with its names in Redis.
-type keyed struct {
+// A cacheKey is a caller's key with its names in Redis.
+type cacheKey struct {
 	user  string
 	names protocol.Key
 }
 
 // checkArgs checks the arguments of a method.
-func (l *Loader[V]) checkArgs(ctx context.Context, op, key string, noFetch bool) (keyed, error) {
+func (l *Loader[V]) checkArgs(ctx context.Context, op, key string, noFetch bool) (cacheKey, error) {
 	switch {
 	case ctx == nil:
-		return keyed{}, &Error{Op: op, Key: key, Err: errors.New("the context is nil")}
+		return cacheKey{}, &Error{Op: op, Key: key, Err: errors.New("the context is nil")}
 	case noFetch:
-		return keyed{}, &Error{Op: op, Key: key, Err: errors.New("the fetch is nil")}
+		return cacheKey{}, &Error{Op: op, Key: key, Err: errors.New("the fetch is nil")}
 	case l.closed.Load():
-		return keyed{}, ErrClosed
+		return cacheKey{}, ErrClosed
 	case ctx.Err() != nil:
-		return keyed{}, ctx.Err()
+		return cacheKey{}, ctx.Err()
 	}
-	return l.keyed(key), nil
+	return l.cacheKey(key), nil
 }
 
-func (l *Loader[V]) keyed(key string) keyed {
-	return keyed{user: key, names: l.names.Key(key)}
+func (l *Loader[V]) cacheKey(key string) cacheKey {
+	return cacheKey{user: key, names: l.names.Key(key)}
 }
 
-// changed has this process forget what it knows of a key: a caller that comes later joins no
-// load that started before, and receives no near entry.
-func (l *Loader[V]) changed(k keyed) {
-	l.Hub.Invalidate(k.names.Value)
+// changed drops what this process has of a key after a write: its near entry, and the flight that
+// later callers would join.
+func (l *Loader[V]) changed(k cacheKey) {
+	l.client.Hub.Invalidate(k.names.Value)
 	l.flights.Forget(k.user)
 }
 
-// header returns the header of a value, or an absence, that is made now. With ttl, the fetch
-// has set how long it is kept. What is not to be kept has Keep 0.
-func (v *values[V]) header(k keyed, kind envelope.Kind, ttl time.Duration) envelope.Header {
+// header returns the header of a value, or an absence, that was fetched now. A ttl other than 0 is
+// [Fetch.TTL]. Keep is 0 if the value is not to be stored.
+func (v *values[V]) header(k cacheKey, kind envelope.Kind, ttl time.Duration) envelope.Header {
 	h := envelope.Header{Kind: kind, Codec: v.codec.ID(), Digest: k.names.Digest(), Created: v.clock.Now().UnixMilli()}
 	h.Fresh, h.Keep = v.rules.Lifetime(kind, ttl)
 	return h

@@ -17,8 +17,8 @@ import (
 // A lookup is what a Get finds in the near cache, in Redis or in the Store, before a load.
 type lookup[V any] struct {
 	state    lookupState
-	result   Result[V]          // of fresh, early, stale and fallback
-	header   envelope.Header    // of these, if they are from Redis or the near cache
+	result   Result[V]          // for fresh, early, stale and fallback
+	header   envelope.Header    // for the same states, unless the value is the Store's
 	replaces *protocol.PassOver // the stored value that ACQUIRE passes over, if there is one
 	cause    error              // of unavailable
 }
@@ -28,10 +28,10 @@ type lookupState int
 
 const (
 	missing     lookupState = iota // nothing
-	skipped                        // not looked up: the ACQUIRE does it, see skipsLookup
-	unusable                       // a value that is replaced
+	skipped                        // no lookup was made: ACQUIRE is the lookup; see skipsLookup
+	unusable                       // a stored value that cannot be returned: ACQUIRE passes over it
 	unavailable                    // Redis does not answer
-	fresh                          // a value, or that there is none: then the error is ErrNotFound
+	fresh                          // a value, or a remembered absence: then the error is ErrNotFound
 	early                          // a fresh value, which this caller refreshes; see EarlyRefresh
 	stale                          // a value to return while it is refreshed; see StaleWhileRevalidate
 	fallback                       // a value to return if the fetch fails; see StaleIfError
@@ -53,40 +53,40 @@ func (s *lookup[V]) staleFor() time.Duration { return max(s.result.Age-s.header.
 // lookup reads the value of a key without a lease: from Redis or, with TTL off, from the Store.
 // The error is ctx.Err(), [ErrClosed], the Store's, [ErrNotFound] for a remembered absence or,
 // under FailClosed, an [*Error]. Under FailOpen an unavailable Redis is a state, and no error.
-func (l *Loader[V]) lookup(ctx context.Context, k keyed) (lookup[V], error) {
+func (l *Loader[V]) lookup(ctx context.Context, k cacheKey) (lookup[V], error) {
 	if l.opt.TTL == 0 {
 		return l.lookupStore(ctx, k)
 	}
 	ticket := l.nearTicket(k)
 	if ticket.Node() != nil {
-		return l.lookupAt(ctx, k, ticket)
+		return l.lookupAtNode(ctx, k, ticket)
 	}
 	b, err := l.redis.Get(ctx, k.names, l.readLimit())
-	return l.read(ctx, k, ticket, b, err)
+	return l.fromReply(ctx, k, ticket, b, err)
 }
 
-// lookupAt is lookup at the node of a ticket. It is a function of its own to keep the frame of
+// lookupAtNode is lookup at the node of a ticket. It is a function of its own to keep the frame of
 // lookup small: each caller that waits for Redis has one on its stack.
-func (l *Loader[V]) lookupAt(ctx context.Context, k keyed, ticket near.Ticket) (lookup[V], error) {
+func (l *Loader[V]) lookupAtNode(ctx context.Context, k cacheKey, ticket near.Ticket) (lookup[V], error) {
 	got := l.redis.GetMany(ctx, l.link.At(ticket.Node()), []protocol.Key{k.names}, l.readLimit())[0]
-	return l.readFrom(ctx, k, ticket, got)
+	return l.fromNodeReply(ctx, k, ticket, got)
 }
 
-// readFrom is read for a reply of one node of a cluster. A value that another node
+// fromNodeReply is fromReply for a reply of one node of a cluster. A value that another node
 // returned after a redirection does not enter the near cache.
-func (l *Loader[V]) readFrom(ctx context.Context, k keyed, ticket near.Ticket, got protocol.Got) (lookup[V], error) {
+func (l *Loader[V]) fromNodeReply(ctx context.Context, k cacheKey, ticket near.Ticket, got protocol.Got) (lookup[V], error) {
 	if got.Resent {
 		ticket = near.Ticket{}
 	}
-	return l.read(ctx, k, ticket, got.Value, got.Err)
+	return l.fromReply(ctx, k, ticket, got.Value, got.Err)
 }
 
 // readLimit is the size of the largest segment that this Loader stores.
 func (l *Loader[V]) readLimit() int { return l.opt.MaxBytes + envelope.Size }
 
-// read returns the lookup for a reply of Redis. With a ticket, a fresh value enters the
+// fromReply returns the lookup for a reply of Redis. With a ticket, a fresh value enters the
 // near cache.
-func (l *Loader[V]) read(ctx context.Context, k keyed, ticket near.Ticket, b []byte, err error) (lookup[V], error) {
+func (l *Loader[V]) fromReply(ctx context.Context, k cacheKey, ticket near.Ticket, b []byte, err error) (lookup[V], error) {
 	switch {
 	case errors.Is(err, protocol.ErrType):
 		return l.unusable(protocol.Value{}, err), nil
@@ -101,22 +101,22 @@ func (l *Loader[V]) read(ctx context.Context, k keyed, ticket near.Ticket, b []b
 	}
 	v := k.names.Split(b, l.readLimit())
 	if v.Cut {
-		return l.readOn(ctx, k, v)
+		return l.readRest(ctx, k, v)
 	}
-	return l.open(ticket, k, v)
+	return l.fromValue(ticket, k, v)
 }
 
-// readOn is read for a value whose first bytes are a large segment of another schema. The rest
+// readRest is fromReply for a value whose first bytes are a large segment of another schema. The rest
 // may come from another node, so it does not enter the near cache.
-func (l *Loader[V]) readOn(ctx context.Context, k keyed, v protocol.Value) (lookup[V], error) {
+func (l *Loader[V]) readRest(ctx context.Context, k cacheKey, v protocol.Value) (lookup[V], error) {
 	v, err := l.redis.ReadRest(ctx, k.names, v, l.readLimit())
 	if err != nil {
-		return l.read(ctx, k, near.Ticket{}, nil, err)
+		return l.fromReply(ctx, k, near.Ticket{}, nil, err)
 	}
-	return l.open(near.Ticket{}, k, v)
+	return l.fromValue(near.Ticket{}, k, v)
 }
 
-func (l *Loader[V]) lookupStore(ctx context.Context, k keyed) (lookup[V], error) {
+func (l *Loader[V]) lookupStore(ctx context.Context, k cacheKey) (lookup[V], error) {
 	v, err := l.opt.Store.Lookup(ctx, k.user)
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -129,7 +129,7 @@ func (l *Loader[V]) lookupStore(ctx context.Context, k keyed) (lookup[V], error)
 
 // onRedisDown returns the error of a call that cannot use Redis, under FailClosed. Under FailOpen
 // it logs the error and returns nil: the call continues without Redis.
-func (l *Loader[V]) onRedisDown(k keyed, op string, err error) error {
+func (l *Loader[V]) onRedisDown(k cacheKey, op string, err error) error {
 	if l.opt.OnRedisDown == FailClosed {
 		return &Error{Op: op, Key: k.user, Err: err}
 	}
@@ -141,15 +141,15 @@ func (l *Loader[V]) onRedisDown(k keyed, op string, err error) error {
 	return nil
 }
 
-// clockSlack is how long a value may exist beyond its time, by this process's clock. Redis
-// removes each value in time. An older one was copied by another program, or this clock is
-// wrong. ACQUIRE decides which, by the server's clock: see [protocol.PassOver].
+// clockSlack is how far a value's age may exceed its lifetime. Redis removes a value at its end. If
+// one is older, another program copied it, or this clock is wrong: ACQUIRE compares it with the
+// server's clock, see [protocol.PassOver].
 const clockSlack = time.Minute
 
-// open reads a stored value and judges its age. With a ticket, a fresh value enters the
+// fromValue decodes a stored value and judges its age. With a ticket, a fresh value enters the
 // near cache.
-func (l *Loader[V]) open(t near.Ticket, k keyed, v protocol.Value) (lookup[V], error) {
-	seen, err := l.unpack(k, v, SourceRedis)
+func (l *Loader[V]) fromValue(t near.Ticket, k cacheKey, v protocol.Value) (lookup[V], error) {
+	seen, err := l.decode(k, v, SourceRedis)
 	if !seen.answers() {
 		return seen, err
 	}
@@ -171,9 +171,9 @@ func (l *Loader[V]) open(t near.Ticket, k keyed, v protocol.Value) (lookup[V], e
 	return seen, err
 }
 
-// unpack decodes a value from Redis or from a notification. A value that is damaged is
-// unusable. One that has segments of other schemas only is missing, and ACQUIRE passes over it.
-func (l *Loader[V]) unpack(k keyed, v protocol.Value, source Source) (lookup[V], error) {
+// decode decodes a value from Redis or from a notification. A value that is damaged is unusable. A
+// value without a segment of this schema is missing, and ACQUIRE passes over it.
+func (l *Loader[V]) decode(k cacheKey, v protocol.Value, source Source) (lookup[V], error) {
 	switch {
 	case v.Own == nil:
 		return lookup[V]{replaces: passOver(v)}, nil
@@ -198,7 +198,7 @@ func (l *Loader[V]) unpack(k keyed, v protocol.Value, source Source) (lookup[V],
 	return seen, nil
 }
 
-// rules returns what decides on freshness, of options with their defaults.
+// rules returns the options that decide on freshness. The receiver has its defaults.
 func (o Options[V]) rules() freshness.Rules {
 	return freshness.Rules{
 		TTL: o.TTL, NotFoundTTL: o.NotFoundTTL, Jitter: o.Jitter,
@@ -240,7 +240,7 @@ func passOver(v protocol.Value) *protocol.PassOver {
 // lookupOrSkip is the lookup of a caller that loads what is missing. Without a near entry it
 // skips the lookup if the key is most likely absent. Under FailClosed it returns the last good near
 // entry if Redis is unavailable; see [Near.FailSafe].
-func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, hit nearLookup[V]) (lookup[V], error) {
+func (l *Loader[V]) lookupOrSkip(ctx context.Context, k cacheKey, hit nearLookup[V]) (lookup[V], error) {
 	switch {
 	case hit.entry != nil:
 		return l.lookupNear(hit)
@@ -257,15 +257,15 @@ func (l *Loader[V]) lookupOrSkip(ctx context.Context, k keyed, hit nearLookup[V]
 	return seen, err
 }
 
-// skipsLookup reports whether a Get sends ACQUIRE without a lookup. It does not with
-// MaxFetches, as ACQUIRE then waits for a permit, nor with a near cache over a cluster,
-// whose entries come from reads of the key's own node.
+// skipsLookup reports whether a Get sends ACQUIRE without a lookup. It does not with MaxFetches,
+// because ACQUIRE then waits for a permit. It does not with a near cache over a cluster, because
+// only a read of the key's own node can make an entry.
 func (l *Loader[V]) skipsLookup() bool {
-	return l.missRate.Absent() && l.permits == nil && (l.near == nil || !l.Cluster)
+	return l.missRate.Absent() && l.permits == nil && (l.near == nil || !l.client.Cluster)
 }
 
-// learn counts a lookup for the miss prediction. The load counts its miss, once for all
-// its callers.
+// learn counts a lookup for the miss prediction. A miss is counted by the load, once for all its
+// callers: see learnMiss.
 func (l *Loader[V]) learn(seen *lookup[V]) {
 	switch seen.state {
 	case unavailable:
@@ -290,7 +290,7 @@ func (l *Loader[V]) openNear() {
 	if l.opt.Near == (Near{}) {
 		return
 	}
-	l.near = near.New[nearEntry[V]](l.Hub, near.Config{
+	l.near = near.New[nearEntry[V]](l.client.Hub, near.Config{
 		Values: l.names.Values(), Changes: l.names.Changes(), Entries: l.opt.Near.Entries, FailSafe: l.opt.Near.FailSafe,
 		Report: l.reportNear, Dropped: l.trace.nearDropped(),
 	})
@@ -313,8 +313,8 @@ type nearLookup[V any] struct {
 	refresh bool          // this caller refreshes the value early
 }
 
-// nearGet looks a key up in the near cache. It is a miss if the call has an error to return
-// first.
+// nearGet looks a key up in the near cache. It is a miss if the call fails: the context is nil or
+// has ended, or the Loader is closed.
 func (l *Loader[V]) nearGet(ctx context.Context, key string) nearLookup[V] {
 	if l.near == nil || ctx == nil || l.closed.Load() || ctx.Err() != nil {
 		return nearLookup[V]{}
@@ -355,7 +355,7 @@ func (l *Loader[V]) lookupNear(hit nearLookup[V]) (lookup[V], error) {
 }
 
 // lastGood returns the near entry of a key for [Near.FailSafe], if there is one.
-func (l *Loader[V]) lastGood(k keyed) (r Result[V], ok bool) {
+func (l *Loader[V]) lastGood(k cacheKey) (r Result[V], ok bool) {
 	if l.near == nil {
 		return r, false
 	}
@@ -367,17 +367,18 @@ func (l *Loader[V]) lastGood(k keyed) (r Result[V], ok bool) {
 	return Result[V]{Value: v, Source: SourceNear, Age: l.clock.Age(c.header), Stale: true}, true
 }
 
-// nearTicket returns the right to keep what is read now in the near cache.
-func (l *Loader[V]) nearTicket(k keyed) near.Ticket {
+// nearTicket is called before a read. With its ticket, the value that is read may enter the near
+// cache.
+func (l *Loader[V]) nearTicket(k cacheKey) near.Ticket {
 	if l.near == nil {
 		return near.Ticket{}
 	}
 	return l.near.NewTicket(protocol.Handle(k.user), k.names.Value)
 }
 
-// keepNear puts a value into the near cache. It keeps a stale one, too, if StaleIfError may return
-// it: while the origin is down, callers do not read it from Redis each time.
-func (l *Loader[V]) keepNear(t near.Ticket, k keyed, seen *lookup[V], v protocol.Value) {
+// keepNear puts a value into the near cache. With StaleIfError it also keeps a stale value, so that
+// callers do not read it from Redis each time while the origin is down.
+func (l *Loader[V]) keepNear(t near.Ticket, k cacheKey, seen *lookup[V], v protocol.Value) {
 	isStale := seen.state == fallback || seen.state == stale && l.opt.StaleIfError > 0
 	if t == (near.Ticket{}) || seen.state != fresh && !isStale {
 		return

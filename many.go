@@ -21,16 +21,16 @@ import (
 // values take further round trips. The missing keys are fetched in one batch. GetMany waits for keys
 // that another Get or GetMany loads, in any process, and does not fetch them.
 //
-// fetch receives the keys that this process fetches, each once, and returns their values. A key that
-// is not in the returned map has no value, and its absence is remembered. If fetch returns an error,
-// that is the error of the keys that are not in the map. fetch is called again, for fewer keys, if a
-// load that GetMany waited for ended without a value: its process died, or the key was deleted. The
-// context of fetch ends as in Get, and when no caller waits for any of its keys.
+// fetch receives the keys that this process fetches, each once, and returns a map of their values. A key
+// that is not in it has no value, and its absence is remembered. If fetch returns an error,
+// that is the error of the keys that are not in the map. fetch is called again, for fewer keys, if
+// a load that GetMany waited for ended without a value: its process died, or the key was deleted.
+// The context of fetch ends as in Get, and when no caller waits for any of its keys.
 //
-// The returned map has the values of the keys that have one. A key may be given more than once. With
-// no keys the map is empty. If keys fail, the error is a [*ManyError] with the error of each, and
-// the map has the values of the others. Otherwise it is nil, [ErrClosed], an [*Error] for a nil
-// argument, or ctx.Err() if ctx had ended before the call.
+// The map that GetMany returns has the values of the keys that have one. A key may be given more
+// than once. With no keys the map is empty. If keys fail, the error is a [*ManyError] with the
+// error of each, and the map has the values of the others. Otherwise it is nil, [ErrClosed], an
+// [*Error] for a nil argument, or ctx.Err() if ctx had ended before the call.
 func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx context.Context, keys []string) (map[string]V, error)) (map[string]V, error) {
 	all, err := l.manyKeys(ctx, keys, fetch)
 	if err != nil {
@@ -52,13 +52,14 @@ func (l *Loader[V]) GetMany(ctx context.Context, keys []string, fetch func(ctx c
 // loadsAtOnce is how many keys of a GetMany load again at once.
 const loadsAtOnce = 64
 
-// A manyKey is one key of a GetMany: a caller that shares its lookup and its fetch.
+// A manyKey is one key of a GetMany: a caller whose lookup and fetch are grouped with those of the
+// other keys.
 type manyKey[V any] struct {
 	caller[V]
 	nearTicket near.Ticket                // to keep what is read in the near cache
 	ticket     flight.Ticket[*outcome[V]] // of the flight that it has joined
 	joined     bool
-	retries    bool // the outcome of the flight does not answer it
+	retries    bool // it must look up again: it was late, or the outcome is not for it
 	lookupOut  outcome[V]
 	out        *outcome[V] // lookupOut, or that of a load
 }
@@ -86,9 +87,9 @@ func (l *Loader[V]) manyKeys(ctx context.Context, keys []string, fetch func(ctx 
 			continue
 		}
 		have[key] = true
-		w := &manyKey[V]{caller: caller[V]{l: l, ctx: ctx, k: l.keyed(key), came: came, fetch: one}}
+		w := &manyKey[V]{caller: caller[V]{l: l, ctx: ctx, k: l.cacheKey(key), came: came, fetch: one}}
 		w.out = &w.lookupOut
-		if ctx.Value(fetching{l, key}) != nil {
+		if ctx.Value(fetchKey{l, key}) != nil {
 			w.out.err = reentrant(key)
 		}
 		all = append(all, w)
@@ -102,7 +103,7 @@ func (l *Loader[V]) lookupAll(ctx context.Context, all []*manyKey[V]) {
 		l.lookupAllInStore(ctx, all)
 		return
 	}
-	groups := make(map[*redis.Client][]*manyKey[V]) // by the node from which the near cache reads the key, if one
+	groups := make(map[*redis.Client][]*manyKey[V]) // by the node of the near ticket; nil without one
 	for _, w := range all {
 		if hit := l.nearGet(ctx, w.k.user); hit.entry != nil && w.out.err == nil {
 			w.seen, w.out.err = l.lookupNear(hit)
@@ -134,7 +135,7 @@ func (w *manyKey[V]) take(got protocol.Got) {
 		return
 	}
 	flight.Protect(
-		func() (lookup[V], error) { return w.l.readFrom(w.ctx, w.k, w.nearTicket, got) },
+		func() (lookup[V], error) { return w.l.fromNodeReply(w.ctx, w.k, w.nearTicket, got) },
 		func(seen lookup[V], err error) {
 			w.seen, w.out.err, w.out.shared = seen, err, flight.IsCrash(err)
 		})
@@ -196,7 +197,7 @@ func (w *manyKey[V]) joinBatch(batch *batchfetch.Load[V]) {
 	w.ticket, w.joined = t, true
 	w.trace.joined(t.Started)
 	if w.seen.state == fallback && w.l.opt.SoftTimeout > 0 {
-		_, _ = w.join(nil) // a second join, which never leaves: the flight continues after SoftTimeout
+		_, _ = w.join(nil) // no Wait follows: the flight continues after SoftTimeout
 	}
 }
 
@@ -204,7 +205,7 @@ func (w *manyKey[V]) joinBatch(batch *batchfetch.Load[V]) {
 func (l *Loader[V]) batchConfig(ctx context.Context, fetch func(ctx context.Context, keys []string) (map[string]V, error)) batchfetch.Config[V] {
 	c := batchfetch.Config[V]{
 		Context: ctx, Fetch: fetch, NotFound: ErrNotFound,
-		ForKeys: func(ctx context.Context, keys []string) context.Context { return fetchingMany{ctx, l, keySet(keys)} },
+		ForKeys: func(ctx context.Context, keys []string) context.Context { return fetchKeys{ctx, l, keySet(keys)} },
 		Trace: func(ctx context.Context, c batchfetch.Call) batchfetch.Observer {
 			info := TraceFetch{Keys: len(c.Keys), Background: c.Background, Unleased: c.Unleased}
 			if len(c.Keys) == 1 {
@@ -303,15 +304,15 @@ func (l *Loader[V]) settleAll(all []*manyKey[V]) (map[string]V, error) {
 	return values, nil
 }
 
-// fetchingMany is the context of a batch fetch: it has a [fetching] for each key.
-type fetchingMany struct {
+// fetchKeys is the context of a batch fetch: it has a [fetchKey] for each key.
+type fetchKeys struct {
 	context.Context
 	loader any
 	keys   map[string]bool
 }
 
-func (c fetchingMany) Value(key any) any {
-	if f, ok := key.(fetching); ok && f.loader == c.loader && c.keys[f.key] {
+func (c fetchKeys) Value(key any) any {
+	if f, ok := key.(fetchKey); ok && f.loader == c.loader && c.keys[f.key] {
 		return true
 	}
 	return c.Context.Value(key)

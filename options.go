@@ -16,7 +16,7 @@ import (
 const Off = -1
 
 // Options configure a [Loader]. The zero value of a field means its default. [New] returns an error
-// that names the field if it cannot use a value. It never replaces a value.
+// that names the field if it cannot use a value.
 //
 // Durations are cut to whole milliseconds where Redis stores them.
 type Options[V any] struct {
@@ -87,8 +87,8 @@ type Options[V any] struct {
 	EarlyRefresh float64
 
 	// Lease is how long a process that dies during a fetch blocks the key. A live process renews its
-	// lease after a third of Lease, so a fetch may take longer. Each renewal is given up after
-	// another third, which leaves time for a second one. So set Lease to at least three times the
+	// lease after a third of Lease, so a fetch may take longer. A renewal fails after another third
+	// without an answer, which leaves time for one more. So set Lease to at least three times the
 	// longest time that Redis takes to answer. Defaults to 5 seconds; from 10 ms to a minute.
 	//
 	// The maximum bounds a forged lease: one write to Redis blocks a key for at most a minute.
@@ -141,11 +141,11 @@ type Options[V any] struct {
 	Codec Codec
 
 	// Clone copies a value that several callers of this process share, once for each caller. With
-	// Near, every value is shared. Clone also copies a value that a caller and the fetch that
-	// replaces it both receive; see [Fetch.Old]. Clone is not called with a nil pointer. A writer to
-	// Redis may store a nil pointer, so check for it if V is a pointer type. A panic of Clone
-	// reaches the caller of Get; in GetMany it may be a [*PanicError]. Defaults to none: callers
-	// must then treat values as read-only.
+	// Near, every value is shared. Clone also copies a stale value that both a caller and, as
+	// [Fetch.Old], a fetch receive. Clone is not called with a nil pointer. A writer to Redis may
+	// store a nil pointer, so check for it if V is a pointer type. A panic of Clone reaches the
+	// caller of Get; in GetMany it may be a [*PanicError]. Defaults to none: callers must then treat
+	// values as read-only.
 	Clone func(V) V
 
 	// MaxBytes is the largest encoded value that Redis stores and a Loader reads. A larger value is
@@ -246,7 +246,7 @@ func orDefault[T time.Duration | float64](v, otherwise T) T {
 	return v
 }
 
-// check returns what is wrong with the options as they were given.
+// check returns an error for options that cannot be used. It runs before withDefaults.
 func (o Options[V]) check() error {
 	err := checkDurations("Options", []givenDuration{
 		{"TTL", o.TTL, leastTTL, true},
@@ -322,7 +322,7 @@ func checkDurations(options string, given []givenDuration) error {
 	return nil
 }
 
-// Near configures the near cache, which keeps values in this process. A Get of such an entry costs
+// Near configures the near cache, which keeps values in this process. A Get of a value in it costs
 // no round trip, no decoding and no allocation.
 //
 // An entry is dropped when its value changes in Redis, whatever the cause: a write by another
@@ -346,11 +346,11 @@ type Near struct {
 	// With StaleIfError, entries of stale values are used during a backoff. Defaults to a minute.
 	TTL time.Duration
 
-	// FailSafe is how long after it was last known good an entry is returned, with [Result.Stale],
-	// if Redis is unavailable and the fetch fails. With [FailClosed], the entry is returned without
-	// a fetch. An entry is known good until its TTL ends or its tracking connection fails. A Delete,
-	// Set or Update by this process ends it. One by another process is not noticed in that time.
-	// Defaults to off.
+	// FailSafe is how long an entry is returned, with [Result.Stale], after it was last known to be
+	// good. It is returned if Redis is unavailable and the fetch fails. With [FailClosed], the entry
+	// is returned without a fetch. An entry is known good until its TTL ends or its tracking
+	// connection fails. A Delete, Set or Update by this process ends it. One by another process is
+	// not noticed in that time. Defaults to off.
 	FailSafe time.Duration
 }
 

@@ -81,7 +81,7 @@ type TraceGet struct {
 	Kind   GetKind
 	Source Source        // where the value, or the knowledge that there is none, came from; 0 if unknown
 	Stale  bool          // a stale value was returned; see [Result.Stale]
-	Took   time.Duration // from the end of the lookup to the return, for all keys of a GetMany; 0 for a hit
+	Took   time.Duration // from the end of the lookup to the return; for each key of a GetMany, that of the whole call; 0 for a hit
 	Err    error         // what the caller receives; a [*PanicError] if Get panics with it
 }
 
@@ -115,7 +115,7 @@ func (k GetKind) String() string {
 type TraceFetch struct {
 	Key        string // empty for a batch fetch of several keys
 	Keys       int    // number of keys to fetch: 1 except in a GetMany
-	Background bool   // no caller waited for it when it started: it refreshes a kept value
+	Background bool   // no caller waited for it when it started: it refreshes a value that was returned without it
 	Unleased   bool   // it ran without a lease, because Redis was unavailable
 	Took       time.Duration
 

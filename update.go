@@ -14,12 +14,12 @@ import (
 // Update changes the source of truth and the cache together. It calls write, which changes what a
 // fetch or the [Store] returns. The next Get then returns the new value.
 //
-// While write runs, a write mark in Redis replaces the stored value. A Get then fetches, in one
-// process at a time. Its value may be old or new, so it is not stored. When write has returned, even
-// with an error, Update invalidates the key like [Loader.Delete] and removes the mark. If the
-// process dies, its mark ends after [Options.Lease]. No value from before the write is stored after
-// that. Only callers of a fetch that started before the mark and ended after it may still receive
-// one.
+// While write runs, a write mark in Redis replaces the stored value. Meanwhile a Get fetches, in
+// one process at a time. The fetched value may be older than the write, so it is not stored. When
+// write has returned, even with an error, Update invalidates the key like [Loader.Delete] and
+// removes the mark. If the process dies, its mark ends after [Options.Lease]. No value from before
+// the write is stored after that. Such a value can still reach callers of a fetch that started
+// before the mark and ended after it.
 //
 // Updates of one key may overlap, and each has its own mark. Update does not serialize them: use a
 // lock, or a transaction of the database.
@@ -41,7 +41,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 	if write == nil {
 		return &Error{Op: "update", Key: key, Err: errors.New("write is nil")}
 	}
-	mark, sent := l.Mailbox.Owner(), time.Now()
+	mark, sent := l.client.Mailbox.Owner(), time.Now()
 	markErr := l.redis.Mark(ctx, k.names, mark, l.opt.Lease)
 	if markErr != nil {
 		if err = ctx.Err(); err == nil {
@@ -54,7 +54,7 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 			return err
 		}
 	}
-	l.Hub.Invalidate(k.names.Value)
+	l.client.Hub.Invalidate(k.names.Value)
 	stop := l.keepMark(context.WithoutCancel(ctx), k, mark, sent, l.mayArrive(markErr))
 	defer func() {
 		if ours := l.finishUpdate(ctx, k, mark, stop); err == nil {
@@ -67,12 +67,12 @@ func (l *Loader[V]) Update(ctx context.Context, key string, write func(ctx conte
 }
 
 // keepMark renews a write mark until stop is called: for as long as write runs, also after its
-// context has ended. A late renewal is sent all the same. If a value was stored in between,
-// the renewal removes it.
+// context has ended. A renewal that is sent after the mark has ended sets the mark again, and
+// removes a value that was stored meanwhile.
 //
 // inFlight is for how long an unanswered Mark may still arrive in Redis. stop returns the longest
 // such time of all renewals.
-func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent time.Time, inFlight time.Duration) (stop func() time.Duration) {
+func (l *Loader[V]) keepMark(ctx context.Context, k cacheKey, mark string, sent time.Time, inFlight time.Duration) (stop func() time.Duration) {
 	stopped := make(chan struct{})
 	var renewing sync.WaitGroup
 	renewing.Go(func() { // ends when stopped
@@ -101,9 +101,9 @@ func (l *Loader[V]) keepMark(ctx context.Context, k keyed, mark string, sent tim
 	}
 }
 
-// written ends an Update. A Mark that was not answered may arrive after the Unmark: then the
-// mark is removed once more.
-func (l *Loader[V]) finishUpdate(ctx context.Context, k keyed, mark string, stop func() time.Duration) error {
+// finishUpdate ends an Update. If a Mark was not answered, it may arrive after the Unmark. So the mark
+// is removed again later.
+func (l *Loader[V]) finishUpdate(ctx context.Context, k cacheKey, mark string, stop func() time.Duration) error {
 	inFlight := stop() // first: a renewal would set the mark again
 	err := l.redis.Unmark(context.WithoutCancel(ctx), k.names, mark)
 	l.changed(k)
@@ -118,7 +118,7 @@ func (l *Loader[V]) finishUpdate(ctx context.Context, k keyed, mark string, stop
 
 // dropMark removes, in the background, a write mark that an Update may have left. If again is
 // not 0, it does so once more that much later.
-func (l *Loader[V]) dropMark(k keyed, mark string, again time.Duration) {
+func (l *Loader[V]) dropMark(k cacheKey, mark string, again time.Duration) {
 	l.cleanup.Add(cleanup.Task{
 		Undo:  func(ctx context.Context) error { return l.redis.Unmark(ctx, k.names, mark) },
 		Lasts: l.opt.Lease,

@@ -36,8 +36,8 @@ func Wrap[A, V any](l *Loader[V], key func(A) string, fetch func(ctx context.Con
 	return Func[A, V]{loader: l, key: keyMaker("wrap", key), fetch: fetch}
 }
 
-// Get is [Loader.Get] for the key of arg. If callers with different arguments of the same key wait
-// at once, fetch is called with the argument of one of them.
+// Get is [Loader.Get] for the key of arg. If callers with different arguments but the same key wait
+// at the same time, fetch is called with the argument of one of them.
 //
 // Without a key function, the error is an [*Error] if arg contains itself, or if [Key] does not
 // accept the value of an interface in arg.

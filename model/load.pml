@@ -402,7 +402,7 @@ end: /* later notifications do not matter */
 proctype Joiner() {
 end:
 	do
-	/* loader.go: came := l.flights.Arrive() // before the lookup: a fetch that starts during it is new enough */
+	/* loader.go: came := l.flights.Arrive() // before the lookup: a fetch that starts during the lookup is not older than this call */
 	:: atomic { joins > 0 && !came -> joins--; came = true; late = true; since = completed }
 	:: atomic { came && !joined && open -> joined = true }
 	od

@@ -125,7 +125,7 @@ end:
 		assert(entry >= own) } /* own change */
 	/* internal/near/near.go: return Ticket{trust, node, s.changes} */
 	:: atomic { trusted && now < until -> ticket = changes; ticketTrust = trust; goto get }
-	/* loader.go: l.Hub.Invalidate(k.names.Value) */
+	/* loader.go: l.client.Hub.Invalidate(k.names.Value) */
 	:: atomic { writesOwn > 0 -> writesOwn--; write(); version = source };
 	   atomic {
 #ifndef MUTANT_OWN_CHANGE_KEEPS_ENTRY
