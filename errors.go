@@ -114,7 +114,7 @@ type Error struct {
 // error if that failed in another process. The text quotes at most the first 200 bytes of Key. It is
 // one line: if the cause has several, as that of [errors.Join], semicolons separate them.
 func (e *Error) Error() string {
-	if peer, ok := e.Err.(*failure.Peer); ok { //nolint:errorlint // no wrapped one
+	if peer, ok := e.Err.(*failure.PeerError); ok { //nolint:errorlint // no wrapped one
 		return peer.Error()
 	}
 	if e.Key == "" {
@@ -135,7 +135,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Is reports whether target is [ErrUnavailable] and Redis was unavailable.
 func (e *Error) Is(target error) bool {
-	_, peer := e.Err.(*failure.Peer)
+	_, peer := e.Err.(*failure.PeerError)
 	return target == ErrUnavailable && !peer && client.IsUnavailable(e.Err)
 }
 

@@ -34,8 +34,8 @@ func (list Sentinels) Describe(err error, inStore bool) protocol.Failure {
 }
 
 // Peer returns the error for a failure in another process.
-func (list Sentinels) Peer(f protocol.Failure) *Peer {
-	p := &Peer{text: f.Text}
+func (list Sentinels) Peer(f protocol.Failure) *PeerError {
+	p := &PeerError{text: f.Text}
 	for _, s := range list {
 		if f.Is(protocol.Sentinel(s.Error())) {
 			p.is = append(p.is, s)
@@ -44,17 +44,17 @@ func (list Sentinels) Peer(f protocol.Failure) *Peer {
 	return p
 }
 
-// A Peer is the error of a fetch of another process.
-type Peer struct {
+// A PeerError is the error of a fetch of another process.
+type PeerError struct {
 	text string
 	is   []error
 }
 
 // Error returns the text of the fetch's error.
-func (p *Peer) Error() string { return p.text }
+func (p *PeerError) Error() string { return p.text }
 
 // Unwrap returns the sentinels that the fetch's error was.
-func (p *Peer) Unwrap() []error { return p.is }
+func (p *PeerError) Unwrap() []error { return p.is }
 
 // Text returns what of an error may leave the process.
 func Text(err error, inStore bool) string {

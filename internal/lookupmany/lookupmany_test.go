@@ -13,10 +13,10 @@ import (
 
 var errNone, errBad = errors.New("not found"), errors.New("bad row")
 
-// byKey is an error that says which keys failed.
-type byKey map[string]error
+// keysError is an error that says which keys failed.
+type keysError map[string]error
 
-func (byKey) Error() string { return "some failed" }
+func (keysError) Error() string { return "some failed" }
 
 // rows is a Store with the rows a and b, in which the key bad fails and the key boom panics.
 func rows(many bool) *lookupmany.Store[string] {
@@ -34,7 +34,7 @@ func rows(many bool) *lookupmany.Store[string] {
 			return "", errNone
 		},
 		ErrorsByKey: func(err error) (map[string]error, bool) {
-			errs, ok := errors.AsType[byKey](err)
+			errs, ok := errors.AsType[keysError](err)
 			return errs, ok
 		},
 	}
@@ -83,7 +83,7 @@ func TestErrorsByKeyAreTakenAsTheyAre(t *testing.T) {
 	s := rows(false)
 	s.LookupMany = func(context.Context, []string) (map[string]string, error) {
 		calls++
-		return map[string]string{"a": "row a"}, byKey{"a": errBad, "bad": errBad, "none": errNone}
+		return map[string]string{"a": "row a"}, keysError{"a": errBad, "bad": errBad, "none": errNone}
 	}
 	found, errs := s.Keys(t.Context(), []string{"a", "bad", "none"})
 	if calls != 1 || found["a"] != "row a" || !slices.Equal(slices.Collect(maps.Keys(errs)), []string{"bad"}) {
