@@ -46,7 +46,7 @@
 // the next one when its recheck timer fires.
 //
 // Notifications make waiting short. They are not needed for correctness: if one is
-// lost, the recheck timer fires within a second, or when the lease should have expired.
+// lost, the recheck timer fires after at most a second, or when the lease has expired.
 //
 // With [Options.Near], a process keeps values in a near cache. A Get of such an entry
 // costs no round trip. The server reports every change of its value, by any program. An

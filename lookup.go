@@ -157,7 +157,11 @@ func (l *Loader[V]) fromValue(t near.Ticket, k cacheKey, v protocol.Value) (look
 	if !v.Alone {
 		slack = 0 // another schema's segment keeps the value in Redis
 	}
-	if h := seen.header; h.Created < 0 || l.clock.Age(h)-h.Keep > slack {
+	age := seen.result.Age
+	if err != nil { // an absence has none
+		age = l.clock.Age(seen.header)
+	}
+	if h := seen.header; h.Created < 0 || age-h.Keep > slack {
 		over := passOver(v)
 		if h.Created >= 0 {
 			over.Ended = h.Created + h.Keep.Milliseconds()

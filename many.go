@@ -135,10 +135,11 @@ func (w *manyKey[V]) take(got protocol.Got) {
 		return
 	}
 	flight.Protect(
-		func() (lookup[V], error) { return w.l.fromNodeReply(w.ctx, w.k, w.nearTicket, got) },
-		func(seen lookup[V], err error) {
-			w.seen, w.out.err, w.out.shared = seen, err, flight.IsCrash(err)
-		})
+		func() (_ struct{}, err error) {
+			w.seen, err = w.l.fromNodeReply(w.ctx, w.k, w.nearTicket, got)
+			return struct{}{}, err
+		},
+		func(_ struct{}, err error) { w.out.err, w.out.shared = err, flight.IsCrash(err) })
 }
 
 func (l *Loader[V]) lookupAllInStore(ctx context.Context, all []*manyKey[V]) {

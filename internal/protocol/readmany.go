@@ -12,48 +12,31 @@ const (
 	leastShare = 16 << 10 // of readBytes, for each value
 )
 
-// A readMany is the state of one ReadMany.
-type readMany struct {
-	*Client
-	at    Runner
-	keys  []Key
-	limit int
-	take  func(i int, got Got)
-}
-
 // ReadMany reads values of up to limit bytes, and calls take with each value and the index of its
 // key. It sends the reads to at or, if that is nil, to the node of each key.
 //
 // Small values take one round trip for each thousand keys. The first read of a value gets at most
 // its share of readBytes. If the value is larger, it is read again, with few others at a time.
 func (c *Client) ReadMany(ctx context.Context, at Runner, keys []Key, limit int, take func(i int, got Got)) {
-	r := readMany{c, at, keys, limit, take}
-	all := make([]int, len(keys))
-	for i := range all {
-		all[i] = i
-	}
-	for some := range slices.Chunk(all, readKeys) {
-		share := max(readBytes/len(some), leastShare)
-		large := r.read(ctx, some, min(share, limit))
+	for start := 0; start < len(keys); start += readKeys {
+		some := keys[start:min(start+readKeys, len(keys))]
+		first := min(max(readBytes/len(some), leastShare), limit)
+		var large []int
+		for i, got := range c.GetMany(ctx, at, some, first) {
+			if len(got.Value) > first && first < limit {
+				large = append(large, start+i)
+			} else {
+				take(start+i, got)
+			}
+		}
 		for few := range slices.Chunk(large, max(readBytes/limit, 1)) {
-			r.read(ctx, few, limit)
+			again := make([]Key, len(few))
+			for j, i := range few {
+				again[j] = keys[i]
+			}
+			for j, got := range c.GetMany(ctx, at, again, limit) {
+				take(few[j], got)
+			}
 		}
 	}
-}
-
-// read reads up to limit bytes of the values of some keys. It returns the keys whose values are
-// larger and still to be read.
-func (r *readMany) read(ctx context.Context, some []int, limit int) (large []int) {
-	keys := make([]Key, len(some))
-	for j, i := range some {
-		keys[j] = r.keys[i]
-	}
-	for j, got := range r.GetMany(ctx, r.at, keys, limit) {
-		if len(got.Value) > limit && limit < r.limit {
-			large = append(large, some[j])
-			continue
-		}
-		r.take(some[j], got)
-	}
-	return large
 }
