@@ -20,14 +20,14 @@ type caller[V any] struct {
 	fetch fetchFunc[V]
 	seen  lookup[V]
 	trace miss
-	late  bool // it joined the flight after the cutoff: the outcome may be too old for it
+	late  bool // it began after the cutoff of the flight: the outcome may be too old for it
 }
 
 // A fetchFunc is the fetch of a [Loader.Load]. Those of Get and GetMany are wrapped in one.
 type fetchFunc[V any] = func(ctx context.Context, f *Fetch[V]) (V, error)
 
-// maxBackoffs is how many failures of a backoff a caller without a stale value receives before it
-// closes the flight to joiners, so that its own load is the next.
+// maxBackoffs limits how often a caller without a stale value loads again because a load ended with
+// the failure of a backoff. Then it closes the flight to joiners, so that the next load is its own.
 const maxBackoffs = 3
 
 // settledLoad loads the key, and returns what the caller of Get receives.
@@ -122,7 +122,8 @@ func (c *caller[V]) lookupAgain() (o *outcome[V], done bool) {
 // is then refreshed in the background. During a backoff it returns a fallback value, too, and
 // nothing is fetched.
 //
-// Old values are returned here and in orFallback, orLastGood, lookupOrSkip and nearGet.
+// These functions return values whose TTL has ended: answer, orFallback, orLastGood, lookupOrSkip
+// (for FailSafe) and Peek. The stale entries of nearGet reach callers through answer.
 func (c *caller[V]) answer(batch *batchfetch.Load[V]) (o *outcome[V], done bool) {
 	switch {
 	case c.seen.hasOld() && c.l.backoffs.Active(c.k.user):

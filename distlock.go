@@ -22,8 +22,9 @@ import (
 // be closed.
 //
 // Callers wait in a queue. The process that has waited longest gets the lock next, for its
-// goroutine that has waited longest. It may then pass the lock to other goroutines that waited: to
-// at most 16 in all, and not later than 10 ms after it got the lock.
+// goroutine that has waited longest. It may then pass the lock to its other goroutines that waited
+// at that moment: for at most 16 holds in all, and not later than 10 ms after it got the lock. With
+// Slots above 1, it passes nothing on.
 //
 // A lock in Redis saves work. It does not make work safe. It is lost if Redis fails over to a
 // replica that does not have it, or if a process is stopped for longer than its lease. The holder's

@@ -45,8 +45,8 @@
 // If the process dies before its FILL reaches Redis, the lease expires, and a waiter gets
 // the next one when its recheck timer fires.
 //
-// Notifications make waiting short. They are not needed for correctness: if one is
-// lost, the recheck timer fires after at most a second, or when the lease has expired.
+// Notifications make waiting short. They are not needed for correctness: if one is lost, the
+// recheck timer fires after about a second, or right after the lease expires if that is sooner.
 //
 // With [Options.Near], a process keeps values in a near cache. A Get of such an entry
 // costs no round trip. The server reports every change of its value, by any program. An
@@ -54,9 +54,11 @@
 //
 // # What is promised
 //
-//   - While a lease is valid, one process fetches a key, on one goroutine.
+//   - While a lease is valid, one of the processes that reach Redis fetches a key, on one
+//     goroutine.
 //   - If a fetch began before a [Loader.Delete] or [Loader.Set] returned, its value is
-//     not stored after that, and no Get that begins after that returns it.
+//     not stored after that, and no Get that begins after that returns it. Only the near
+//     cache of another process may have it until the server's report arrives.
 //   - A fetched value is returned to its callers, even if Redis fails.
 //   - A caller waits no longer than its own context; see [Loader.Get] for a cancellation
 //     during a command to Redis. When it leaves, the others keep
@@ -85,9 +87,9 @@
 // A failover that loses acknowledged writes may lose a Delete too. The old value then
 // stays until its TTL ends.
 //
-// With [FailOpen], a process that cannot reach Redis fetches without a lease and does
-// not learn of Deletes. A caller that arrives during such a fetch is late: it looks the key
-// up again after the fetch.
+// With [FailOpen], a process that cannot reach Redis fetches without a lease and does not learn of
+// Deletes. A caller that arrives during such a fetch does not receive its value: it looks the key
+// up again after the fetch. It does receive its failure.
 //
 // docs/internals/design.md lists the files through which a Get goes.
 package fetchonce

@@ -17,8 +17,9 @@ import (
 
 var (
 	// ErrNotFound reports that a key has no value. A fetch or a [Store] returns it, bare or wrapped.
-	// Every Get returns it without a fetch for [Options.NotFoundTTL] after that. [Loader.Peek]
-	// returns it for a key without a stored value.
+	// After the ErrNotFound of a Lookup, the Loader fetches. After that of a fetch, every Get returns
+	// it without a fetch for [Options.NotFoundTTL]. [Loader.Peek] returns it for a key without a
+	// stored value.
 	ErrNotFound = errors.New("fetchonce: not found")
 
 	// ErrLocked reports that a call did not get the lock. [Locker.TryDo] and [Locker.TryAcquire]

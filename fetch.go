@@ -18,14 +18,15 @@ import (
 	"github.com/fetchonce/fetchonce/internal/protocol"
 )
 
-// holding fetches under the lease and stores the value. The lease is renewed until FILL or
-// RELEASE is answered. Three contexts end for more and more reasons:
+// holding fetches under the lease and stores the value. The lease is renewed until FILL or RELEASE
+// is answered. There are three contexts. Each also ends when the one above it ends:
 //
 //	the flight's ctx   all callers have left, or Close
 //	timeoutCtx         these, and FetchTimeout
 //	leaseCtx           these, and the lease is lost
 //
-// The fetch has leaseCtx, but for the last fetch of a key that is deleted again and again.
+// The fetch has leaseCtx. After maxReloads fetches that lost their lease, the next one has
+// timeoutCtx.
 func (r *load[V]) holding(ctx context.Context) state {
 	defer r.releasePermit()
 	a := &r.acquire
@@ -104,9 +105,9 @@ func (r *load[V]) limit(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeoutCause(ctx, r.l.opt.FetchTimeout, ErrFetchTimeout)
 }
 
-// runFetch runs the fetch on a goroutine of its own, with the context during, and waits for
-// it until timeoutCtx ends: a fetch that ignores its context continues without callers. The
-// fetch takes the permit, and releases it when it returns.
+// runFetch runs the fetch on a goroutine of its own, with the context fetchCtx, and waits for it
+// until timeoutCtx ends. A fetch that ignores its context continues without callers. The fetch
+// takes the permit, and releases it when it returns.
 func (r *load[V]) runFetch(timeoutCtx, fetchCtx context.Context, fence int64) fetchResult[V] {
 	trace := r.l.trace.fetching(fetchCtx, TraceFetch{Key: r.k.user, Keys: 1, Background: r.background, Unleased: fence == 0})
 	ended := make(chan fetchResult[V], 1)
@@ -163,9 +164,10 @@ func (r *load[V]) causeOf(ctx context.Context) error {
 // fetchAndCreate returns the Store's value of the key. If there is none, it fetches the value and
 // creates it in the Store.
 //
-// If all callers leave after the fetch has succeeded, the flight is kept, so that the fetch is
-// not repeated. Create has the context timeoutCtx, which does not end with the lease either: the
-// unique key of the row makes Create safe, and FILL is refused without the lease.
+// Before Create, the flight is kept: if all callers leave during Create, the load continues, so
+// that the fetch is not repeated. If all have left before, Create is not called. Create has the
+// context timeoutCtx, which does not end with the lease either: the unique key of the row makes
+// Create safe, and FILL is refused without the lease.
 func (r *load[V]) fetchAndCreate(timeoutCtx, fetchCtx context.Context, info *Fetch[V], f *fetchResult[V]) (v V, err error) {
 	began := time.Now()
 	if r.batch != nil {
@@ -231,8 +233,8 @@ func (r *load[V]) fill(ctx context.Context, f fetchResult[V]) {
 	}
 }
 
-// A sealedValue is a value in its envelope. Without bytes, FILL notifies the waiters to look the key
-// up.
+// A sealedValue is a value in its envelope. Without bytes, FILL notifies the waiters to send
+// ACQUIRE again.
 type sealedValue struct {
 	bytes []byte
 	keep  time.Duration // how long Redis keeps it; 0: not at all
@@ -256,7 +258,7 @@ func (r *load[V]) seal(f fetchResult[V]) (sealedValue, error) {
 	return sealedValue{envelope.Seal(h, payload), h.Keep}, nil
 }
 
-// release releases the lease without a value, and notifies the waiters to look the key up.
+// release releases the lease without a value, and notifies the waiters to send ACQUIRE again.
 func (r *load[V]) release(ctx context.Context) {
 	if _, err := r.l.redis.Release(context.WithoutCancel(ctx), r.lease()); err != nil {
 		r.dropLease(0)
@@ -270,8 +272,9 @@ func (r *load[V]) releaseFailed(ctx context.Context, f protocol.Failure, shared 
 	}
 }
 
-// sharing returns for how long later callers receive the failure of this fetch: all callers with
-// ErrorTTL, else those with a stale value, during a backoff.
+// sharing returns which later callers receive the failure of this fetch, and for how long. With
+// ErrorTTL, all callers receive it for that time. Without, callers with a stale value receive it
+// during a backoff.
 func (r *load[V]) sharing() protocol.Sharing {
 	if r.old != nil && r.l.opt.ErrorTTL == 0 {
 		return protocol.Sharing{Lasts: backoff.After(r.staleFor), StaleOnly: true}

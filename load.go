@@ -35,7 +35,7 @@ type outcome[V any] struct {
 //	           ├─► reading ───► done    a stored value is too large for the answer to ACQUIRE
 //	           ├─► unleased ──► done    Redis is unavailable
 //	           ├─► passingOver          a value is stored, but Options.TTL is off
-//	           └──────────────► done    a stored value, or the failure of a backoff
+//	           └──────────────► done    a stored value, or a failure that is shared
 //
 // Each of the first three, and passingOver, may lead back to acquiring: the lease was lost, the
 // recheck timer fired or a notification says to retry, or the stored value is unusable. A load
@@ -66,7 +66,7 @@ type acquire struct {
 	protocol.Acquired
 	owner   string
 	sent    time.Time
-	skipped bool        // no caller has looked the key up: this ACQUIRE is the lookup
+	skipped bool        // the caller that started the load made no lookup: this ACQUIRE is its lookup
 	ticket  near.Ticket // to keep the value that it then finds in the near cache
 	counted bool        // the miss prediction has counted the miss
 }
@@ -91,7 +91,7 @@ const (
 	longestRecheck = time.Second // covers a lost notification
 	firstPoll      = 10 * time.Millisecond
 	longestPoll    = 250 * time.Millisecond
-	maxReloads     = 3 // the end of the lease does not cancel the next fetch
+	maxReloads     = 3 // after so many fetches that lost their lease, the next one is not cancelled when its lease is lost
 )
 
 // newLoad returns the function of a flight that loads the caller's key, after its lookup. With
@@ -279,8 +279,8 @@ func (r *load[V]) unleased(ctx context.Context) state {
 	defer cancel()
 	r.flight.Advance()
 	f := r.runFetch(timeoutCtx, timeoutCtx, 0)
-	// A caller that joined after the cutoff looks the key up again: Redis may be unavailable
-	// for this process alone, and another may have deleted the key.
+	// A caller that began after the cutoff is late, and looks the key up again: Redis may be
+	// unavailable for this process alone, and another may have deleted the key.
 	r.flight.CloseToJoiners()
 	if f.err != nil && !errors.Is(f.err, ErrNotFound) {
 		r.fail(f.err)
@@ -332,9 +332,9 @@ func (r *load[V]) notified(ctx context.Context, m protocol.Message) state {
 	return r.acquiring
 }
 
-// received ends the load with the value of a notification. A caller that joined after ACQUIRE is
-// late: a Delete may have completed before it joined. If there are late callers, received looks the
-// key up once, for all of them.
+// received ends the load with the value of a notification. A caller that began after ACQUIRE was
+// sent is late: a Delete may have completed before it began. If there are late callers, received
+// looks the key up once, for all of them.
 func (r *load[V]) received(ctx context.Context, sealed []byte) state {
 	got, err := r.l.decode(r.k, r.k.names.Split(sealed, len(sealed)), SourcePeer)
 	if !got.answers() {
@@ -366,7 +366,8 @@ func (r *load[V]) waitEnds(ctx context.Context, answered bool) {
 }
 
 // recheckAfter returns the delay of the recheck timer: 0.75 to 1 s. If the lease ends before that,
-// it is a moment after its end. While the mailbox is unsubscribed, it is a poll of 10 to 250 ms.
+// it is a moment after its end. While the mailbox is unsubscribed, the load polls instead: after 10
+// ms at first, doubling up to 250 ms, plus or minus a half.
 func (r *load[V]) recheckAfter(left time.Duration) time.Duration {
 	if !r.l.client.Mailbox.Subscribed(r.l.channel) {
 		r.wait.poll = min(max(2*r.wait.poll, firstPoll), longestPoll)

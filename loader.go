@@ -226,8 +226,8 @@ func (l *Loader[V]) Close() error {
 // [ErrLockLost] if the lease is lost, with [ErrFetchTimeout], or with [ErrClosed]; [context.Cause]
 // returns the reason. A caller waits until its own ctx ends, and then returns ctx.Err(). If Redis
 // does not answer and the client has ContextTimeoutEnabled, one or two callers may notice a
-// cancellation only after [Options.RedisTimeout]. With a [Store], a fetched value is created under
-// the lease even if all callers leave.
+// cancellation only after [Options.RedisTimeout]. With a [Store], a Create that has started
+// continues even if all callers leave or the lease is lost.
 //
 // All waiting callers receive the fetch's result. Its error is returned unchanged in this process.
 // In other processes it is an [*Error] with the same text, in which [errors.Is] finds the sentinels
@@ -323,10 +323,11 @@ func (l *Loader[V]) Peek(ctx context.Context, key string) (Result[V], error) {
 // Store. A running fetch of the key loses its lease, in any process, and its value is not stored.
 // Its callers receive v, or the fetched value if the fetch succeeds nevertheless.
 //
-// After Set has returned nil, a Get that starts later returns v or a newer value. After an error, v
-// may or may not be stored. v is certainly not stored if it cannot be encoded or read back, is
-// larger than [Options.MaxBytes], or TTL is off. The error is an [*Error], or [ErrClosed] or
-// ctx.Err() if nothing was sent because the Loader was closed or ctx had ended.
+// After Set has returned nil, a Get that starts later returns v or a newer value. Only a near cache
+// of another process may return the old value, until the server's report arrives; see [Near]. After
+// an error, v may or may not be stored. v is certainly not stored if it cannot be encoded or read
+// back, is larger than [Options.MaxBytes], or TTL is off. The error is an [*Error], or [ErrClosed]
+// or ctx.Err() if nothing was sent because the Loader was closed or ctx had ended.
 func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 	k, err := l.checkArgs(ctx, "set", key, false)
 	if err != nil {
@@ -356,7 +357,8 @@ func (l *Loader[V]) Set(ctx context.Context, key string, v V) error {
 //
 // Deleting a missing key is not an error. If it is not certain that the key was deleted, the error
 // is an [*Error] with [ErrNotInvalidated]: a Get may return the stored value until its TTL ends.
-// The errors of several keys are joined. A closed Loader returns [ErrClosed].
+// The errors of several keys are joined. If ctx had ended before the call, the error matches
+// ctx.Err() and nothing was deleted. A closed Loader returns [ErrClosed].
 func (l *Loader[V]) Delete(ctx context.Context, keys ...string) error {
 	if l.closed.Load() {
 		return ErrClosed

@@ -44,7 +44,8 @@ func (s *lookup[V]) answers() bool { return s.state == fresh || s.refreshes() }
 // refreshes reports whether the value is returned and fetched again in the background.
 func (s *lookup[V]) refreshes() bool { return s.state == early || s.state == stale }
 
-// hasOld reports whether there is a value to return while, or if, the fetch of a new one fails.
+// hasOld reports whether the lookup has a value that a caller may receive: during the fetch of a
+// new one (early, stale), or if that fetch fails (fallback).
 func (s *lookup[V]) hasOld() bool { return s.refreshes() || s.state == fallback }
 
 // staleFor returns for how long the value has been stale.
@@ -405,8 +406,9 @@ func (l *Loader[V]) keepNear(t near.Ticket, k cacheKey, seen *lookup[V], v proto
 }
 
 // A Store is the durable place of a Loader's values, usually a table. Package oncesql has one over
-// [database/sql]. Under the lease, a Loader looks the key up in it before it fetches, and creates
-// the fetched value in it. If [Options.TTL] is off, each Get also begins with a Lookup.
+// [database/sql]. Before each fetch, a Loader looks the key up in it. After the fetch, it creates
+// the value in it. It does both under the lease, or without one if Redis is unavailable. If
+// [Options.TTL] is off, each Get also begins with a Lookup.
 //
 // A Store may also have this method, which looks up many keys at once:
 //

@@ -49,11 +49,11 @@ type Options[V any] struct {
 	// TTL.
 	NotFoundTTL time.Duration
 
-	// Errors are sentinels that keep their identity in other processes. If [errors.Is] finds one in
-	// a fetch's error, it finds it for every caller that shares the failure, in every process that
-	// lists a sentinel with the same text. An error is at most 16 of them. Nothing else of it is sent:
-	// in another process, [errors.As] does not find the fetch's error. [ErrNotFound] needs no entry.
-	// Defaults to none; at most 100.
+	// Errors are sentinels that keep their identity in other processes. If [errors.Is] finds one in a
+	// fetch's error, it finds it for every caller that shares the failure, in every process that
+	// lists a sentinel with the same text. At most 16 of the sentinels that an error matches are
+	// sent. Nothing else of it is sent: in another process, [errors.As] does not find the fetch's
+	// error. [ErrNotFound] needs no entry. Defaults to none; at most 100.
 	Errors []error
 
 	// ErrorTTL is how long a failure of a fetch other than ErrNotFound is returned to later callers
@@ -69,9 +69,10 @@ type Options[V any] struct {
 	StaleWhileRevalidate time.Duration
 
 	// StaleIfError is how long after its TTL a stale value is returned if the fetch of a new one
-	// fails (RFC 5861). After such a failure, callers receive the stale value at once for a backoff
-	// of 1 to 30 seconds, which grows with the time for which the value has been stale.
-	// [ErrNotFound] is not a failure. Defaults to off.
+	// fails (RFC 5861). After such a failure, callers receive the stale value at once for a backoff.
+	// It is a quarter of the time for which the value has been stale, at least 1 and at most 30
+	// seconds, plus or minus a quarter. If ErrorTTL is set, it is ErrorTTL. [ErrNotFound] is not a
+	// failure. Defaults to off.
 	StaleIfError time.Duration
 
 	// SoftTimeout is how long a caller waits for a new value if StaleIfError allows a stale one. Then
@@ -125,8 +126,8 @@ type Options[V any] struct {
 	// every call is sent.
 	RedisBreaker time.Duration
 
-	// OnRedisDown decides what a Get does if Redis does not answer, or answers with an error.
-	// Defaults to [FailOpen].
+	// OnRedisDown decides what Get, GetMany, Load and Update do if Redis does not answer, or answers
+	// with an error. Defaults to [FailOpen].
 	OnRedisDown Policy
 
 	// Near configures the near cache; see [Near]. It requires TTL, and a client that reads from
@@ -142,10 +143,10 @@ type Options[V any] struct {
 
 	// Clone copies a value that several callers of this process share, once for each caller. With
 	// Near, every value is shared. Clone also copies a stale value that both a caller and, as
-	// [Fetch.Old], a fetch receive. Clone is not called with a nil pointer. A writer to Redis may
-	// store a nil pointer, so check for it if V is a pointer type. A panic of Clone reaches the
-	// caller of Get; in GetMany it may be a [*PanicError]. Defaults to none: callers must then treat
-	// values as read-only.
+	// [Fetch.Old], a fetch receive. Clone is not called with a nil pointer. If V is a pointer type,
+	// Get may return nil without an error, because any writer to Redis may have stored a nil pointer.
+	// A panic of Clone reaches the caller of Get; in GetMany it may be a [*PanicError]. Defaults to
+	// none: callers must then treat values as read-only.
 	Clone func(V) V
 
 	// MaxBytes is the largest encoded value that Redis stores and a Loader reads. A larger value is
@@ -166,7 +167,7 @@ type Options[V any] struct {
 	Instance string
 }
 
-// A Policy decides what a Get does without Redis.
+// A Policy decides what a Get or an Update does without Redis.
 type Policy int
 
 const (

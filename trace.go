@@ -16,10 +16,11 @@ import (
 // A Trace has hooks that report what a [Loader] or a [Locker] does. A nil hook costs nothing.
 // Package onceotel has a Trace that records metrics.
 //
-// A hook is called once for each event, after the event. Hooks run on the caller's goroutine and on
-// internal goroutines, concurrently. One of these drops near entries. So a hook must return quickly
-// and must not call the Loader or Locker. A panic in a hook is recovered, and logged at most every
-// ten seconds. [New] and [NewLocker] copy the hooks.
+// A hook is called once for each event, after the event. Hooks run concurrently, on the callers'
+// goroutines and on internal ones. While a hook runs, its goroutine does nothing else, such as
+// dropping near entries. So a hook must return quickly and must not call the Loader or Locker. A
+// panic in a hook is recovered, and logged at most every ten seconds. [New] and [NewLocker] copy
+// the hooks.
 //
 // The context carries the values of the caller's context. If several callers share the event, it is
 // the context of one of them. Without a caller it is empty. It may have ended.
@@ -67,8 +68,8 @@ type Trace struct {
 	// NearDropped reports near entries that were dropped before their TTL; see [Near].
 	NearDropped func(context.Context, TraceNearDrop)
 
-	// Locked reports the result of an Acquire, Do, TryAcquire or TryDo. Calls with
-	// invalid arguments are not reported.
+	// Locked reports the result of an Acquire, Do, TryAcquire or TryDo. Calls with invalid arguments,
+	// with a context that has ended, or with the context of a hold of the same lock are not reported.
 	Locked func(context.Context, TraceLock)
 
 	// Unlocked reports the release of a [Lease], on the goroutine that released it.
@@ -81,7 +82,7 @@ type TraceGet struct {
 	Kind   GetKind
 	Source Source        // where the value, or the knowledge that there is none, came from; 0 if unknown
 	Stale  bool          // a stale value was returned; see [Result.Stale]
-	Took   time.Duration // from the end of the lookup to the return; for each key of a GetMany, that of the whole call; 0 for a hit
+	Took   time.Duration // from the end of the lookup to the return; for a key of a GetMany, from the end of all lookups to the end of all loads; 0 for a hit
 	Err    error         // what the caller receives; a [*PanicError] if Get panics with it
 }
 

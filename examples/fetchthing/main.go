@@ -35,9 +35,9 @@ import (
 // deletes them at its end, also after ^C. After SIGKILL, its workers end and its keys expire
 // within five minutes; a table and the directory of the SQLite file remain.
 //
-// The exit status is 1 if, in the last round, a name was fetched twice (with -kill: by workers
-// that lived), a name has not one row, or a caller got an error. So -naive exits with 1. Wrong
-// flags exit with 2.
+// The exit status is 1 if, in the last round, a name was fetched twice (with -kill: by workers that
+// lived), a name does not have exactly one row, or a caller got an error. So -naive exits with 1.
+// Wrong flags exit with 2.
 func main() {
 	harness.Program[job]{Name: "fetchthing", Parse: parse, Work: work}.Main()
 }

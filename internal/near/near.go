@@ -1,5 +1,6 @@
-// Package near caches values in this process, and returns none that may have changed in Redis.
-// The loader uses it.
+// Package near caches values in this process. It drops an entry when Redis reports a change of its
+// value, and returns none while reports may be missing. The exception is [Cache.LastGood]. The
+// loader uses it.
 //
 // A [Cache] is a bounded map of entries. A [Hub] receives every change of their values in
 // Redis: by any client, in any language, by expiry, by eviction, by FLUSHALL. It has a
