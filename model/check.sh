@@ -29,6 +29,7 @@ searches() {
 		lock-faults     holds lock -DP=2 -DR=1 -DFAULTS=4
 		semaphore       holds lock -DP=3 -DR=1 -DFAULTS=1 -DSLOTS=2
 		half-moved-lock holds lock -DP=2 -DR=2 -DFAULTS=1 -DAPART
+		half-moved-semaphore holds lock -DP=3 -DR=1 -DFAULTS=1 -DSLOTS=2 -DAPART
 		waiting-lock    holds lock -DP=2 -DR=1 -DFAULTS=2 -DLIVE
 		near            holds near
 		store           holds store
@@ -70,6 +71,7 @@ searches() {
 		m35 fails load -DN=2 -DGETS=1 -DW=1 -DFAULTS=2 -DUPDATES -DAPART -DMUTANT_MARK_LAST
 		m36 fails lock -DP=2 -DR=2 -DFAULTS=1 -DMUTANT_CLOSE_OVERTAKES
 		m37 fails lock -DP=3 -DR=2 -DFAULTS=1 -DSLOTS=2 -DMUTANT_FENCE_OF_THE_HAND_OFF
+		m38 fails lock -DP=3 -DR=1 -DFAULTS=1 -DSLOTS=2 -DAPART -DMUTANT_HOLDER_IS_A_WAITER
 	END
 }
 

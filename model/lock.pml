@@ -119,7 +119,8 @@ inline findHead(o) {
 #endif
 
 /* lock.lua: while holders < slots and waiters > 0 do */
-inline settle(o) {
+/* gone is the owner whose lease the script of sender releases, or NONE. */
+inline settle(sender, gone) {
 	do
 	:: !apart && holders < SLOTS ->
 		/* lock.lua: local head = redis.call("ZRANGEBYSCORE", queue, "(0", "+inf", "LIMIT", 0, 1)[1] */
@@ -131,13 +132,18 @@ inline settle(o) {
 		/* lock.lua: redis.call("ZREM", queue, head, expiry(head)) */
 		ticket[head] = 0;
 		if
-		/* lock.lua: if alive then */
+#ifdef MUTANT_HOLDER_IS_A_WAITER
 		:: alive[head] ->
+			assert(!held[head]); /* a hand-off shortens no lease */
+#else
+		/* lock.lua: local alive = waits(head) and not fences[head] and head ~= leaving */
+		:: alive[head] && !held[head] && head != gone ->
+#endif
 			/* lock.lua: grant(head, confirmed_within) */
 			grant(head, false);
 			if
 			/* lock.lua: notify(channel, "G" .. string.rep("\0", 8) .. string.char(#head) .. head) */
-			:: head != o -> notified[head] = true
+			:: head != sender -> notified[head] = true
 			:: true /* lost */
 			fi
 		:: else
@@ -225,7 +231,8 @@ ready:
 requesting:
 	atomic {
 		reach();
-		/* lock_acquire.lua: drop(ARGV[6]) */
+		/* lock_acquire.lua: leaving = ARGV[6] */
+		/* lock_acquire.lua: drop(leaving) */
 		if
 		:: back != NONE -> released(back)
 		:: else
@@ -243,7 +250,7 @@ requesting:
 		:: !held[o] && trying ->
 			/* lock_acquire.lua: settle() -- waiters come first */
 #ifndef MUTANT_TRY_OVERTAKES
-			settle(o);
+			settle(o, back);
 #endif
 			/* lock_acquire.lua: if holders < slots then grant(owner, lease) end */
 			if
@@ -277,7 +284,7 @@ requesting:
 			alive[o] = true; place = ticket[o]
 		fi;
 		head = 0;
-		settle(o);
+		settle(o, back);
 		/* lock_acquire.lua: if fences[owner] then ends[owner], lengths[owner] = now + lease, lease end */
 		confirmed[o] = held[o];
 		if
@@ -342,7 +349,7 @@ release:
 	atomic {
 		reach();
 		released(o);
-		settle(o);
+		settle(o, o);
 		if
 		:: fault; twice = true; goto release
 		:: true
@@ -363,7 +370,8 @@ leave:
 			od;
 			k = 0
 #else
-		/* lock_release.lua: drop(ARGV[1]) */
+		/* lock_release.lua: leaving = ARGV[1] */
+		/* lock_release.lua: drop(leaving) */
 		:: held[o] -> valid[o] = false; drop(o)
 		:: else
 #endif
@@ -375,7 +383,7 @@ leave:
 		:: else /* it stays in the queue until it counts as dead */
 		fi;
 		notified[o] = false;
-		settle(o);
+		settle(o, o);
 		goto next
 	};
 

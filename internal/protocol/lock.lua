@@ -62,7 +62,7 @@ end
 
 -- expiry returns the member of the queue whose score says until when an owner counts as waiting. With it a release
 -- passes over a waiter that died more than waiter_lasts ago. Without it such a hand-off costs the other waiters 250 ms
--- to one second, and 4096 forged waiters block the lock for minutes.
+-- to one second.
 local function expiry(owner) return "+" .. owner end
 
 -- grant makes owner a holder, with a new fence that is higher than the last one. The clock may have been set back, so
@@ -82,12 +82,16 @@ local function waits(head)
   return stop > now and stop < now + waiter_lasts + clock_back
 end
 
--- settle grants free slots to waiters, the longest first, and notifies them.
+-- leaving is the owner whose lease this script releases.
+local leaving
+
+-- settle grants free slots to waiters, the longest first, and notifies them. An owner that received a lease while the
+-- queue was unreachable may still be in it. A hand-off to that owner would shorten its lease, or undo its release.
 local function settle()
   while holders < slots and waiters > 0 do
     local head = redis.call("ZRANGEBYSCORE", queue, "(0", "+inf", "LIMIT", 0, 1)[1]
     if not head then return end
-    local alive = waits(head)
+    local alive = waits(head) and not fences[head] and head ~= leaving
     redis.call("ZREM", queue, head, expiry(head))
     if alive then
       grant(head, confirmed_within)

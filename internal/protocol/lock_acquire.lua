@@ -13,7 +13,8 @@ local owner = ARGV[1]
 local released = 0
 if ARGV[6] then
   if fences[ARGV[6]] then released = 1 end
-  drop(ARGV[6])
+  leaving = ARGV[6]
+  drop(leaving)
 end
 
 -- isTicket reports whether a score may be a ticket: a time that is past.

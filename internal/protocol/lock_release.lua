@@ -4,7 +4,8 @@
 local ours = 0
 if fences[ARGV[1]] then
   ours = 1
-  drop(ARGV[1])
+  leaving = ARGV[1]
+  drop(leaving)
 elseif queue then
   redis.call("ZREM", queue, ARGV[1], expiry(ARGV[1]))
 end
