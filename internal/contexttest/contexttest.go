@@ -1,8 +1,8 @@
-// Package contexttest has a context whose methods call back.
+// Package contexttest provides a context whose methods call a function of the test.
 //
 // A context is user code: its methods may do anything, also call the object that
-// was given the context. A context of a lease does so: it ends itself when the lease is
-// over. So no package calls a method of a context while it holds a mutex.
+// received the context. The context of a lease ends itself when the lease is over.
+// So no package calls a method of a context while it holds a mutex.
 package contexttest
 
 import (
@@ -12,39 +12,40 @@ import (
 	"time"
 )
 
-// A Context calls Called from each of its methods, and then the embedded context.
+// A Context calls Called in each of its methods, and then the same method of the
+// embedded context.
 type Context struct {
 	context.Context
 	Called func()
 }
 
-// Deadline calls Called.
+// Deadline calls Called, and then Deadline of the embedded context.
 func (c *Context) Deadline() (time.Time, bool) {
 	c.Called()
 	return c.Context.Deadline()
 }
 
-// Done calls Called.
+// Done calls Called, and then Done of the embedded context.
 func (c *Context) Done() <-chan struct{} {
 	c.Called()
 	return c.Context.Done()
 }
 
-// Err calls Called.
+// Err calls Called, and then Err of the embedded context.
 func (c *Context) Err() error {
 	c.Called()
 	return c.Context.Err()
 }
 
-// Value calls Called.
+// Value calls Called, and then Value of the embedded context.
 func (c *Context) Value(key any) any {
 	c.Called()
 	return c.Context.Value(key)
 }
 
-// IsFree reports whether mu can be locked. Other goroutines may hold it for a moment:
-// IsFree tries until they have run many times. It returns false when the goroutine
-// that calls it holds mu.
+// IsFree reports whether mu can be locked. Other goroutines may hold mu briefly, so IsFree
+// tries 200,000 times and yields the processor in between. It returns false if the calling
+// goroutine holds mu.
 func IsFree(mu *sync.Mutex) bool {
 	for range 200_000 {
 		if mu.TryLock() {

@@ -1,12 +1,11 @@
-// Package daemon runs a database server for tests, as a user that it may run as,
-// and for no longer than this process lives.
+// Package daemon runs a database server for tests. The server runs as a user that may
+// start it, and ends when this process ends.
 //
-// A server is a child of a small shell script, which waits for the end of a pipe
-// that this process holds open. The kernel's own means, a signal on the parent's
-// death, hangs on a thread of the parent, exists on Linux only, and removes no
-// files.
+// A server is a child of a small shell script, which waits for the end of a pipe that
+// this process holds open. A parent-death signal of the kernel is no alternative: it
+// depends on a thread of the parent, exists on Linux only, and removes no files.
 //
-// It does not know which server that is: pgtest and mariadbtest do, who use it.
+// Package daemon knows no particular server. Packages pgtest and mariadbtest use it.
 package daemon
 
 import (
@@ -21,7 +20,7 @@ import (
 	"time"
 )
 
-// ErrCannot says that a server cannot be started on this machine by us.
+// ErrCannot reports that this process cannot start a server on this machine.
 var ErrCannot = errors.New("daemon: cannot start a server here")
 
 // patience is how long a server may take to start or to stop.
@@ -30,24 +29,23 @@ const patience = time.Minute
 //go:embed server.sh
 var script string
 
-// A Daemon is a running server. Its methods may be called by many goroutines at
-// once.
+// A Daemon is a running server. Its methods are safe for concurrent use.
 type Daemon struct {
 	stdin io.Closer
 	ended chan struct{} // closed when the script has ended
 }
 
-// Options say how to run a server.
+// Options describe how to run a server.
 type Options struct {
-	Dir    string          // the server's own; its log is there
-	Remove bool            // Dir goes when the server has ended
-	As     func(*exec.Cmd) // from the function As
+	Dir    string          // the server's directory; its log is in it
+	Remove bool            // remove Dir when the server ends
+	As     func(*exec.Cmd) // the result of the function As
 	Signal string          // ends the server and its connections, such as "TERM"
 	Ready  func() bool     // reports whether the server takes connections
 }
 
-// Start runs a server and returns when it is ready. If that fails, Dir is gone
-// if it was to be removed.
+// Start runs a server and returns when it is ready. If it fails to get ready, Start ends
+// it, and removes Dir if Options.Remove is set.
 func Start(opt Options, program string, args ...string) (*Daemon, error) {
 	files := "keep"
 	if opt.Remove {
@@ -63,7 +61,7 @@ func Start(opt Options, program string, args ...string) (*Daemon, error) {
 		return nil, err
 	}
 	d := &Daemon{stdin: stdin, ended: make(chan struct{})}
-	go func() { // It ends with the server.
+	go func() { // ends with the script
 		_ = cmd.Wait()
 		close(d.ended)
 	}()
@@ -88,8 +86,8 @@ func (d *Daemon) await(ready func() bool) error {
 	return nil
 }
 
-// Stop ends the server and its clients' connections, and returns when it has
-// ended. To stop it again does nothing.
+// Stop ends the server and its clients' connections, and returns when the server has
+// ended. A second Stop does nothing.
 func (d *Daemon) Stop() error {
 	_ = d.stdin.Close()
 	select {
@@ -100,16 +98,16 @@ func (d *Daemon) Stop() error {
 	}
 }
 
-// Command is exec.Command without the environment, which has many a variable to
-// which the programs of a database listen.
+// Command is exec.Command with PATH and LC_ALL as the only environment variables.
+// Database programs read many others.
 func Command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
-	cmd.Dir = "/" // The server's user may not be able to enter ours.
+	cmd.Dir = "/" // The server's user may lack access to this process's directory.
 	return cmd
 }
 
-// Run runs cmd and returns an error that has what it said.
+// Run runs cmd. Its error contains the output of cmd.
 func Run(cmd *exec.Cmd) error {
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, bytes.TrimSpace(said))

@@ -10,17 +10,17 @@ import (
 	"time"
 )
 
-// DiesWithProcess is the whole of a test, which has only this in it, that a server
-// ends with the process that started it, and its files go. start starts a server
+// DiesWithProcess tests that a server ends with the process that started it, and that
+// its files are removed. It must be the only call in its test. start starts a server
 // and returns its directory.
 //
-// The process is a copy of the test's. It is killed, and can clean up nothing. The
-// server, its children and the script hold a pipe of ours open, so when we see its
-// end, all of them have ended.
+// DiesWithProcess runs the test binary again as a child process, and kills it, so the
+// child cannot clean up. The server, its children and the script inherit the write end
+// of a pipe. When this process reads the end of the pipe, all of them have ended.
 func DiesWithProcess(t *testing.T, start func(testing.TB) (dir string)) {
 	t.Helper()
 	const helper = "DAEMON_HELPER" // set in the process that is killed
-	dir := start(t)                // skips, without such a server
+	dir := start(t)                // skips if the server is not installed
 	if os.Getenv(helper) != "" {
 		if _, err := io.WriteString(os.NewFile(3, "life"), dir); err != nil {
 			t.Fatal(err)

@@ -1,8 +1,8 @@
-# Runs a server until standard input ends: whoever started us has stopped us, or
-# has ended, be it by kill -9.
+# Runs a server until standard input ends. Standard input ends when the process that
+# started this script closes it or ends, also by kill -9.
 #
-# $1 the server's own directory, where its log goes
-# $2 "keep", or "remove" for that directory to go when the server has ended
+# $1 the server's directory, which receives its log
+# $2 "keep", or "remove" to remove that directory when the server has ended
 # $3 the signal that ends the server   $4... the server and its arguments
 dir=$1 files=$2 signal=$3
 shift 3
@@ -10,7 +10,7 @@ shift 3
 "$@" </dev/null >"$dir/log" 2>&1 &
 server=$!
 
-# A job in the background has no standard input unless it is given one.
+# A background job has no standard input unless the script redirects one to it.
 exec 9<&0
 {
 	while read -r _; do :; done

@@ -11,21 +11,21 @@ import (
 	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
-// A Server is a database server that can make databases.
+// A Server is a database server that can create databases.
 type Server interface {
 	CreateDatabase(name string) (dsn string, err error)
 	DropDatabase(name string) error
 }
 
-// A Shared is a server that all tests of a binary share, each with a database of
-// its own. Nobody stops it: it ends, and its files go, when this process ends.
+// A Shared is a server that all tests of a binary share. Each test has its own database.
+// The server ends, and its files are removed, when this process ends.
 type Shared[S Server] struct {
 	server    func() (S, error)
 	databases atomic.Int64
 }
 
-// Share returns a server that start starts when the first test asks for it, in a
-// directory of that name.
+// Share returns a Shared that calls start when the first test needs a database. dir is a
+// new directory, whose name starts with name.
 func Share[S Server](name string, start func(dir string) (S, error)) *Shared[S] {
 	return &Shared[S]{server: sync.OnceValues(func() (s S, err error) {
 		dir, err := os.MkdirTemp(TempDir(), name)
@@ -39,9 +39,9 @@ func Share[S Server](name string, start func(dir string) (S, error)) *Shared[S] 
 	})}
 }
 
-// Database returns the DSN of an empty database, which is dropped when the test
-// ends. If the server's error is missing, the test is skipped, or fails if
-// FETCHONCE_REQUIRE_SERVERS is 1.
+// Database returns the DSN of an empty database, which is dropped when the test ends. If
+// the server did not start because of the error missing, Database skips the test, or
+// fails it if FETCHONCE_REQUIRE_SERVERS is 1.
 func (s *Shared[S]) Database(tb testing.TB, missing error) (dsn string) {
 	tb.Helper()
 	server, err := s.server()

@@ -17,5 +17,5 @@ func As(string, string) (become func(*exec.Cmd), err error) {
 // OwnGroup does nothing.
 func OwnGroup(*exec.Cmd) {}
 
-// TempDir returns where to make a server's directory.
+// TempDir returns the parent directory for a server's directory.
 func TempDir() string { return os.TempDir() }

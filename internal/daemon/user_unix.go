@@ -11,12 +11,12 @@ import (
 	"syscall"
 )
 
-// As returns what to do to a command that is to run as a user who may start a
-// server, and makes dir that user's: ours, or, if we are root, the user of that
-// name. The error is [ErrCannot] if there is no such user.
+// As returns a function that makes a command run as a user that may start a server. That
+// is the user of this process. If this process is root, it is the user called name, and
+// As makes that user the owner of dir. The error is [ErrCannot] if there is no such user.
 func As(name, dir string) (become func(*exec.Cmd), err error) {
-	// A group of its own: a ^C at the terminal is for us, and the server is
-	// stopped when we end.
+	// The command has its own process group, so that a ^C at the terminal reaches only
+	// this process. The server stops when this process ends.
 	attr := syscall.SysProcAttr{Setpgid: true}
 	if os.Getuid() == 0 {
 		u, err := user.Lookup(name)
@@ -39,10 +39,10 @@ func As(name, dir string) (become func(*exec.Cmd), err error) {
 	return func(cmd *exec.Cmd) { cmd.SysProcAttr = &attr }, nil
 }
 
-// OwnGroup has cmd run in a process group of its own.
+// OwnGroup makes cmd run in its own process group.
 func OwnGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }
 
-// TempDir returns where to make a server's directory. It is not os.TempDir:
-// that may be out of reach for the server's user, and too long for the path of
-// a socket, which has a hundred bytes.
+// TempDir returns the parent directory for a server's directory. It is not os.TempDir,
+// which the server's user may be unable to access, and which may be too long for the path
+// of a socket, about a hundred bytes.
 func TempDir() string { return "/tmp" }

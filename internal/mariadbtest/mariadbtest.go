@@ -1,10 +1,9 @@
-// Package mariadbtest gives tests a MariaDB of their own, as pgtest does a
-// PostgreSQL.
+// Package mariadbtest starts a MariaDB for tests, as pgtest starts a PostgreSQL.
 //
-// [Start] is what a test wants: a fresh database, on a server that all tests of
-// the binary share. [Run] starts a server for programs that are not tests. A
-// server listens on a unix socket only, and does not outlive the process that
-// started it.
+// [Start] creates a database for one test, on a server that all tests of the binary
+// share. [Run] starts a server for programs that are not tests.
+//
+// A server listens on a unix socket only, and ends with the process that started it.
 package mariadbtest
 
 import (
@@ -20,11 +19,11 @@ import (
 	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
-// ErrNotInstalled says that there is no MariaDB to start here.
+// ErrNotInstalled reports that this machine cannot start MariaDB.
 var ErrNotInstalled = errors.New("mariadbtest: no MariaDB")
 
-// A Server is a running MariaDB. Its methods may be called by many goroutines at
-// once.
+// A Server is a running MariaDB. Its methods are safe for concurrent use, except
+// Restart.
 type Server struct {
 	server  string // the program mariadbd
 	client  string // the program mariadb
@@ -35,27 +34,28 @@ type Server struct {
 
 var shared = daemon.Share("mariadbtest", func(dir string) (*Server, error) { return start(dir, true) })
 
-// Start returns the DSN of an empty database, which is dropped when the test
-// ends. The first Start in a test binary starts a server, in a second or two.
+// Start returns the DSN of an empty database. The database is dropped when the test
+// ends. The first Start in a test binary starts the server, which takes a second or
+// two.
 //
-// If MariaDB is not installed, the test is skipped, or fails if
-// FETCHONCE_REQUIRE_SERVERS is 1. Start does not belong in a bubble.
+// If MariaDB is not installed, Start skips the test, or fails it if
+// FETCHONCE_REQUIRE_SERVERS is 1. Do not call Start in a bubble.
 func Start(tb testing.TB) (dsn string) {
 	tb.Helper()
 	return shared.Database(tb, ErrNotInstalled)
 }
 
-// Run starts a server whose files are in dir, which must be empty, and returns
-// when it can be connected to. The files stay when the server has ended.
+// Run starts a server with its files in dir, which must be empty. It returns when the
+// server accepts connections. The files stay when the server ends.
 //
-// MariaDB does not run as root. To root, Run starts it as the user mysql, to
-// whom it gives dir; that user must be able to reach it. The error is
-// [ErrNotInstalled] if there is no MariaDB, or no such user.
+// MariaDB does not run as root. If this process is root, Run starts MariaDB as the user
+// mysql and makes that user the owner of dir. The user must be able to access dir. The
+// error is [ErrNotInstalled] if there is no MariaDB or no such user.
 func Run(dir string) (*Server, error) {
 	return start(dir, false)
 }
 
-// start is Run; remove says whether dir goes when the server has ended.
+// start implements Run. If remove is set, dir is removed when the server ends.
 func start(dir string, remove bool) (*Server, error) {
 	found, err := locate("mariadbd", "mariadb-install-db", "mariadb")
 	if err != nil {
@@ -86,13 +86,13 @@ func start(dir string, remove bool) (*Server, error) {
 	return s, nil
 }
 
-// launch starts the server over the files that are there.
+// launch starts the server with the existing files.
 func (s *Server) launch() error {
 	dir := s.options.Dir
 	d, err := daemon.Start(s.options,
 		s.server, "--no-defaults", "--datadir="+filepath.Join(dir, "data"), "--socket="+s.socket, "--skip-networking", "--tmpdir="+dir,
 		"--pid-file="+filepath.Join(dir, "pid"), "--max-connections=200",
-		// Nothing is fsynced: the data need not outlive the machine.
+		// No fsync: the data need not survive a crash of the machine.
 		"--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync", "--innodb-doublewrite=0", "--innodb-fast-shutdown=2")
 	if err != nil {
 		return fmt.Errorf("mariadbtest: MariaDB: %w", err)
@@ -101,8 +101,8 @@ func (s *Server) launch() error {
 	return nil
 }
 
-// ready reports whether the server greets us. The socket alone is there before
-// anybody answers it.
+// ready reports whether the server sends its greeting. The socket exists before the
+// server accepts connections on it.
 func (s *Server) ready() bool {
 	conn, err := net.Dial("unix", s.socket)
 	if err != nil {
@@ -114,18 +114,18 @@ func (s *Server) ready() bool {
 	return n == 1
 }
 
-// DSN returns the DSN of the database mysql, as github.com/go-sql-driver/mysql
-// reads it: it ends in the database's name.
+// DSN returns the DSN of the database mysql, for github.com/go-sql-driver/mysql. It
+// ends in the name of the database.
 func (s *Server) DSN() string { return s.dsn("mysql") }
 
 func (s *Server) dsn(database string) string { return "root@unix(" + s.socket + ")/" + database }
 
-// CreateDatabase makes an empty database and returns its DSN.
+// CreateDatabase creates an empty database and returns its DSN.
 func (s *Server) CreateDatabase(name string) (dsn string, err error) {
 	return s.dsn(name), s.do("CREATE DATABASE `" + name + "`")
 }
 
-// DropDatabase drops a database. A connection that uses it is left without.
+// DropDatabase drops a database. Connections to it stay open, without a database.
 func (s *Server) DropDatabase(name string) error {
 	return s.do("DROP DATABASE `" + name + "`")
 }
@@ -138,8 +138,8 @@ func (s *Server) do(statement string) error {
 	return nil
 }
 
-// Stop ends the server and its clients' connections, and returns when it has
-// ended. To stop it again does nothing.
+// Stop ends the server and its clients' connections, and returns when the server has
+// ended. A second Stop does nothing.
 func (s *Server) Stop() error {
 	if err := s.daemon.Stop(); err != nil {
 		return fmt.Errorf("mariadbtest: MariaDB: %w", err)
@@ -147,8 +147,8 @@ func (s *Server) Stop() error {
 	return nil
 }
 
-// Restart stops a server that [Run] started, starts it again with its data, and
-// returns when it can be connected to. No other method may run meanwhile.
+// Restart stops a server that [Run] started, and starts it again with its data. It
+// returns when the server accepts connections. No other method may run meanwhile.
 func (s *Server) Restart() error {
 	if err := s.Stop(); err != nil {
 		return err
@@ -156,8 +156,8 @@ func (s *Server) Restart() error {
 	return s.launch()
 }
 
-// locate returns the paths of programs: on PATH, or where servers are kept,
-// which is on the PATH of root only.
+// locate returns the paths of programs: on PATH, or in the directories of servers, which
+// may be on the PATH of root only.
 func locate(names ...string) ([]string, error) {
 	found := make([]string, len(names))
 	for i, name := range names {

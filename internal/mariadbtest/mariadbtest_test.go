@@ -124,8 +124,8 @@ func query(t *testing.T, dsn, statement string) (string, error) {
 	return strings.TrimSuffix(string(out), "\n"), err
 }
 
-// reachable returns a directory that the user mysql can get to, which
-// t.TempDir's parent does not let it, and with a path short enough for a socket.
+// reachable returns a directory that the user mysql can access, with a path short enough
+// for a socket. That user cannot access the parent of t.TempDir.
 func reachable(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "mariadbtest") //nolint:usetesting // see above

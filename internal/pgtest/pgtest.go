@@ -1,10 +1,9 @@
-// Package pgtest gives tests a PostgreSQL of their own.
+// Package pgtest starts a PostgreSQL for tests.
 //
-// [Start] is what a test wants: a fresh database, on a server that all tests of
-// the binary share. [Run] starts a server for programs that are not tests.
+// [Start] creates a database for one test, on a server that all tests of the binary
+// share. [Run] starts a server for programs that are not tests.
 //
-// A server listens on a unix socket only, and does not outlive the process that
-// started it.
+// A server listens on a unix socket only, and ends with the process that started it.
 package pgtest
 
 import (
@@ -22,42 +21,42 @@ import (
 	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
-// ErrNotInstalled says that there is no PostgreSQL to start here.
+// ErrNotInstalled reports that this machine cannot start PostgreSQL.
 var ErrNotInstalled = errors.New("pgtest: no PostgreSQL")
 
-// A Server is a running PostgreSQL. Its methods may be called by many
-// goroutines at once.
+// A Server is a running PostgreSQL. Its methods are safe for concurrent use, except
+// Restart.
 type Server struct {
 	bin     string // the directory of PostgreSQL's programs
-	dir     string // ours; the socket is in it, and data
+	dir     string // the server's files: the socket and the directory data
 	daemon  *daemon.Daemon
 	options daemon.Options
 }
 
 var shared = daemon.Share("pgtest", func(dir string) (*Server, error) { return start(dir, true) })
 
-// Start returns the DSN of an empty database, which is dropped when the test
-// ends, whoever is still connected. The first Start in a test binary starts a
-// server, in a second or two.
+// Start returns the DSN of an empty database. The database is dropped when the test
+// ends, also if clients are still connected. The first Start in a test binary starts
+// the server, which takes a second or two.
 //
-// If PostgreSQL is not installed, the test is skipped, or fails if
-// FETCHONCE_REQUIRE_SERVERS is 1. Start does not belong in a bubble.
+// If PostgreSQL is not installed, Start skips the test, or fails it if
+// FETCHONCE_REQUIRE_SERVERS is 1. Do not call Start in a bubble.
 func Start(tb testing.TB) (dsn string) {
 	tb.Helper()
 	return shared.Database(tb, ErrNotInstalled)
 }
 
-// Run starts a server whose files are in dir, which must be empty, and returns
-// when it can be connected to. The files stay when the server has ended.
+// Run starts a server with its files in dir, which must be empty. It returns when the
+// server accepts connections. The files stay when the server ends.
 //
-// PostgreSQL does not run as root. To root, Run starts it as the user postgres,
-// to whom it gives dir; that user must be able to reach it. The error is
-// [ErrNotInstalled] if there is no PostgreSQL, or no such user.
+// PostgreSQL does not run as root. If this process is root, Run starts PostgreSQL as
+// the user postgres and makes that user the owner of dir. The user must be able to
+// access dir. The error is [ErrNotInstalled] if there is no PostgreSQL or no such user.
 func Run(dir string) (*Server, error) {
 	return start(dir, false)
 }
 
-// start is Run; remove says whether dir goes when the server has ended.
+// start implements Run. If remove is set, dir is removed when the server ends.
 func start(dir string, remove bool) (*Server, error) {
 	bin, err := locate()
 	if err != nil {
@@ -88,12 +87,12 @@ func start(dir string, remove bool) (*Server, error) {
 	return s, nil
 }
 
-// launch starts the server over the files that are there.
+// launch starts the server with the existing files.
 func (s *Server) launch() error {
 	d, err := daemon.Start(s.options,
 		filepath.Join(s.bin, "postgres"), "-D", filepath.Join(s.dir, "data"),
 		"-c", "listen_addresses=", "-c", "unix_socket_directories="+s.dir, "-c", "unix_socket_permissions=0777",
-		// Nothing is fsynced: the data need not outlive the machine.
+		// No fsync: the data need not survive a crash of the machine.
 		"-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
 		"-c", "max_connections=200", "-c", "logging_collector=off")
 	if err != nil {
@@ -110,7 +109,7 @@ func (s *Server) ready() bool {
 	return len(lines) >= 8 && strings.TrimSpace(lines[7]) == "ready"
 }
 
-// DSN returns the URL of the database postgres, as pgx, lib/pq and psql read it.
+// DSN returns the URL of the database postgres, for pgx, lib/pq and psql.
 func (s *Server) DSN() string { return s.dsn("postgres") }
 
 func (s *Server) dsn(database string) string {
@@ -118,7 +117,7 @@ func (s *Server) dsn(database string) string {
 	return (&url.URL{Scheme: "postgres", Path: "/" + database, RawQuery: query.Encode()}).String()
 }
 
-// CreateDatabase makes an empty database and returns its DSN.
+// CreateDatabase creates an empty database and returns its DSN.
 func (s *Server) CreateDatabase(name string) (dsn string, err error) {
 	return s.dsn(name), s.do("createdb", name)
 }
@@ -128,7 +127,7 @@ func (s *Server) DropDatabase(name string) error {
 	return s.do("dropdb", "--force", name)
 }
 
-// do runs one of the programs of a client.
+// do runs a client program of PostgreSQL.
 func (s *Server) do(program string, args ...string) error {
 	args = append([]string{"--host", s.dir, "--username", "postgres"}, args...)
 	if err := daemon.Run(daemon.Command(filepath.Join(s.bin, program), args...)); err != nil {
@@ -137,8 +136,8 @@ func (s *Server) do(program string, args ...string) error {
 	return nil
 }
 
-// Stop ends the server and its clients' connections, and returns when it has
-// ended. To stop it again does nothing.
+// Stop ends the server and its clients' connections, and returns when the server has
+// ended. A second Stop does nothing.
 func (s *Server) Stop() error {
 	if err := s.daemon.Stop(); err != nil {
 		return fmt.Errorf("pgtest: PostgreSQL: %w", err)
@@ -146,8 +145,8 @@ func (s *Server) Stop() error {
 	return nil
 }
 
-// Restart stops a server that [Run] started, starts it again with its data, and
-// returns when it can be connected to. No other method may run meanwhile.
+// Restart stops a server that [Run] started, and starts it again with its data. It
+// returns when the server accepts connections. No other method may run meanwhile.
 func (s *Server) Restart() error {
 	if err := s.Stop(); err != nil {
 		return err
@@ -155,11 +154,11 @@ func (s *Server) Restart() error {
 	return s.launch()
 }
 
-// locate returns the directory of PostgreSQL's programs: the one on PATH, or
-// the newest where Debian keeps them.
+// locate returns the directory of PostgreSQL's programs: the one on PATH, or else the
+// newest version in Debian's directories.
 func locate() (string, error) {
 	if initdb, err := exec.LookPath("initdb"); err == nil {
-		// Programs often lie on PATH as links into a directory of their own.
+		// Programs on PATH are often links into another directory.
 		if initdb, err = filepath.EvalSymlinks(initdb); err == nil && isServer(filepath.Dir(initdb)) {
 			return filepath.Dir(initdb), nil
 		}
@@ -167,7 +166,7 @@ func locate() (string, error) {
 	var newest string
 	var newestVersion float64
 	for _, dir := range programs.Directories("/usr/lib/postgresql/*/bin") {
-		version, err := strconv.ParseFloat(filepath.Base(filepath.Dir(dir)), 64) // "15", once "9.6"
+		version, err := strconv.ParseFloat(filepath.Base(filepath.Dir(dir)), 64) // such as "15" or "9.6"
 		if err == nil && version > newestVersion && isServer(dir) {
 			newest, newestVersion = dir, version
 		}

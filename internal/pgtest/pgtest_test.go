@@ -121,7 +121,7 @@ func TestServerEndsWithItsProcess(t *testing.T) {
 	})
 }
 
-// psqlCommand returns a command that sends statements one after the other.
+// psqlCommand returns a command that executes the statements in order.
 func psqlCommand(t *testing.T, dsn string, statements ...string) *exec.Cmd {
 	t.Helper()
 	bin, err := pgtest.Programs()
@@ -141,8 +141,8 @@ func psql(t *testing.T, dsn string, statements ...string) (string, error) {
 	return string(out), err
 }
 
-// reachable returns a directory that the user postgres can get to, which
-// t.TempDir's parent does not let it, and with a path short enough for a socket.
+// reachable returns a directory that the user postgres can access, with a path short enough
+// for a socket. That user cannot access the parent of t.TempDir.
 func reachable(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "pgtest") //nolint:usetesting // see above

@@ -1,11 +1,11 @@
-// Package programs finds the programs that tests, soaks and benchmarks start, and
-// skips the tests of those that this machine lacks.
+// Package programs finds the programs that tests, soaks and benchmarks start. It skips
+// tests whose programs are missing.
 //
 // Its environment variables are for tests only:
 //
 //   - FETCHONCE_REQUIRE_SERVERS=1: a test that lacks a program fails.
-//   - FETCHONCE_ONLY_PATH=1: programs outside PATH count as missing, so that a
-//     machine with servers can run the tests as one without.
+//   - FETCHONCE_ONLY_PATH=1: programs outside PATH count as missing. A machine with
+//     servers can then run the tests like a machine without them.
 //   - FETCHONCE_REDIS_SERVER: the program to start instead of redis-server, which
 //     "make test REDIS_SERVER=..." sets.
 package programs
@@ -23,9 +23,10 @@ import (
 // ErrNoRedis reports that no redis-server is on PATH.
 var ErrNoRedis = errors.New("no redis-server")
 
-// Redis returns the path of redis-server, or of the program that stands in for
-// it. With --sentinel among its arguments it runs as a Sentinel. The error is
-// [ErrNoRedis] unless FETCHONCE_REDIS_SERVER names a program.
+// Redis returns the path of redis-server, or of the program that
+// FETCHONCE_REDIS_SERVER names instead. With the argument --sentinel the program runs
+// as a Sentinel. If no redis-server is on PATH and the variable is empty, the error is
+// [ErrNoRedis].
 func Redis() (string, error) {
 	if runtime.GOOS == "windows" {
 		return "", fmt.Errorf("%w: none is started on Windows, which has no signals", ErrNoRedis)
@@ -44,8 +45,8 @@ func Redis() (string, error) {
 	return path, nil
 }
 
-// Directories returns the directories that match patterns, where programs are
-// that are not on PATH. It returns none if FETCHONCE_ONLY_PATH is 1.
+// Directories returns the directories that match patterns. It is for programs that are
+// not on PATH, and returns no directories if FETCHONCE_ONLY_PATH is 1.
 func Directories(patterns ...string) (dirs []string) {
 	if os.Getenv("FETCHONCE_ONLY_PATH") == "1" {
 		return nil
@@ -57,9 +58,9 @@ func Directories(patterns ...string) (dirs []string) {
 	return dirs
 }
 
-// Lacks skips a test because the server cannot do something. It fails the test if
-// FETCHONCE_REQUIRE_SERVERS is 1 and no other server than redis-server is chosen:
-// the one that CI installs can do everything.
+// Lacks skips a test because the server lacks a feature. It fails the test if
+// FETCHONCE_REQUIRE_SERVERS is 1 and FETCHONCE_REDIS_SERVER is empty, because the
+// redis-server that CI installs has every feature.
 func Lacks(tb testing.TB, what string) {
 	tb.Helper()
 	if os.Getenv("FETCHONCE_REDIS_SERVER") == "" {
@@ -68,8 +69,8 @@ func Lacks(tb testing.TB, what string) {
 	tb.Skip("this server lacks ", what)
 }
 
-// Missing skips a test for the reason why: a program that it needs is missing. It
-// fails the test if FETCHONCE_REQUIRE_SERVERS is 1.
+// Missing skips a test that needs a missing program, with the reason why. It fails the
+// test if FETCHONCE_REQUIRE_SERVERS is 1.
 func Missing(tb testing.TB, why error) {
 	tb.Helper()
 	if os.Getenv("FETCHONCE_REQUIRE_SERVERS") == "1" {

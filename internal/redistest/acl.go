@@ -12,24 +12,24 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// user and password are of whom [Limit] is about.
+// user and password are the credentials of the limited user; see [Limit].
 const user, password = "app", "a-password-of-your-own"
 
-// limits has what Limit was given, as redis-server takes it; nothing without it.
-// Servers that do not know an extra right refuse to start with it: each gets the
-// extras when it runs.
+// limits are the command-line arguments that make redis-server create the limited
+// user. They are empty if Limit was not called. The extras are rights that each
+// server receives after its start: a server refuses to start with an unknown right.
 var limits, extras []string
 
-// optional are the rights that only some servers know.
+// optional are the rights that some servers do not know.
 var optional = []string{"+client|setinfo"}
 
-// Limit has all clients of real servers, from now on, be the user that an ACL
-// file for the prefix "app" describes, with the given prefixes in the place of
-// that. A command that the user may not use fails, and its test fails when it
-// ends, if nobody has noticed: nothing may be in ACL LOG.
+// Limit makes all later clients of real servers log in as a limited user. The user
+// has the rights in file, an ACL file for the prefix "app", with the given prefixes
+// instead of "app". A command without the right fails. The test also fails when it
+// ends if ACL LOG has an entry for the user.
 //
-// What only tests send (KEYS, CONFIG, DEBUG ...) is sent as the default user,
-// who may do anything; see [asAdmin]. To be called before any test.
+// Commands that only tests send (KEYS, CONFIG, DEBUG ...) are sent as the default
+// user, which may do anything; see [asAdmin]. Call Limit before any test.
 func Limit(file string, prefixes ...string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -57,14 +57,16 @@ func Limit(file string, prefixes ...string) error {
 	return fmt.Errorf("%s has no user %q", file, user)
 }
 
-// limited makes a client that is to be made that of the limited user, and limit
-// lets it do what tests do.
+// limited sets the credentials of the limited user, if Limit was called and opt has
+// none.
 func limited(opt *redis.Options) {
 	if len(limits) > 0 && opt.Username == "" && opt.Password == "" {
 		opt.Username, opt.Password = user, password
 	}
 }
 
+// limit makes a client of the limited user send what only tests send as the default
+// user; see [asAdmin].
 func limit(t testing.TB, rdb *redis.Client) {
 	t.Helper()
 	if rdb.Options().Username != user {
@@ -77,9 +79,9 @@ func limit(t testing.TB, rdb *redis.Client) {
 	rdb.AddHook(asAdmin{admin})
 }
 
-// asAdmin sends commands as the default user, but for those that our packages
-// send: these are the limited user's, and what their scripts do. Those that
-// introduce a connection are of the connection that go-redis sends them on.
+// asAdmin sends commands as the default user, except those in sentByUs: the commands
+// that our packages send, with their scripts, and those that set up a connection.
+// These are sent on the client's own connections, as the limited user.
 type asAdmin struct{ admin *redis.Client }
 
 var sentByUs = []string{"getrange", "set", "eval", "evalsha", "publish", "hello", "auth"}
@@ -111,9 +113,9 @@ func (a asAdmin) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 	}
 }
 
-// addExtras gives the limited user of a server that runs the extra rights, as far
-// as the server knows them. A server that can take no subcommand away (Redis 6.2)
-// does not limit the user's CLIENT at all, as docs/redis.acl says.
+// addExtras gives the limited user the extra rights that the running server knows.
+// On a server that cannot deny a single subcommand (Redis 6.2), the user receives
+// all of CLIENT, as docs/redis.acl says.
 func (d *daemon) addExtras() error {
 	if len(extras) == 0 {
 		return nil
@@ -132,15 +134,14 @@ func (d *daemon) addExtras() error {
 	})
 }
 
-// refuses reports whether err is what a server answered.
+// refuses reports whether err is an error reply of a server.
 func refuses(err error) bool {
 	_, answered := errors.AsType[redis.Error](err)
 	return answered
 }
 
-// wantNoDenials fails the test if d has denied anything to the limited user: what
-// it denies to users whom a test has made is that test's affair. A daemon that does
-// not answer has nothing to say.
+// wantNoDenials fails the test if d has denied a command to the limited user. It
+// ignores users that the test created, and a daemon that does not answer.
 func wantNoDenials(t testing.TB, d *daemon) {
 	t.Helper()
 	if len(limits) == 0 {

@@ -16,7 +16,7 @@ import (
 )
 
 // Masters are the three masters of a real cluster, each with a third of the
-// slots. Their methods are for one goroutine at a time.
+// slots. The methods are not safe for concurrent use.
 type Masters struct {
 	t     testing.TB
 	wire  *Wire
@@ -24,15 +24,14 @@ type Masters struct {
 	owned bool // the test may have done anything to the nodes
 }
 
-// Cluster gives this test a cluster to itself, empty and without scripts, on
-// free ports of the loopback interface. It keeps no data on disk.
+// Cluster returns a cluster for this test alone, without data and scripts. It uses
+// free ports of the loopback interface and keeps no data on disk.
 //
-// It takes two seconds to start one, most of which a master waits before it
-// takes part in a cluster. So a cluster is handed on from test to test, unless
-// its test ended with a dead node, or has asked for [Masters.Nodes]. A test that
-// changes a node's settings takes the node from there.
+// A cluster takes two seconds to start, because a master waits before it joins one.
+// So later tests reuse the cluster, unless the test ended with a dead node or called
+// [Masters.Nodes]. A test that changes a node's settings calls Nodes.
 //
-// Without a redis-server to start, the test is skipped, as by [Server].
+// Without a redis-server, Cluster skips the test as [Server] does.
 func Cluster(t testing.TB) *Masters {
 	t.Helper()
 	bin := Binary(t)
@@ -58,9 +57,9 @@ func Cluster(t testing.TB) *Masters {
 	return m
 }
 
-// Client returns a new client of m, with the options of [Redis.Client]. It does
-// not follow redirections either, which to go-redis are retries: set
-// MaxRedirects to follow them.
+// Client returns a new client of m, with the options of [Redis.Client]. It also
+// follows no redirections, which go-redis counts as retries. Set MaxRedirects to
+// follow them.
 func (m *Masters) Client(change ...func(*redis.ClusterOptions)) *redis.ClusterClient {
 	q := quick()
 	return m.client(&redis.ClusterOptions{
@@ -76,8 +75,7 @@ func (m *Masters) Client(change ...func(*redis.ClusterOptions)) *redis.ClusterCl
 	}, change)
 }
 
-// Plain returns a new client of m with go-redis' own defaults, as users have
-// them.
+// Plain returns a new client of m with go-redis' own defaults.
 func (m *Masters) Plain(change ...func(*redis.ClusterOptions)) *redis.ClusterClient {
 	return m.client(&redis.ClusterOptions{}, change)
 }
@@ -115,11 +113,10 @@ func (m *Masters) Addrs() []string {
 	return addrs
 }
 
-// Nodes returns the nodes, in the order of their slots, so that a test can
-// pause or kill one of them, or change its settings. The cluster then ends with
-// the test.
+// Nodes returns the nodes in the order of their slots. The test may pause or kill
+// one of them, or change its settings, so no later test reuses the cluster.
 //
-// After a node was restarted, Ready waits until it is part of the cluster again.
+// After a node restarts, Ready waits until it is part of the cluster again.
 func (m *Masters) Nodes() []*Process {
 	m.owned = true
 	return m.processes()
@@ -133,8 +130,8 @@ func (m *Masters) processes() []*Process {
 	return nodes
 }
 
-// Join starts another node, a master without slots, and returns it when the others
-// know it. The cluster then ends with the test.
+// Join starts another node, a master without slots, and returns it when all nodes
+// know each other. No later test reuses the cluster.
 func (m *Masters) Join() *Process {
 	m.t.Helper()
 	m.owned = true
@@ -157,7 +154,7 @@ func (m *Masters) Join() *Process {
 	return &Process{t: m.t, wire: m.wire, d: d}
 }
 
-// Ready waits until every node says that all is well with the whole cluster.
+// Ready waits until every node reports that the whole cluster is available.
 func (m *Masters) Ready() {
 	m.t.Helper()
 	if err := m.trio.await(); err != nil {
@@ -181,21 +178,21 @@ func (m *Masters) Resume() {
 	}
 }
 
-// Kill ends all nodes (SIGKILL), with all data, and returns when they have
-// ended.
+// Kill ends all nodes (SIGKILL) and returns when they have ended. Their data is
+// lost.
 func (m *Masters) Kill() {
 	m.wantNoDenials()
 	m.trio.kill()
 }
 
-// Restart starts all nodes again, empty, at the same addresses and with the
-// same slots, and returns when the cluster is ready. It kills those that still
-// run.
+// Restart kills the nodes that still run, and starts all nodes again without data.
+// The nodes keep their addresses and slots. Restart returns when the cluster is
+// ready.
 func (m *Masters) Restart() {
 	m.t.Helper()
 	m.Kill()
 	for _, d := range m.trio.nodes {
-		if err := d.start(); err != nil { // It finds its slots and peers in its file.
+		if err := d.start(); err != nil { // The node's file has its slots and peers.
 			m.t.Fatal(err)
 		}
 	}
@@ -208,21 +205,22 @@ func (m *Masters) wantNoDenials() {
 	}
 }
 
-// A trio has the processes of a cluster, which may outlive a test but not the
-// test binary.
+// A trio is the processes of a cluster. They may outlive a test, but not the test
+// binary.
 type trio struct {
 	dir     string
 	nodes   []*daemon
 	janitor *janitor
 }
 
-// idle has the clusters that no test has.
+// idle holds the clusters that no test uses.
 var idle struct {
 	sync.Mutex
 	trios []*trio
 }
 
-// idleTrio returns one of the idle clusters, cleaned and found well, or nil.
+// idleTrio returns an idle cluster without data, or nil. It ends the idle clusters that
+// are not available.
 func idleTrio() *trio {
 	idle.Lock()
 	defer idle.Unlock()
@@ -265,8 +263,8 @@ func startTrio(bin string) (_ *trio, err error) {
 	return c, c.await()
 }
 
-// nodeDaemon returns a daemon for a node of a cluster, with a directory of its
-// own in dir.
+// nodeDaemon returns a daemon for a node of a cluster, with its own directory in
+// dir.
 func nodeDaemon(bin, dir string) (*daemon, error) {
 	dir, err := os.MkdirTemp(dir, "node")
 	if err != nil {
@@ -276,23 +274,23 @@ func nodeDaemon(bin, dir string) (*daemon, error) {
 	return tcpDaemon(bin, dir, port,
 		"--pidfile", filepath.Join(dir, pidfile),
 		"--cluster-enabled", "yes",
-		// The others go on when one is gone.
+		// The other nodes stay available when one ends.
 		"--cluster-require-full-coverage", "no",
 	), err
 }
 
-// meet gives the nodes their slots and makes them known to each other.
+// meet assigns slots to the nodes and introduces the nodes to each other.
 func (c *trio) meet() error {
 	const slots = 16384
 	for i, d := range c.nodes {
 		err := d.tell(func(ctx context.Context, rdb *redis.Client) error {
 			n := len(c.nodes)
 			first, last := slots*i/n, slots*(i+1)/n-1
-			// All slots one by one, in one command: ADDSLOTSRANGE is of Redis 7.
+			// One ADDSLOTS with every slot: CLUSTER ADDSLOTSRANGE needs Redis 7.
 			if err := rdb.ClusterAddSlotsRange(ctx, first, last).Err(); err != nil {
 				return err
 			}
-			// Else they would have to settle which of them has which epoch.
+			// Distinct epochs leave no conflict for the nodes to resolve.
 			if err := rdb.Do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", i+1).Err(); err != nil {
 				return err
 			}
@@ -310,7 +308,7 @@ func (c *trio) meet() error {
 	return nil
 }
 
-// await polls the nodes until all is well.
+// await polls the nodes until the cluster is available.
 func (c *trio) await() error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		err := c.well()
@@ -320,8 +318,8 @@ func (c *trio) await() error {
 	}
 }
 
-// well returns nil if each node says that it knows the whole cluster, and that
-// it is well.
+// well returns nil if each node reports that it knows all nodes and that the cluster
+// is available.
 func (c *trio) well() error {
 	return c.tell(func(ctx context.Context, rdb *redis.Client) error {
 		info, err := rdb.ClusterInfo(ctx).Result()
@@ -346,7 +344,7 @@ func (c *trio) clean() error {
 	})
 }
 
-// tell lets do speak to each node.
+// tell calls do with a client of each node, up to the first error.
 func (c *trio) tell(do func(context.Context, *redis.Client) error) error {
 	for _, d := range c.nodes {
 		if err := d.tell(do); err != nil {
@@ -389,7 +387,7 @@ func (c *trio) end() {
 	}
 }
 
-// tell lets do speak to d.
+// tell calls do with a client of d.
 func (d *daemon) tell(do func(context.Context, *redis.Client) error) error {
 	opt := quick()
 	opt.Network, opt.Addr = d.network, d.addr

@@ -19,7 +19,7 @@ import (
 func TestClusterHasThreeMasters(t *testing.T) {
 	m := redistest.Cluster(t)
 	for _, rdb := range []*redis.ClusterClient{m.Client(), m.Plain()} {
-		// go-redis would have us use CLUSTER SHARDS, which is of Redis 7.
+		// go-redis recommends CLUSTER SHARDS instead, which needs Redis 7.
 		slots, err := rdb.Do(t.Context(), "CLUSTER", "SLOTS").Slice()
 		if err != nil {
 			t.Fatal(err)
@@ -60,7 +60,7 @@ func TestClusterHasThreeMasters(t *testing.T) {
 }
 
 func TestClusterIsHandedOnIfItIsAsItWas(t *testing.T) {
-	var before []string // of the last test
+	var before []string // the addresses of the previous test
 	for _, test := range []struct {
 		name     string
 		handedOn bool
@@ -119,7 +119,7 @@ func TestClusterIsHandedOnIfItIsAsItWas(t *testing.T) {
 	}
 }
 
-// TestNodesOfACluster is one test of many things, because each start of a node
+// TestNodesOfACluster checks many rules in one test, because each start of a node
 // takes two seconds.
 func TestNodesOfACluster(t *testing.T) {
 	t.Parallel()
@@ -129,7 +129,7 @@ func TestNodesOfACluster(t *testing.T) {
 		addrs = m.Addrs()
 		testNodes(t, m)
 	})
-	// The test had its nodes, so nobody else may have the cluster.
+	// The test called Nodes, so no later test may use the cluster.
 	for _, addr := range addrs {
 		if !refused(addr) {
 			t.Errorf("after the test, the node at %s still runs", addr)
@@ -183,7 +183,7 @@ func testNodes(t *testing.T, m *redistest.Masters) {
 		t.Error("another has lost its key")
 	}
 
-	// Two that run, and one that does not.
+	// Restart two nodes that run and one that does not.
 	nodes[2].Kill()
 	m.Restart()
 	if got := m.Addrs(); !slices.Equal(got, addrs) {
@@ -214,16 +214,16 @@ func TestClusterEndsWithTheBinary(t *testing.T) {
 	const isChild = "REDISTEST_IS_CHILD"
 	if os.Getenv(isChild) != "" {
 		fmt.Println("ADDRS", redistest.Cluster(t).Addrs())
-		self, _ := os.FindProcess(os.Getpid()) // finds each process that runs
+		self, _ := os.FindProcess(os.Getpid()) // cannot fail for a running process
 		_ = self.Kill()
 		select {}
 	}
 	t.Parallel()
-	redistest.Server(t) // or skip
+	redistest.Server(t) // skips without a redis-server
 	dir := t.TempDir()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestClusterEndsWithTheBinary$")
 	cmd.Env = append(os.Environ(), isChild+"=1", "TMPDIR="+dir)
-	out, _ := cmd.Output() // It cannot but fail.
+	out, _ := cmd.Output() // The child kills itself, so this always fails.
 	_, list, _ := strings.Cut(string(out), "ADDRS [")
 	list, _, _ = strings.Cut(list, "]")
 	addrs := strings.Fields(list)

@@ -12,32 +12,33 @@ import (
 	"time"
 )
 
-// A conn is a connection of a client. It passes on what is sent command by
-// command, and what is received message by message where they may be dropped.
+// A conn is a connection of a client. It forwards what the client sends command by
+// command. On a subscribed connection it delivers what arrives message by message,
+// so that it can drop messages.
 type conn struct {
-	net.Conn // the real one
+	net.Conn // the wrapped connection
 	wire     *Wire
-	deadline *deadline     // of reading
-	closed   chan struct{} // closed when the client has closed it, or it was cut
+	deadline *deadline     // for Read
+	closed   chan struct{} // closed when the client closes the conn, or it is cut
 	once     sync.Once     // closes closed
 	wasCut   atomic.Bool
 
-	subscribed atomic.Bool // a SUBSCRIBE was sent, or CLIENT TRACKING
-	losing     atomic.Bool // the next thing received is lost
-	answered   atomic.Bool // something was received since the last command
+	subscribed atomic.Bool // SUBSCRIBE or CLIENT TRACKING was sent
+	losing     atomic.Bool // the next data received is lost
+	answered   atomic.Bool // data was received since the last command
 
 	sending sync.Mutex // guards:
 	partial []byte     // the beginning of a command
-	backlog []byte     // commands that wait for Resume
+	backlog []byte     // commands held back until Resume
 
 	receiving sync.Mutex // guards:
-	buf       []byte     // for the real Read
-	arrived   []packet   // received, and looked at when due
+	buf       []byte     // for Read of the wrapped connection
+	arrived   []packet   // received, and parsed when due
 	begun     []byte     // the beginning of a message
 	ready     []byte     // for the client
 }
 
-// A packet is what was received by one Read.
+// A packet is the data of one Read of the wrapped connection.
 type packet struct {
 	data []byte
 	due  time.Time
@@ -63,8 +64,8 @@ func (c *conn) Write(b []byte) (int, error) {
 	return len(b), c.forward()
 }
 
-// commands takes what was written and returns the commands that are now whole,
-// as they shall be sent. Its callers hold sending.
+// commands appends written data to the partial command and returns the bytes to
+// send for the commands that are now complete. Its callers hold sending.
 func (c *conn) commands(b []byte) []byte {
 	var whole []byte
 	c.partial = append(c.partial, b...)
@@ -73,7 +74,7 @@ func (c *conn) commands(b []byte) []byte {
 		if length == 0 {
 			break
 		}
-		if length < 0 { // Not RESP: the server will say so.
+		if length < 0 { // Not RESP: the server returns an error.
 			length = len(c.partial)
 		}
 		whole = append(whole, c.command(c.partial[:length])...)
@@ -82,7 +83,7 @@ func (c *conn) commands(b []byte) []byte {
 	return whole
 }
 
-// command returns what shall be sent instead of a command.
+// command records a command and returns the bytes to send for it.
 func (c *conn) command(b []byte) []byte {
 	args := bulks(b, 2)
 	name := strings.ToUpper(args[0])
@@ -95,14 +96,13 @@ func (c *conn) command(b []byte) []byte {
 		c.losing.Store(true)
 	}
 	if fail != "" {
-		// The server itself says it, so that it comes in its turn.
+		// The server itself returns the error, so that replies keep their order.
 		return command("EVAL", "return redis.error_reply(ARGV[1])", "0", fail)
 	}
 	return b
 }
 
-// forward sends the backlog, unless the wire is paused. Its callers hold
-// sending.
+// forward sends the backlog, unless the Wire is paused. Its callers hold sending.
 func (c *conn) forward() error {
 	if paused, _ := c.wire.isPaused(); paused || len(c.backlog) == 0 {
 		return nil
@@ -112,7 +112,7 @@ func (c *conn) forward() error {
 	return err
 }
 
-// flush sends what was held back by a pause, also for a client that has gone.
+// flush sends the backlog of a pause, also if the client has closed the conn.
 func (c *conn) flush() {
 	c.sending.Lock()
 	defer c.sending.Unlock()
@@ -140,8 +140,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// receive makes ready what is whole and not to be dropped of what arrived first.
-// If the deadline passes before that is due, the next receive goes on with it.
+// receive waits until the oldest packet is due, and appends its data to ready. On a
+// subscribed connection it appends only complete messages that are not dropped. If
+// the deadline passes first, the packet stays for the next receive.
 func (c *conn) receive() error {
 	if len(c.arrived) == 0 {
 		if err := c.awaitResume(); err != nil {
@@ -166,7 +167,7 @@ func (c *conn) receive() error {
 	return nil
 }
 
-// take waits until something arrives.
+// take reads one packet from the wrapped connection.
 func (c *conn) take() error {
 	n, err := c.Conn.Read(c.buf)
 	switch {
@@ -182,9 +183,9 @@ func (c *conn) take() error {
 	return nil
 }
 
-// awaitDue waits until due, and takes what arrives meanwhile: only so is it
-// known when that was. Else a value of many packets would be delayed once for
-// each, and a message once more by each that came shortly before.
+// awaitDue waits until due. Meanwhile it takes the packets that arrive, to record
+// their arrival times. Otherwise the delays of consecutive packets would add up, for
+// a value of many packets and for messages in quick succession.
 func (c *conn) awaitDue(due time.Time) error {
 	if !time.Now().Before(due) {
 		return nil
@@ -196,15 +197,14 @@ func (c *conn) awaitDue(due time.Time) error {
 	}
 	for c.take() == nil {
 	}
-	// Whatever ended that: if it was the end of the connection, the packet still
-	// comes.
+	// The packet is delivered also if the loop ended because the connection did.
 	timer := time.NewTimer(time.Until(due))
 	defer timer.Stop()
 	return await(c, timer.C)
 }
 
-// messages takes what was received and returns what is now whole, without the
-// messages that are to be dropped. Its callers hold receiving.
+// messages appends received data to the partial message and returns the messages
+// that are now complete, without those that are dropped. Its callers hold receiving.
 func (c *conn) messages(b []byte) []byte {
 	var whole []byte
 	c.begun = append(c.begun, b...)
@@ -236,7 +236,7 @@ func (c *conn) drops(b []byte) bool {
 	return false
 }
 
-// awaitResume waits while the wire is paused.
+// awaitResume waits while the Wire is paused.
 func (c *conn) awaitResume() error {
 	for {
 		paused, changed := c.wire.isPaused()
@@ -249,7 +249,7 @@ func (c *conn) awaitResume() error {
 	}
 }
 
-// await waits for something while c is open and its deadline has not passed.
+// await waits for something until c is closed or its deadline passes.
 func await[T any](c *conn, something <-chan T) error {
 	select {
 	case <-something:
@@ -270,8 +270,8 @@ func (c *conn) isClosed() bool {
 	}
 }
 
-// errClosed returns what a closed conn says: ifCut, or that the client itself
-// has closed it.
+// errClosed returns the error of a closed conn: ifCut if it was cut, or net.ErrClosed
+// if the client closed it.
 func (c *conn) errClosed(ifCut error) error {
 	if c.wasCut.Load() {
 		return ifCut
@@ -279,17 +279,17 @@ func (c *conn) errClosed(ifCut error) error {
 	return net.ErrClosed
 }
 
-// Close closes c. What is held back by a pause will still be sent.
+// Close closes c. Resume still sends the backlog of a pause.
 func (c *conn) Close() error {
 	c.once.Do(func() { close(c.closed) })
 	if paused, _ := c.wire.isPaused(); paused {
-		// Resume hangs up; but nobody shall go on reading.
+		// Resume closes the wrapped connection. A pending Read ends now.
 		return c.Conn.SetReadDeadline(time.Unix(1, 0))
 	}
 	return c.hangUp()
 }
 
-// cut ends c as if the other side had.
+// cut ends c as if the server had closed it.
 func (c *conn) cut() {
 	c.once.Do(func() {
 		c.wasCut.Store(true)
@@ -313,7 +313,7 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	return c.Conn.SetReadDeadline(t)
 }
 
-// SyscallConn lets go-redis look whether an idle connection is still alive.
+// SyscallConn lets go-redis check whether an idle connection is still open.
 func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	if c.isClosed() {
 		return nil, c.errClosed(io.EOF)
@@ -321,5 +321,5 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	if real, ok := c.Conn.(syscall.Conn); ok {
 		return real.SyscallConn()
 	}
-	return rawSocket{}, nil // With TLS, go-redis does not look.
+	return rawSocket{}, nil // With TLS, go-redis does not check.
 }

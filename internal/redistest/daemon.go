@@ -21,17 +21,17 @@ import (
 	"github.com/fetchonce/fetchonce/internal/programs"
 )
 
-// patience is how long the set-up of a server or a cluster may take.
+// patience limits how long a test waits for a server, a cluster or a condition.
 const patience = 20 * time.Second
 
-// A daemon is a redis-server that is started by us, and can be started again.
+// A daemon is a redis-server that this package starts, and can start again.
 type daemon struct {
 	network, addr string
 	dir           string
 	args          []string
 
 	cmd   *exec.Cmd
-	ended chan struct{} // closed when cmd has
+	ended chan struct{} // closed when cmd has ended
 }
 
 // Binary returns the path of redis-server. Without one, it skips the test, or
@@ -48,13 +48,13 @@ func Binary(t testing.TB) string {
 	return bin
 }
 
-// unixDaemon returns a daemon that listens on a socket in dir, and tcpDaemon
-// one that listens on a port.
+// unixDaemon returns a daemon that listens on a socket in dir.
 func unixDaemon(bin, dir string, args ...string) *daemon {
 	sock := filepath.Join(dir, "redis.sock")
 	return newDaemon(bin, dir, "unix", sock, append([]string{"--port", "0", "--unixsocket", sock}, args...))
 }
 
+// tcpDaemon returns a daemon that listens on a loopback port.
 func tcpDaemon(bin, dir string, port int, args ...string) *daemon {
 	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	return newDaemon(bin, dir, "tcp", addr, append([]string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1"}, args...))
@@ -65,7 +65,7 @@ func newDaemon(bin, dir, network, addr string, args []string) *daemon {
 	return &daemon{network: network, addr: addr, dir: dir, args: args}
 }
 
-// start starts d and returns when it answers.
+// start starts d and returns when it answers and has the extra rights.
 func (d *daemon) start() error {
 	log, err := os.Create(filepath.Join(d.dir, "log"))
 	if err != nil {
@@ -113,10 +113,10 @@ func (d *daemon) await() error {
 	}
 }
 
-// errOther says that another server listens on our port: ours will not.
+// errOther reports that another server listens on the address of a daemon.
 var errOther = errors.New("another server has this address")
 
-// answers returns nil if it is d that answers on its address.
+// answers returns nil if the server that answers on the address of d is d.
 func (d *daemon) answers() error {
 	c, err := net.DialTimeout(d.network, d.addr, time.Second)
 	if err != nil {
@@ -132,7 +132,7 @@ func (d *daemon) answers() error {
 		switch pid, isPid := strings.CutPrefix(line, "process_id:"); {
 		case strings.HasPrefix(line, "-LOADING"):
 			return errors.New(line)
-		case strings.HasPrefix(line, "-"): // It does not know us, but it answers.
+		case strings.HasPrefix(line, "-"): // The server denies INFO, but it answers.
 			return nil
 		case isPid && pid != strconv.Itoa(d.cmd.Process.Pid):
 			return errOther
@@ -143,7 +143,7 @@ func (d *daemon) answers() error {
 	return errors.New("no answer to INFO")
 }
 
-// kill ends the process and waits for its end.
+// kill ends the process (SIGKILL) and waits until it has ended.
 func (d *daemon) kill() {
 	if d.ended == nil {
 		return
@@ -152,9 +152,9 @@ func (d *daemon) kill() {
 	<-d.ended
 }
 
-// starters has one goroutine with an OS thread of its own: the kernel ends a
-// process "with its parent" when the thread that started it ends, and Go ends
-// threads as it likes.
+// starters returns a channel to a goroutine that is locked to an OS thread. The
+// kernel ends a process "with its parent" when the thread that started it ends, and
+// the Go runtime may end any other thread.
 var starters = sync.OnceValue(func() chan<- func() {
 	starters := make(chan func())
 	go func() {
@@ -166,8 +166,8 @@ var starters = sync.OnceValue(func() chan<- func() {
 	return starters
 })
 
-// startProcess starts a process that ends with this one at the latest, also
-// when this one is killed (on Linux).
+// startProcess starts a process. On Linux the process ends when this process does,
+// also if this process is killed.
 func startProcess(cmd *exec.Cmd) error {
 	endWithParent(cmd)
 	err := make(chan error)
@@ -175,9 +175,8 @@ func startProcess(cmd *exec.Cmd) error {
 	return <-err
 }
 
-// shortDir returns a new directory whose path leaves room for a socket's name:
-// that may have a little more than a hundred bytes, and t.TempDir's may be
-// longer than that.
+// shortDir returns a new directory with a path short enough for a socket. The path
+// of a socket has a little more than a hundred bytes; t.TempDir may exceed that.
 func shortDir() (string, error) {
 	dir, err := os.MkdirTemp("", "redistest")
 	if err != nil || len(dir) < 80 {
@@ -189,12 +188,11 @@ func shortDir() (string, error) {
 	return os.MkdirTemp("/tmp", "redistest")
 }
 
-// busAbove is how far above a node's port is the one of its cluster's bus.
+// busAbove is the offset from a node's port to the port of its cluster bus.
 const busAbove = 10_000
 
-// freePort returns a loopback port that is free, as is the one for the bus of a
-// cluster. Both are below the range from which the kernel takes
-// ports for those who do not care, and 6379 is not among them.
+// freePort returns a free loopback port whose port for the cluster bus is also free.
+// Both are below Linux's default range of ephemeral ports, and neither is 6379.
 func freePort() (int, error) {
 	for range 100 {
 		port := 12_000 + rand.IntN(10_000)
@@ -216,6 +214,6 @@ func isFree(port int) bool {
 // port returns the port of a daemon that listens on one.
 func (d *daemon) port() int {
 	_, port, _ := net.SplitHostPort(d.addr)
-	n, _ := strconv.Atoi(port) // it was made from one
+	n, _ := strconv.Atoi(port) // tcpDaemon makes addr from a number
 	return n
 }

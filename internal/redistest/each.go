@@ -8,46 +8,45 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A Backend is a Redis of any kind, of one test. All its methods may be called
-// in a bubble, if it is of that bubble.
+// A Backend is a Redis of any kind that belongs to one test. If it was created in a
+// bubble, all its methods may be called in that bubble.
 type Backend interface {
-	// Client returns a new client, which stands for one process, with the
-	// options of [Redis.Client] or [Masters.Client].
+	// Client returns a new client with the options of [Redis.Client] or
+	// [Masters.Client]. Each client stands for one process.
 	Client() redis.UniversalClient
 
-	// Plain returns a new client with go-redis' own defaults, as users have them.
+	// Plain returns a new client with go-redis' own defaults.
 	Plain() redis.UniversalClient
 
 	// Wire returns the Wire of all clients.
 	Wire() *Wire
 
-	// Pause makes the Redis hang, or all nodes of a cluster, until Resume is
-	// called. Kill ends it, with all data, until Restart starts it again, empty
-	// and at the same address.
+	// Pause makes the Redis, or all nodes of a cluster, hang until Resume is called.
+	// Kill ends the Redis and deletes its data. Restart starts it again without data,
+	// at the same address.
 	Pause()
 	Resume()
 	Kill()
 	Restart()
 
-	// Fake reports whether time is the bubble's: then it costs nothing to wait.
+	// Fake reports whether the Redis uses a bubble's clock. Waiting then takes no
+	// real time.
 	Fake() bool
 
-	// Settle waits until everything has happened that happens by itself without
-	// time passing. That is known in a bubble only, where it is [synctest.Wait]
-	// and as there may be called by one goroutine at a time. With a real server
-	// it does nothing: there, wait on a signal or with Until.
+	// Settle calls [synctest.Wait] in a bubble: it returns when every other goroutine
+	// is blocked. One goroutine at a time may call it. With a real server it does
+	// nothing: wait on a signal or with Until.
 	Settle()
 
-	// Until waits until ok holds, which it asks every millisecond. If that takes
-	// longer than 20 seconds (the bubble's, in a bubble), the test fails and says
-	// what it waited for. Only the test's own goroutine may call it.
+	// Until calls ok every millisecond until it returns true. After 20 seconds (of
+	// the bubble's clock, in a bubble) the test fails and reports what Until waited
+	// for. Only the test's own goroutine may call it.
 	Until(what string, ok func() bool)
 }
 
-// Each runs a test on each kind of Redis, one after the other, in a subtest of
-// that name: "miniredis", in a bubble; "server"; and "cluster", which may be
-// one that an earlier test has used. Those with real servers are skipped as
-// [Server] is.
+// Each runs a test on each kind of Redis, in consecutive subtests: "miniredis", in a
+// bubble; "server"; and "cluster", which may be one that an earlier test has used.
+// Without a redis-server, the last two are skipped as by [Server].
 //
 // A test in a bubble may not call t.Run or t.Parallel.
 func Each(t *testing.T, test func(t *testing.T, r Backend)) {
@@ -58,7 +57,7 @@ func Each(t *testing.T, test func(t *testing.T, r Backend)) {
 	EachReal(t, test)
 }
 
-// EachReal is like [Each], without the one in a bubble.
+// EachReal is like [Each], without the subtest in a bubble.
 func EachReal(t *testing.T, test func(t *testing.T, r Backend)) {
 	t.Helper()
 	t.Run("server", func(t *testing.T) { test(t, single{Server(t)}) })
@@ -110,7 +109,7 @@ func (c cluster) Until(what string, ok func() bool) {
 	until(c.t, what, ok)
 }
 
-// until is [Backend].Until.
+// until implements [Backend].Until.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {

@@ -140,7 +140,7 @@ func TestMessageOfAnotherClient(t *testing.T) {
 		if _, err := sub.Receive(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		// More than one, since in a cluster they may take different ways.
+		// Publish with both clients: in a cluster they may use different nodes.
 		for _, rdb := range []redis.UniversalClient{a, b} {
 			if err := rdb.Publish(t.Context(), "done", "k").Err(); err != nil {
 				t.Fatal(err)
@@ -150,7 +150,7 @@ func TestMessageOfAnotherClient(t *testing.T) {
 	})
 }
 
-// TestKillAndRestart is one test of many things, because a cluster takes two
+// TestKillAndRestart checks many rules in one test, because a cluster takes two
 // seconds to start again.
 func TestKillAndRestart(t *testing.T) {
 	t.Parallel()
@@ -174,7 +174,7 @@ func TestKillAndRestart(t *testing.T) {
 			return slices.Contains(redistest.WireOf(a).Commands(), "BLPOP")
 		})
 
-		// It may be killed while it hangs.
+		// Kill ends a Redis that hangs.
 		r.Pause()
 		r.Kill()
 		if err := <-popped; err == nil || isRedisError(err) {
@@ -207,7 +207,7 @@ func TestRestartOfARunningOneEmptiesIt(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		rdb := r.Plain()
 		if _, isCluster := rdb.(*redis.ClusterClient); isCluster {
-			return // TestNodesOfACluster does that as well.
+			return // TestNodesOfACluster covers this.
 		}
 		if err := rdb.Set(t.Context(), "k", "v", 0).Err(); err != nil {
 			t.Fatal(err)
@@ -219,7 +219,7 @@ func TestRestartOfARunningOneEmptiesIt(t *testing.T) {
 	})
 }
 
-// isRedisError reports whether it was Redis that said it.
+// isRedisError reports whether err is an error reply of Redis.
 func isRedisError(err error) bool {
 	var said redis.Error
 	return errors.As(err, &said)
@@ -235,7 +235,7 @@ func TestPauseHoldsEverythingBack(t *testing.T) {
 		if err := hurried(t, func(ctx ctx) error { return a.Set(ctx, "k", "new", 0).Err() }); !isTimeout(err) {
 			t.Errorf("Set = %v, want a timeout", err)
 		}
-		// A new connection is taken, but not answered.
+		// The server accepts a new connection, but does not reply.
 		if err := hurried(t, func(ctx ctx) error { return r.Client().Get(ctx, "k").Err() }); !isTimeout(err) {
 			t.Errorf("Get on a new connection = %v, want a timeout", err)
 		}

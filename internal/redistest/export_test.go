@@ -1,9 +1,9 @@
 package redistest
 
-// Until is that of every Backend.
+// Until is the implementation of every Backend's Until.
 var Until = until
 
-// IdleClusters returns how many clusters wait for their next test.
+// IdleClusters returns the number of clusters that no test uses.
 func IdleClusters() int {
 	idle.Lock()
 	defer idle.Unlock()

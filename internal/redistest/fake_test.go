@@ -6,13 +6,13 @@ import (
 	"testing"
 )
 
-// A verdict is what a test came to.
+// A verdict is the outcome of a test.
 type verdict struct {
 	skipped, failed bool
 	said            string
 }
 
-// judge runs a test on a testing.TB that only notes how it ends.
+// judge runs a test on a testing.TB that only records the outcome.
 func judge(t testing.TB, test func(t testing.TB)) verdict {
 	f := &fakeTB{TB: t}
 	done := make(chan struct{})

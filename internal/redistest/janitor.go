@@ -6,17 +6,17 @@ import (
 	"os/exec"
 )
 
-// pidfile is the name of the file with a node's process id.
+// pidfile is the name of the file that contains a node's process id.
 const pidfile = "redis.pid"
 
 //go:embed janitor.sh
 var janitorScript string
 
-// A janitor clears up after a cluster that outlives its tests: a test binary has
-// no place where it could do so itself before it ends.
+// A janitor is a process that ends a cluster and removes its files. A cluster may
+// outlive its tests, and this package has no hook that runs when the test binary ends.
 type janitor struct {
 	cmd   *exec.Cmd
-	stdin io.Closer // closed by us, or when our process has ended
+	stdin io.Closer // closed by end, or when this process ends
 }
 
 // startJanitor starts a janitor for the cluster in dir.
@@ -29,7 +29,7 @@ func startJanitor(dir string) (*janitor, error) {
 	return &janitor{cmd, stdin}, cmd.Start()
 }
 
-// end lets the janitor go, when the directory and its processes are gone.
+// end ends the janitor. Its callers have ended the nodes and removed the directory.
 func (j *janitor) end() {
 	_ = j.stdin.Close()
 	_ = j.cmd.Wait()

@@ -1,10 +1,10 @@
-# Removes what a cluster leaves behind when the test binary that started it has
-# ended, be it by kill -9: then standard input ends.
+# Kills the nodes of a cluster and removes its files when standard input ends. Standard
+# input ends when the test binary that started the cluster ends, also by kill -9.
 #
-# $1 the directory of the cluster, with one of each node in it
-# $2 the name of the file, in a node's directory, with its process id
+# $1 the directory of the cluster, which contains a directory for each node
+# $2 the name of the file in a node's directory that contains its process id
 
-trap '' HUP INT TERM # which go to the whole group; we end after the others
+trap '' HUP INT TERM # these go to the whole process group; this script must end last
 while read -r _; do :; done
 kill -9 $(cat "$1"/*/"$2") 2>/dev/null
 rm -rf "$1"

@@ -5,8 +5,8 @@ import (
 	"strconv"
 )
 
-// frame returns the length of the RESP value that b begins with: 0 if it is
-// not yet whole, and -1 if it is none.
+// frame returns the length of the RESP value at the start of b. It returns 0 if the
+// value is incomplete, and -1 if b does not start with a RESP value.
 func frame(b []byte) int {
 	eol := bytes.Index(b, []byte("\r\n"))
 	switch eol {
@@ -51,8 +51,8 @@ func frame(b []byte) int {
 	return end
 }
 
-// bulks returns the first n elements of the array or push that b is, with ""
-// for each one that is not a bulk string.
+// bulks returns the first n elements of b, an array or push. An element that is not
+// a bulk string is "".
 func bulks(b []byte, n int) []string {
 	values := make([]string, n)
 	if len(b) == 0 || b[0] != '*' && b[0] != '>' {
@@ -73,7 +73,7 @@ func bulks(b []byte, n int) []string {
 	return values
 }
 
-// command returns args as a request.
+// command encodes args as a request.
 func command(args ...string) []byte {
 	b := []byte("*" + strconv.Itoa(len(args)) + "\r\n")
 	for _, arg := range args {

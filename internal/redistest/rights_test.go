@@ -21,10 +21,10 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// aclFile has the rights that the documentation tells users to give.
+// aclFile has the rights that the documentation recommends.
 const aclFile = "../../docs/redis.acl"
 
-// rightsOf returns the rights of the user in an ACL file, without its prefix.
+// rightsOf returns the rights of the user in an ACL file, and its other rules.
 func rightsOf(t *testing.T, file string) (rights, rest []string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -55,7 +55,7 @@ type restricted struct {
 	limit  time.Duration                // RedisTimeout
 }
 
-// user makes a user of the rules, less one right if without is not empty.
+// user creates a user with the rights of aclFile, except the right without.
 func user(t *testing.T, ctx context.Context, admin *redis.Client, name, without string) {
 	t.Helper()
 	rights, rest := rightsOf(t, aclFile)
@@ -92,8 +92,8 @@ func denied(t *testing.T, admin *redis.Client, name string) []string {
 	return commands
 }
 
-// await polls for half a second. Without the right that is missing, what it polls for
-// may never be true.
+// await calls ok until it returns true, for at most half a second. When a right is
+// missing, ok may never return true.
 func await(ok func() bool) {
 	for end := time.Now().Add(500 * time.Millisecond); !ok() && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond)
@@ -114,12 +114,12 @@ func (u *restricted) loader(rdb redis.UniversalClient, prefix string, change ...
 	return l
 }
 
-// work does what users do with Loaders and Lockers. It returns the errors.
+// work uses Loaders and Lockers as users do. It returns the errors.
 func (u *restricted) work(ctx context.Context) error {
 	return errors.Join(u.load(ctx), u.missing(ctx), u.change(ctx), u.near(ctx), u.lock(ctx))
 }
 
-// load has a process fetch while another one waits for it.
+// load fetches in one process while another process waits for the value.
 func (u *restricted) load(ctx context.Context) error {
 	here, there := u.loader(u.client(), u.name), u.loader(u.client(), u.name)
 	fetching, fetch := make(chan struct{}), make(chan struct{})
@@ -151,7 +151,7 @@ func (u *restricted) load(ctx context.Context) error {
 	return errors.Join(first, second, third)
 }
 
-// missing looks for what is not there, until a Get skips the lookup, and keeps a failure.
+// missing gets absent keys until a Get skips the lookup, and then stores a failure.
 func (u *restricted) missing(ctx context.Context) error {
 	l := u.loader(u.client(), u.name, func(opt *fetchonce.Options[string]) { opt.ErrorTTL = time.Minute })
 	for i := range 40 {
@@ -171,7 +171,7 @@ func (u *restricted) missing(ctx context.Context) error {
 	return errors.Join(setErr, err)
 }
 
-// change changes values, also one that is being fetched.
+// change changes values, one of them during its fetch.
 func (u *restricted) change(ctx context.Context) error {
 	l := u.loader(u.client(), u.name)
 	fail := func(context.Context, string) (string, error) { return "", fetchonce.ErrNotFound }
@@ -183,7 +183,7 @@ func (u *restricted) change(ctx context.Context) error {
 		}
 		return nil
 	}), l.Delete(ctx, "k"))
-	// The value of another type makes the next Get look at what is there.
+	// After a value of another type, the next Get checks the type of the key.
 	u.admin.Set(u.t.Context(), u.name+":m:{odd}", "of another program", time.Minute)
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
@@ -196,7 +196,7 @@ func (u *restricted) change(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// near keeps copies, and closes one of two Loaders of a client.
+// near uses near caches, and closes one of two Loaders of a client.
 func (u *restricted) near(ctx context.Context) error {
 	rdb := u.client()
 	withNear := func(opt *fetchonce.Options[string]) { opt.Near = fetchonce.Near{Entries: 10, TTL: time.Minute} }
@@ -211,7 +211,7 @@ func (u *restricted) near(ctx context.Context) error {
 	return errors.Join(err, err2, second.Close())
 }
 
-// lock has three processes wait for one lock. One of them leaves.
+// lock makes three processes wait for one lock. One of them stops waiting.
 func (u *restricted) lock(ctx context.Context) error {
 	var errs []error
 	var mu sync.Mutex
@@ -264,13 +264,13 @@ func (u *restricted) lock(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// waiters returns how many waiters the lock's queue has. They have the positive scores.
+// waiters returns the number of waiters in the lock's queue. They have positive scores.
 func (u *restricted) waiters() int64 {
 	return u.admin.ZCount(u.t.Context(), u.name+":q:{it}", "(0", "+inf").Val()
 }
 
-// Each right of docs/redis.acl is taken away in turn. A server then denies a command of
-// work, or the file has a right too many.
+// TestEachRightIsNeeded runs work without each right of docs/redis.acl in turn. If the
+// server denies no command, the file has a right that nothing needs.
 func TestEachRightIsNeeded(t *testing.T) {
 	r := redistest.Server(t)
 	admin := r.Client()
@@ -291,8 +291,8 @@ func TestEachRightIsNeeded(t *testing.T) {
 	}
 }
 
-// wantDenied works until Redis denies a command for the right that is missing. With all
-// rights it denies none, and no error is returned.
+// wantDenied repeats work until Redis denies a command because the right is missing.
+// With all rights, Redis denies none and work returns no error.
 func (u *restricted) wantDenied(without string, denied func() []string) {
 	u.t.Helper()
 	ctx, cancel := context.WithTimeout(u.t.Context(), time.Minute)
@@ -318,8 +318,8 @@ func (u *restricted) wantDenied(without string, denied func() []string) {
 	}
 }
 
-// limitOf returns a short RedisTimeout for work that lacks a right: what Redis denied is
-// taken back for so long.
+// limitOf returns the RedisTimeout of work. It is short if a right is missing, because
+// cleanup after a denied command can take RedisTimeout.
 func limitOf(without string) time.Duration {
 	if without == "" {
 		return 10 * time.Second
@@ -365,8 +365,8 @@ func TestEachRightForAClusterIsNeeded(t *testing.T) {
 	}
 }
 
-// The rules of a prefix allow no key and no channel of a prefix that continues it after
-// a colon.
+// TestNestedPrefixesShareNoKeys checks the rights of prefix a. They allow no key and no
+// channel of a longer prefix that starts with "a:".
 func TestNestedPrefixesShareNoKeys(t *testing.T) {
 	r := redistest.Server(t)
 	admin := r.Client()
@@ -391,8 +391,8 @@ func TestNestedPrefixesShareNoKeys(t *testing.T) {
 	}
 }
 
-// A user with the right to CLIENT TRACKING learns the names of all keys that change, also
-// of those that it may not read. SECURITY.md says so.
+// A user with the right to CLIENT TRACKING receives the names of all keys that change,
+// including keys that it may not read, as SECURITY.md says.
 func TestTrackersLearnTheNamesOfAllKeys(t *testing.T) {
 	r := redistest.TCPServer(t)
 	admin := r.Client()

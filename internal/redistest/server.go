@@ -10,27 +10,27 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A Process is a real redis-server of one test, which ends with it. Its methods
-// are for one goroutine at a time.
+// A Process is a real redis-server that belongs to one test and ends with it. Its
+// methods are not safe for concurrent use.
 type Process struct {
 	t    testing.TB
 	wire *Wire
 	d    *daemon
 }
 
-// Server starts a redis-server for this test alone, on a unix socket, with args
-// added to its command line ("--maxmemory", "1mb"). It keeps nothing on disk.
+// Server starts a redis-server for this test alone, on a unix socket. It appends args
+// to the command line, such as "--maxmemory", "1mb". The server keeps no data on disk.
 //
-// Without a redis-server to start, the test is skipped, or fails if
-// FETCHONCE_REQUIRE_SERVERS is 1. Real servers do not belong in a bubble.
+// Without a redis-server, Server skips the test, or fails it if
+// FETCHONCE_REQUIRE_SERVERS is 1. Do not call Server in a bubble.
 func Server(t testing.TB, args ...string) *Process {
 	t.Helper()
 	bin := Binary(t)
 	return startServer(t, func(dir string) (*daemon, error) { return unixDaemon(bin, dir, args...), nil })
 }
 
-// TCPServer is like [Server], on a free port of the loopback interface: for
-// what cannot speak to a socket, such as a proxy.
+// TCPServer is like [Server], on a free port of the loopback interface. It is for
+// programs that cannot connect to a unix socket, such as a proxy.
 func TCPServer(t testing.TB, args ...string) *Process {
 	t.Helper()
 	bin := Binary(t)
@@ -56,8 +56,8 @@ func startServer(t testing.TB, make func(dir string) (*daemon, error)) *Process 
 	return p
 }
 
-// startDaemon makes and starts a daemon, and another one if somebody was
-// quicker to take its port.
+// startDaemon creates and starts a daemon. It tries again with a new daemon if
+// another process has taken the port.
 func startDaemon(make func() (*daemon, error)) (*daemon, error) {
 	for tries := 3; ; tries-- {
 		d, err := make()
@@ -78,8 +78,7 @@ func (p *Process) Client(change ...func(*redis.Options)) *redis.Client {
 	return p.client(quick(), change)
 }
 
-// Plain returns a new client of p with go-redis' own defaults, as users have
-// them.
+// Plain returns a new client of p with go-redis' own defaults.
 func (p *Process) Plain(change ...func(*redis.Options)) *redis.Client {
 	return p.client(&redis.Options{}, change)
 }
@@ -99,8 +98,8 @@ func (p *Process) Wire() *Wire { return p.wire }
 // Addr returns the path of the socket, or host and port.
 func (p *Process) Addr() string { return p.d.addr }
 
-// URL returns the address in the form of [redis.ParseURL], for programs that
-// the test starts.
+// URL returns the address as [redis.ParseURL] parses it, for programs that the test
+// starts.
 func (p *Process) URL() string {
 	who := ""
 	if len(limits) > 0 {
@@ -112,16 +111,15 @@ func (p *Process) URL() string {
 	return "redis://" + who + p.d.addr
 }
 
-// Pid returns the process id.
+// Pid returns the process id of the server.
 func (p *Process) Pid() int { return p.d.cmd.Process.Pid }
 
-// Pause stops the process (SIGSTOP): connections stay open, the kernel takes
-// new ones, and nothing is answered until Resume is called.
+// Pause stops the process (SIGSTOP). Connections stay open and the kernel accepts new
+// ones, but the server sends no reply until Resume is called.
 func (p *Process) Pause() {
 	p.t.Helper()
 	p.signal(SignalStop)
-	// The signal is sent; wait until it has worked. Where there is no /proc,
-	// trust that it soon does.
+	// Wait until the signal has taken effect. Without /proc, do not wait.
 	stat := fmt.Sprintf("/proc/%d/stat", p.Pid())
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		b, err := os.ReadFile(stat)
@@ -134,7 +132,7 @@ func (p *Process) Pause() {
 	}
 }
 
-// Resume continues a process that was paused (SIGCONT).
+// Resume continues a paused process (SIGCONT).
 func (p *Process) Resume() {
 	p.t.Helper()
 	p.signal(SignalContinue)
@@ -147,14 +145,14 @@ func (p *Process) signal(sig os.Signal) {
 	}
 }
 
-// Kill ends the process (SIGKILL), with all data, and returns when it has ended.
+// Kill ends the process (SIGKILL) and returns when it has ended. Its data is lost.
 func (p *Process) Kill() {
 	wantNoDenials(p.t, p.d)
 	p.d.kill()
 }
 
-// Restart starts the server again, empty, at the same address. It kills the
-// process if that still runs.
+// Restart kills the process if it still runs, and starts the server again without
+// data, at the same address.
 func (p *Process) Restart() {
 	p.t.Helper()
 	p.Kill()

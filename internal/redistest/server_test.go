@@ -119,7 +119,7 @@ func (i *invalidations) HandlePushNotification(ctx, push.NotificationHandlerCont
 	return nil
 }
 
-// refused reports whether nobody listens on a port.
+// refused reports whether no process listens on addr.
 func refused(addr string) bool {
 	c, err := net.Dial("tcp", addr)
 	if err == nil {

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// A socket is one end of a connection in memory, for use in a bubble. What is
-// written waits in a buffer, as in a kernel's: over a net.Pipe, miniredis
-// would wait for a slow reader with its lock held, and everybody else with it.
+// A socket is one end of an in-memory connection, for use in a bubble. Writes go to a
+// buffer, as in the kernel. Over a net.Pipe, miniredis would wait for a slow reader
+// while it holds its lock, and so block all other clients.
 type socket struct {
 	in, out *stream
 	read    *deadline
@@ -56,7 +56,7 @@ func (s *socket) Write(b []byte) (int, error) {
 	}
 }
 
-// Close lets the other end read what was written before.
+// Close ends both directions. The other end can still read what was written before.
 func (s *socket) Close() error {
 	s.once.Do(func() {
 		close(s.closed)
@@ -75,8 +75,9 @@ func (s *socket) SetReadDeadline(t time.Time) error { s.read.set(t); return nil 
 // SetWriteDeadline does nothing, since Write never waits.
 func (*socket) SetWriteDeadline(time.Time) error { return nil }
 
-// SyscallConn lets go-redis find out, before it uses an idle connection, that
-// the other end has closed it; with a file descriptor it would look itself.
+// SyscallConn returns an error when the other end has closed the connection. go-redis
+// calls it before it uses an idle connection. On a real socket, go-redis checks the
+// file descriptor instead.
 func (s *socket) SyscallConn() (syscall.RawConn, error) {
 	if s.in.ended() {
 		return nil, io.EOF
@@ -97,7 +98,7 @@ func (socketAddr) String() string  { return "memory" }
 
 // A stream is one direction of a connection, with one reader.
 type stream struct {
-	arrived chan struct{} // holds one token when there is something new to see
+	arrived chan struct{} // holds one token when there is new data or the end
 
 	mu   sync.Mutex
 	data []byte
@@ -146,38 +147,38 @@ func (s *stream) tell() {
 	}
 }
 
-// A deadline is a moment that may be moved while others wait for it.
+// A deadline is a time that can be changed while goroutines wait for it.
 type deadline struct {
 	mu    sync.Mutex
 	at    time.Time // zero if there is none
 	timer *time.Timer
-	over  chan struct{} // closed when the moment has passed
+	over  chan struct{} // closed when the deadline has passed
 }
 
 func newDeadline() *deadline {
 	return &deadline{over: make(chan struct{})}
 }
 
-// passed is closed when the deadline has passed.
+// passed returns a channel that is closed when the deadline passes. A later set may
+// replace the channel.
 func (d *deadline) passed() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.over
 }
 
-// time returns the deadline.
 func (d *deadline) time() time.Time {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.at
 }
 
-// set moves the deadline to t; the zero time is never.
+// set changes the deadline to t; the zero time means none.
 func (d *deadline) set(t time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.timer != nil && !d.timer.Stop() {
-		<-d.over // It fired: its function is closing over, or has.
+		<-d.over // The timer fired: its function closes over.
 	}
 	d.at, d.timer = t, nil
 	over := false

@@ -14,19 +14,19 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// All as a number means all of them, until [Wire.Heal].
+// All, passed as a count, means every command or message until [Wire.Heal].
 const All = -1
 
-// A Wire is what lies between a client and its Redis: all the connections it
-// has, and those it will have. It notes what the client sends, and can be made
-// to fail in the ways networks and servers do.
+// A Wire represents all present and future connections between a client and its
+// Redis. It records the commands that the client sends, and it can inject the faults
+// of networks and servers.
 //
-// Each client has a Wire of its own, which [WireOf] finds; so one process can
-// lose its Redis while the others keep it. Above these is one Wire of all the
-// clients of a Redis, its Wire method: what it is told befalls them all.
+// Each client has its own Wire, which [WireOf] returns; so one process can lose its
+// Redis while the others keep it. The Wire method of a Redis returns the Wire above
+// these. A fault on it applies to all clients of that Redis.
 type Wire struct {
 	hub   *hub
-	above *Wire // of all clients; nil if this is it
+	above *Wire // the Wire of all clients; nil if this is that Wire
 
 	// Guarded by the hub's mutex.
 	commands []string
@@ -41,17 +41,17 @@ type Wire struct {
 	drop     rule // by names of channels
 }
 
-// A hub has what the Wires of one Redis share.
+// A hub is the state that the Wires of one Redis share.
 type hub struct {
 	mu      sync.Mutex
-	changed chan struct{} // closed, and made anew, when a Wire is paused or resumed
+	changed chan struct{} // closed and replaced at each change of a Wire
 	conns   map[*conn]struct{}
 }
 
-// A rule says how many of the next things a fault befalls.
+// A rule selects the next commands or messages to which a fault applies.
 type rule struct {
 	left int
-	only func(name string) bool // of these names; nil for whatever is counted
+	only func(name string) bool // selects by name; nil selects what is counted
 }
 
 func (r *rule) befalls(counted bool, names ...string) bool {
@@ -73,7 +73,7 @@ func newWire() *Wire {
 
 func (w *Wire) below() *Wire { return &Wire{hub: w.hub, above: w} }
 
-// wires has the Wire of each client.
+// wires maps each client to its Wire.
 var wires sync.Map // redis.UniversalClient -> *Wire
 
 // WireOf returns the Wire of a client that this package made.
@@ -85,35 +85,37 @@ func WireOf(rdb redis.UniversalClient) *Wire {
 	return w.(*Wire)
 }
 
-// Commands returns the names of the commands that were sent since the last
-// Reset, in upper case and in order. It leaves out what a client sends of its
-// own accord: connection set-up (HELLO, AUTH, SELECT, CLIENT, READONLY,
-// ASKING), PING, a cluster's COMMAND and CLUSTER; and subscriptions.
+// Commands returns the names of the commands that were sent since the last Reset, in
+// upper case and in order. It omits subscriptions and what a client library sends
+// itself: connection set-up (HELLO, AUTH, SELECT, CLIENT, READONLY, ASKING), PING,
+// and a cluster's COMMAND and CLUSTER.
 func (w *Wire) Commands() []string {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
 	return slices.Clone(w.commands)
 }
 
-// RoundTrips returns how often, since the last Reset, these commands were sent
-// to an answered connection: a pipeline is one round trip.
+// RoundTrips returns the number of round trips of these commands since the last
+// Reset. A command starts a round trip if data has arrived on its connection since
+// the last such command; so a pipeline is one round trip.
 func (w *Wire) RoundTrips() int {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
 	return w.trips
 }
 
-// Reset forgets the commands and round trips.
+// Reset clears the commands and round trips.
 func (w *Wire) Reset() {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
 	w.commands, w.trips = nil, 0
 }
 
-// Pause passes nothing on, in either direction. Connections stay open and new ones are accepted, as with
-// a hung server or a network that loses every packet.
+// Pause stops the traffic in both directions. Connections stay open and new ones are
+// accepted, as with a hung server or a network that loses every packet.
 //
-// What was sent meanwhile arrives when Resume is called, even if the client has closed the connection.
+// Resume delivers what was sent meanwhile, even if the client has closed the
+// connection.
 func (w *Wire) Pause() { w.set(func() { w.paused = true }) }
 
 // Resume ends a Pause.
@@ -133,44 +135,44 @@ func (w *Wire) Down() {
 // Up ends a Down.
 func (w *Wire) Up() { w.set(func() { w.down = false }) }
 
-// Cut cuts all connections, once.
+// Cut cuts all present connections. It refuses no new ones.
 func (w *Wire) Cut() {
 	for _, c := range w.conns() {
 		c.cut()
 	}
 }
 
-// Delay delays everything that is received by d, which lengthens a round trip by d.
+// Delay delays all received data by d, which lengthens a round trip by d.
 func (w *Wire) Delay(d time.Duration) { w.set(func() { w.delay = d }) }
 
-// Fail makes the next n commands fail with an error, such as "LOADING Redis is loading the dataset in
-// memory". It counts commands of the given names or, without names, all that Commands counts. The
-// server does not receive them.
+// Fail makes the next n commands fail with the error text, such as "LOADING Redis is
+// loading the dataset in memory". It counts commands of the given names or, without
+// names, all that Commands counts. The server does not receive them.
 func (w *Wire) Fail(n int, text string, names ...string) {
 	w.set(func() { w.fail, w.failure = rule{n, among(upper(names))}, text })
 }
 
-// LoseReplies loses the replies of the next n commands, of the given names or
-// else of those that Commands counts: the server executes the command, and then
-// the connection is cut.
+// LoseReplies loses the replies of the next n commands: the server executes the
+// command, and then the connection is cut. It counts commands of the given names or,
+// without names, all that Commands counts.
 func (w *Wire) LoseReplies(n int, names ...string) {
 	w.set(func() { w.lose = rule{n, among(upper(names))} })
 }
 
-// DropMessages drops the next n messages on subscribed connections: of the
-// given channels or patterns, or else all. An invalidation of a tracked key is
-// a message on "__redis__:invalidate".
+// DropMessages drops the next n messages on subscribed connections. It counts
+// messages of the given channels or patterns or, without channels, all messages. An
+// invalidation of a tracked key is a message on "__redis__:invalidate".
 func (w *Wire) DropMessages(n int, channels ...string) {
 	w.set(func() { w.drop = rule{n, among(channels)} })
 }
 
-// DropMessagesWhere is like [Wire.DropMessages], of the channels or patterns for
-// which where holds.
+// DropMessagesWhere is like [Wire.DropMessages], for the channels or patterns for
+// which where returns true.
 func (w *Wire) DropMessagesWhere(n int, where func(channel string) bool) {
 	w.set(func() { w.drop = rule{n, where} })
 }
 
-// Heal ends all faults. Connections that were cut stay closed.
+// Heal ends all faults. Connections that were cut remain closed.
 func (w *Wire) Heal() {
 	w.set(func() {
 		w.down, w.delay, w.failure = false, 0, ""
@@ -179,7 +181,7 @@ func (w *Wire) Heal() {
 	w.Resume()
 }
 
-// end ends all connections for good.
+// end closes all connections and refuses new ones.
 func (w *Wire) end() { w.Down() }
 
 func among(names []string) func(name string) bool {
@@ -197,7 +199,7 @@ func upper(names []string) []string {
 	return names
 }
 
-// set changes w and tells all who wait for a change.
+// set changes w and wakes the goroutines that wait for a change.
 func (w *Wire) set(change func()) {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -206,7 +208,7 @@ func (w *Wire) set(change func()) {
 	w.hub.changed = make(chan struct{})
 }
 
-// all returns w and what is above it. Its callers hold the hub's mutex.
+// all returns w and the Wire above it, if any. Its callers hold the hub's mutex.
 func (w *Wire) all() iter.Seq[*Wire] {
 	return func(yield func(*Wire) bool) {
 		for ; w != nil && yield(w); w = w.above {
@@ -214,7 +216,7 @@ func (w *Wire) all() iter.Seq[*Wire] {
 	}
 }
 
-// conns returns the connections of w and of what is below it.
+// conns returns the connections of w and of the Wires below it.
 func (w *Wire) conns() []*conn {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -229,8 +231,8 @@ func (w *Wire) conns() []*conn {
 	return conns
 }
 
-// isPaused reports whether nothing comes through, and returns a channel that
-// is closed when it is worth asking again.
+// isPaused reports whether w or the Wire above it is paused. If so, it also returns a
+// channel that is closed at the next change.
 func (w *Wire) isPaused() (bool, <-chan struct{}) {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -253,7 +255,7 @@ func (w *Wire) roundTrip() time.Duration {
 	return d
 }
 
-// connect adds c, unless the Wire is down.
+// connect adds c and returns true, unless w or the Wire above it is down.
 func (w *Wire) connect(c *conn) bool {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -273,7 +275,8 @@ func (w *Wire) disconnect(c *conn) {
 	delete(w.hub.conns, c)
 }
 
-// send notes a command and says what is to become of it.
+// send records a command and returns its faults: the error to fail it with, or
+// whether its reply is lost.
 func (w *Wire) send(name string, newTrip bool) (fail string, lose bool) {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -295,8 +298,8 @@ func (w *Wire) send(name string, newTrip bool) (fail string, lose bool) {
 	return fail, lose
 }
 
-// drops reports whether a message on the channel, or on a channel and its
-// pattern, is dropped.
+// drops reports whether to drop a message. Its arguments are the message's channel,
+// or its pattern and channel.
 func (w *Wire) drops(channels ...string) bool {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -308,7 +311,7 @@ func (w *Wire) drops(channels ...string) bool {
 	return false
 }
 
-// bySelf has the commands that a client sends of its own accord, and the
+// bySelf contains the commands that a client library sends itself, and the
 // subscriptions.
 var bySelf = map[string]bool{
 	"HELLO": true, "AUTH": true, "SELECT": true, "CLIENT": true, "READONLY": true, "ASKING": true,
@@ -319,11 +322,11 @@ var bySelf = map[string]bool{
 
 type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// dialer returns a dial whose connections are of this Wire.
+// dialer wraps dial so that its connections belong to w.
 func (w *Wire) dialer(dial dialFunc) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if err := ctx.Err(); err != nil {
-			return nil, err // a dial in memory would not notice
+			return nil, err // an in-memory dial ignores ctx
 		}
 		real, err := dial(ctx, network, addr)
 		if err != nil {

@@ -20,7 +20,7 @@ import (
 
 type ctx = context.Context
 
-// hurried lets do have very little time.
+// hurried calls do with a context that ends after 100 ms.
 func hurried(t *testing.T, do func(ctx) error) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -32,8 +32,8 @@ func isTimeout(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// warm returns a client that is connected to the node of the key, and whose
-// Wire has counted nothing.
+// warm returns a client that is connected to the node of the key, and its Wire after
+// a Reset.
 func warm(t *testing.T, r redistest.Backend, key string) (redis.UniversalClient, *redistest.Wire) {
 	t.Helper()
 	rdb := r.Client()
@@ -123,7 +123,7 @@ func TestFailedCommandsAreNotDone(t *testing.T) {
 				t.Errorf("Get = %v, want %v: it was not named", err, redis.Nil)
 			}
 		}
-		w.Fail(1, text) // Only what Commands counts, so not Ping.
+		w.Fail(1, text) // Fail counts what Commands counts, so not Ping.
 		if err := a.Ping(t.Context()).Err(); err != nil {
 			t.Errorf("Ping = %v, want nil", err)
 		}
@@ -198,7 +198,7 @@ func TestCommandWithLostReplyIsDone(t *testing.T) {
 		}
 		wantCommands(t, w, 3, "EXISTS", "INCR", "INCR")
 
-		// go-redis' own defaults retry it, and so do it twice.
+		// With its defaults, go-redis retries the command, so it runs twice.
 		plain := r.Plain()
 		redistest.WireOf(plain).LoseReplies(1)
 		if got, err := plain.Incr(t.Context(), "n").Result(); got != 4 || err != nil {
@@ -207,7 +207,7 @@ func TestCommandWithLostReplyIsDone(t *testing.T) {
 	})
 }
 
-// wantMessage receives a message.
+// wantMessage receives a message and checks its text.
 func wantMessage(t *testing.T, sub *redis.PubSub, text string) {
 	t.Helper()
 	select {
@@ -252,7 +252,7 @@ func TestDroppedMessages(t *testing.T) {
 		w.DropMessages(redistest.All, "t*") // the pattern, not the channel
 		publish("two", "to sub only")
 		wantMessage(t, sub, "to sub only")
-		r.Settle() // pat has not got it either.
+		r.Settle() // pat has not received it either.
 		w.Heal()
 		w.DropMessages(redistest.All)
 		publish("one", "dropped")
@@ -262,7 +262,7 @@ func TestDroppedMessages(t *testing.T) {
 		wantMessage(t, other, "the last")
 		r.Settle()
 		if !r.Fake() {
-			return // Nothing says when they would have arrived.
+			return // No signal shows when they would have arrived.
 		}
 		w.Heal()
 		publish("two", "healed")
@@ -338,8 +338,8 @@ func TestReplyWaitsForResume(t *testing.T) {
 	})
 }
 
-// wantTook checks how long something took: to the nanosecond in a bubble, and
-// else that it was not less, and not much more.
+// wantTook checks the time since start: to the nanosecond in a bubble, and else with a
+// second of tolerance above want.
 func wantTook(t *testing.T, r redistest.Backend, start time.Time, want time.Duration) {
 	t.Helper()
 	took := time.Since(start)
@@ -363,9 +363,9 @@ func TestDelayIsThatOfARoundTrip(t *testing.T) {
 		if got, err := a.Get(t.Context(), "k").Result(); len(got) != 1<<20 || err != nil {
 			t.Errorf("Get = %d bytes, %v; want 1 MiB, nil", len(got), err)
 		}
-		wantTook(t, r, start, delay) // though it came in many packets
+		wantTook(t, r, start, delay) // although the value arrives in many packets
 
-		r.Wire().Delay(delay / 2) // comes on top
+		r.Wire().Delay(delay / 2) // adds to the other delay
 		start = time.Now()
 		if err := a.Exists(t.Context(), "k").Err(); err != nil {
 			t.Error(err)
@@ -387,8 +387,7 @@ func TestDelayIsThatOfARoundTrip(t *testing.T) {
 	})
 }
 
-// A pipeline of which the second reply comes when the first, delayed one, is
-// long due.
+// The second reply of the pipeline arrives long after the first, delayed reply is due.
 func TestDelayDoesNotEndTheWaitForMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
@@ -401,7 +400,7 @@ func TestDelayDoesNotEndTheWaitForMore(t *testing.T) {
 		}); err != nil {
 			t.Errorf("pipeline: %v, want nil", err)
 		}
-		time.Sleep(2 * delay) // RPush has its answer.
+		time.Sleep(2 * delay) // RPush has its reply.
 	})
 }
 
@@ -433,7 +432,7 @@ func TestDelayedMessagesComeOneAfterTheOther(t *testing.T) {
 	})
 }
 
-// As on a network, nobody is connected whose context has ended.
+// As on a network, a dial fails if its context has ended.
 func TestDialHeedsItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rdb := redistest.Bubble(t).Client()
@@ -449,7 +448,7 @@ func TestCutConnectionsAreMadeAnew(t *testing.T) {
 	redistest.Each(t, func(t *testing.T, r redistest.Backend) {
 		a, w := warm(t, r, "k")
 		w.Cut()
-		// go-redis sees that the idle connection is gone.
+		// go-redis detects that the idle connection is closed.
 		if err := a.Set(t.Context(), "k", "v", 0).Err(); err != nil {
 			t.Errorf("Set after the cut = %v, want nil", err)
 		}

@@ -2,9 +2,9 @@
 // "go test" itself prints a package only after every package before it in the list, so
 // one slow package holds back the results of all others.
 //
-// It prints what "go test" would: one line for a package that passes; for one that fails,
-// the output of the tests that did not pass. It only counts packages that have no test to
-// run. The exit status is that of "go test".
+// For a package that passes, Testrun prints one line. For a package that fails, it prints
+// the output of the tests that did not pass, as "go test" does. It only counts packages
+// that have no test to run. Its exit status equals the exit status of "go test".
 package main
 
 import (
@@ -47,7 +47,7 @@ type event struct {
 	Output  string
 }
 
-// A printer prints packages as they end.
+// A printer prints each package when its tests end.
 type printer struct {
 	out      io.Writer
 	verbose  bool // prints all output at once
@@ -59,8 +59,8 @@ func newPrinter(out io.Writer, verbose bool) *printer {
 	return &printer{out: out, verbose: verbose, packages: map[string]*pkg{}}
 }
 
-// run prints packages until the events end. It prints at once what builds print and what go
-// test prints outside its events.
+// run prints packages until the events end. It prints build output, and output of go test
+// that is not an event, at once.
 func (p *printer) run(events io.Reader) error {
 	lines := bufio.NewReader(events)
 	for {
@@ -122,8 +122,8 @@ func (p *printer) printResult(of *pkg) {
 	}
 }
 
-// A pkg is the output of a package so far: of its tests that have not passed, in the order
-// in which they began, and of the package itself, which has the name "".
+// A pkg is the output of a package so far: the output of the tests that have not passed, in
+// the order of their first output, and of the package itself under the name "".
 type pkg struct {
 	names  []string
 	output map[string][]byte
@@ -136,7 +136,7 @@ func (p *pkg) add(test, text string) {
 	p.output[test] = append(p.output[test], text...)
 }
 
-// print prints all output of a package, its own last.
+// print prints the output of the tests, and then the output of the package itself.
 func (p *pkg) print(out io.Writer) {
 	for _, name := range p.names {
 		if name != "" {

@@ -9,7 +9,7 @@ import (
 	testrun "github.com/fetchonce/fetchonce/internal/testrun"
 )
 
-// events turns lines "action package test output" into those of go test -json.
+// events encodes lines of action, package, test and output as go test -json does.
 func events(lines ...[4]string) string {
 	var b strings.Builder
 	for _, l := range lines {
