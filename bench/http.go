@@ -13,8 +13,8 @@ import (
 	"github.com/fetchonce/fetchonce/bench/run"
 )
 
-// overHTTP is the question that a lock around a handler raises: how much slower
-// are requests that need not wait for each other, and those that must?
+// overHTTP measures how much a lock around a handler slows requests down: requests for
+// different keys, and requests for the same key.
 var overHTTP = &run.Workload{
 	Name:  "http",
 	About: "A handler that answers Ok under a lock: a key for each request, or the same for all. The load comes from a second process.",
@@ -48,7 +48,7 @@ const (
 	sameKey   = "same"
 )
 
-// serveOk is the first process: the handler.
+// serveOk is the first process. It serves the handler.
 func serveOk(ctx context.Context, w *run.Worker) error {
 	lock, err := openLock(ctx, w)
 	if err != nil {
@@ -65,7 +65,7 @@ func serveOk(ctx context.Context, w *run.Worker) error {
 	if _, err := w.Meet(listener.Addr().String()); err != nil {
 		return err
 	}
-	if err := errors.Join(w.Begin(), w.End()); err != nil { // it is all in between
+	if err := errors.Join(w.Begin(), w.End()); err != nil { // the load runs between these
 		return err
 	}
 	err = server.Close()
@@ -88,9 +88,9 @@ func okHandler(lock peer.Lock) http.Handler {
 	})
 }
 
-// loadOk is the second process: connections that stay open, each with one request
-// at a time. It speaks to them itself, because http.Client would take more of the
-// machine than the handler.
+// loadOk is the second process. It keeps connections open, each with one request at a
+// time. It writes requests itself, because http.Client would use more CPU than the
+// handler.
 func loadOk(ctx context.Context, w *run.Worker) error {
 	notes, err := w.Meet("")
 	if err != nil {
@@ -117,7 +117,7 @@ func loadOk(ctx context.Context, w *run.Worker) error {
 	return err
 }
 
-// A connection is to the handler.
+// A connection is a client connection to the handler.
 type connection struct {
 	conn  net.Conn
 	in    *bufio.Reader
@@ -129,7 +129,7 @@ func connect(ctx context.Context, addr string) (*connection, error) {
 	return &connection{conn: conn, in: bufio.NewReader(conn)}, err
 }
 
-// get asks for a path and reads the answer.
+// get sends a request for path and reads the response.
 func (c *connection) get(path string) error {
 	if _, err := fmt.Fprintf(c.conn, "GET %s HTTP/1.1\r\nHost: bench\r\n\r\n", path); err != nil {
 		return err

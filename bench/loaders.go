@@ -16,7 +16,8 @@ import (
 // forLong is a TTL that does not end during a run.
 const forLong = 10 * time.Minute
 
-// loaders returns the names of the Loaders that are measured, for any parameters.
+// loaders returns a function that returns the names of the Loaders that which selects, for
+// any parameters.
 func loaders(which func(l peer.Loader) bool) func(run.Params) []string {
 	return func(run.Params) []string {
 		var names []string
@@ -29,8 +30,8 @@ func loaders(which func(l peer.Loader) bool) func(run.Params) []string {
 	}
 }
 
-// openLoader opens the Loader that a worker is to measure. It keeps copies where
-// near says so, or where it cannot be without.
+// openLoader opens the Loader that a worker measures. The Loader uses its near cache if near
+// is set, or if the near cache cannot be switched off.
 func openLoader(ctx context.Context, w *run.Worker, ttl time.Duration, near bool) (peer.Adapter, error) {
 	l, ok := peer.LoaderOf(w.Peer)
 	if !ok {
@@ -39,15 +40,14 @@ func openLoader(ctx context.Context, w *run.Worker, ttl time.Duration, near bool
 	return l.Open(ctx, peer.Config{Addr: w.Redis, TTL: ttl, Near: near})
 }
 
-// asItComes reports whether a worker's Loader has copies in its natural state: in
-// a workload that is not about them, that is what cannot be without.
+// asItComes is the argument near of openLoader for workloads that do not measure near
+// caches. It is true for a Loader whose near cache cannot be switched off.
 func asItComes(w *run.Worker) bool {
 	l, _ := peer.LoaderOf(w.Peer)
 	return l.Kind.Always
 }
 
-// thing returns the value of a key, with so many bytes more than the about 200 that
-// it has.
+// thing returns the value of a key: about 200 bytes, and more bytes in addition.
 func thing(key string, more int) peer.Thing {
 	t := peer.Thing{
 		ID:      int64(len(key)) << 40,
@@ -74,14 +74,14 @@ func someKeys(n int) []string {
 	return keys
 }
 
-// errFetched is what becomes of a Get that was to be a hit.
+// errFetched is the error of a Get that must hit but fetches.
 var errFetched = errors.New("a key that was in the cache was fetched")
 
 func noFetch(context.Context, string) (peer.Thing, error) { return peer.Thing{}, errFetched }
 
-// fill puts keys into a cache: it gets all until none of them has to be fetched,
-// for some store behind the caller's back, and many at once, so that the
-// connections are there as well.
+// fill puts keys into a cache. It gets all keys until none is fetched, because some
+// libraries store in the background. It uses 64 goroutines, so that the connections are
+// open as well.
 func fill(ctx context.Context, a peer.Adapter, keys []string, more int) error {
 	const goroutines, passes = 64, 100
 	var fetched atomic.Int64

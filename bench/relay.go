@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// A relay lies between a client and a server, and makes the server unavailable in the ways in
-// which networks and servers do.
+// A relay forwards connections from clients to a server. It can inject the faults of networks
+// and servers.
 type relay struct {
-	addr   string // of the relay
+	addr   string // the relay's own address
 	server string
 
 	mu       sync.Mutex
 	listener *net.TCPListener
-	accepts  chan struct{}         // closed when no connection is accepted any more
-	conns    map[net.Conn]struct{} // of clients and to the server
-	fills    []net.Conn            // in the accept queue of a blackholed relay
-	silent   bool                  // nothing is passed on
-	changed  chan struct{}         // closed, and made anew, when silent ends
-	delay    time.Duration         // of each answer
+	accepts  chan struct{}         // closed when the relay stops accepting connections
+	conns    map[net.Conn]struct{} // connections of clients and to the server
+	fills    []net.Conn            // connections in the accept queue of a blackholed relay
+	silent   bool                  // the relay forwards nothing
+	changed  chan struct{}         // closed and replaced when silent ends
+	delay    time.Duration         // the delay of each reply
 }
 
 const slowAnswer = 600 * time.Millisecond
@@ -46,11 +46,11 @@ func (r *relay) listen() error {
 	return nil
 }
 
-// accept serves connections until the listener is closed or has a deadline.
+// accept serves connections until the listener is closed or reaches its deadline.
 func (r *relay) accept() {
 	l, ended := r.listener, make(chan struct{})
 	r.accepts = ended
-	go func() { // ends with accepts
+	go func() { // ends when Accept fails
 		defer close(ended)
 		for {
 			client, err := l.Accept()
@@ -85,7 +85,7 @@ func (r *relay) fail(kind string) error {
 	return fmt.Errorf("there is no outage %q", kind)
 }
 
-// blackhole lets the accept queue fill, after which the kernel answers no SYN.
+// blackhole fills the accept queue. The kernel then answers no SYN.
 func (r *relay) blackhole() error {
 	if err := r.listener.SetDeadline(time.Unix(1, 0)); err != nil {
 		return err
@@ -147,7 +147,7 @@ func (r *relay) cut() {
 	clear(r.conns)
 }
 
-// connect serves a client's connection. One that is made while the server hangs waits.
+// connect serves a client's connection. While the relay is silent, it does not dial the server.
 func (r *relay) connect(client net.Conn) {
 	r.mu.Lock()
 	r.conns[client] = struct{}{}
@@ -182,7 +182,7 @@ func (r *relay) forget(conn net.Conn) {
 	delete(r.conns, conn)
 }
 
-// pass passes on what comes from a connection. Answers are delayed.
+// pass forwards data from one connection to the other. It delays replies.
 func (r *relay) pass(from io.Reader, to io.Writer, answers bool) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -199,7 +199,7 @@ func (r *relay) pass(from io.Reader, to io.Writer, answers bool) {
 	}
 }
 
-// await waits while the server is silent, and returns the delay of its answers.
+// await waits while the relay is silent, and returns the delay of replies.
 func (r *relay) await() time.Duration {
 	for {
 		r.mu.Lock()

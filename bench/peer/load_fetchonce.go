@@ -9,7 +9,8 @@ import (
 	"github.com/fetchonce/fetchonce"
 )
 
-// fetchonceLoader is fetchonce as it comes: its default options, over a client with the one that New recommends.
+// fetchonceLoader is fetchonce with its default options and without jitter. The client has
+// the option that New recommends.
 type fetchonceLoader struct {
 	rdb *redis.Client
 	l   *fetchonce.Loader[Thing]

@@ -9,8 +9,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// goRedis is the simplest cache: GET and decode, and after a miss fetch and SET. Concurrent callers all
-// fetch.
+// goRedis is the simplest cache: GET and decode; after a miss, fetch and SET. Concurrent
+// callers all fetch.
 type goRedis struct {
 	rdb redis.UniversalClient
 	ttl time.Duration
@@ -21,8 +21,8 @@ func openGoRedis(_ context.Context, cfg Config) (Adapter, error) {
 	return &goRedis{rdb: rdb, ttl: cfg.TTL}, nil
 }
 
-// openGoRedisPipelined sends the same through go-redis' automatic pipelining
-// (experimental in v9.23), with its defaults for callers that block.
+// openGoRedisPipelined sends the same commands through go-redis' automatic pipelining
+// (experimental in v9.23), with its defaults for blocking callers.
 func openGoRedisPipelined(_ context.Context, cfg Config) (Adapter, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
 	ap, err := rdb.AutoPipeline()
@@ -39,11 +39,11 @@ type pipelined struct {
 
 func (a *pipelined) Close() error { return errors.Join(a.goRedis.Close(), a.client.Close()) }
 
-// openGoRedisCSC has go-redis' own client-side cache (experimental in v9.23), as in
-// go-redis' README. It holds encoded replies.
+// openGoRedisCSC uses go-redis' client-side cache (experimental in v9.23), as in
+// go-redis' README. The cache holds encoded replies.
 //
-// It cannot be had without copies. Where none are wanted it holds one entry, so
-// that what is measured is a read of something else.
+// The cache cannot be switched off. Without cfg.Near it holds one entry, so that a
+// workload measures reads of keys that are not in it.
 func openGoRedisCSC(_ context.Context, cfg Config) (Adapter, error) {
 	entries := 1
 	if cfg.Near {
@@ -68,7 +68,7 @@ func (a *goRedis) Get(ctx context.Context, key string, fetch Fetch) (Thing, erro
 	return t, a.store(ctx, key, t)
 }
 
-// lookup returns redis.Nil if there is no value.
+// lookup returns redis.Nil if the key has no value.
 func (a *goRedis) lookup(ctx context.Context, key string) (Thing, error) {
 	b, err := a.rdb.Get(ctx, key).Bytes()
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// goRedisCache is go-redis/cache through Once, which it recommends. Its codec is
-// plain msgpack: its default compresses as well, whatever is longer than 64 bytes.
+// goRedisCache is go-redis/cache through Once, which its documentation recommends. The
+// codec is plain msgpack; the default codec also compresses values above 64 bytes.
 type goRedisCache struct {
 	rdb *redis.Client
 	c   *cache.Cache

@@ -12,11 +12,10 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// jetcache is jetcache-go through Once, and MGet for many. Its statistics are off,
-// its codec is plain msgpack (its own msgpack also compresses), and its local cache is
-// TinyLFU, as in the first example of its documentation and faster than its
-// FreeCache. It sends no notification of a change to other processes, unless the user
-// adds one.
+// jetcache is jetcache-go through Once, and through MGet for many keys. Statistics are
+// off. The codec is plain msgpack; jetcache-go's msgpack also compresses. The local cache
+// is TinyLFU, as in the first example of its documentation; it is faster than its
+// FreeCache. jetcache-go notifies other processes of a change only if the user adds that.
 type jetcache struct {
 	rdb *redis.Client
 	c   cache.Cache
@@ -24,8 +23,8 @@ type jetcache struct {
 	ttl time.Duration
 }
 
-// tinyLFUCost is the cost of an entry in jetcache-go's TinyLFU, whose size is not in entries: ristretto
-// adds 56 to the 1 of jetcache-go.
+// tinyLFUCost is the cost of an entry in jetcache-go's TinyLFU, whose size is a sum of
+// costs: jetcache-go passes 1, and ristretto adds 56.
 const tinyLFUCost = 57
 
 func openJetcache(_ context.Context, cfg Config) (Adapter, error) {
@@ -36,7 +35,7 @@ func openJetcache(_ context.Context, cfg Config) (Adapter, error) {
 		cache.WithRemoteExpiry(cfg.TTL),
 		cache.WithCodec(plainMsgpack{}.Name()),
 		cache.WithStatsDisabled(true),
-		cache.WithSeparatorDisabled(true), // of MGet's keys
+		cache.WithSeparatorDisabled(true), // no separator in MGet's keys
 	}
 	if cfg.Near {
 		opts = append(opts, cache.WithLocal(local.NewTinyLFU(copies*tinyLFUCost, copyLife(cfg))))
@@ -62,7 +61,7 @@ func (a *jetcache) Close() error {
 	return a.rdb.Close()
 }
 
-// plainMsgpack is a codec of jetcache-go.
+// plainMsgpack is a codec for jetcache-go: msgpack without compression.
 type plainMsgpack struct{}
 
 func init() { encoding.RegisterCodec(plainMsgpack{}) }

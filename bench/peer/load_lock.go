@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// cacheAndLock is a lock library and a plain cache: a lookup, and after a miss lock, lookup, fetch,
-// store, unlock. One caller of a process acquires the lock and the others wait for it (singleflight);
-// otherwise callers of a popular key would wait for seconds.
+// cacheAndLock is a lock library and a plain cache: a lookup, and after a miss lock, lookup,
+// fetch, store, unlock. One caller of a process acquires the lock and the others wait for
+// that caller (singleflight). Otherwise callers of a popular key would wait for seconds.
 type cacheAndLock struct {
 	goRedis
 	alone singleflight.Group
@@ -51,8 +51,8 @@ func lockLifeOf(cfg Config) time.Duration {
 	return lockLife
 }
 
-// openCacheAndRedislock makes bsm/redislock poll at a fixed interval without a limit. 100 ms is the
-// interval of the backoff example in its documentation, and 10 ms a short one.
+// openCacheAndRedislock makes bsm/redislock poll at a fixed interval, for at most a minute.
+// 100 ms is the interval of the backoff example in its documentation, and 10 ms a short one.
 func openCacheAndRedislock(backoff time.Duration) func(context.Context, Config) (Adapter, error) {
 	return func(_ context.Context, cfg Config) (Adapter, error) {
 		rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
@@ -60,7 +60,7 @@ func openCacheAndRedislock(backoff time.Duration) func(context.Context, Config) 
 		opt := &redislock.Options{RetryStrategy: redislock.LinearBackoff(backoff)}
 		a := &cacheAndLock{goRedis: goRedis{rdb: rdb, ttl: cfg.TTL}}
 		a.lock = func(ctx context.Context, name string) (func() error, error) {
-			ctx, cancel := context.WithTimeout(ctx, time.Minute) // without one it gives up after life
+			ctx, cancel := context.WithTimeout(ctx, time.Minute) // otherwise Obtain fails after life
 			defer cancel()
 			l, err := locks.Obtain(ctx, name, life, opt)
 			if err != nil {
@@ -72,7 +72,7 @@ func openCacheAndRedislock(backoff time.Duration) func(context.Context, Config) 
 	}
 }
 
-// openCacheAndRedsync uses redsync with its defaults: it polls after 50 to 250 ms, 32 times.
+// openCacheAndRedsync uses redsync with its defaults: it polls every 50 to 250 ms, 32 times.
 func openCacheAndRedsync(_ context.Context, cfg Config) (Adapter, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: cfg.Addr})
 	locks, life := redsync.New(redsyncpool.NewPool(rdb)), lockLifeOf(cfg)

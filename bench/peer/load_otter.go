@@ -6,8 +6,8 @@ import (
 	"github.com/maypok86/otter/v2"
 )
 
-// bareOtter is the least that a copy in the process costs: otter's own look-up of
-// a pointer, without an end of its life, and the loader only after a miss.
+// bareOtter is the lower bound for a near cache: otter's own lookup of a pointer. Entries
+// do not expire, and the loader runs only after a miss.
 type bareOtter struct{ c *otter.Cache[string, *Thing] }
 
 func openOtter(context.Context, Config) (Adapter, error) {

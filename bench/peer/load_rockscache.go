@@ -8,12 +8,11 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// rocks is rockscache with its default options, but for what it waits between two
-// looks at a key that another process is filling: 100ms is its default, 10ms is
-// what somebody in a hurry would set.
+// rocks is rockscache with its default options, except the interval at which it polls a
+// key that another process fetches. 100 ms is the default, and 10 ms a short one.
 //
-// It takes Delay off the life of each value, and counts in seconds, so Delay is
-// the least there is and is given back.
+// rockscache subtracts Delay from the TTL of each value, in whole seconds. So Delay is one
+// second, the minimum, and rocks adds it to the TTL.
 type rocks struct {
 	rdb  *redis.Client
 	c    *rockscache.Client

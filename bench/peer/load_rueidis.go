@@ -9,7 +9,7 @@ import (
 	"github.com/redis/rueidis/rueidisaside"
 )
 
-// bareRueidis is what goRedis is, over rueidis, which pipelines by itself.
+// bareRueidis is the cache of goRedis with rueidis, which pipelines commands itself.
 type bareRueidis struct {
 	rdb rueidis.Client
 	ttl time.Duration
@@ -64,12 +64,12 @@ func (a *bareRueidis) Close() error {
 	return nil
 }
 
-// aside is rueidisaside as in its README, with its typed client. It reads through
-// rueidis' client-side cache and cannot do without: where no copies are wanted
-// the cache is too small for one, so that what is measured is a read of something
-// that is not in it.
+// aside is rueidisaside as in its README, with its typed client. It always reads through
+// rueidis' client-side cache. Without cfg.Near the cache is too small for an entry, so
+// that a workload measures reads of keys that are not in it.
 //
-// It has no option for a value's life in the process: that is the value's own.
+// rueidisaside has no option for the TTL of a near entry: an entry has the TTL of its
+// value.
 type aside struct {
 	client rueidisaside.CacheAsideClient
 	typed  rueidisaside.TypedCacheAsideClient[Thing]
@@ -79,7 +79,7 @@ type aside struct {
 func openRueidisAside(_ context.Context, cfg Config) (Adapter, error) {
 	opt := rueidisaside.ClientOption{
 		ClientOption: rueidis.ClientOption{InitAddress: []string{cfg.Addr}},
-		ClientTTL:    cfg.Lease, // zero is its default, 10s
+		ClientTTL:    cfg.Lease, // zero means its default, 10s
 	}
 	if !cfg.Near {
 		opt.ClientOption.CacheSizeEachConn = 1

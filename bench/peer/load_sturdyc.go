@@ -8,12 +8,11 @@ import (
 	"github.com/viccon/sturdyc"
 )
 
-// sturdy is sturdyc with Redis as its distributed storage, as its README has it:
-// 10,000 entries in 10 shards. It stores in Redis behind the caller's back, and
-// always as JSON.
+// sturdy is sturdyc with Redis as its distributed storage, as in its README: 10,000
+// entries in 10 shards. It stores in Redis in the background, and always as JSON.
 //
-// It cannot be had without copies in the process. Where none are wanted theirs
-// last a nanosecond, are not swept, and find room, which is the least it can do.
+// sturdyc cannot work without its near cache. Without cfg.Near an entry expires after a
+// nanosecond. Evictions are off and the cache is large enough, which costs the least.
 type sturdy struct {
 	rdb *redis.Client
 	c   *sturdyc.Client[Thing]
@@ -27,7 +26,7 @@ func openSturdyc(_ context.Context, cfg Config) (Adapter, error) {
 		return &sturdy{rdb: rdb, c: sturdyc.New[Thing](copies, shards, copyLife(cfg), evicted, storage)}, nil
 	}
 	c := sturdyc.New[Thing](100*copies, shards, time.Nanosecond, evicted, storage,
-		sturdyc.WithNoContinuousEvictions(), sturdyc.WithEvictionInterval(time.Hour)) // or it refuses the nanosecond
+		sturdyc.WithNoContinuousEvictions(), sturdyc.WithEvictionInterval(time.Hour)) // required for a nanosecond
 	return &sturdy{rdb: rdb, c: c}, nil
 }
 
@@ -41,7 +40,7 @@ func (a *sturdy) GetMany(ctx context.Context, keys []string) (map[string]Thing, 
 
 func (a *sturdy) Close() error { return a.rdb.Close() }
 
-// sturdyStorage is a sturdyc.DistributedStorage. An error is a miss there.
+// sturdyStorage is a sturdyc.DistributedStorage. It reports an error of Redis as a miss.
 type sturdyStorage struct {
 	rdb *redis.Client
 	ttl time.Duration

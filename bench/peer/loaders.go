@@ -9,11 +9,11 @@ import (
 
 // Loaders lists the libraries that can load a value. Their versions are in go.mod.
 //
-// What is the same for all, so that the libraries are compared and not their
-// defaults: values are msgpack without compression wherever the library lets its
-// user choose (sturdyc does not), lives have no jitter (or the end of a TTL would
-// be another one for each), and a library that is given a go-redis client gets
-// one with go-redis' own defaults.
+// Some settings are equal for all, to compare the libraries and not their defaults.
+// Values are msgpack without compression if the library has that option (sturdyc has
+// not). TTLs have no jitter, so that all libraries expire values at the same time. A
+// library that takes a go-redis client receives one with go-redis' defaults, except
+// fetchonce; see fetchonceLoader.
 var Loaders = []Loader{
 	{Name: "fetchonce", Kind: Kind{Once: true, Near: true, Subscribes: true, Many: true}, Open: openFetchonce},
 
@@ -44,9 +44,9 @@ func LoaderOf(name string) (Loader, bool) {
 	return Loaders[i], true
 }
 
-const copies = 10_000 // kept in a process, where it keeps any
+const copies = 10_000 // entries of a near cache
 
-// copyLife returns how long a copy is used.
+// copyLife returns the TTL of a near entry.
 func copyLife(cfg Config) time.Duration { return min(cfg.TTL, time.Minute) }
 
 func encode(t Thing) ([]byte, error) { return msgpack.Marshal(&t) }

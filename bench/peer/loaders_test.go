@@ -13,7 +13,7 @@ import (
 	"github.com/fetchonce/fetchonce/internal/redistest"
 )
 
-// Each adapter returns the fetched value and fetches once, so that a broken one does not look fast.
+// Each adapter returns the fetched value and fetches once. A broken adapter would seem fast.
 func TestEveryLoaderFetchesOnce(t *testing.T) {
 	eachLoader(t, func(peer.Kind) bool { return true }, func(t *testing.T, l peer.Loader, addr string) {
 		for _, near := range []bool{false, true} {
@@ -126,7 +126,7 @@ func open(t *testing.T, l peer.Loader, addr string, near bool) peer.Adapter {
 	return a
 }
 
-// get returns the value of key, which takes a fetch so long.
+// get returns the value of key. A fetch sleeps for long and is counted in fetches.
 func get(t *testing.T, a peer.Adapter, key string, fetches *atomic.Int32, long time.Duration) peer.Thing {
 	t.Helper()
 	v, err := a.Get(t.Context(), key, func(_ context.Context, key string) (peer.Thing, error) {
@@ -140,7 +140,7 @@ func get(t *testing.T, a peer.Adapter, key string, fetches *atomic.Int32, long t
 	return v
 }
 
-// untilStored waits for what is stored late, and forgets the fetches that it took.
+// untilStored calls get until no call fetches, and then sets fetches to 1.
 func untilStored(t *testing.T, a peer.Adapter, key string, fetches *atomic.Int32) {
 	t.Helper()
 	for before := int32(0); before != fetches.Load(); {
@@ -153,7 +153,7 @@ func untilStored(t *testing.T, a peer.Adapter, key string, fetches *atomic.Int32
 	fetches.Store(1)
 }
 
-// normal has the time as all codecs give it back.
+// normal returns v with Created in UTC, because codecs differ in the time zone.
 func normal(v peer.Thing) peer.Thing {
 	v.Created = v.Created.UTC()
 	return v

@@ -8,8 +8,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redislockLock is bsm/redislock. It does not renew what is held; a user who
-// needs that calls Refresh.
+// redislockLock is bsm/redislock. It does not renew a held lock; users call Refresh for
+// that.
 type redislockLock struct {
 	locks *redislock.Client
 	rdb   *redis.Client
@@ -29,7 +29,7 @@ func (l *redislockLock) Do(ctx context.Context, name string, fn func(ctx context
 	if err != nil {
 		return err
 	}
-	defer func() { _ = lock.Release(context.WithoutCancel(ctx)) }() // as its README does
+	defer func() { _ = lock.Release(context.WithoutCancel(ctx)) }() // as in its README
 	return fn(ctx)
 }
 

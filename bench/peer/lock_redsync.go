@@ -9,8 +9,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redsyncLock is go-redsync/redsync on one Redis. It does not renew what is held;
-// a user who needs that calls Extend.
+// redsyncLock is go-redsync/redsync on one Redis. It does not renew a held lock; users
+// call Extend for that.
 type redsyncLock struct {
 	sync *redsync.Redsync
 	rdb  *redis.Client

@@ -9,8 +9,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Lockers are the libraries of locks. The waits of those that poll are in their
-// names, but for redsync's own, which is 50 to 250 ms.
+// Lockers lists the lock libraries. The name of a library that polls contains the
+// interval, except for redsync's default of 50 to 250 ms.
 var Lockers = []Locker{
 	{Name: "fetchonce", Open: openFetchonceLock},
 	{Name: "redislock-10ms", Open: redislockEvery(10 * time.Millisecond)},
@@ -19,7 +19,7 @@ var Lockers = []Locker{
 	{Name: "redsync-5ms", Open: redsyncWith(redsync.WithRetryDelay(5*time.Millisecond), redsync.WithTries(math.MaxInt32))},
 }
 
-// NoLock runs without a lock: the bound of all of them.
+// NoLock runs fn without a lock. It is the lower bound for all Lockers.
 var NoLock = Locker{Name: "floor-no-lock", Open: func(context.Context, Config) (Lock, error) { return noLock{}, nil }}
 
 type noLock struct{}
@@ -30,8 +30,8 @@ func (noLock) Do(ctx context.Context, _ string, fn func(ctx context.Context) err
 
 func (noLock) Close() error { return nil }
 
-// dial returns a client with go-redis' own defaults, as users have them. It has
-// been used, for whoever first sends something connects.
+// dial returns a client with go-redis' own defaults. It sends a PING, because go-redis
+// connects at the first command.
 func dial(ctx context.Context, addr string) (*redis.Client, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: addr})
 	return rdb, rdb.Ping(ctx).Err()

@@ -1,6 +1,7 @@
-// Package peer has the libraries that are measured: fetchonce and those that its users would choose
-// instead, one file for each, all with the same few methods. It knows no workload and measures nothing.
-// A floor is no peer but a lower bound: a bare client or a bare map.
+// Package peer wraps the libraries that the benchmarks measure: fetchonce and its
+// alternatives. Each library has its own file and the same few methods. Package peer
+// contains no workload and measures nothing. A floor is not a peer but a lower bound: a bare
+// client or a bare map.
 package peer
 
 import (
@@ -8,8 +9,8 @@ import (
 	"time"
 )
 
-// Thing is the value that is fetched: about 200 bytes when it is encoded, and as
-// much more as Blob has.
+// Thing is the value that is fetched. Encoded, it has about 200 bytes and the length of
+// Blob.
 type Thing struct {
 	ID      int64
 	Name    string
@@ -23,22 +24,22 @@ type Thing struct {
 // Fetch is the slow remote call.
 type Fetch func(ctx context.Context, key string) (Thing, error)
 
-// Config is what a workload asks of an Adapter.
+// Config is the configuration of an Adapter.
 type Config struct {
-	Addr  string        // of the Redis, host:port
+	Addr  string        // host:port of the Redis
 	TTL   time.Duration // how long a value is fresh
-	Near  bool          // keep copies in the process; only what has Kind.Near is asked
+	Near  bool          // use the near cache; set only for a Loader with Kind.Near
 	Lease time.Duration // how long a dead holder blocks a key
 }
 
-// An Adapter is a library as one process uses it. It is used by many goroutines.
+// An Adapter is a library as one process uses it. Its methods are safe for concurrent use.
 type Adapter interface {
 	// Get returns the value of key, from the cache or else from fetch.
 	Get(ctx context.Context, key string, fetch Fetch) (Thing, error)
 	Close() error
 }
 
-// A ManyGetter is an Adapter that reads many keys at once. The keys are in the
+// A ManyGetter is an Adapter that reads many keys in one call. All keys must be in the
 // cache.
 type ManyGetter interface {
 	GetMany(ctx context.Context, keys []string) (map[string]Thing, error)
@@ -49,17 +50,17 @@ type Deleter interface {
 	Delete(ctx context.Context, key string) error
 }
 
-// Kind says in which comparisons a Loader stands.
+// Kind describes a Loader. Workloads select their Loaders by it.
 type Kind struct {
 	Floor      bool // a bound, not a peer
-	Once       bool // fetches once over all processes, so it locks across them
-	Locks      bool // by a lock around what is else floor-goredis
+	Once       bool // fetches once across all processes, so it locks across them
+	Locks      bool // is floor-goredis with a lock
 	Many       bool // is a ManyGetter
-	Near       bool // has copies in the process
-	Subscribes bool // and drops them when somebody changes the value
-	Always     bool // and cannot be without: without Near it has as few as it can
-	Local      bool // has nothing but those: no Redis
-	Late       bool // a Get after a fetch may miss for a moment: it stores later, or receives the notification of its own store later
+	Near       bool // has a near cache
+	Subscribes bool // drops a near entry when another process changes the value
+	Always     bool // its near cache cannot be switched off; without Near it is minimal
+	Local      bool // has only a near cache and no Redis
+	Late       bool // a Get just after a fetch may miss: the store, or its notification, comes late
 }
 
 // A Loader is a library that can be opened.
@@ -76,7 +77,7 @@ type Lock interface {
 	Close() error
 }
 
-// A Locker is a library of locks that can be opened.
+// A Locker is a lock library that can be opened.
 type Locker struct {
 	Name string
 	Open func(ctx context.Context, cfg Config) (Lock, error)
