@@ -39,7 +39,7 @@ var Soaked = []Mutant{
 	{
 		Name:   "a lock is released without a check of its owner",
 		File:   "internal/protocol/lock_release.lua",
-		Old:    `if fences[ARGV[1]] then ours = 1 drop(ARGV[1])`,
+		Old:    `if fences[ARGV[1]] then ours = 1 leaving = ARGV[1] drop(leaving)`,
 		New:    `if true then ours = 1 for other in pairs(fences) do drop(other) end`,
 		Faults: "stop at locked",
 	},
