@@ -14,7 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// All, passed as a count, means every command or message until [Wire.Heal].
+// All is the count that means every command or message until [Wire.Heal].
 const All = -1
 
 // A Wire represents all present and future connections between a client and its
