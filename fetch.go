@@ -292,7 +292,7 @@ func (r *load[V]) startBackoff(d time.Duration) {
 // awaitPermit acquires a permit before any lease. While it waits it looks up once a second
 // whether another process has stored the value.
 func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
-	if r.l.permits == nil || r.permit != nil || r.batch != nil { // a batch fetch has one permit
+	if !r.needsPermit() {
 		return lookup[V]{}, nil
 	}
 	var lookupErr error
@@ -311,6 +311,10 @@ func (r *load[V]) awaitPermit(ctx context.Context) (seen lookup[V], err error) {
 	r.flight.CloseToJoiners()
 	return seen, lookupErr
 }
+
+// needsPermit reports whether the load must acquire a permit before it fetches. The loads of a
+// batch fetch share one.
+func (r *load[V]) needsPermit() bool { return r.l.permits != nil && r.permit == nil && r.batch == nil }
 
 // acquirePermit waits for a permit, and does nothing else meanwhile.
 func (l *Loader[V]) acquirePermit(ctx context.Context) (*permit.Permit, error) {

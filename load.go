@@ -269,7 +269,7 @@ func (r *load[V]) redisFailed(ctx context.Context, err error) state {
 
 // unleased fetches without a lease. Only the Store keeps the value.
 func (r *load[V]) unleased(ctx context.Context) state {
-	if r.permit == nil && r.l.permits != nil && r.batch == nil {
+	if r.needsPermit() {
 		var err error
 		if r.permit, err = r.l.acquirePermit(ctx); err != nil {
 			return r.fail(err)
